@@ -1,0 +1,159 @@
+# Makefile of gateway (GPL-3.0-or-later).  `make help` lists what there is;
+# the libraries are in deps.mk.  Outputs go to build/ and nowhere else.
+
+ifeq ($(origin CC),default)
+CC         = $(CROSS_COMPILE)gcc
+AR         = $(CROSS_COMPILE)ar
+endif
+STRIP      = $(CROSS_COMPILE)strip
+CLANG      = clang
+PKG_CONFIG = $(CROSS_COMPILE)pkg-config
+CFLAGS     = -O2 -g
+PREFIX     = /usr/local
+FUZZ_SECONDS = 60
+BENCH      = ../shared/bench/run
+JOBS      := $(shell nproc 2>/dev/null || echo 2)
+VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+WARN   = -Wall -Wextra -Wshadow -Wconversion \
+         -Werror=implicit-function-declaration -Werror
+HARDEN = -fstack-protector-strong -fPIE $(HARDEN.$(CPU))
+HARDEN.x86_64  = -fcf-protection
+HARDEN.aarch64 = -mbranch-protection=standard
+LINK   = -pie -Wl,-z,relro,-z,now,-z,noexecstack -Wl,--gc-sections $(LDFLAGS)
+COMMON = -std=c11 -D_GNU_SOURCE $(WARN) $(HARDEN) -fno-omit-frame-pointer \
+         -DGATEWAY_VERSION='"$(VERSION)"' \
+         -DGATEWAY_LIBRARIES='"$(strip $(library_list))"' -Ibuild $(DEPS_CFLAGS)
+ASAN   = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+TSAN   = -O1 -g -fsanitize=thread
+# The tests include gateway.c, leave its main out, and need not use all of it.
+PART   = -DGATEWAY_NO_MAIN -Wno-unused-function -Wno-unused-const-variable
+
+# command-or-file:package, all that a bare Debian may lack
+BUILD_NEEDS = gcc:gcc /usr/include/stdio.h:libc6-dev autoconf:autoconf \
+              automake:automake libtoolize:libtool xz:xz-utils
+RUN_NEEDS   = $(BUILD_NEEDS) python3:python3 curl:curl
+TEST_NEEDS  = $(RUN_NEEDS) openssl:openssl
+FUZZ_NEEDS  = $(BUILD_NEEDS) clang:clang /usr/share/doc/libclang-rt-dev:libclang-rt-dev
+LINT_NEEDS  = $(BUILD_NEEDS) clang-tidy:clang-tidy cppcheck:cppcheck luacheck:lua-check
+
+SCRIPTS  = $(sort $(wildcard scripts/gateway/*.lua))
+FUZZERS  = $(patsubst tests/fuzz_%.c,build/fuzz/%,$(sort $(wildcard tests/fuzz_*.c)))
+NO_DEPS  = help run test fuzz lint fmt rooms clean
+
+# -----------------------------------------------------------------------------
+
+all: build/gateway ## build the gateway (the default)
+
+ifneq ($(filter-out $(NO_DEPS),$(or $(MAKECMDGOALS),all)),)
+include deps.mk
+endif
+
+run: ## install what is missing, build, make development certificates, serve
+	@tests/setup.sh $(RUN_NEEDS)
+	@$(MAKE) --no-print-directory all
+	@exec tests/demo.sh
+
+test: ## everything: unit, policy and end-to-end tests, also under ASan and UBSan
+	@tests/setup.sh nginx $(TEST_NEEDS)
+	@$(MAKE) --no-print-directory -j $(JOBS) all asan build/unit build/asan/unit
+	@exec tests/all.sh
+
+debug: build/debug/gateway ## build/debug/gateway: -O0, a Lua that checks its callers
+asan: build/asan/gateway   ## build/asan/gateway: address and undefined behaviour
+tsan: build/tsan/gateway   ## build/tsan/gateway: data races
+
+unit: build/unit build/asan/unit ## the unit tests, plain and under ASan
+	build/unit
+	build/asan/unit
+
+lua: build/gateway ## the policy tests
+	build/gateway test $(sort $(wildcard scripts/tests/*_test.lua))
+
+e2e: build/gateway ## the end-to-end tests
+	python3 tests/e2e/run.py --bin build/gateway
+
+fuzz: ## fuzz each parser for FUZZ_SECONDS
+	@tests/setup.sh $(FUZZ_NEEDS)
+	@$(MAKE) --no-print-directory -j $(JOBS) fuzzers
+	@for f in $(notdir $(FUZZERS)); do mkdir -p build/fuzz/corpus/$$f; \
+	    build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/$$f- \
+	    build/fuzz/corpus/$$f $$(ls -d tests/corpus/$$f 2>/dev/null) || exit 1; done
+
+lint: ## clang-tidy, cppcheck, luacheck
+	@tests/setup.sh $(LINT_NEEDS)
+	@$(MAKE) --no-print-directory lint-now
+
+fmt: ## clang-format over the C
+	clang-format -i gateway.c $(wildcard tests/*.c)
+
+rooms: ## is the preface of gateway.c true?
+	python3 tests/rooms.py
+
+bench: all ## compare with other servers (BENCH is the runner)
+	$(BENCH) --peers gateway
+
+deps: $(DEPS_STAMPS) ## fetch and build the libraries
+sbom: $(DEPS_STAMPS) ## name, version, sha256 and licence of every library
+	@{ cat $(DEPS_STAMPS); $(foreach l,$(PC_LIBS),echo $l \
+	    $$($(PKG_CONFIG) --modversion $($l_PC)) system $(call licence,$l);) } | \
+	    awk '{ printf "%-8s %-10s %-64s  %s\n", $$1, $$2, $$3, $$4 }'
+
+install: all ## into PREFIX, below DESTDIR
+	install -D -m 755 build/gateway $(DESTDIR)$(PREFIX)/bin/gateway
+	$(STRIP) $(DESTDIR)$(PREFIX)/bin/gateway
+	install -D -m 644 scripts/gateway.lua $(DESTDIR)$(PREFIX)/share/gateway/gateway.lua
+
+clean: ## remove build/ (the libraries stay in the cache)
+	rm -rf build
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: all run test debug asan tsan unit lua e2e fuzz fuzzers lint lint-now \
+        fmt rooms bench deps sbom install clean help FORCE
+.DELETE_ON_ERROR:
+
+build/gateway:       WITH = $(CFLAGS) -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+build/unit:          WITH = $(CFLAGS) $(PART)
+build/debug/gateway: WITH = -O0 -g3
+build/asan/gateway:  WITH = $(ASAN)
+build/asan/unit:     WITH = $(ASAN) $(PART)
+build/tsan/gateway:  WITH = $(TSAN)
+build/fuzz/%:        WITH = $(ASAN) -fsanitize=fuzzer $(PART)
+build/fuzz/%:        CC   = $(CLANG)
+build/debug/% build/asan/% build/tsan/% build/fuzz/%: USED = $(DEBUG_LDLIBS)
+build/gateway build/unit: USED = $(DEPS_LIBS)
+
+fuzzers: $(FUZZERS)
+GATEWAYS = build/gateway build/debug/gateway build/asan/gateway build/tsan/gateway
+UNITS    = build/unit build/asan/unit
+define compile
+	@mkdir -p $(@D)
+	@echo '$(CC) $(WITH) $< -o $@'$(if $(V),,' ... (V=1 shows all of it)')
+	$(if $(V),,@)$(CC) $(COMMON) $(WITH) $< -o $@ $(LINK) $(USED)
+endef
+$(GATEWAYS): gateway.c ; $(compile)
+$(UNITS): tests/unit.c gateway.c ; $(compile)
+build/fuzz/%: tests/fuzz_%.c gateway.c ; $(compile)
+$(GATEWAYS) $(UNITS) $(FUZZERS): Makefile build/flags build/scripts.inc $(DEBUG_STAMPS)
+
+# The Lua that travels in the binary: a row per file, { name, bytes, length }.
+build/scripts.inc: $(SCRIPTS) $(wildcard scripts/gateway)
+	@mkdir -p build
+	@for f in $(SCRIPTS); do \
+	    printf '{ "%s", (const unsigned char[]){\n' "$${f#scripts/}"; \
+	    od -An -v -tx1 "$$f" | sed 's/ \(..\)/0x\1,/g'; \
+	    printf '0 }, %d },\n' "$$(wc -c <"$$f")"; done >$@
+
+# What the programs are made with: changed flags or versions make them again.
+build/flags: $(DEPS_STAMPS) FORCE
+	@mkdir -p build
+	@printf '%s\n' $(call quote,$(CC_ID) $(COMMON) $(CFLAGS) $(LINK) $(DEPS_LIBS)) >$@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+lint-now: build/scripts.inc $(DEPS_STAMPS)
+	clang-tidy --quiet gateway.c $(wildcard tests/*.c) -- $(filter-out -f%,$(COMMON)) $(PART)
+	cppcheck --quiet --std=c11 --enable=warning,portability --inline-suppr \
+	    --error-exitcode=1 --suppress=missingIncludeSystem -Ibuild gateway.c
+	luacheck --quiet scripts tests

@@ -1,0 +1,323 @@
+--- Commands: programs that hooks may run, declared once and named ever after.
+--
+--     local tail = gateway.command {
+--       name = "tail", program = "/usr/bin/tail",
+--       args = { "-n", gateway.slot "lines", gateway.slot "file" },
+--       slots = { lines = gateway.integer(1, 1000),
+--                 file  = gateway.file_below "/var/log/app" },
+--     }
+--     local run = tail:run { lines = 10, file = "app.log" }
+--
+-- No shell is ever involved: each slot is one whole argument. The worker checks
+-- a slot's value against its schema, and the broker checks it again.
+
+local core <const> = require "gateway.core"
+local options <const> = require "gateway.options"
+local policy <const> = require "gateway.policy"
+local schema <const> = require "gateway.schema"
+local M = {}
+
+local SPEC <const> = {
+  name = { options.text, required = true },
+  program = { options.text, required = true },
+  args = { options.table, default = {} },
+  slots = { options.table, default = {} },
+  env = { options.text_map, default = {} },
+  cwd = { options.text, default = "/" },
+  timeout = { options.seconds, default = 10000 },
+  kill_after = { options.seconds, default = 2000 },
+  memory = { options.size, default = 268435456 },
+  cpu = { options.seconds, default = 10000 },
+  files = { options.integer(4, 65536), default = 64 },
+  processes = { options.integer(0, 65536), default = 0 },
+  file_size = { options.size, default = 16777216 },
+  stdin = { options.size, default = 1048576 },
+  stdout = { options.size, default = 1048576 },
+  stderr = { options.size, default = 65536 },
+  concurrency = { options.integer(1, 1024), default = 4 },
+  queue = { options.integer(0, 65536), default = 16 },
+  sha256 = { options.text, default = "" },
+  network = { later = "comes with a later version: nothing takes the network"
+    .. " away from commands yet" },
+}
+
+local SLOT_SPEC <const> = {
+  prefix = { options.text, default = "" },
+  dash = { options.boolean, default = false },
+  secret = { options.boolean, default = false },
+}
+
+-- Variables by which a loader or an interpreter can be made to run something.
+local REFUSED_ENV <const> = {
+  "^PATH$", "^LD_", "^IFS$", "^BASH_ENV$", "^ENV$", "^PYTHON", "^PERL5",
+  "^NODE_OPTIONS$", "^GIT_", "^RUBY", "^LUA_", "^GCONV_PATH$", "^GLIBC_",
+  "^MALLOC_", "^SHELLOPTS$",
+}
+
+-- Formats that leave no room for a program's own syntax.
+local NARROW_FORMATS <const> = {
+  uuid = true, date = true, time = true, ["date-time"] = true,
+  duration = true, ipv4 = true, ipv6 = true, hostname = true,
+}
+
+local Slot = {}
+local Command = {}
+
+
+--- slot(name [, prefix | options]): the place of a value in `args`.
+-- @param opts  "--size=", or { prefix =, dash = true (the value may begin with
+--              "-"), secret = true (only its hash is logged) }
+function M.slot(name, opts)
+  local what <const> = "gateway.slot"
+  if not options.text(name) then
+    options.fail(nil, what, 'takes a name: gateway.slot "lines"')
+  end
+  if type(opts) == "string" then
+    opts = { prefix = opts }
+  end
+  local slot = options.read(nil, what, opts or {}, SLOT_SPEC)
+  slot.name = name
+  return setmetatable(slot, Slot)
+end
+
+
+-- Where an alternative of a pattern stands free of parentheses, "^a|b$" binds
+-- each anchor to one side only.
+local function has_free_bar(pattern)
+  local code = pattern:gsub("\\.", "  "):gsub("%[%^?%]?[^%]]*%]", " ")
+  local depth = 0
+  for char in code:gmatch("[()|]") do
+    if char == "(" then
+      depth = depth + 1
+    elseif char == ")" then
+      depth = depth - 1
+    elseif depth == 0 then
+      return true
+    end
+  end
+  return false
+end
+
+
+-- True where a pattern says what the whole value is, from ^ to $; "(?m)" would
+-- make these the ends of a line.
+local function holds_whole(pattern)
+  return pattern:find("^%^") and pattern:find("%$$")
+    and not pattern:find("\\%$$") and not pattern:find("%(%?%^?[%a-]*m")
+    and not has_free_bar(pattern)
+end
+
+
+local function may_be_string(plain)
+  local types = type(plain.type) == "table" and plain.type or { plain.type }
+  for _, name in ipairs(types) do
+    if name == "string" then
+      return true
+    end
+  end
+  return #types == 0
+end
+
+
+-- A text that reaches a program must be narrow. Nil, or what is missing.
+local function too_wide(plain)
+  if type(plain) ~= "table" then
+    return plain and "true allows any value" or nil
+  end
+  if not may_be_string(plain) or plain.enum or plain.const ~= nil
+    or NARROW_FORMATS[plain.format] then
+    return nil
+  end
+  if not plain.pattern and (plain.anyOf or plain.oneOf) then
+    for _, part in ipairs(plain.anyOf or plain.oneOf) do
+      local wide = too_wide(part)
+      if wide then
+        return wide
+      end
+    end
+    return nil
+  end
+  if not plain.pattern then
+    return "a string that reaches a program needs a pattern, or an enum"
+  end
+  if not holds_whole(plain.pattern) then
+    return ("the pattern %s must hold the whole value: write ^(…)$"):format(
+      options.show(plain.pattern))
+  end
+  if not plain.maxLength then
+    return "a string that reaches a program needs maxLength"
+  end
+  return nil
+end
+
+
+-- The slots a command's `args` use, in order; and args as the table wants them.
+local function read_args(at, what, read)
+  local args, used, order = {}, {}, {}
+  for i, arg in ipairs(read.args) do
+    if getmetatable(arg) == Slot then
+      if not read.slots[arg.name] then
+        options.fail(at, what, ("args: slot '%s' is not in slots%s"):format(
+          arg.name, options.suggest(arg.name, read.slots)))
+      end
+      if used[arg.name] then
+        options.fail(at, what, ("args: slot '%s' is used twice"):format(
+          arg.name))
+      end
+      used[arg.name] = arg
+      order[#order + 1] = arg.name
+      args[i] = { slot = arg.name, prefix = arg.prefix ~= "" and arg.prefix
+        or nil }
+    elseif type(arg) == "string" and not arg:find("\0", 1, true) then
+      args[i] = { text = arg }
+    else
+      options.fail(at, what, ("args: number %d is %s: write a string or"
+        .. ' gateway.slot "name"'):format(i, options.show(arg)))
+    end
+  end
+  if #args ~= #options.sorted_keys(read.args) then
+    options.fail(at, what, "args must be a list, without names or holes")
+  end
+  return args, used, order
+end
+
+
+-- Slots that no argument uses: right for a file on standard input, else a
+-- mistake.
+local function read_stdin_slots(at, what, read, used, order)
+  local on_stdin
+  for _, name in ipairs(options.sorted_keys(read.slots)) do
+    local value = read.slots[name]
+    local to_stdin = schema.is_file(value) and value.stdin
+    if to_stdin and used[name] then
+      options.fail(at, what, ("slot '%s' is standard input, so it cannot be an"
+        .. " argument too"):format(name))
+    end
+    if not to_stdin and not used[name] then
+      options.fail(at, what, ("slot '%s' is in no argument: add gateway.slot"
+        .. " %q to args"):format(name, name))
+    end
+    if to_stdin then
+      if on_stdin then
+        options.fail(at, what, ("slots '%s' and '%s' cannot both be standard"
+          .. " input"):format(on_stdin, name))
+      end
+      on_stdin = name
+      order[#order + 1] = name
+    end
+  end
+end
+
+
+local function read_slot(at, what, name, value, arg)
+  local label = ("%s: slot '%s'"):format(what, name)
+  if schema.is_optional(value) then
+    options.fail(at, label, "is always given: gateway.optional belongs in"
+      .. " validate, beside the default")
+  end
+  local plain = schema.read_text(at, label, value, false)
+  local wide = too_wide(plain)
+  if wide then
+    options.fail(at, label, wide)
+  end
+  return {
+    name = name, schema = plain,
+    dash = arg and arg.dash or false, secret = arg and arg.secret or false,
+    file = schema.is_file(value)
+      and { below = value.below, stdin = value.stdin } or nil,
+  }
+end
+
+
+local function check_env(at, what, env)
+  for _, name in ipairs(options.sorted_keys(env)) do
+    if not name:find("^[%a_][%w_]*$") then
+      options.fail(at, what, ("env: no variable name %s"):format(
+        options.show(name)))
+    end
+    for _, pattern in ipairs(REFUSED_ENV) do
+      if name:find(pattern) then
+        options.fail(at, what, ("env: %s can make a program run another one:"
+          .. " leave it out"):format(name))
+      end
+    end
+  end
+end
+
+
+local function check_paths(at, what, read)
+  if not read.program:find("^/") then
+    options.fail(at, what, ("program must be an absolute path, not %s: there is"
+      .. " no search through PATH"):format(options.show(read.program)))
+  end
+  if not read.cwd:find("^/") then
+    options.fail(at, what, "cwd must be an absolute path")
+  end
+  if not read.name:find("^[%w_][%w_.-]*$") then
+    options.fail(at, what, ("name %s: use letters, digits, '_', '.' and '-'")
+      :format(options.show(read.name)))
+  end
+  if read.sha256 ~= "" and not read.sha256:lower():find("^" .. ("%x"):rep(64)
+    .. "$") then
+    options.fail(at, what, "sha256 takes 64 hexadecimal digits")
+  end
+end
+
+
+--- command { name =, program =, args =, slots =, limits … }: declares a
+-- program.
+function M.declare(given)
+  local what = "gateway.command"
+  local at = policy.declare(what)
+  local read = options.read(at, what, given, SPEC)
+  what = what .. " " .. read.name
+  policy.unique(at, what, "commands", read.name)
+  check_paths(at, what, read)
+  check_env(at, what, read.env)
+  local args, used, order = read_args(at, what, read)
+  read_stdin_slots(at, what, read, used, order)
+  local slots = {}
+  for i, name in ipairs(order) do
+    slots[i] = read_slot(at, what, name, read.slots[name], used[name])
+  end
+  local index = policy.add("commands", {
+    name = read.name, program = read.program, args = core.array(args),
+    slots = core.array(slots), env = read.env, cwd = read.cwd,
+    timeout_ms = read.timeout, kill_ms = read.kill_after,
+    memory = read.memory, cpu_ms = read.cpu, files = read.files,
+    processes = read.processes, file_size = read.file_size,
+    stdin = read.stdin, stdout = read.stdout, stderr = read.stderr,
+    concurrency = read.concurrency, queue = read.queue,
+    sha256 = read.sha256:lower(), at = at,
+  })
+  return setmetatable({ name = read.name, index = index, slots = read.slots },
+    Command)
+end
+
+
+-- command:run(slots [, { stdin = "…" }]): runs it and waits. Always a table:
+-- ok, why, code, signal, stdout, stderr, timed_out, truncated, usage.
+local function run(self, slots, opts)
+  if getmetatable(self) ~= Command then
+    options.fail(nil, "command:run", "is called with a colon: tail:run { … }")
+  end
+  return core.exec(self.index, slots or {}, opts)
+end
+
+local METHODS <const> = { run = run }
+local FIELDS <const> = { run = true, name = true, slots = true }
+
+
+function Command.__index(self, key)
+  local method = METHODS[key]
+  if method then
+    return method
+  end
+  local hint = key == "stream" and ": it comes with a later version, use run"
+    or options.suggest(tostring(key), FIELDS)
+  options.fail(nil, "command " .. rawget(self, "name"),
+    ("has no '%s'%s"):format(tostring(key), hint))
+end
+
+
+return M

@@ -1,0 +1,235 @@
+--- gateway: what a policy may say.
+--
+--     local gateway = require "gateway"
+--     local id = require "gateway.identity"
+--
+--     gateway.listen {
+--       address = "127.0.0.1:8443", client_ca = "certs/ca.crt",
+--       certificate = "certs/server.crt", key = "certs/server.key",
+--     }
+--     gateway.get("/hello", {
+--       authorize = id.ou "ops",
+--       handle = function() return gateway.text "hello\n" end,
+--     })
+--
+-- The first part of this API declares, while the policy loads, and raises an
+-- error that begins with file:line at every mistake. The second part is for
+-- hooks, which run per request.
+
+local core <const> = require "gateway.core"
+local command <const> = require "gateway.command"
+local options <const> = require "gateway.options"
+local policy <const> = require "gateway.policy"
+local response <const> = require "gateway.response"
+local route <const> = require "gateway.route"
+local schema <const> = require "gateway.schema"
+local upstream <const> = require "gateway.upstream"
+local M = {}
+
+
+-- ---- process and listeners -------------------------------------------------
+
+local LIMITS_SPEC <const> = {
+  handshake = { options.seconds, default = 10000, json = "handshake_ms" },
+  head = { options.seconds, default = 10000, json = "head_ms" },
+  body_idle = { options.seconds, default = 30000, json = "body_ms" },
+  write_idle = { options.seconds, default = 30000, json = "write_ms" },
+  idle = { options.seconds, default = 75000, json = "idle_ms" },
+  head_size = { options.size, default = 16384, json = "head_bytes" },
+  head_fields = { options.integer(1, 10000), default = 100 },
+  uri_size = { options.size, default = 8192, json = "uri_bytes" },
+  body_size = { options.size, default = 1048576, json = "body_bytes" },
+  connections = { options.integer(1, 1000000), default = 10000 },
+  handshakes = { options.integer(1, 1000000), default = 100 },
+  per_identity = { options.integer(1, 1000000), default = 200 },
+  requests = { options.integer(0, 4294967295), default = 10000 },
+  query_params = { options.integer(0, 10000), default = 100 },
+  hook_cpu = { options.seconds, default = 100, json = "hook_cpu_ms" },
+  hook_time = { options.seconds, default = 30000, json = "hook_time_ms" },
+}
+
+local LATER <const> = "comes with a later version"
+
+local LISTEN_SPEC <const> = {
+  name = { options.text },
+  address = { options.text, required = true },
+  certificate = { options.text, required = true },
+  key = { options.text, required = true },
+  client_ca = { options.text, required = true },
+  explain = { options.boolean, default = false },
+  limits = { options.table, default = {} },
+  crl = { later = LATER .. ": revoked certificates are not refused yet" },
+  sni = { later = LATER },
+  eku = { later = LATER .. ": write id.eku in authorize" },
+  tickets = { later = LATER .. ": no session is resumed yet" },
+}
+
+
+-- Workers: a number, or "auto" for one a processor, which is 0 in JSON.
+local function workers(value)
+  if value == "auto" then
+    return 0
+  end
+  local number = options.integer(1, 256)(value)
+  return number, 'a whole number from 1 to 256, or "auto"'
+end
+
+local PROCESS_SPEC <const> = {
+  workers = { workers, default = 1 },
+  user = { options.text, default = "nobody" },
+  group = { options.text, default = "" },
+  access_log = { options.boolean, default = true },
+  log_level = {
+    options.one_of("debug", "info", "warn", "error"), default = "info",
+  },
+  lua_memory = { options.size, default = 67108864 },
+  drain = { options.seconds, default = 30000 },
+  accept_missing = { options.texts, default = core.array {} },
+  must_have = { options.texts, default = core.array {} },
+  clock = { later = LATER },
+}
+
+local ADMIN_SPEC <const> = { address = { options.text, required = true } }
+
+
+--- process { workers =, user =, … }: how the program runs; at most once.
+function M.process(given)
+  local what <const> = "gateway.process"
+  local at = policy.declare(what)
+  local read = options.read(at, what, given, PROCESS_SPEC)
+  read.drain_ms, read.drain = read.drain, nil
+  policy.set_process(at, read)
+end
+
+
+--- listen { address =, certificate =, key =, client_ca =, … }: a TLS listener.
+function M.listen(given)
+  local what <const> = "gateway.listen"
+  local at = policy.declare(what)
+  local read = options.read(at, what, given, LISTEN_SPEC)
+  local limits = options.read(at, what .. ": limits", read.limits, LIMITS_SPEC)
+  read.limits = {}
+  for name, value in pairs(limits) do
+    read.limits[LIMITS_SPEC[name].json or name] = value
+  end
+  read.name = read.name or read.address
+  policy.unique(at, what, "listeners", read.name)
+  read.at = at
+  policy.add("listeners", read)
+end
+
+
+--- admin { address = }: where /healthz, /readyz and /metrics are served.
+function M.admin(given)
+  local what <const> = "gateway.admin"
+  local at = policy.declare(what)
+  local read = options.read(at, what, given, ADMIN_SPEC)
+  read.at = at
+  policy.add("admin", read)
+end
+
+
+--- env(name [, default]): an environment variable, as it was at start.
+function M.env(name, default)
+  local what <const> = "gateway.env"
+  local at = policy.declare(what)
+  if type(name) ~= "string" or not name:find("^[%a_][%w_]*$") then
+    options.fail(at, what, "no variable name " .. options.show(name))
+  end
+  policy.ask_env(name)
+  local value = core.env(name)
+  if value == nil and default == nil then
+    options.fail(at, what, ("%s is not set: set it, or give a default:"
+      .. " gateway.env(%q, \"…\")"):format(name, name))
+  end
+  if value == nil then
+    return default
+  end
+  return value
+end
+
+
+-- ---- upstreams, commands, routes, schemas ----------------------------------
+
+M.upstream = upstream.declare
+M.command = command.declare
+M.slot = command.slot
+
+for _, name in ipairs {
+  "get", "post", "put", "patch", "delete", "head", "options", "any", "route",
+  "group",
+} do
+  M[name] = route[name]
+end
+
+for _, name in ipairs {
+  "string", "integer", "number", "boolean", "enum", "const", "filename",
+  "relative_path", "uuid", "date", "datetime", "array", "object", "any_of",
+  "one_of", "all_of", "optional", "schema", "file_below", "bytes", "stream",
+  "unchecked",
+} do
+  M[name] = schema[name]
+end
+
+
+-- ---- for hooks -------------------------------------------------------------
+
+M.text = response.text
+M.json = response.json
+M.response = response.response
+M.problem = response.problem
+
+--- fetch(upstream, path | request): asks an upstream and waits. Returns
+-- { status, headers, body }; or nil, message, code.
+M.fetch = upstream.fetch
+
+--- sleep(seconds): waits; other requests go on.
+M.sleep = core.sleep
+
+--- now(): monotonic seconds. time(): seconds since 1970.
+M.now = core.now
+M.time = core.time
+
+--- random(n): n random hexadecimal digits.
+M.random = core.random
+
+--- null: the JSON null. list(t): marks a table as a JSON array, also if empty.
+M.null = core.null
+M.list = core.array
+
+--- encode(value), decode(text): JSON and back.
+M.encode = core.encode
+M.decode = core.decode
+
+local LEVELS <const> = { debug = true, info = true, warn = true, error = true }
+
+
+--- log([level,] message): one line on the log; level "info" if not given.
+function M.log(level, message)
+  if message == nil then
+    level, message = "info", level
+  end
+  if not LEVELS[level] then
+    options.fail(nil, "gateway.log", ("no level %s%s"):format(
+      options.show(level), options.suggest(tostring(level), LEVELS)))
+  end
+  core.log(level, tostring(message))
+end
+
+
+-- ---- slips -----------------------------------------------------------------
+
+local NOT_YET <const> = { openapi = true, tcp = true, limit = true }
+
+
+-- Reading what is not there: gateway.gett(…), gateway.openapi(…).
+local function missing(_, name)
+  if NOT_YET[name] then
+    options.fail(nil, "gateway." .. name, LATER)
+  end
+  options.fail(nil, "gateway." .. tostring(name), "there is no such function"
+    .. options.suggest(tostring(name), M))
+end
+
+
+return setmetatable(M, { __index = missing })

@@ -1,0 +1,162 @@
+--- Reads the policy's own text for a mistake that no run would show.
+--
+-- `identity.subject.ou == "ops"` compares a list with a string: it is false
+-- for everybody, and under a `not` true for everybody. Lua cannot object, so
+-- the text is searched before the policy goes to work.
+
+local core <const> = require "gateway.core"
+local options <const> = require "gateway.options"
+local M = {}
+
+-- Lists of the identity, as a pattern that captures the field's name.
+local LISTS <const> = {
+  "%.subject%.(%a[%w_]*)", "%.san%.(%a+)", "%.(eku)%f[^%w_]",
+}
+local TEXT_FIELDS <const> = { dn = true }
+
+
+-- Where the comment or string that begins at `from` ends, or nil where none
+-- begins there.
+local function skip(source, from)
+  local dashes = source:match("^%-%-", from)
+  local open = dashes and from + 2 or from
+  local level = source:match("^%[(=*)%[", open)
+  if level then
+    local _, last = source:find("]" .. level .. "]", open, true)
+    return last or #source
+  end
+  if dashes then
+    return (source:find("\n", from, true) or #source + 1) - 1
+  end
+  local quote = source:sub(from, from)
+  if quote ~= '"' and quote ~= "'" then
+    return nil
+  end
+  local at = from + 1
+  while at <= #source and source:sub(at, at) ~= quote do
+    at = at + (source:sub(at, at) == "\\" and 2 or 1)
+  end
+  return at
+end
+
+
+--- The source with the inside of comments and strings blanked out, every byte
+-- of code in its old place.
+function M.blank(source)
+  local parts, from, at = {}, 1, 1
+  while true do
+    at = source:find("[%-\"'%[]", at)
+    if not at then
+      break
+    end
+    local last = skip(source, at)
+    if last then
+      local inside = source:sub(at + 1, last - 1):gsub("[^\n]", " ")
+      parts[#parts + 1] = source:sub(from, at) .. inside
+      from, at = math.max(last, at + 1), last
+    end
+    at = at + 1
+  end
+  parts[#parts + 1] = source:sub(from)
+  return table.concat(parts)
+end
+
+
+local function line_of(source, position)
+  local _, newlines = source:sub(1, position - 1):gsub("\n", "")
+  return newlines + 1
+end
+
+
+local function complain(name, source, position, field, value)
+  error(("%s:%d: identity field '%s' is a list, so comparing it with == is"
+    .. " never true: write identity:has(\"%s\", %s)"):format(
+    name, line_of(source, position), field, field, value or '"…"'), 0)
+end
+
+
+-- LIST == value, with nothing between; `#LIST == 2` and `LIST == nil` are fine.
+local function check_left(name, source, code, list)
+  local at = 1
+  while true do
+    local first, last, prefix, field =
+      code:find("([#%w_%.]*)" .. list .. "%s*[=~]=", at)
+    if not first then
+      return
+    end
+    local rest = source:sub(last + 1, last + 200)
+    if prefix:sub(1, 1) ~= "#" and not TEXT_FIELDS[field]
+      and not rest:find("^%s*nil%f[^%w_]") then
+      complain(name, source, first, field, rest:match("^%s*([\"'][^\n]-[\"'])"))
+    end
+    at = last + 1
+  end
+end
+
+
+-- value == LIST, where no index or call follows.
+local function check_right(name, source, code, list)
+  local at = 1
+  while true do
+    local first, last, field =
+      code:find("[=~]=%s*[%a_][%w_%.]*" .. list .. "%f[^%w_]", at)
+    if not first then
+      return
+    end
+    if not TEXT_FIELDS[field] and not code:find("^%s*[%[%.:(]", last + 1) then
+      local before = source:sub(math.max(1, first - 200), first - 1)
+      complain(name, source, first, field,
+        before:match("([\"'][^\n\"']*[\"'])%s*$"))
+    end
+    at = last + 1
+  end
+end
+
+
+--- Raises an error for the first such comparison in one script's text.
+function M.check_source(name, source)
+  local code = M.blank(source)
+  for _, list in ipairs(LISTS) do
+    check_left(name, source, code, list)
+    check_right(name, source, code, list)
+  end
+end
+
+
+-- The scripts a source requires by a literal name, as files of its folder.
+local function required(source, folder)
+  local files = {}
+  for module in source:gmatch("require%s*%(?%s*[\"']([%w_%.]+)[\"']") do
+    local path = folder .. module:gsub("%.", "/")
+    files[#files + 1] = path .. ".lua"
+    files[#files + 1] = path .. "/init.lua"
+  end
+  return files
+end
+
+
+--- Checks the policy, the other scripts that declare, and what they require.
+-- @param main   the policy's script name
+-- @param files  table whose keys are script names
+function M.check(main, files)
+  local names, seen = { main }, {}
+  for _, name in ipairs(options.sorted_keys(files)) do
+    names[#names + 1] = name
+  end
+  local folder = main:match("^(.*/)") or ""
+  local i = 1
+  while names[i] do
+    local name = names[i]
+    local source = not seen[name] and core.source(name)
+    seen[name] = true
+    if source then
+      M.check_source(name, source)
+      local more = required(source, folder)
+      table.move(more, 1, #more, #names + 1, names)
+    end
+    i = i + 1
+  end
+end
+
+
+return M

@@ -1,0 +1,478 @@
+--- Policy tests: cases that `gateway test` runs without network or sleep.
+--
+--     local t = require "gateway.test"
+--     t.policy "scripts/gateway.lua"
+--     local alice = t.identity { cn = "alice", ou = "ops" }
+--
+--     t.case("alice reads a log", function()
+--       local r = t.request(alice, "GET", "/v1/logs/app.log?lines=3",
+--         { stub = { tail = { stdout = "ok" } } })
+--       t.allowed(r)
+--       t.ran(r, "tail", { lines = 3 })
+--     end)
+--
+-- A request passes through the very code that serves: only the network, the
+-- upstreams and the programs are stood in for, by `stub`.
+
+local core <const> = require "gateway.core"
+local options <const> = require "gateway.options"
+local policy <const> = require "gateway.policy"
+local M = {}
+
+-- The file being read, and its cases so far: { policy =, cases = { … } }.
+local file
+
+-- How many lines a stage is along the way of a request.
+local RAN_HANDLER <const> = { handle = true, respond = true, log = true }
+
+local IDENTITY_FIELDS <const> = {
+  cn = true, o = true, ou = true, c = true, l = true, st = true, dc = true,
+  uid = true, uri = true, dns = true, email = true, ip = true, eku = true,
+  spiffe = true, serial = true, issuer = true, fingerprint = true, spki = true,
+  not_before = true, not_after = true,
+}
+local REQUEST_FIELDS <const> = {
+  headers = true, body = true, json = true, raw = true, stub = true,
+  listener = true,
+}
+
+
+-- A failed expectation, told from a bug in the test by its metatable.
+local Failure = { __tostring = function(self) return self.text end }
+
+local function fail(message)
+  error(setmetatable({ text = options.where() .. ": " .. message }, Failure), 0)
+end
+
+
+local function misuse(what, message)
+  error(("%s: %s: %s"):format(options.where(), what, message), 0)
+end
+
+
+local function check_fields(what, given, known)
+  for name in pairs(given) do
+    if not known[name] then
+      misuse(what, ("unknown field '%s'%s"):format(tostring(name),
+        options.suggest(tostring(name), known)))
+    end
+  end
+end
+
+
+-- ---- what a test file says -------------------------------------------------
+
+--- policy "scripts/gateway.lua": the policy this file is about; without it, the
+-- one that --policy names.
+function M.policy(name)
+  if not options.text(name) then
+    misuse("t.policy", 'takes a file: t.policy "scripts/gateway.lua"')
+  end
+  file.policy = name
+end
+
+
+--- identity { cn =, ou =, uri =, … }: a client. Every field takes a string or a
+-- list; eku is clientAuth unless given.
+function M.identity(fields)
+  if type(fields) ~= "table" then
+    misuse("t.identity", 'takes a table: t.identity { cn = "alice" }')
+  end
+  check_fields("t.identity", fields, IDENTITY_FIELDS)
+  local full = { eku = { "clientAuth" } }
+  for name, value in pairs(fields) do
+    full[name] = value
+  end
+  return core.test_identity(full)
+end
+
+
+--- case(name, function): one test. It fails at its first failed expectation.
+function M.case(name, body)
+  if not options.text(name) or type(body) ~= "function" then
+    misuse("t.case", 't.case("what should be", function() … end)')
+  end
+  file.cases[#file.cases + 1] = { name = name, body = body }
+end
+
+
+-- ---- requests --------------------------------------------------------------
+
+-- What a stand-in program gave back, every field filled in.
+local function command_result(given)
+  given = given or {}
+  if type(given) ~= "table" then
+    misuse("stub", "a command's stub is a table: { stdout = \"…\" }, or a"
+      .. " function that returns one")
+  end
+  local result = {
+    code = given.code or 0, signal = given.signal or 0,
+    stdout = given.stdout or "", stderr = given.stderr or "",
+    timed_out = given.timed_out or false, truncated = given.truncated or false,
+    usage = given.usage or { ms = 1, cpu_ms = 1, rss = 1024 },
+  }
+  result.why = given.why or result.timed_out and "timeout"
+    or result.truncated and "output too long"
+    or result.signal ~= 0 and "signal " .. result.signal
+    or result.code ~= 0 and "exit code " .. result.code or ""
+  result.ok = given.ok
+  if given.ok == nil then
+    result.ok = result.why == ""
+  end
+  return result
+end
+
+
+-- What a stand-in upstream answered.
+local function upstream_answer(given)
+  given = given or {}
+  if type(given) == "string" then
+    given = { body = given }
+  end
+  return {
+    status = given.status or 200, headers = given.headers or {},
+    body = given.body or "",
+  }
+end
+
+
+local function completed(stub, complete)
+  if type(stub) == "function" then
+    return function(...)
+      return complete(stub(...))
+    end
+  end
+  return complete(stub)
+end
+
+
+-- A stand-in for each command and each upstream of the policy: the test's, or
+-- one that succeeds and says nothing.
+local function stand_ins(given)
+  given = given or {}
+  local commands, upstreams = policy.names("commands"),
+    policy.names("upstreams")
+  local all, known = {}, {}
+  for name in pairs(upstreams) do
+    all[name], known[name] = completed(given[name], upstream_answer), true
+  end
+  for name in pairs(commands) do
+    all[name], known[name] = completed(given[name], command_result), true
+  end
+  check_fields("stub", given, known)
+  return all
+end
+
+
+local function has_header(headers, wanted)
+  for name in pairs(headers) do
+    if type(name) == "string" and name:lower() == wanted then
+      return true
+    end
+  end
+  return false
+end
+
+
+--- request(identity, method, target [, options]): sends one request.
+-- @param opts  headers, body or json (a value), stub = { name = result },
+--              listener, raw (the whole request as text, instead of the rest)
+-- @return what came back, for the expectations below: status, headers, body,
+--         stage, where, name, reason, runs, forwards
+function M.request(identity, method, target, opts)
+  opts = opts or {}
+  if type(identity) ~= "userdata" and type(identity) ~= "table" then
+    misuse("t.request",
+      'takes an identity first: t.identity { cn = "alice" }')
+  end
+  check_fields("t.request", opts, REQUEST_FIELDS)
+  local headers, body = {}, opts.body
+  for name, value in pairs(opts.headers or {}) do
+    headers[name] = value
+  end
+  if opts.json ~= nil then
+    body = core.encode(opts.json)
+  end
+  if body and not has_header(headers, "content-type") then
+    headers["content-type"] = opts.json ~= nil and "application/json"
+      or "application/octet-stream"
+  end
+  return core.test_request(identity, {
+    method = method, target = target, headers = headers, body = body,
+    raw = opts.raw, stub = stand_ins(opts.stub), listener = opts.listener,
+  })
+end
+
+
+-- ---- expectations ----------------------------------------------------------
+
+-- What became of a request, in a few words.
+local function story(r)
+  local text = ("%d at %s"):format(r.status, r.stage)
+  if r.where and r.where ~= "" then
+    text = text .. " (" .. r.where
+      .. (r.name and r.name ~= "" and " " .. r.name or "") .. ")"
+  end
+  if r.reason and r.reason ~= "" then
+    text = text .. ": " .. r.reason
+  end
+  return text
+end
+
+
+local function check_reason(r, reason)
+  if reason and not (r.reason or ""):find(reason, 1, true) then
+    fail(("expected the reason to contain %q, got %s"):format(reason, story(r)))
+  end
+end
+
+
+--- allowed(r): the request reached its handler, which did not fail.
+function M.allowed(r)
+  if not RAN_HANDLER[r.stage] or r.status == 500 then
+    fail("expected allowed, got " .. story(r))
+  end
+end
+
+
+--- denied(r [, stage [, reason]]): authorize or check refused the identity.
+-- @param stage   "authorize" or "check"; either where nil
+-- @param reason  text that the logged reason contains
+function M.denied(r, stage, reason)
+  if stage ~= nil and stage ~= "authorize" and stage ~= "check" then
+    misuse("t.denied", ('takes "authorize" or "check", not %s; for an input'
+      .. " write t.refused"):format(options.show(stage)))
+  end
+  local at_stage = stage and r.stage == stage
+    or not stage and (r.stage == "authorize" or r.stage == "check")
+  if not at_stage or r.status < 400 or r.status == 500 then
+    fail(("expected denied%s, got %s"):format(stage and " at " .. stage or "",
+      story(r)))
+  end
+  check_reason(r, reason)
+end
+
+
+--- refused(r [, where [, reason]]): the input was refused before any handler.
+-- @param where   "path" "query" "headers" "body" "json" "route" …, or the
+--                stage, or the input's name
+function M.refused(r, where, reason)
+  local place = where == nil or where == r.where or where == r.stage
+    or where == r.name
+  if RAN_HANDLER[r.stage] or r.stage == "authorize" or r.stage == "check"
+    or r.status < 400 or r.status == 500 or not place then
+    fail(("expected refused%s, got %s"):format(
+      where and " at " .. where or "", story(r)))
+  end
+  check_reason(r, reason)
+end
+
+
+-- True where each field of `wanted` is in `found`, numbers as text or not.
+local function contains(found, wanted)
+  for name, value in pairs(wanted or {}) do
+    local got = found[name]
+    if type(value) == "table" then
+      if type(got) ~= "table" or not contains(got, value) then
+        return false
+      end
+    elseif tostring(got) ~= tostring(value) then
+      return false
+    end
+  end
+  return true
+end
+
+
+-- A value for an error message: tables with sorted keys.
+local function picture(value, depth)
+  if type(value) ~= "table" then
+    return options.show(value, 240)
+  end
+  if (depth or 0) > 3 then
+    return "{…}"
+  end
+  local parts = {}
+  for _, key in ipairs(options.sorted_keys(value)) do
+    parts[#parts + 1] = ("%s = %s"):format(tostring(key),
+      picture(value[key], (depth or 0) + 1))
+  end
+  return "{ " .. table.concat(parts, ", ") .. " }"
+end
+
+
+--- ran(r, command [, slots]): a handler ran the command, with these slots.
+function M.ran(r, command, slots)
+  if not policy.names("commands")[command] then
+    misuse("t.ran", ("no command is named %s%s"):format(options.show(command),
+      options.suggest(tostring(command), policy.names("commands"))))
+  end
+  local seen = {}
+  for _, run in ipairs(r.runs or {}) do
+    if run.command == command and contains(run.slots, slots) then
+      return
+    end
+    seen[#seen + 1] = run.command .. " " .. picture(run.slots)
+  end
+  fail(("expected a run of %s %s, got %s"):format(command, picture(slots or {}),
+    #seen > 0 and table.concat(seen, "; ") or "none; " .. story(r)))
+end
+
+
+--- not_ran(r): no program was run.
+function M.not_ran(r)
+  local run = (r.runs or {})[1]
+  if run then
+    fail(("expected no run, got %s %s"):format(run.command,
+      picture(run.slots)))
+  end
+end
+
+
+--- forwarded(r [, wanted]): an upstream was asked; `wanted` has any of
+-- upstream, method, target, headers, body.
+function M.forwarded(r, wanted)
+  local seen = {}
+  for _, forward in ipairs(r.forwards or {}) do
+    if contains(forward, wanted) then
+      return
+    end
+    seen[#seen + 1] = picture(forward)
+  end
+  fail(("expected forwarded %s, got %s"):format(picture(wanted or {}),
+    #seen > 0 and table.concat(seen, "; ") or "nothing; " .. story(r)))
+end
+
+
+--- not_forwarded(r): no upstream was asked.
+function M.not_forwarded(r)
+  local forward = (r.forwards or {})[1]
+  if forward then
+    fail("expected nothing forwarded, got " .. picture(forward))
+  end
+end
+
+
+--- status(r, number): the answer's status.
+function M.status(r, number)
+  if r.status ~= number then
+    fail(("expected status %s, got %s"):format(tostring(number), story(r)))
+  end
+end
+
+
+-- Deep equality; the field where two values first differ, or nil.
+local function difference(a, b, path)
+  if type(a) ~= "table" or type(b) ~= "table" then
+    return a ~= b and path or nil
+  end
+  for key in pairs(a) do
+    local where = difference(a[key], b[key], path .. "." .. tostring(key))
+    if where then
+      return where
+    end
+  end
+  for key in pairs(b) do
+    if a[key] == nil then
+      return path .. "." .. tostring(key)
+    end
+  end
+  return nil
+end
+
+
+--- equal(got, wanted): two values are the same, tables by content.
+function M.equal(got, wanted)
+  local where = difference(got, wanted, "")
+  if where then
+    fail(("expected %s, got %s%s"):format(picture(wanted), picture(got),
+      where ~= "" and " (they differ in " .. where:sub(2) .. ")" or ""))
+  end
+end
+
+
+-- ---- running ---------------------------------------------------------------
+
+-- An error of a test as one line that begins with file:line.
+local function one_line(message)
+  return (tostring(message):gsub("%s*\n%s*", " | "))
+end
+
+
+-- Reads one test file. Nil and a message where it does not load.
+local function read_file(name)
+  file = { name = name, cases = {} }
+  local chunk, message = core.test_load(name)
+  if not chunk then
+    return nil, message
+  end
+  local ok, problem = pcall(chunk)
+  if not ok then
+    return nil, problem
+  end
+  if #file.cases == 0 then
+    return nil, name .. ': no case in this file: t.case("…", function() … end)'
+  end
+  return file
+end
+
+
+-- Runs one case. Nil, or why it failed.
+local function run_case(case, policy_name)
+  local ok, message = core.test_policy(policy_name)
+  if not ok then
+    return message
+  end
+  ok, message = pcall(case.body)
+  if ok then
+    return nil
+  end
+  if getmetatable(message) == Failure then
+    local at, rest = message.text:match("^(.-:%d+: )(.*)$")
+    return (at or "") .. case.name .. ": " .. (rest or message.text)
+  end
+  return ("%s (in case %q)"):format(tostring(message), case.name)
+end
+
+
+--- Runs test files and prints one line for each failure, and the sum at last.
+-- Called by the C side.
+-- @param names  list of test files
+-- @param opts   { policy = default policy, run = text that a case's name must
+--               contain, verbose = true: also a line for each that passes }
+-- @return the number of failures; 1 where no case ran at all
+function M.run(names, opts)
+  local passed, failed = 0, 0
+  local function report(message)
+    failed = failed + 1
+    core.print("FAIL " .. one_line(message))
+  end
+  for _, name in ipairs(names) do
+    local read, message = read_file(name)
+    if not read then
+      report(message)
+    end
+    for _, case in ipairs(read and read.cases or {}) do
+      if not opts.run or case.name:find(opts.run, 1, true) then
+        local problem = run_case(case, read.policy or opts.policy)
+        if problem then
+          report(problem)
+        else
+          passed = passed + 1
+          if opts.verbose then
+            core.print("ok   " .. name .. ": " .. case.name)
+          end
+        end
+      end
+    end
+  end
+  if passed + failed == 0 then
+    core.print("FAIL no case ran: nothing was tested")
+    failed = 1
+  end
+  core.print(("%d passed, %d failed"):format(passed, failed))
+  return failed
+end
+
+
+return M

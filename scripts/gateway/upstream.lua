@@ -1,0 +1,232 @@
+--- Upstreams: where requests are forwarded to, and `gateway.fetch`.
+--
+--     local app = gateway.upstream { "http://127.0.0.1:8080" }
+--     handle = app                       -- as it came
+--     handle = app:to "/internal/{name}" -- with a target of our own
+--
+-- What `handle` takes, and what a handler may return, is any table with a field
+-- `forward`: the upstream's number and what to change on the way.
+
+local core <const> = require "gateway.core"
+local options <const> = require "gateway.options"
+local policy <const> = require "gateway.policy"
+local M = {}
+
+local SPEC <const> = {
+  name = { options.text },
+  connect_timeout = { options.seconds, default = 1000 },
+  head_timeout = { options.seconds, default = 30000 },
+  idle_timeout = { options.seconds, default = 30000 },
+  keepalive_timeout = { options.seconds, default = 60000 },
+  keepalive = { options.integer(0, 10000), default = 64 },
+  identity_headers = { options.boolean, default = true },
+  ca = { later = "comes with a later version: upstreams speak plain HTTP" },
+  certificate = { later = "comes with a later version: upstreams speak plain"
+    .. " HTTP" },
+  health = { later = "comes with a later version" },
+}
+
+local TO_SPEC <const> = {
+  set = { options.text_map, default = {} },
+  remove = { options.texts, default = core.array {} },
+  respond_set = { options.text_map, default = {} },
+  respond_remove = { options.texts, default = core.array {} },
+}
+
+-- What a template may name besides the route's captures: of a list, the first
+-- entry.
+local NAMES <const> = { ["request.id"] = true }
+
+for _, field in ipairs {
+  "cn", "o", "ou", "c", "l", "st", "dc", "uid", "dn", "uri", "dns", "ip",
+  "email", "spiffe", "serial", "fingerprint", "issuer", "spki", "key",
+  "not_before", "not_after",
+} do
+  NAMES["identity." .. field] = true
+end
+
+local Upstream = {}
+local Forward = {}
+
+
+-- One target: nil and a message where it is none.
+local function check_target(target)
+  if not options.text(target) then
+    return nil, "a target is a string, not " .. options.show(target)
+  end
+  if target:find("^https://") then
+    return nil, "upstream TLS comes with a later version: use http:// or"
+      .. " http+unix:"
+  end
+  if target:find("^http%+unix:/[^/]") or target:find("^http://[^/?#@%s]+/?$")
+  then
+    return target
+  end
+  local mend = 'write "http://HOST:PORT" or "http+unix:/PATH"'
+  if target:find("^http://[^/?#@%s]+/") then
+    mend = "a target has no path: write it in app:to \"/path/{name}\""
+  elseif target:find("^unix:") then
+    mend = "write http+" .. target
+  end
+  return nil, ("no target %s: %s"):format(options.show(target), mend)
+end
+
+
+-- The identity headers are only worth something where nobody else can connect.
+local function is_local(target)
+  local host = target:match("^http://(.+)$")
+  return not host or host:find("^127%.") or host:find("^localhost")
+    or host:find("^%[::1%]")
+end
+
+
+-- Splits { "http://…", option = … } into its targets and its options.
+local function split(at, what, given)
+  if type(given) == "string" then
+    given = { given }
+  elseif type(given) ~= "table" then
+    options.fail(at, what, 'takes a table: { "http://127.0.0.1:8080" }')
+  end
+  local targets, rest = {}, {}
+  for key, value in pairs(given) do
+    if math.type(key) ~= "integer" then
+      rest[key] = value
+    end
+  end
+  for i, target in ipairs(given) do
+    local ok, message = check_target(target)
+    if not ok then
+      options.fail(at, what, message)
+    end
+    targets[i] = target
+  end
+  if #targets == 0 then
+    options.fail(at, what, 'names no target: { "http://127.0.0.1:8080" }')
+  end
+  return targets, rest
+end
+
+
+--- upstream { target …, options }: declares a server to forward to.
+function M.declare(given)
+  local what <const> = "gateway.upstream"
+  local at = policy.declare(what)
+  local targets, rest = split(at, what, given)
+  local read = options.read(at, what, rest, SPEC)
+  local name = read.name or targets[1]
+  policy.unique(at, what, "upstreams", name)
+  for _, target in ipairs(targets) do
+    if read.identity_headers and not is_local(target) then
+      policy.warn(at, ("%s gets the client's identity as plain headers over the"
+        .. " network; anyone who can reach it can forge them"):format(target))
+    end
+  end
+  local index = policy.add("upstreams", {
+    name = name, targets = core.array(targets), at = at,
+    connect_ms = read.connect_timeout, head_ms = read.head_timeout,
+    idle_ms = read.idle_timeout, keepalive_ms = read.keepalive_timeout,
+    keepalive = read.keepalive, identity_headers = read.identity_headers,
+  })
+  return setmetatable({
+    name = name, index = index,
+    forward = {
+      upstream = index, target = "", set = {}, remove = core.array {},
+      respond_set = {}, respond_remove = core.array {},
+    },
+  }, Upstream)
+end
+
+
+-- Header names as a client could send them.
+local function check_headers(what, option, names)
+  for _, name in ipairs(names) do
+    if name:find("[^%w!#$&'*+.^_`|~%%-]") then
+      options.fail(nil, what, ("%s: no header name %s"):format(option,
+        options.show(name)))
+    end
+  end
+end
+
+
+--- app:to([target] [, options]): forwards to `target`, a template of the
+-- captures ("/internal/{name}"); options set, remove, respond_set and
+-- respond_remove change headers.
+local function to(self, target, opts)
+  local what <const> = "app:to"
+  if getmetatable(self) ~= Upstream then
+    options.fail(nil, what, 'is called with a colon: app:to "/path"')
+  end
+  if type(target) == "table" then
+    target, opts = nil, target
+  end
+  target = target or ""
+  if type(target) ~= "string" or target ~= "" and not target:find("^/") then
+    options.fail(nil, what, ("a target begins with '/', not %s"):format(
+      options.show(target)))
+  end
+  local read = options.read(nil, what, opts or {}, TO_SPEC)
+  check_headers(what, "set", options.sorted_keys(read.set))
+  check_headers(what, "remove", read.remove)
+  check_headers(what, "respond_set", options.sorted_keys(read.respond_set))
+  check_headers(what, "respond_remove", read.respond_remove)
+  read.upstream, read.target = self.index, target
+  return setmetatable({ forward = read }, Forward)
+end
+
+
+-- app:fetch(…) is gateway.fetch(app, …).
+local function fetch(self, request)
+  if getmetatable(self) ~= Upstream then
+    options.fail(nil, "gateway.fetch",
+      "takes an upstream first: gateway.fetch(app, { path = \"/x\" })")
+  end
+  if type(request) == "string" then
+    request = { path = request }
+  end
+  return core.fetch(self.index, request)
+end
+
+M.fetch = fetch
+Upstream.__index = { to = to, fetch = fetch }
+
+
+--- True where `value` may stand as `handle`: an upstream, or app:to(…).
+function M.is_forward(value)
+  local kind = getmetatable(value)
+  return kind == Upstream or kind == Forward
+end
+
+
+--- Checks the names in a forward's templates against a route's captures.
+function M.check_templates(at, what, forward, captures)
+  local known = {}
+  for name in pairs(NAMES) do
+    known[name] = true
+  end
+  for name in pairs(captures) do
+    known[name] = true
+  end
+  local function check(option, template)
+    local left = template:gsub("{([^{}]*)}", function(name)
+      if not known[name] then
+        options.fail(at, what, ("%s: nothing is named {%s}%s"):format(option,
+          name, options.suggest(name, known)))
+      end
+      return ""
+    end)
+    if left:find("[{}]") then
+      options.fail(at, what, ("%s: braces do not match in %s"):format(option,
+        options.show(template)))
+    end
+  end
+  check("target", forward.target)
+  for _, name in ipairs(options.sorted_keys(forward.set)) do
+    check("set " .. name, forward.set[name])
+  end
+  for _, name in ipairs(options.sorted_keys(forward.respond_set)) do
+    check("respond_set " .. name, forward.respond_set[name])
+  end
+end
+
+
+return M

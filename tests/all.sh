@@ -1,0 +1,46 @@
+#!/bin/bash
+# all.sh: every test there is, after `make test` has built what they need.
+# Each step ends with its own `N passed, N failed`; the sum is the last line.
+# A step that dies, or that runs no test at all, counts as a failure.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+export PATH=$PATH:/usr/sbin:${XDG_CACHE_HOME:-$HOME/.cache}/gateway/nginx/usr/sbin
+shopt -s nullglob
+mkdir -p build/log
+passed=0 failed=0 broken=()
+
+step() { # NAME COMMAND...
+  local name=$1 log=build/log/$1 line ok=0 bad=0 status start=$SECONDS
+  shift
+  echo "== $name: $*"
+  "$@" </dev/null 2>&1 | tee "$log"
+  status=${PIPESTATUS[0]}
+  line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$log" | tail -n 1)
+  if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed ]]; then
+    ok=${BASH_REMATCH[1]} bad=${BASH_REMATCH[2]}
+  fi
+  if ((ok + bad == 0)); then
+    echo "== $name ran no test (exit $status)"
+    bad=1
+  elif ((status != 0 && bad == 0)); then
+    echo "== $name died (exit $status)"
+    bad=1
+  fi
+  ((bad == 0)) || broken+=("$name")
+  ((passed += ok, failed += bad))
+  echo "== $name: $ok passed, $bad failed, $((SECONDS - start)) s"
+}
+
+# Leaks: only where the process may be traced, so not in the gateways of the
+# end-to-end tests, which are not dumpable.
+export UBSAN_OPTIONS=print_stacktrace=1
+step unit build/unit
+ASAN_OPTIONS=detect_leaks=1 step unit-asan build/asan/unit
+step rooms python3 tests/rooms.py
+step lua build/gateway test scripts/tests/*_test.lua
+step e2e python3 tests/e2e/run.py --bin build/gateway
+ASAN_OPTIONS=detect_leaks=0 step e2e-asan python3 tests/e2e/run.py --bin build/asan/gateway
+
+((failed == 0)) || echo "failed: ${broken[*]}"
+echo "$passed passed, $failed failed"
+((failed == 0))

@@ -1,0 +1,125 @@
+"""No certificate, wrong CA, expired …: no handshake, and one line says why."""
+
+import socket
+import ssl
+
+from gw import (PKI, SOCKET_S, Gateway, build, cert, cert_serial, equal,
+                refused, until)
+
+VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+
+# who, a word of the reason
+STRANGERS = [
+    ("wrong-ops", ("unknown", "issuer", "signer", "trusted", "anchor", "CA")),
+    ("twin-ops", ("unknown", "issuer", "signer", "trusted", "anchor",
+                  "signature", "CA")),
+    ("lonely", ("unknown", "issuer", "signer", "trusted", "anchor", "self",
+                "CA")),
+    ("self-signed", ("unknown", "issuer", "signer", "trusted", "anchor",
+                     "self", "CA")),
+    ("expired", ("expired",)),
+    ("future", ("not yet", "before")),
+    ("server-auth", ("clientAuth", "usage", "EKU")),
+    ("bare-ops", ("unknown", "issuer", "signer", "trusted", "anchor", "CA")),
+]
+
+
+def setup():
+    return Gateway("""
+gateway.get("/ok", { authorize = id.anyone,
+  handle = function() return gateway.text "fine" end })
+""", listen="limits = { handshake = 2 }")
+
+
+def test_strangers(g):
+    wrong = []
+    for who, words in STRANGERS:
+        for version in VERSIONS:
+            mark = g.mark()
+            if refused(g.port, who, version) is None:
+                wrong.append("%s was answered over %s" % (who, version.name))
+                continue
+            serial = cert_serial(who)
+            try:
+                lines = until(lambda: g.lines(serial, since=mark),
+                              "a line with serial " + serial, 2)
+            except AssertionError as problem:
+                wrong.append("%s: %s" % (who, problem))
+                continue
+            line = lines[0]
+            if len(lines) != 1:
+                wrong.append("%s: %d lines: %r" % (who, len(lines), lines))
+            if not any(w.lower() in line.lower() for w in words):
+                wrong.append("%s: no reason in %s" % (who, line))
+            name = {"self-signed": "ops"}.get(who, who)
+            if "CN=" + name not in line:
+                wrong.append("%s: no subject in %s" % (who, line))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_certificate(g):
+    for version in VERSIONS:
+        mark = g.mark()
+        assert refused(g.port, None, version), "answered without a certificate"
+        line = g.wait_line("certificate", '"tls"', since=mark)
+        equal(len(line), 1, "lines: %r" % line)
+
+
+def test_s_client_without_and_with_a_wrong_one(g):
+    for who in (None, "wrong-ops", "expired"):
+        done = g.s_client(who=who)
+        assert "HTTP/1.1" not in done.out, "%s: %s" % (who, done.out)
+
+
+def test_old_versions_are_refused(g):
+    for option in ("-tls1", "-tls1_1"):
+        done = g.s_client(option, "-cipher", "ALL:@SECLEVEL=0")
+        assert "HTTP/1.1" not in done.out, option
+
+
+def test_weak_suites_are_refused(g):
+    for suite in ("AES128-SHA", "AES128-GCM-SHA256", "ECDHE-RSA-AES128-SHA",
+                  "ECDHE-ECDSA-AES128-SHA", "ECDHE-ECDSA-AES128-SHA256",
+                  "DHE-RSA-AES128-GCM-SHA256", "NULL-SHA256"):
+        done = g.s_client("-tls1_2", "-cipher", suite + ":@SECLEVEL=0")
+        assert "HTTP/1.1" not in done.out, suite
+
+
+def test_good_clients_go_on(g):
+    equal(g.get("/ok").status, 200)
+
+
+def test_nothing_is_resumed(g):
+    """Tickets are off for now."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(PKI + "/servers.pem")
+    context.load_cert_chain(*cert("ops"))
+    session = None
+    for _ in range(2):
+        raw = socket.create_connection(("127.0.0.1", g.port), SOCKET_S)
+        with context.wrap_socket(raw, server_hostname="localhost",
+                                 session=session) as s:
+            s.sendall(build("GET", "/ok"))
+            assert b" 200 " in s.recv(4096)
+            equal(s.session_reused, False, "resumed")
+            session = s.session
+
+
+def test_rubbish_instead_of_tls(g):
+    for data in (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\0" * 600,
+                 b"\x16\x03\x01\xff\xff" + b"\x01" * 70000, b"\x80\x2e\x01"):
+        raw = socket_of(g)
+        try:
+            raw.sendall(data)
+            raw.settimeout(15)
+            got = raw.recv(4096)
+            assert b"HTTP/1.1 200" not in got, got
+        except ConnectionError:
+            pass
+        finally:
+            raw.close()
+    equal(g.get("/ok").status, 200)
+
+
+def socket_of(g):
+    return socket.create_connection(("127.0.0.1", g.port), SOCKET_S)

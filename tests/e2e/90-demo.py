@@ -1,0 +1,96 @@
+"""`make run`: the shipped policy loads, and its own tests pass."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+from gw import (BIN, ROOT, Skip, equal, free_port, gateway_cli, read, sh,
+                spawn, tmpdir, until, write)
+
+
+def policy():
+    path = os.path.join(ROOT, "scripts", "gateway.lua")
+    if not os.path.exists(path):
+        raise Skip("no scripts/gateway.lua yet")
+    return path
+
+
+def test_the_shipped_policy_is_tested():
+    folder = os.path.join(ROOT, "scripts", "tests")
+    policy()
+    tests = sorted(os.path.join("scripts", "tests", f)
+                   for f in os.listdir(folder) if f.endswith("_test.lua"))
+    assert tests, "scripts/tests has no *_test.lua"
+    done = gateway_cli("test", *tests, cwd=ROOT)
+    equal(done.returncode, 0, done.out[-1500:] + done.err[-500:])
+    last = done.out.strip().splitlines()[-1]
+    assert last.endswith(" passed, 0 failed") and not last.startswith("0 "), (
+        last)
+
+
+def test_no_test_at_all_is_a_failure():
+    done = gateway_cli("test", "/no/such_test.lua", cwd=ROOT)
+    equal(done.returncode, 1, done.out + done.err)
+
+
+def test_the_demo_upstream_explains_itself():
+    out = sh("python3", os.path.join(ROOT, "tests", "upstream.py"),
+             "--help").out
+    assert "slow/S" in out and "--port" in out, out
+
+
+def demo():
+    """tests/demo.sh in a copy of the tree, on ports of its own."""
+    folder = tmpdir("demo")
+    for name in ("scripts", "tests"):
+        shutil.copytree(os.path.join(ROOT, name), os.path.join(folder, name),
+                        ignore=shutil.ignore_patterns("e2e", "corpus"))
+    os.mkdir(os.path.join(folder, "build"))
+    shutil.copy(BIN, os.path.join(folder, "build", "gateway"))
+    ports = {"8443": str(free_port()), "8080": str(free_port())}
+    for name in ("scripts/gateway.lua", "tests/demo.sh"):
+        path = os.path.join(folder, name)
+        text = read(path).decode()
+        for old, new in ports.items():
+            text = text.replace(old, new)
+        write(path, text, os.stat(path).st_mode & 0o777)
+    return folder
+
+
+def test_the_printed_lines_work():
+    policy()
+    folder = demo()
+    log = os.path.join(folder, "log")
+    with open(log, "wb") as out:
+        process = spawn(["bash", "tests/demo.sh"], cwd=folder,
+                        stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        def printed():
+            text = read(log).decode()
+            lines = [x.strip() for x in text.splitlines() if "curl " in x]
+            return lines if "refused" in text.lower() and text.endswith(
+                "\n") else None
+        lines = until(printed, "the curl lines; it said " + log, 20)
+        assert len(lines) >= 4, lines
+        wrong = []
+        for line in lines:
+            label, _, rest = line.partition("curl ")
+            done = sh("bash", "-c", "curl -s -w ' [%{http_code}]' " + rest,
+                      check=False, cwd=folder)
+            code = done.out.rpartition("[")[2][:3]
+            label = label.lower()
+            want = ("403", "422") if "refused" in label else (
+                ("000",) if "no certificate" in label else ("200",))
+            if code not in want:
+                wrong.append("%s -> %s %s" % (line, done.out, done.err))
+        assert not wrong, "\n".join(wrong)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+test_the_printed_lines_work.timeout = 60
