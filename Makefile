@@ -26,8 +26,8 @@ COMMON = -std=c11 -D_GNU_SOURCE $(WARN) $(HARDEN) -fno-omit-frame-pointer \
          -DGATEWAY_LIBRARIES='"$(strip $(library_list))"' -Ibuild $(DEPS_CFLAGS)
 ASAN   = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN   = -O1 -g -fsanitize=thread
-# The tests include gateway.c, leave its main out, and need not use all of it.
-PART   = -DGATEWAY_NO_MAIN -Wno-unused-function -Wno-unused-const-variable
+# The tests include gateway.c without its main, and need not use all of it.
+PART   = -Wno-unused-function -Wno-unused-const-variable
 
 # command-or-file:package, all that a bare Debian may lack
 BUILD_NEEDS = gcc:gcc /usr/include/stdio.h:libc6-dev autoconf:autoconf \

@@ -1,3 +1,109 @@
+/* gateway: a Lua-scriptable mutual-TLS gateway in one file.
+ *
+ * Copyright (C) 2026 the gateway authors. GPL-3.0-or-later, see LICENSE.
+ *
+ * It sits in front of a service. Every client must present a certificate; every
+ * request meets a policy written in Lua, which says who may call which route
+ * with which input; the route then forwards to an upstream, answers from Lua,
+ * or runs a program out of a frozen table, never through a shell. What no route
+ * allows is refused.
+ *
+ * The processes
+ *
+ *   supervisor (sup)    reads scripts and certificates, binds the sockets,
+ *      |                starts and watches the others; runs no Lua, parses
+ *      |                nothing from the network
+ *      |- check         for a moment, at each start and reload: evaluates the
+ *      |                policy and writes the plain configuration (cfg)
+ *      |- verify        for a moment, after that: do schemas, certificates and
+ *      |                programs load?
+ *      |- broker (exec) only where a command is declared: the only process that
+ *      |                may start programs; holds no key and no script
+ *      `- worker 1..N   one loop, one Lua state, unprivileged; accepts on the
+ *                       sockets it has inherited, opens nothing by name
+ *
+ *   Every child is fork + exec of this binary (`--role`), so that it starts
+ *   from clean memory: channel at descriptor 3, sealed bundle (boot) at 4,
+ *   sockets from 5 on.
+ *
+ * The life of a request
+ *
+ *    1  conn_accept()        a client connects; limits
+ *    2  tls_feed()           handshake; tls_on_verify() sees the chain, pki_
+ *                            makes the identity
+ *    3  h1_server_feed()     bytes become a head; h1_scan(), llhttp and
+ *                            h1_framing() must agree, or it is refused
+ *    4  serve_on_head()      route_match() finds the route
+ *    5  serve_step_authorize()  who: conditions on the identity
+ *    6  serve_step_validate()   what: path, query, headers by schema
+ *    7  serve_step_body()       the body is read only now; JSON by schema
+ *    8  serve_step_check()      hooks, for what a schema cannot say
+ *    9  serve_step_handle()     Lua (vm_run), an upstream (proxy_start) or,
+ *                               from Lua, a program (exec_start)
+ *   10  serve_step_respond(), serve_step_log(), serve_finish()
+ *   11  conn_run_later()     bytes go out, the next request may begin
+ *
+ * Contents: each room is a prefix, and uses only rooms above it in this list
+ *
+ *    1  mem     arenas, growable buffers, magic-checked objects
+ *    2  str     byte slices
+ *    3  log     one event, one line
+ *    4  err     the one error value
+ *    5  met     counters and histograms
+ *    6  json    yyjson behind our limits
+ *    7  uri     request targets
+ *    8  hdr     header fields
+ *    9  schema  JSON Schema 2020-12, compiled
+ *   10  route   which route a request is for
+ *   11  cfg     the plain configuration
+ *   12  boot    what a child starts from
+ *   13  req     one exchange
+ *   14  pki     certificates: parsing, identities, making them
+ *   15  tls     wolfSSL over two buffers
+ *   16  h1      HTTP/1.1, both sides
+ *   17  sock    a stream with an output queue and deadlines
+ *   18  conn    one client connection
+ *   19  up      upstream connections
+ *   20  proxy   a request, carried to an upstream and back
+ *   21  msg     typed frames between our processes
+ *   22  jail    giving up rights, and starting a program without any
+ *   23  exec    programs, and nothing but the declared ones
+ *   24  luastr  string and table functions that cannot run away
+ *   25  vm      the Lua state
+ *   26  bind    what scripts can see
+ *   27  serve   from request to answer
+ *   28  admin   health and metrics
+ *   29  work    a worker
+ *   30  sup     the supervisor
+ *   31  try     policy tests
+ *   32  cli     the commands, and main
+ *
+ * Rooms 1 to 12 are words: functions on memory. 13 to 16 are protocols: bytes
+ * in, calls out, no descriptor, so that two of them can be tested back to back.
+ * Everything is static and defined before use, so a call upwards does not
+ * compile. The only stairs up are structs of function pointers, declared below
+ * and filled in above:
+ *
+ *   req_ops        h1 -> serve, admin      req_wire       req -> h1
+ *   h1_io          h1 -> conn, try         h1_client_ops  h1 -> up, try
+ *   tls_ops        tls -> conn             sock_ops       sock -> conn, up
+ *   conn_ops       conn -> work            up_ops         up -> proxy, bind
+ *   proxy_ops      proxy -> serve          msg_ops        msg -> exec, work, sup
+ *   exec_done      exec -> bind            vm_call        vm -> serve
+ *   bind_stubs     bind -> try
+ *
+ * House rules
+ *
+ *   Ownership  Boot memory lives for ever. A connection is one object, freed in
+ *              its last on_closed. A request is one arena, freed whole. Each
+ *              pointer in a struct says owned, borrowed or lent.
+ *   Errors     `struct err *` comes last; err_set() returns false. The message
+ *              is for the log, the client sees the status. Boot code dies with
+ *              a sentence. must() is for our own bugs, never for input.
+ *   Calling up After a call up, touch nothing that it may have ended.
+ *
+ * To read on: start at main(), at serve_go(), or at the room you came for.
+ */
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <dirent.h>
@@ -14,6 +120,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pwd.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdalign.h>
 #include <stdarg.h>
@@ -1163,7 +1270,7 @@ met_render_route(struct mem_buf *out, const char *route,
  * followed by its members, and json_next() steps over it.
  *
  * Entry   json_parse  json_get  json_cmp  json_equal  json_hash
- *         json_write_str  json_write_val
+ *         json_write_str  json_write_real
  */
 enum {
     JSON_DEPTH_MAX = 64,
@@ -1690,42 +1797,6 @@ json_write_num(struct mem_buf *b, const yyjson_val *v)
         mem_buf_printf(b, "%" PRId64, v->uni.i64);
     else
         mem_buf_printf(b, "%" PRIu64, v->uni.u64);
-}
-
-/* Any value, compact. Recursion is bounded by json_parse(). */
-static void
-json_write_val(struct mem_buf *b, yyjson_val *v)
-{
-    unsigned type = json_type(v);
-    bool obj = type == YYJSON_TYPE_OBJ;
-    size_t n = json_count(v);
-
-    if (type == YYJSON_TYPE_STR) {
-        json_write_str(b, json_str(v));
-        return;
-    }
-    if (type == YYJSON_TYPE_NUM) {
-        json_write_num(b, v);
-        return;
-    }
-    if (type < YYJSON_TYPE_ARR) {
-        mem_buf_printf(b, "%s",
-                       type == YYJSON_TYPE_NULL   ? "null"
-                       : unsafe_yyjson_is_true(v) ? "true"
-                                                  : "false");
-        return;
-    }
-    mem_buf_add(b, obj ? "{" : "[", 1);
-    for (v++; n; n--, v = json_next(v)) {
-        if (obj) {
-            json_write_str(b, json_str(v++));
-            mem_buf_add(b, ":", 1);
-        }
-        json_write_val(b, v);
-        if (n > 1)
-            mem_buf_add(b, ",", 1);
-    }
-    mem_buf_add(b, obj ? "}" : "]", 1);
 }
 
 /* ==== 7 uri: request targets ================================================
@@ -8589,20 +8660,12 @@ boot_forget_keys(struct boot *b)
 
 /* glibc keeps what is freed until it is told; others have no such call. */
 __attribute__((weak)) extern int malloc_trim(size_t);
-extern char __executable_start[], etext[];  // the linker's: our code
-
-/* The start is over: gives back the memory that was freed, and lets go of code
- * that nothing will run again (an idle process pays for every page it ever
- * touched; what is needed after all comes back from the page cache). */
+/* The start is over: gives back the memory that was freed. */
 static void
 boot_settle(void)
 {
-    uintptr_t from = (uintptr_t)__executable_start & ~(uintptr_t)4095;
-    size_t n = ((uintptr_t)etext - from) & ~(size_t)4095;
-
     if (malloc_trim)
         malloc_trim(0);
-    madvise((void *)from, n, MADV_DONTNEED);
 }
 
 /* ==== 13 req: one exchange ==================================================
@@ -12079,7 +12142,8 @@ tls_handshake(struct tls *t, struct err *e)
     int rc = wolfSSL_accept(t->ssl);
 
     if (t->saw_certs) {
-        wolfSSL_CTX_UnloadIntermediateCerts(t->ctx->ctx);
+        wolfSSL_CertManagerUnloadIntermediateCerts(
+            wolfSSL_CTX_GetCertManager(t->ctx->ctx));
         t->saw_certs = false;
     }
     if (rc == WOLFSSL_SUCCESS) {
@@ -12214,6 +12278,7 @@ enum {
     H1_AHEAD = 64 << 10,   // unparsed bytes we hold for a busy client
     H1_GAP_MAX = 4096,     // chunk lines, extensions, trailers between data
     H1_DIRECT = 8 << 10,   // body pieces from here on are not copied
+    H1_GRACE_MS = 2000,    // for one more request while we drain
 };
 
 /* Up: what a server connection does for its codec. */
@@ -12228,13 +12293,14 @@ struct h1_io {
 
 /* ---- what both sides share ---- */
 
-/* The scan of one head, kept between reads so that each byte is seen once. */
+/* The scan of one head, kept between reads. */
 struct h1_scan {
     size_t line;  // offset of the line that is being read
     size_t lines;
 };
 
-enum h1_verdict { H1_MORE, H1_DONE, H1_BAD };
+/* H1_OVER: the first line, or the head, is longer than allowed. */
+enum h1_verdict { H1_MORE, H1_DONE, H1_BAD, H1_OVER };
 
 static bool
 h1_token_byte(unsigned char c)
@@ -12270,24 +12336,27 @@ h1_scan_line(struct str line, bool first, struct err *e)
 }
 
 /* Finds the empty line that ends a head. H1_DONE: *len is the head's length
- * with that line. Every line must end in CRLF. */
+ * with that line. Every line must end in CRLF. Bytes past a limit are not
+ * looked at, so that the verdict does not depend on how they came. */
 static enum h1_verdict
-h1_scan(struct h1_scan *s, const char *p, size_t n, size_t *len, struct err *e)
+h1_scan(struct h1_scan *s, struct str in, size_t first_max, size_t max,
+        size_t *len, struct err *e)
 {
     for (;;) {
-        const char *lf = n > s->line ? memchr(p + s->line, '\n', n - s->line)
-                                     : NULL;
+        size_t end = s->lines || first_max + 2 > max ? max : first_max + 2;
+        size_t seen = in.n < end ? in.n : end;
+        const char *lf = memchr(in.p + s->line, '\n', seen - s->line);
         struct str line;
 
         if (!lf)
-            return H1_MORE;
-        line = (struct str){p + s->line, (size_t)(lf - p) - s->line};
+            return in.n < end ? H1_MORE : H1_OVER;
+        line = (struct str){in.p + s->line, (size_t)(lf - in.p) - s->line};
         if (!line.n || line.p[line.n - 1] != '\r') {
             err_set(e, ERR_SYNTAX, "line ended by a bare LF");
             return H1_BAD;
         }
         line.n--;
-        s->line = (size_t)(lf - p) + 1;
+        s->line = (size_t)(lf - in.p) + 1;
         if (!line.n && s->lines) {
             *len = s->line;
             return H1_DONE;
@@ -12335,6 +12404,8 @@ struct h1_message {
     struct hdr_list *fields;  // borrowed
     struct str target, name, value;
     bool head_done, done, chunked, bad;
+    bool parser_chunked;    // how llhttp frames the body, to compare
+    int64_t parser_length;  // -1: it saw no Content-Length
     struct h1_gap gap;
     void (*on_data)(struct h1_message *, const char *, size_t);
     struct err *err;  // borrowed during h1_message_feed()
@@ -12357,10 +12428,17 @@ h1_on_name(llhttp_t *p, const char *at, size_t n)
     return 0;
 }
 
+/* A head lies in one piece, so pieces of a value are neighbours. */
 static int
 h1_on_value(llhttp_t *p, const char *at, size_t n)
 {
-    ((struct h1_message *)p->data)->value = (struct str){at, n};
+    struct h1_message *m = p->data;
+
+    if (m->head_done)
+        return 0;
+    if (!m->value.n)
+        m->value.p = at;
+    m->value.n = (size_t)(at + n - m->value.p);
     return 0;
 }
 
@@ -12386,6 +12464,11 @@ h1_on_head_done(llhttp_t *p)
     struct h1_message *m = p->data;
 
     m->head_done = true;
+    m->parser_chunked = (p->flags & F_CHUNKED) != 0;
+    m->parser_length = p->flags & F_CONTENT_LENGTH && p->content_length <=
+                               INT64_MAX
+                           ? (int64_t)p->content_length
+                           : -1;
     p->upgrade = 0;  // an Upgrade we do not tunnel is an ordinary header
     return 0;
 }
@@ -12489,6 +12572,17 @@ h1_framing(const struct hdr_list *fields, int64_t *length, bool *chunked,
             return err_set(e, ERR_SYNTAX, "malformed Content-Length");
         *length = (int64_t)v;
     }
+    return true;
+}
+
+/* Does llhttp see the same body as h1_framing()? If not, one of the two is
+ * wrong, and nobody knows where the next message begins. */
+static bool
+h1_agree(const struct h1_message *m, int64_t length, bool chunked,
+         struct err *e)
+{
+    if (m->parser_chunked != chunked || m->parser_length != length)
+        return err_set(e, ERR_SYNTAX, "the body's end is ambiguous");
     return true;
 }
 
@@ -12618,8 +12712,9 @@ struct h1 {
     unsigned served;
     bool feeding;    // h1_server_run() is on the stack
     bool reading;    // the request's body may flow
-    bool end_told;   // ops->on_end() was called
+    bool end_told;   // ops->on_end() was called, or never will be
     bool closing;    // no further request
+    bool last;       // the next request is the last
     bool out_chunked, out_none;  // how the answer's body is framed
     uint32_t serve_ms;           // what serve asked for with req_deadline()
 };
@@ -12804,7 +12899,10 @@ h1_wire_queued(struct req *r)
 {
     struct h1 *h = r->codec;
 
-    return mem_buf_len(&h->out) + h->io->queued(h->io_data);
+    // whoever waits for on_drain() waits for the socket: let it see the bytes
+    if (mem_buf_len(&h->out) > H1_DIRECT)
+        h1_flush_out(h);
+    return h->io->queued(h->io_data);
 }
 
 static const struct req_wire h1_wire = {
@@ -12828,22 +12926,38 @@ h1_server_on_data(struct h1_message *m, const char *p, size_t n)
         h->ops->on_body(h->req, p, n);
 }
 
-/* Refuses a request that cannot be read further. */
+static struct req *
+h1_begin(struct h1 *h)
+{
+    struct req *r = req_new(&h1_wire, h, h->ops, h->from);
+
+    r->started_us = uv_hrtime() / 1000;
+    h->req = r;
+    h->reading = h->end_told = false;
+    h->serve_ms = 0;
+    return r;
+}
+
+/* Refuses a request that cannot be read further: no byte of it goes up any
+ * more, and none that follows is looked at. */
 static void
 h1_bad(struct h1 *h, const struct err *e)
 {
+    struct req *r = h->req ? h->req : h1_begin(h);
+
     h->closing = true;
-    if (!h->req) {
-        h->req = req_new(&h1_wire, h, h->ops, h->from);
-        h->req->started_us = uv_hrtime() / 1000;
-    }
-    h->req->complete = false;
-    if (h->req->ended)
+    h->end_told = true;
+    r->complete = false;
+    if (r->ended)
         return;
-    if (h->req->head_sent)
-        req_reset(h->req);
-    else
-        h->ops->on_bad(h->req, e);
+    h1_rearm(h);
+    if (!r->head_sent) {
+        h->ops->on_bad(r, e);
+        return;
+    }
+    r->ended = true;  // first: nothing may complete the answer
+    h->ops->on_abort(r, e);
+    h1_wire.reset(r);
 }
 
 /* METHOD SP target SP HTTP/1.x, and nothing else (RFC 9112 section 3). */
@@ -12867,6 +12981,23 @@ h1_request_line(struct req *r, struct str head, struct err *e)
     return true;
 }
 
+/* Fields that upstreams read as one value: a second one is a second opinion.
+ * '_' in a name: many servers read it as '-', and so see another field. */
+static bool
+h1_names_ok(const struct hdr_list *fields, struct err *e)
+{
+    static const char *const single[] = {"authorization", "content-type",
+                                         "expect", "x-request-id"};
+
+    for (unsigned i = 0; i < fields->n; i++)
+        if (memchr(fields->v[i].name.p, '_', fields->v[i].name.n))
+            return err_set(e, ERR_SYNTAX, "header name with an underscore");
+    for (size_t i = 0; i < sizeof single / sizeof *single; i++)
+        if (hdr_count(fields, str_of(single[i])) > 1)
+            return err_set(e, ERR_SYNTAX, "several %s fields", single[i]);
+    return true;
+}
+
 /* What RFC 9112 asks of a request's head beyond its syntax. */
 static bool
 h1_request_check(struct h1 *h, struct req *r, struct err *e)
@@ -12875,17 +13006,28 @@ h1_request_check(struct h1 *h, struct req *r, struct err *e)
     const struct str *expect = hdr_get(&r->headers, S("expect"));
     unsigned hosts = hdr_count(&r->headers, S("host"));
 
+    if (r->target.n > h->limits->uri_bytes) {
+        met_inc(MET_LIMIT_URI);
+        return err_set(e, ERR_URI_LIMIT, "target over %u bytes",
+                       h->limits->uri_bytes);
+    }
     if (r->headers.n > h->limits->head_fields) {
         met_inc(MET_LIMIT_HEAD);
         return err_set(e, ERR_HEAD_LIMIT, "more than %u header fields",
                        h->limits->head_fields);
     }
-    if (!h1_framing(&r->headers, &r->length, &r->chunked, e))
+    if (!h1_framing(&r->headers, &r->length, &r->chunked, e) ||
+        !h1_agree(&h->msg, r->length, r->chunked, e) ||
+        !h1_names_ok(&r->headers, e))
         return false;
     if (r->http10 && r->chunked)
         return err_set(e, ERR_SYNTAX, "Transfer-Encoding in HTTP/1.0");
     if (hosts > 1 || (!hosts && !r->http10))
         return err_set(e, ERR_SYNTAX, "%s Host field", hosts ? "several" : "no");
+    if (hdr_count(&r->headers, S("content-type")) > 1 ||
+        hdr_count(&r->headers, S("authorization")) > 1)
+        return err_set(e, ERR_SYNTAX,
+                       "several Content-Type or Authorization fields");
     r->host = host ? *host : (struct str){"", 0};
     if (expect && !str_eqi(*expect, S("100-continue")))
         return err_set(e, ERR_EXPECT, "unknown expectation");
@@ -12899,16 +13041,12 @@ h1_request_check(struct h1 *h, struct req *r, struct err *e)
 static void
 h1_on_head(struct h1 *h, const char *p, size_t n)
 {
-    struct req *r = h->req = req_new(&h1_wire, h, h->ops, h->from);
+    struct req *r = h1_begin(h);
     struct str head = str_dup(r->arena, (struct str){p, n});
     struct err e;
     size_t used;
 
-    r->started_us = uv_hrtime() / 1000;
-    h->reading = h->end_told = false;
-    h->serve_ms = 0;
     h->served++;
-    met_inc(MET_REQUESTS);
     h1_message_init(&h->msg, HTTP_REQUEST, r->arena, &r->headers,
                     h1_server_on_data);
     if (!h1_request_line(r, head, &e)) {
@@ -12935,44 +13073,42 @@ h1_on_head(struct h1 *h, const char *p, size_t n)
         met_inc(MET_LIMIT_REQUESTS);
         r->close = true;
     }
+    r->close = r->close || h->last;
     h->ops->on_head(r);
     if (!r->ended)
         h1_rearm(h);
 }
 
-/* Reads a head out of `in`; false: more bytes are needed, or it was refused. */
+/* Reads a head out of `in`. False: more bytes are needed. */
 static bool
 h1_read_head(struct h1 *h)
 {
-    const char *p = mem_buf_ptr(&h->in);
-    size_t n = mem_buf_len(&h->in), len;
+    struct str in = {mem_buf_ptr(&h->in), mem_buf_len(&h->in)};
     const struct cfg_limits *l = h->limits;
     struct err e;
+    size_t len;
 
-    switch (h1_scan(&h->scan, p, n, &len, &e)) {
-    case H1_BAD:
-        h1_bad(h, &e);
+    switch (h1_scan(&h->scan, in, l->uri_bytes, l->head_bytes, &len, &e)) {
+    case H1_MORE:
         return false;
     case H1_DONE:
-        if (len > l->head_bytes)
-            break;
         h->scan = (struct h1_scan){0};
-        h1_on_head(h, p, len);
+        h1_on_head(h, in.p, len);
         mem_buf_take(&h->in, len);
         return true;
-    case H1_MORE:
-        if (n <= l->head_bytes && (h->scan.lines || n <= l->uri_bytes))
-            return false;
-    }
-    if (!h->scan.lines) {
-        met_inc(MET_LIMIT_URI);
-        err_set(&e, ERR_URI_LIMIT, "request line over %u bytes", l->uri_bytes);
-    } else {
-        met_inc(MET_LIMIT_HEAD);
-        err_set(&e, ERR_HEAD_LIMIT, "head over %u bytes", l->head_bytes);
+    case H1_OVER:
+        met_inc(h->scan.lines ? MET_LIMIT_HEAD : MET_LIMIT_URI);
+        if (h->scan.lines)
+            err_set(&e, ERR_HEAD_LIMIT, "head over %u bytes", l->head_bytes);
+        else
+            err_set(&e, ERR_URI_LIMIT, "request line over %u bytes",
+                    l->uri_bytes);
+        break;
+    case H1_BAD:
+        break;
     }
     h1_bad(h, &e);
-    return false;
+    return true;
 }
 
 /* Hands on body bytes; returns how many were the body's. What follows a broken
@@ -12998,7 +13134,10 @@ h1_retire(struct h1 *h)
     h1_req_free(h->dead);
     h->dead = h->req;
     h->req = NULL;
-    if (h->closing) {
+    if (h->closing) {  // what was pipelined is never looked at
+        mem_buf_free(&h->in);
+        h->scan = (struct h1_scan){0};
+        h->io->deadline(h->io_data, 0);
         h->io->close(h->io_data);
         return false;
     }
@@ -13038,6 +13177,15 @@ h1_server_run(struct h1 *h)
         mem_buf_free(&h->in);
 }
 
+/* Will nothing that the client still sends be looked at? */
+static bool
+h1_deaf(const struct h1 *h)
+{
+    const struct req *r = h->req;
+
+    return h->closing && (!r || r->ended || r->complete || h->end_told);
+}
+
 /* Bytes from the client. While a refused one still sends, they are dropped. */
 static void
 h1_server_feed(struct h1 *h, const char *p, size_t n)
@@ -13045,19 +13193,20 @@ h1_server_feed(struct h1 *h, const char *p, size_t n)
     bool idle = !h->req && !mem_buf_len(&h->in);
     size_t used = 0;
 
-    if (h->closing && (!h->req || !h->reading))
+    if (h1_deaf(h))
         return;
     if (idle)
         h->io->deadline(h->io_data, h->limits->head_ms);
     else if (h->req && h->reading)
         h1_rearm(h);
     if (!idle && h->req && !h->req->ended && h->reading && !h->feeding &&
-        !h->req->complete && !mem_buf_len(&h->in)) {
+        !h->req->complete && !h->end_told && !mem_buf_len(&h->in)) {
         h->feeding = true;  // a body that flows is not copied
         used = h1_read_body(h, p, n);
         h->feeding = false;
     }
-    mem_buf_add(&h->in, p + used, n - used);
+    if (!h1_deaf(h))
+        mem_buf_add(&h->in, p + used, n - used);
     if (!h->feeding)
         h1_server_run(h);
 }
@@ -13079,6 +13228,8 @@ h1_server_on_time(struct h1 *h)
 {
     struct err e;
 
+    if (h->closing && !h->req)
+        return;
     if (!h->req && !h->scan.lines && !mem_buf_len(&h->in)) {
         met_inc(MET_LIMIT_IDLE);
         h->closing = true;
@@ -13116,14 +13267,24 @@ h1_server_drained(struct h1 *h)
         h->ops->on_drain(h->req);
 }
 
-/* No further request; an idle connection closes now. */
+/* The client will send no more: what is being answered is answered. */
 static void
-h1_server_stop(struct h1 *h)
+h1_server_eof(struct h1 *h)
 {
     h->closing = true;
     if (!h->req)
         h->io->close(h->io_data);
-    else if (!h->req->head_sent)
+}
+
+/* The worker leaves. A client may just be sending its next request: an idle
+ * connection has a little time for one more, which is told to be the last. */
+static void
+h1_server_stop(struct h1 *h)
+{
+    h->last = true;
+    if (!h->req && h->served && !mem_buf_len(&h->in))
+        h->io->deadline(h->io_data, H1_GRACE_MS);
+    else if (h->req && !h->req->head_sent)
         h->req->close = true;
 }
 
@@ -13151,12 +13312,17 @@ struct h1_client {
     struct h1_scan scan;
     struct h1_answer answer;
     struct mem_buf head;  // an incomplete head
+    unsigned interims;    // 1xx answers so far
     bool to_head;         // the answer to a HEAD request has no body
     bool started;         // a first byte came
     bool in_body, done;
 };
 
-enum { H1_ANSWER_HEAD_MAX = 64 << 10, H1_INTERIM_MAX = 8 };
+enum {
+    H1_ANSWER_HEAD_MAX = 64 << 10,
+    H1_ANSWER_FIELDS = 256,
+    H1_INTERIM_MAX = 8,
+};
 
 static void
 h1_client_init(struct h1_client *c, const struct h1_client_ops *ops, void *data,
@@ -13169,6 +13335,7 @@ h1_client_init(struct h1_client *c, const struct h1_client_ops *ops, void *data,
     c->scan = (struct h1_scan){0};
     c->answer = (struct h1_answer){.length = -1};
     c->head = (struct mem_buf){0};
+    c->interims = 0;
     c->to_head = to_head;
     c->started = c->in_body = c->done = false;
 }
@@ -13207,10 +13374,25 @@ h1_status_line(struct str head, int *status, bool *http10, struct err *e)
     return true;
 }
 
-/* A whole head of an answer. Interim answers (1xx) are dropped: *interim. */
+/* Interim answers (1xx) are dropped: a few, and only those without a body. */
 static bool
-h1_client_on_head(struct h1_client *c, const char *p, size_t n, bool *interim,
-                  struct err *e)
+h1_client_interim(struct h1_client *c, struct err *e)
+{
+    const struct h1_answer *a = &c->answer;
+
+    if (a->status == 101)
+        return err_set(e, ERR_UPSTREAM, "101 where no upgrade was asked for");
+    if (a->chunked || a->length >= 0)
+        return err_set(e, ERR_UPSTREAM, "a %d answer with a body", a->status);
+    if (++c->interims > H1_INTERIM_MAX)
+        return err_set(e, ERR_UPSTREAM, "more than %d interim answers",
+                       H1_INTERIM_MAX);
+    return true;
+}
+
+/* A whole head of an answer. */
+static bool
+h1_client_on_head(struct h1_client *c, const char *p, size_t n, struct err *e)
 {
     struct str head = str_dup(c->arena, (struct str){p, n});
     struct h1_answer *a = &c->answer;
@@ -13225,19 +13407,22 @@ h1_client_on_head(struct h1_client *c, const char *p, size_t n, bool *interim,
     if (!h1_message_feed(&c->msg, head.p, head.n, &used, e) ||
         !c->msg.head_done || used != head.n)
         return err_set(e, ERR_UPSTREAM, "malformed head");
-    *interim = a->status < 200;
-    if (a->status == 101)
-        return err_set(e, ERR_UPSTREAM, "101 where no upgrade was asked for");
-    if (*interim)
-        return true;
-    if (!h1_framing(&a->headers, &a->length, &a->chunked, e))
+    if (a->headers.n > H1_ANSWER_FIELDS)
+        return err_set(e, ERR_UPSTREAM, "more than %d header fields",
+                       H1_ANSWER_FIELDS);
+    if (!h1_framing(&a->headers, &a->length, &a->chunked, e) ||
+        !h1_agree(&c->msg, a->length, a->chunked, e))
         return false;
+    if (a->status < 200)
+        return h1_client_interim(c, e);
     if (http10 && a->chunked)
         return err_set(e, ERR_UPSTREAM, "Transfer-Encoding in HTTP/1.0");
     a->keep = !http10 && !h1_has_option(&a->headers, S("close"));
     c->msg.chunked = a->chunked;
     c->in_body = true;
     if (c->to_head || a->status == 204 || a->status == 304) {
+        if (a->status == 204 && (a->chunked || a->length > 0))
+            a->keep = false;  // who announces a body may send one
         a->length = a->status == 204 ? -1 : a->length;
         c->msg.done = true;
     } else if (!a->chunked && a->length < 0) {
@@ -13247,45 +13432,51 @@ h1_client_on_head(struct h1_client *c, const char *p, size_t n, bool *interim,
     return true;
 }
 
+/* Takes heads out of c->head, up to the final answer's. */
+static bool
+h1_client_heads(struct h1_client *c, struct err *e)
+{
+    while (!c->in_body && mem_buf_len(&c->head)) {
+        struct str in = {mem_buf_ptr(&c->head), mem_buf_len(&c->head)};
+        size_t len;
+
+        switch (h1_scan(&c->scan, in, H1_ANSWER_HEAD_MAX, H1_ANSWER_HEAD_MAX,
+                        &len, e)) {
+        case H1_MORE:
+            return true;
+        case H1_BAD:
+            return false;
+        case H1_OVER:
+            return err_set(e, ERR_UPSTREAM, "head over %d bytes",
+                           H1_ANSWER_HEAD_MAX);
+        case H1_DONE:
+            break;
+        }
+        c->scan = (struct h1_scan){0};
+        if (!h1_client_on_head(c, in.p, len, e))
+            return false;
+        mem_buf_take(&c->head, len);
+    }
+    return true;
+}
+
 /* Bytes from an upstream. False: the answer is malformed, `e` says how. Bytes
  * past its end are never looked at, but forbid to use the connection again. */
 static bool
 h1_client_feed(struct h1_client *c, const char *p, size_t n, struct err *e)
 {
-    size_t len, used;
-    bool interim = true;
+    size_t used;
 
     c->started = true;
-    while (!c->in_body && n) {
+    if (!c->in_body) {
         mem_buf_add(&c->head, p, n);
-        p += n;
-        n = 0;
-        switch (h1_scan(&c->scan, mem_buf_ptr(&c->head), mem_buf_len(&c->head),
-                        &len, e)) {
-        case H1_BAD:
+        if (!h1_client_heads(c, e))
             return false;
-        case H1_MORE:
-            if (mem_buf_len(&c->head) > H1_ANSWER_HEAD_MAX)
-                return err_set(e, ERR_UPSTREAM, "head over %d bytes",
-                               H1_ANSWER_HEAD_MAX);
+        if (!c->in_body)
             return true;
-        case H1_DONE:
-            break;
-        }
-        if (len > H1_ANSWER_HEAD_MAX)
-            return err_set(e, ERR_UPSTREAM, "head over %d bytes",
-                           H1_ANSWER_HEAD_MAX);
-        if (!h1_client_on_head(c, mem_buf_ptr(&c->head), len, &interim, e))
-            return false;
-        c->scan = (struct h1_scan){0};
-        mem_buf_take(&c->head, len);
-        p = mem_buf_ptr(&c->head);  // the rest is body, or the next head
+        p = mem_buf_ptr(&c->head);  // the rest is body
         n = mem_buf_len(&c->head);
-        if (interim)
-            mem_buf_take(&c->head, 0);
     }
-    if (!c->in_body)
-        return true;
     if (!c->msg.done && n) {
         if (!h1_message_feed(&c->msg, p, n, &used, e))
             return false;
@@ -13615,9 +13806,9 @@ sock_close(struct sock *s)
  * LINGER: our side is shut; what the client still sends is read and dropped
  * for a while, so that a reset does not destroy the answer on its way.
  *
- * Owner   conn_on_client() makes it; conn_on_closed(), and nothing else, frees.
+ * Owner   conn_accept() makes it; conn_on_closed(), and nothing else, frees.
  * Down    sock tls h1 err log met        Up  struct conn_ops
- * Entry   conn_listen  conn_run_later  conn_stop_all
+ * Entry   conn_listen  conn_run_later  conn_listen_stop  conn_stop_all
  */
 enum conn_state { CONN_HANDSHAKE, CONN_SERVING, CONN_LINGER, CONN_CLOSING };
 
@@ -13676,7 +13867,7 @@ struct conn_set {
 };
 
 /* In the order of a connection's life; the bodies below keep this order. */
-static void conn_on_client(uv_stream_t *, int);
+static void conn_accept(struct conn_listener *);
 static void conn_on_open(void *);
 static void conn_on_read(void *, const char *, size_t);
 static void conn_shut(struct conn *);
@@ -13701,10 +13892,11 @@ conn_enter(struct conn *c, enum conn_state to, const char *doing)
     if (from != CONN_HANDSHAKE)
         return;
     l->handshakes--;
-    met_add(MET_HANDSHAKES_OPEN, -1);
+    if (l->tls)
+        met_add(MET_HANDSHAKES_OPEN, -1);
     if (l->waiting && !l->env->draining) {
         l->waiting = false;
-        conn_on_client(&l->h.stream, 0);
+        conn_accept(l);
     }
 }
 
@@ -13925,30 +14117,21 @@ conn_new(struct conn_listener *l)
     set->n++;
     l->open++;
     l->handshakes++;
-    met_add(MET_CONNS_OPEN, 1);
-    met_add(MET_HANDSHAKES_OPEN, 1);
+    if (l->tls) {  // the admin address does not count itself
+        met_add(MET_CONNS_OPEN, 1);
+        met_add(MET_HANDSHAKES_OPEN, 1);
+    }
     return c;
 }
 
-/* Raised when a client waits. Not accepting it leaves it in the kernel's
- * queue: a burst of handshakes is slowed down, not refused. */
 static void
-conn_on_client(uv_stream_t *server, int status)
+conn_accept(struct conn_listener *l)
 {
-    struct conn_listener *l = server->data;
     bool over = l->open >= l->limits->connections;
-    struct conn *c;
+    struct conn *c = conn_new(l);
     struct err e;
 
-    if (status < 0)
-        return;
-    if (l->handshakes >= l->limits->handshakes && !over) {
-        met_inc(MET_CONNS_OVER_HANDSHAKES);
-        l->waiting = true;
-        return;
-    }
-    c = conn_new(l);
-    if (uv_accept(server, &c->sock.h.stream) != 0) {
+    if (uv_accept(&l->h.stream, &c->sock.h.stream) != 0) {
         err_set(&e, ERR_NET, "accept failed");
         conn_fail(c, &e);
         return;
@@ -13961,7 +14144,8 @@ conn_on_client(uv_stream_t *server, int status)
         conn_fail(c, &e);
         return;
     }
-    met_inc(MET_CONNS);
+    if (l->tls)
+        met_inc(MET_CONNS);
     if (!l->is_unix)
         uv_tcp_nodelay(&c->sock.h.tcp, 1);
     if (l->tls) {
@@ -13971,6 +14155,24 @@ conn_on_client(uv_stream_t *server, int status)
         conn_on_open(c);
     }
     sock_read(&c->sock, true);
+}
+
+/* Raised when a client waits. Not accepting it leaves it in the kernel's
+ * queue: a burst of handshakes is slowed down, not refused. */
+static void
+conn_on_client(uv_stream_t *server, int status)
+{
+    struct conn_listener *l = server->data;
+
+    if (status < 0)
+        return;
+    if (l->handshakes < l->limits->handshakes ||
+        l->open >= l->limits->connections) {
+        conn_accept(l);
+        return;
+    }
+    met_inc(MET_CONNS_OVER_HANDSHAKES);
+    l->waiting = true;
 }
 
 /* The handshake is done, or there is none: the codec may start. */
@@ -13989,6 +14191,8 @@ conn_on_open(void *data)
     }
     c->h1 = h1_server_new(&conn_io, c, c->listener->req_ops, &c->from);
     c->listener->ops->on_open(c);
+    if (c->listener->env->draining)
+        h1_server_stop(c->h1);
 }
 
 /* ---- step 2, many times: bytes come and go ---- */
@@ -14041,7 +14245,7 @@ conn_on_read(void *data, const char *p, size_t n)
     if (c->state != CONN_SERVING)
         return;
     if (c->tls && c->tls->state == TLS_PEER_CLOSED)
-        h1_server_stop(c->h1);
+        h1_server_eof(c->h1);
     if (!h1_wants(c->h1))
         sock_read(&c->sock, false);
 }
@@ -14066,9 +14270,9 @@ conn_run_later(struct conn_set *set)
         struct conn *c = set->later;
 
         set->later = c->later;
+        c->on_later = false;
         if (c->state != CONN_CLOSING)
             conn_run_one(c);
-        c->on_later = false;
     }
 }
 
@@ -14124,7 +14328,8 @@ conn_on_closed(void *data)
         c->next->prev = c->prev;
     set->n--;
     c->listener->open--;
-    met_add(MET_CONNS_OPEN, -1);
+    if (c->listener->tls)
+        met_add(MET_CONNS_OPEN, -1);
     c->listener->ops->on_gone(c);
     h1_server_free(c->h1);
     tls_free(c->tls);
@@ -14156,22 +14361,24 @@ conn_listen(struct conn_listener *l, int fd, struct err *e)
     return true;
 }
 
+/* Drain: no new client, but for one that libuv has accepted already. */
+static void
+conn_listen_stop(struct conn_listener *l)
+{
+    if (l->waiting) {
+        l->waiting = false;
+        conn_accept(l);
+    }
+    uv_close(&l->h.handle, NULL);
+}
+
 /* Drain: what is being answered is answered, with Connection: close. */
 static void
 conn_stop_all(struct conn_set *set)
 {
-    struct conn *next;
-    struct err e;
-
-    for (struct conn *c = set->first; c; c = next) {
-        next = c->next;
-        if (c->state == CONN_SERVING) {
+    for (struct conn *c = set->first; c; c = c->next)
+        if (c->state == CONN_SERVING)
             h1_server_stop(c->h1);
-        } else if (c->state == CONN_HANDSHAKE) {
-            err_set(&e, ERR_PEER_GONE, "draining");
-            conn_fail(c, &e);
-        }
-    }
 }
 
 /* ==== 19 up: upstream connections ===========================================
@@ -14825,6 +15032,7 @@ up_send_end(struct up_call *c)
             mem_buf_add(&c->early, "0\r\n\r\n", 5);
         return;
     }
+    c->sent_stream = true;  // an end alone, too, is not sent twice
     if (c->want.chunked)
         sock_add(&c->conn->sock, "0\r\n\r\n", 5);
     sock_flush(&c->conn->sock);
@@ -14840,7 +15048,7 @@ up_send_end(struct up_call *c)
 static void
 up_pause(struct up_call *c, bool on)
 {
-    if (!c->conn || c->conn->state != UP_BUSY)
+    if (!c->conn || c->conn->state != UP_BUSY || c->conn->paused == on)
         return;
     c->conn->paused = on;
     sock_read(&c->conn->sock, !on);
@@ -15111,8 +15319,10 @@ static void
 proxy_trace(struct mem_buf *b, const struct req *r)
 {
     const struct str *was = hdr_get(&r->headers, S("traceparent"));
+    const struct str none = S("00000000000000000000000000000000");
     bool ok = was && was->n == 55 && str_starts(*was, S("00-")) &&
-              was->p[35] == '-' && was->p[52] == '-';
+              was->p[35] == '-' && was->p[52] == '-' &&
+              !str_starts(str_from(*was, 3), none);
     char t[56];
 
     for (size_t i = 3; ok && i < 55; i++)
@@ -15234,7 +15444,7 @@ static void
 proxy_send(struct proxy *p, const char *bytes, size_t n)
 {
     req_body(p->req, bytes, n);
-    if (p->call && req_queued(p->req) > SOCK_HIGH)
+    if (!p->req->ended && req_queued(p->req) > SOCK_HIGH && p->call)
         up_pause(p->call, true);
 }
 
@@ -15911,7 +16121,7 @@ msg_chan_on_closed(uv_handle_t *h)
  *
  * seccomp, Landlock and namespaces belong here, and come with the cage.
  *
- * Entry   jail_early  jail_drop  jail_limit  jail_spawn  jail_orphans
+ * Entry   jail_early  jail_drop  jail_spawn  jail_orphans  jail_sweep
  */
 enum {
     JAIL_FILE_FD = 10,    // a command's file slots are 10, 11, …
@@ -16175,6 +16385,31 @@ jail_orphans(int children, jail_known *known, void *data)
     return n >= 0;
 }
 
+static bool
+jail_nobody(void *data, pid_t pid)
+{
+    (void)data, (void)pid;
+    return false;
+}
+
+/* The last act of a subreaper: kills and reaps until no child is left, and so
+ * nothing that a child left either; for at most `ms`. */
+static bool
+jail_sweep(int children, int ms)
+{
+    for (int waited = 0; waited <= ms; waited += 5) {
+        pid_t pid;
+
+        while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+            ;
+        if (pid < 0 && errno == ECHILD)
+            return true;
+        jail_orphans(children, jail_nobody, NULL);
+        poll(NULL, 0, 5);
+    }
+    return false;
+}
+
 /* ==== 23 exec: programs, and nothing but the declared ones ==================
  *
  *     worker                              broker
@@ -16240,6 +16475,21 @@ exec_has_c1(struct str v)
     return false;
 }
 
+/* "a/b" and no other way to say it: no part is empty, "." or "..". */
+static bool
+exec_plain_name(struct str v)
+{
+    struct str part;
+    bool more = true;
+
+    while (more) {
+        more = str_cut(v, '/', &part, &v);
+        if (!part.n || str_eq(part, S(".")) || str_eq(part, S("..")))
+            return false;
+    }
+    return true;
+}
+
 /* What holds for every value, whatever its schema says; NULL if it is fine.
  * `whole`: it becomes a whole argument, with no prefix in front. */
 static const char *
@@ -16261,6 +16511,8 @@ exec_value_fault(const struct cfg_slot *s, bool whole, struct str v)
         return "begins with a character that looks like '-'";
     if (s->is_file && v.p[0] == '/')
         return "is an absolute path: a file slot takes a relative name";
+    if (s->is_file && !exec_plain_name(v))
+        return "has an empty part, \".\" or \"..\" in its path";
     return NULL;
 }
 
@@ -16276,8 +16528,8 @@ exec_slot_check(const struct cfg_slot *s, bool whole,
     if (fault)
         return err_set(e, ERR_SCHEMA, "slot %.*s: %s", STR_FMT(s->name), fault);
     if (!schema_text(schema, a, &v, 1, &why))
-        return err_set(e, ERR_SCHEMA, "slot %.*s: %s", STR_FMT(s->name),
-                       why.msg);
+        return err_set(e, ERR_SCHEMA, "slot %.*s: %s (%s)", STR_FMT(s->name),
+                       why.msg, why.keyword);
     return true;
 }
 
@@ -16298,31 +16550,31 @@ exec_slot_whole(const struct cfg_command *c, unsigned slot)
 static const struct exec_refused {
     const char *names, *why;
 } exec_refused[] = {
-    {"sh ash bash dash zsh ksh mksh pdksh oksh csh tcsh fish rc es yash sash "
-     "rbash rksh rzsh posh elvish nu pwsh xonsh busybox toybox coreutils",
+    {"sh ash bash dash zsh ksh mksh pdksh oksh hush msh csh tcsh fish rc es "
+     "yash sash rbash rksh rzsh posh elvish nu pwsh xonsh busybox toybox "
+     "coreutils",
      "is a shell or holds one"},
     {"env xargs find fd fdfind parallel nice nohup timeout setsid stdbuf time "
-     "ionice chrt taskset numactl prlimit flock chroot unshare nsenter bwrap "
-     "firejail setarch linux32 linux64 i386 x86_64 systemd-run "
-     "start-stop-daemon "
-     "run-parts runcon setpriv capsh daemon daemonize watch entr script "
+     "ionice chrt taskset numactl prlimit choom uclampset flock chroot unshare "
+     "nsenter bwrap firejail setarch linux32 linux64 i386 x86_64 systemd-run "
+     "start-stop-daemon run-parts runcon setpriv capsh watch entr script "
      "scriptreplay unbuffer rlwrap dbus-run-session xvfb-run fakeroot proot "
-     "catchsegv choom uclampset chpst softlimit envdir setuidgid tini "
-     "dumb-init "
-     "at batch crontab make gmake ninja cmake ld.so ld-* qemu-*",
+     "chpst softlimit envdir setuidgid cttyhack openvt runsv runsvdir tcpsvd "
+     "udpsvd inetd crond telnetd udhcpc tini dumb-init at batch crontab make "
+     "gmake ninja cmake ld.so ld-* qemu-*",
      "starts a program that its arguments name"},
-    {"sudo su doas pkexec runuser sg newgrp login machinectl docker podman "
-     "nerdctl ctr crictl kubectl lxc lxc-attach",
+    {"sudo su doas pkexec runuser sg newgrp login getty machinectl docker "
+     "podman nerdctl ctr crictl kubectl lxc lxc-attach",
      "acts with other rights, or in another system"},
     {"ssh scp sftp slogin rsh mosh telnet socat nc ncat netcat",
      "runs commands elsewhere, or connects its streams to them"},
-    {"awk gawk mawk nawk original-awk m4 dc gnuplot sqlite3 sqlite psql mysql "
-     "mariadb octave maxima gp bc-gnu ftp lftp",
+    {"awk gawk mawk nawk original-awk m4 dc gnuplot sqlite psql mysql mariadb "
+     "octave maxima ftp lftp git hg",
      "runs what its arguments or input say"},
     {"vim vi view vimdiff rvim nvim ed red ex emacs emacsclient nano pico joe "
-     "mg less more most man info pg screen tmux dialog mc mail mutt",
+     "mg less more most man screen tmux dialog mc mail mutt",
      "offers its user a shell"},
-    {"gdb lldb strace ltrace perf bpftrace valgrind expect dtach rr",
+    {"gdb lldb strace ltrace perf bpftrace valgrind expect dtach",
      "starts and controls programs"},
 };
 
@@ -16400,11 +16652,14 @@ exec_same_file(const struct stat *st, const char *names)
     return false;
 }
 
-/* One binary with many programs in it, chosen by argv[0]: which is ours. */
+/* One binary with many programs in it: argv[0], the declared path, says which,
+ * and no argument can change that. */
+static const char exec_multicall[] = "busybox toybox coreutils";
+
 static bool
-exec_is_multicall(struct str real)
+exec_is_multicall(struct str name)
 {
-    return exec_name_in(real, "busybox toybox coreutils");
+    return exec_name_in(name, exec_multicall);
 }
 
 /* The first fixed argument that is no harmless flag must be a script. */
@@ -16435,7 +16690,9 @@ exec_name_check(const struct cfg_command *c, const char *given,
                 struct err *e)
 {
     struct str names[2] = {exec_basename(given), exec_basename(real)};
-    bool applet = exec_is_multicall(names[1]) && !exec_is_multicall(names[0]);
+    bool applet =
+        !exec_is_multicall(names[0]) &&
+        (exec_is_multicall(names[1]) || exec_same_file(st, exec_multicall));
 
     for (size_t i = 0; i < sizeof exec_refused / sizeof *exec_refused; i++) {
         const struct exec_refused *r = &exec_refused[i];
@@ -16781,7 +17038,7 @@ exec_program_open(const struct cfg_command *c, uid_t uid, int *program,
 
 /* Would the broker, running as `uid`, accept this command? */
 static bool
-exec_program_check_as(const struct cfg_command *c, uid_t uid, struct err *e)
+exec_program_check(const struct cfg_command *c, uid_t uid, struct err *e)
 {
     int program;
 
@@ -16789,12 +17046,6 @@ exec_program_check_as(const struct cfg_command *c, uid_t uid, struct err *e)
         return false;
     close(program);
     return true;
-}
-
-static bool
-exec_program_check(const struct cfg_command *c, struct err *e)
-{
-    return exec_program_check_as(c, geteuid(), e);
 }
 
 /* ---- the broker's table -------------------------------------------------- */
@@ -16989,7 +17240,7 @@ struct exec_run {
     uint64_t ms, cpu_us, rss_kib;
 };
 
-/* How a run came out, for the worker's metrics. */
+/* How a run came out: whether there was one. */
 enum exec_how { EXEC_RAN, EXEC_REFUSED, EXEC_BUSY, EXEC_HOWS };
 
 /* In the order of a run's life. */
@@ -18352,7 +18603,10 @@ exec_broker_process(struct exec_broker *b, struct err *e)
     umask(077);
     if (chdir("/") != 0)
         return err_set(e, ERR_CONFIG, "/: %s", strerror(errno));
-    if (prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L) != 0)
+    /* Should the supervisor be killed, we live on to end our programs: its
+     * end of the channel says so, and no signal need. */
+    if (prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L) != 0 ||
+        prctl(PR_SET_PDEATHSIG, 0L, 0L, 0L, 0L) != 0)
         return err_set(e, ERR_CONFIG, "subreaper: %s", strerror(errno));
     if (syscall(SYS_getrandom, b->key, sizeof b->key, 0) != sizeof b->key)
         return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
@@ -18527,11 +18781,6 @@ exec_pending_done(struct exec *x, struct exec_pending *p, uint64_t ticket,
     }
     p->out[0] = p->out[1] = (struct mem_buf){0};
     exec_pending_free(x, p);
-    met_inc(r->ok          ? MET_EXEC_OK
-            : r->busy      ? MET_EXEC_BUSY
-            : r->refused   ? MET_EXEC_REFUSED
-            : r->timed_out ? MET_EXEC_TIMEOUT
-                           : MET_EXEC_FAILED);
     was.done(was.data, ticket, r);
     mem_buf_free(&was.out[0]);
     mem_buf_free(&was.out[1]);
@@ -19965,7 +20214,7 @@ static const luaL_Reg vm_tab_functions[] = {
  *
  * Everything that may raise a Lua error runs inside lua_resume() or
  * lua_pcall(): arguments are pushed and results taken by functions that the
- * trampoline vm_enter() calls in there. The memory cap holds only while a hook
+ * trampoline vm_hook_call() calls in there. The memory cap holds only while a hook
  * runs, so our own bookkeeping outside never fails for want of memory.
  *
  * Down    Lua luastr        Up  struct vm_call
@@ -19974,18 +20223,19 @@ static const luaL_Reg vm_tab_functions[] = {
 enum {
     VM_MAGIC = 0x766d2121,
     VM_TASK_MAGIC = 0x7461736b,
-    VM_STEP = 10000,        // instructions between looks at the clock
+    VM_STEP = 1000,         // instructions between looks at the clock
+    VM_BIG = 64 << 10,      // an allocation from here on costs time, too:
+    VM_BIG_STEP = 16 << 20, //   after so many bytes of them, a look as well
     VM_SPARE = 64,          // coroutines kept for the next request
     VM_LOAD_CPU_MS = 5000,  // for the policy's top level
     VM_CHECK_BYTES = 64 << 20,  // memory while only checking
 };
 
-/* The last of `on_done`, `push` and `take` is the caller's: how a hook gets
- * its arguments and what becomes of its results. */
+/* How a hook gets its arguments, and what becomes of its results. */
 struct vm_call {
     int hook;                                  // reference into vm->hooks
     int (*push)(lua_State *, void *data);      // returns how many
-    void (*take)(lua_State *, void *data);     // results: from index `base` up
+    void (*take)(lua_State *, void *data);     // results: from index 2 up
     void (*on_done)(void *data, bool ok);      // only after a wait
     void *data;
 };
@@ -20002,14 +20252,19 @@ struct vm_task {
     struct vm_call call;
     uint32_t cpu_ms;       // budget of one hook
     uint64_t cpu_from_ns;  // thread time when the budget was first looked at
+    size_t big;            // bytes of big allocations since the last look
     bool over;             // budget spent: every instruction raises
-    bool waiting, resuming;
+    bool waiting, resuming, failed, closed;
     int (*woken)(lua_State *, void *);  // pushes what the waiting call returns
     void *woken_data;
     void (*cancel)(void *);  // ends what the task waits for
     void *cancel_data;
     char *error;  // owned: message and traceback of the last failure
 };
+
+/* In the registry: what a policy's chunks see, and views of our modules. */
+#define VM_GLOBALS "gateway.globals"
+#define VM_VIEWS "gateway.views"
 
 struct vm_script {
     const char *name;
@@ -20049,6 +20304,20 @@ vm_of(lua_State *L)
 
 /* ---- memory and time ---- */
 
+static void vm_on_count(lua_State *L, lua_Debug *ar);
+
+/* One instruction can copy megabytes: those are counted by their memory, and
+ * bring the next look at the clock forward. */
+static void
+vm_charge(struct vm_task *t, size_t n)
+{
+    t->big += n;
+    if (t->big < VM_BIG_STEP)
+        return;
+    t->big = 0;
+    lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, 1);
+}
+
 static void *
 vm_alloc(void *data, void *p, size_t was, size_t n)
 {
@@ -20065,6 +20334,8 @@ vm_alloc(void *data, void *p, size_t was, size_t n)
     if (n > was && (vm->running || vm->load_until_ns) &&
         vm->bytes + (n - was) > vm->bytes_max)
         return NULL;  // Lua collects, tries again, then raises
+    if (n > VM_BIG && vm->running)
+        vm_charge(vm->running, n);
     q = realloc(p, n);
     must(q != NULL);
     vm->bytes += n - was;
@@ -20079,8 +20350,6 @@ vm_cpu_ns(void)
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
-
-static void vm_on_count(lua_State *L, lua_Debug *ar);
 
 /* From now on every instruction raises, in this coroutine and in the task's
  * own: pcall() catches one error and runs into the next. */
@@ -20109,6 +20378,8 @@ vm_on_count(lua_State *L, lua_Debug *ar)
         luaL_error(L, "the policy took more than %d ms of CPU to load",
                    VM_LOAD_CPU_MS);
     }
+    if (!t->over)  // vm_charge() may have brought us here early
+        lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
     if (!t->over && !t->cpu_from_ns) {
         t->cpu_from_ns = now;
         return;
@@ -20172,33 +20443,124 @@ vm_base_collectgarbage(lua_State *L)
     return 1;
 }
 
-/* Wrapped coroutine functions: a coroutine whose budget is spent fails in its
- * resumer, too, before that goes on. Upvalue 1 is Lua's own function. */
+/* An error that the count hook raises finds hooks switched off, and Lua calls
+ * message handlers before it switches them on again. So handlers must not be
+ * the policy's: xpcall() calls its handler when the stack has been unwound, and
+ * what runs in a coroutine is unwound inside it, not by whoever closes it. */
+
+/* stack: handler, ok, results... */
 static int
-vm_co_guard(lua_State *L)
+vm_xpcall_done(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)ctx;
+    if (status == LUA_OK || status == LUA_YIELD) {
+        lua_pushboolean(L, 1);
+        lua_replace(L, 1);
+        return lua_gettop(L);
+    }
+    lua_pushboolean(L, 0);
+    lua_insert(L, 1);                 // false, handler, ..., error
+    lua_pushvalue(L, 2);              // false, handler, ..., error, handler
+    lua_insert(L, -2);                // false, handler, ..., handler, error
+    lua_call(L, 1, 1);
+    lua_replace(L, 2);
+    lua_settop(L, 2);
+    return 2;
+}
+
+/* xpcall(f, handler, ...) */
+static int
+vm_base_xpcall(lua_State *L)
+{
+    int n = lua_gettop(L);
+
+    luaL_checktype(L, 2, LUA_TFUNCTION);
+    lua_pushvalue(L, 1);
+    lua_replace(L, 1);
+    lua_pushvalue(L, 2);
+    lua_insert(L, 1);  // handler, f, handler, args
+    lua_remove(L, 3);  // handler, f, args
+    return vm_xpcall_done(
+        L, lua_pcallk(L, n - 2, LUA_MULTRET, 0, 0, vm_xpcall_done), 0);
+}
+
+static int
+vm_co_over(lua_State *L)
 {
     struct vm_task *t = vm_of(L)->running;
-    int n = lua_gettop(L);
 
     if (t && t->over)
         return luaL_error(L, "hook used more than %d ms of CPU",
                           (int)t->cpu_ms);
-    lua_pushvalue(L, lua_upvalueindex(1));
-    lua_insert(L, 1);
-    lua_call(L, n, LUA_MULTRET);
-    if (t && t->over)
-        return luaL_error(L, "hook used more than %d ms of CPU",
-                          (int)t->cpu_ms);
+    return 0;
+}
+
+static int
+vm_co_body_done(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)ctx;
+    if (status != LUA_OK && status != LUA_YIELD)
+        return lua_error(L);
     return lua_gettop(L);
 }
 
-/* coroutine.wrap(): the function it returns is guarded, too. */
+/* What a coroutine runs instead of the function that is upvalue 1. */
+static int
+vm_co_body(lua_State *L)
+{
+    int n = lua_gettop(L);
+
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    return vm_co_body_done(
+        L, lua_pcallk(L, n, LUA_MULTRET, 0, 0, vm_co_body_done), 0);
+}
+
+/* A coroutine whose budget is spent fails in its resumer, too, before that
+ * goes on. Upvalue 1 is Lua's own function. */
+static int
+vm_co_guard(lua_State *L)
+{
+    int n = lua_gettop(L);
+
+    vm_co_over(L);
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_call(L, n, LUA_MULTRET);
+    vm_co_over(L);
+    return lua_gettop(L);
+}
+
+/* create(f): upvalue 1 is Lua's own. */
+static int
+vm_co_create(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_settop(L, 1);
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_pushcclosure(L, vm_co_body, 1);
+    lua_call(L, 1, 1);
+    return 1;
+}
+
+/* yield(...): to the policy's own resumer, never to us. */
+static int
+vm_co_yield(lua_State *L)
+{
+    struct vm_task *t = vm_of(L)->running;
+
+    if (!t || t->L == L)
+        return luaL_error(L, "coroutine.yield: only inside a coroutine of "
+                             "your own");
+    return lua_yield(L, lua_gettop(L));
+}
+
+/* wrap(f): the function it returns is guarded, too. */
 static int
 vm_co_wrap(lua_State *L)
 {
-    lua_pushvalue(L, lua_upvalueindex(1));
-    lua_pushvalue(L, 1);
-    lua_call(L, 1, 1);
+    vm_co_create(L);
     lua_pushcclosure(L, vm_co_guard, 1);
     return 1;
 }
@@ -20239,6 +20601,7 @@ vm_open_libraries(lua_State *L)
     static const luaL_Reg base[] = {
         {"setmetatable", vm_base_setmetatable},
         {"print", vm_base_print},
+        {"xpcall", vm_base_xpcall},
         {"collectgarbage", vm_base_collectgarbage},
         {NULL, NULL},
     };
@@ -20260,7 +20623,9 @@ vm_open_libraries(lua_State *L)
     lua_getfield(L, -4, "coroutine");
     vm_wrap_field(L, "resume", vm_co_guard);
     vm_wrap_field(L, "close", vm_co_guard);
+    vm_wrap_field(L, "create", vm_co_create);
     vm_wrap_field(L, "wrap", vm_co_wrap);
+    vm_wrap_field(L, "yield", vm_co_yield);
     lua_settop(L, 0);
     lua_pushliteral(L, "");  // ("").__index is `string`; hide the metatable
     must(lua_getmetatable(L, -1));
@@ -20302,22 +20667,87 @@ vm_on_global_write(lua_State *L)
     return luaL_error(L, "assignment to global '%s': use `local`", name);
 }
 
-/* Loads text (never bytecode) as a function whose globals cannot be written.
- * stack: ... -> ..., function */
-static void
-vm_load_chunk(lua_State *L, struct str bytes, const char *name)
+static int
+vm_on_library_write(lua_State *L)
 {
-    if (luaL_loadbufferx(L, bytes.p, bytes.n, name, "t") != LUA_OK)
-        lua_error(L);
+    return luaL_error(L, "the library is read-only");
+}
+
+/* Replaces the table on top by a view that cannot be written. */
+static void
+vm_read_only(lua_State *L, lua_CFunction on_write)
+{
     lua_newtable(L);
     lua_newtable(L);
-    lua_pushglobaltable(L);
+    lua_rotate(L, -3, 2);
     lua_setfield(L, -2, "__index");
-    lua_pushcfunction(L, vm_on_global_write);
+    lua_pushcfunction(L, on_write);
     lua_setfield(L, -2, "__newindex");
     lua_pushboolean(L, 0);
     lua_setfield(L, -2, "__metatable");
     lua_setmetatable(L, -2);
+}
+
+static int vm_require(lua_State *L);
+
+/* A policy's require(): modules of ours come as read-only views. */
+static int
+vm_policy_require(lua_State *L)
+{
+    const char *name = luaL_checkstring(L, 1);
+
+    lua_settop(L, 1);
+    lua_getfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
+    if (lua_getfield(L, 2, name) != LUA_TNIL)
+        return 1;
+    lua_settop(L, 1);
+    vm_require(L);
+    if (strncmp(name, "gateway", 7) != 0 || !lua_istable(L, -1))
+        return 1;
+    vm_read_only(L, vm_on_library_write);
+    lua_getfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
+    lua_pushvalue(L, -2);
+    lua_setfield(L, -2, name);
+    lua_pop(L, 1);
+    return 1;
+}
+
+/* What a policy sees as its globals: those of the state, its libraries as
+ * read-only views, so that no hook changes what another one calls. */
+static void
+vm_make_policy_globals(lua_State *L)
+{
+    lua_newtable(L);
+    lua_setfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
+    lua_newtable(L);
+    lua_pushglobaltable(L);
+    for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
+        lua_pushvalue(L, -2);
+        lua_pushvalue(L, -2);
+        if (lua_istable(L, -1))
+            vm_read_only(L, vm_on_library_write);
+        lua_rawset(L, -6);
+    }
+    lua_pop(L, 1);
+    lua_pushnil(L);
+    lua_setfield(L, -2, "_G");
+    lua_pushcfunction(L, vm_policy_require);
+    lua_setfield(L, -2, "require");
+    lua_setfield(L, LUA_REGISTRYINDEX, VM_GLOBALS);
+}
+
+/* Loads text (never bytecode) as a function whose globals cannot be written.
+ * stack: ... -> ..., function */
+static void
+vm_load_chunk(lua_State *L, struct str bytes, const char *name, bool ours)
+{
+    if (luaL_loadbufferx(L, bytes.p, bytes.n, name, "t") != LUA_OK)
+        lua_error(L);
+    if (ours)
+        lua_pushglobaltable(L);
+    else
+        lua_getfield(L, LUA_REGISTRYINDEX, VM_GLOBALS);
+    vm_read_only(L, vm_on_global_write);
     must(lua_setupvalue(L, -2, 1) != NULL);
 }
 
@@ -20364,7 +20794,7 @@ vm_require(lua_State *L)
         } else {
             continue;
         }
-        vm_load_chunk(L, bytes, file);
+        vm_load_chunk(L, bytes, file, i < 2);
         lua_pushvalue(L, 1);
         lua_call(L, 1, 1);
         if (lua_isnil(L, -1)) {
@@ -20391,13 +20821,12 @@ vm_boot(lua_State *L)
     lua_CFunction core = lua_tocfunction(L, 1);
 
     lua_settop(L, 0);
-    luaL_newmetatable(L, "gateway.weak");
-    lua_pop(L, 1);
     vm_open_libraries(L);
     lua_pushcfunction(L, vm_require);
     lua_setglobal(L, "require");
     luaL_requiref(L, "gateway.core", core, 0);
     lua_settop(L, 0);
+    vm_make_policy_globals(L);
     return 0;
 }
 
@@ -20494,7 +20923,7 @@ vm_load_policy(lua_State *L)
                                           vm->boot->policy.n));
     lua_pushfstring(L, "@%s", lua_pushlstring(L, vm->boot->policy.p,
                                               vm->boot->policy.n));
-    vm_load_chunk(L, bytes, lua_tostring(L, -1));
+    vm_load_chunk(L, bytes, lua_tostring(L, -1), false);
     lua_call(L, 0, 0);
     lua_getglobal(L, "require");
     lua_pushliteral(L, "gateway.policy");
@@ -20572,7 +21001,21 @@ vm_task_find(struct vm *vm, uint64_t ticket)
     return t && t->seq == ticket >> 32 ? t : NULL;
 }
 
-/* Ends a task, wherever it is; runs its <close> variables within a budget. */
+/* Closes a coroutine that waits: its <close> variables run, within a budget of
+ * their own. */
+static void
+vm_task_close(struct vm_task *t)
+{
+    t->over = false;
+    t->cpu_from_ns = 0;
+    t->closed = true;  // a spent budget would leave it without hooks
+    t->vm->running = t;
+    lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
+    lua_closethread(t->L, NULL);
+    t->vm->running = NULL;
+}
+
+/* Ends a task, wherever it is. */
 static void
 vm_task_end(struct vm_task *t)
 {
@@ -20585,16 +21028,9 @@ vm_task_end(struct vm_task *t)
     if (t->cancel)
         t->cancel(t->cancel_data);
     vm->tasks[t->slot] = NULL;
-    if (lua_status(t->L) != LUA_OK || lua_gettop(t->L)) {
-        vm->running = t;
-        t->over = false;
-        t->cpu_from_ns = 0;
-        lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
-        lua_closethread(t->L, NULL);
-        vm->running = NULL;
-        lua_settop(t->L, 0);
-    }
-    if (vm->spares < VM_SPARE) {
+    if (lua_status(t->L) == LUA_YIELD)
+        vm_task_close(t);
+    if (vm->spares < VM_SPARE && lua_status(t->L) == LUA_OK && !t->closed) {
         vm->spare[vm->spares].L = t->L;
         vm->spare[vm->spares++].ref = t->ref;
     } else {
@@ -20604,10 +21040,23 @@ vm_task_end(struct vm_task *t)
     obj_free(t);
 }
 
-/* Called inside the coroutine once the hook has returned.
- * stack: task, results... */
+/* Message handler: the error with its traceback. Calls nothing of the policy's
+ * (no __tostring): hooks may be switched off here. */
 static int
-vm_leave(lua_State *L, int status, lua_KContext ctx)
+vm_on_error(lua_State *L)
+{
+    const char *msg = lua_type(L, 1) == LUA_TSTRING ? lua_tostring(L, 1) : NULL;
+
+    if (!msg)
+        msg = lua_pushfstring(L, "(the error is a %s, not a string)",
+                              luaL_typename(L, 1));
+    luaL_traceback(L, L, msg, 1);
+    return 1;
+}
+
+/* The hook has returned. stack: task, results... */
+static int
+vm_hook_done(lua_State *L, int status, lua_KContext ctx)
 {
     struct vm_task *t = lua_touserdata(L, 1);
 
@@ -20617,9 +21066,9 @@ vm_leave(lua_State *L, int status, lua_KContext ctx)
     return 0;
 }
 
-/* Called inside the coroutine: pushes hook and arguments, calls it. */
+/* Pushes hook and arguments, calls it, takes its results. */
 static int
-vm_enter(lua_State *L)
+vm_hook_call(lua_State *L)
 {
     struct vm_task *t = lua_touserdata(L, 1);
     int n;
@@ -20628,29 +21077,38 @@ vm_enter(lua_State *L)
     lua_rawgeti(L, 2, t->call.hook);
     lua_remove(L, 2);
     n = t->call.push(L, t->call.data);
-    lua_callk(L, n, LUA_MULTRET, 0, vm_leave);
-    return vm_leave(L, LUA_OK, 0);
+    lua_callk(L, n, LUA_MULTRET, 0, vm_hook_done);
+    return vm_hook_done(L, LUA_OK, 0);
 }
 
-/* Keeps message and traceback; the coroutine starts afresh. */
-static void
-vm_keep_error(struct vm_task *t, int rc)
+/* stack: task, handler [, error] */
+static int
+vm_leave(lua_State *L, int status, lua_KContext ctx)
 {
-    lua_State *L = t->L, *main = t->vm->L;
-    const char *msg = lua_type(L, -1) == LUA_TSTRING
-                          ? lua_tostring(L, -1)
-                          : "(error is not a string)";
+    struct vm_task *t = lua_touserdata(L, 1);
 
-    if (rc == LUA_ERRMEM)
+    (void)ctx;
+    t->failed = status != LUA_OK && status != LUA_YIELD;
+    if (!t->failed)
+        return 0;
+    if (status == LUA_ERRMEM)
         met_inc(MET_LIMIT_LUA_MEMORY);
-    luaL_traceback(main, L, msg, 0);
     free(t->error);
-    t->error = strdup(lua_tostring(main, -1));
-    lua_pop(main, 1);
-    lua_closethread(L, NULL);
-    lua_settop(L, 0);
-    if (rc == LUA_ERRMEM)
-        lua_gc(main, LUA_GCCOLLECT);
+    t->error = strdup(lua_type(L, -1) == LUA_TSTRING
+                          ? lua_tostring(L, -1)
+                          : "error in error handling");
+    return 0;
+}
+
+/* The whole of a hook's run, inside its coroutine. Errors are caught here, not
+ * by lua_resume(): only so are hooks on again when <close> variables run. */
+static int
+vm_enter(lua_State *L)
+{
+    lua_pushcfunction(L, vm_on_error);
+    lua_pushcfunction(L, vm_hook_call);
+    lua_pushvalue(L, 1);
+    return vm_leave(L, lua_pcallk(L, 1, 0, 2, 0, vm_leave), 0);
 }
 
 static enum vm_result
@@ -20670,10 +21128,10 @@ vm_resume(struct vm_task *t, int nargs)
     if (rc == LUA_YIELD)
         return VM_WAITING;
     t->cancel = NULL;
-    if (rc == LUA_OK)
-        return VM_DONE;
-    vm_keep_error(t, rc);
-    return VM_FAILED;
+    must(rc == LUA_OK);  // vm_enter() has caught everything
+    if (t->failed && t->vm->bytes > t->vm->bytes_max / 2)
+        lua_gc(t->vm->L, LUA_GCCOLLECT);
+    return t->failed ? VM_FAILED : VM_DONE;
 }
 
 /* Runs one hook. VM_WAITING: call.on_done() will tell. */
@@ -21237,6 +21695,8 @@ bind_identity_index(lua_State *L)
         return 1;
     lua_pop(L, 1);
     bind_push_identity_field(L, id, field);
+    if (lua_istable(L, -1))
+        return 1;  // a copy each time: other hooks must not see it changed
     lua_pushvalue(L, 2);
     lua_pushvalue(L, -2);
     lua_rawset(L, 3);
@@ -21694,7 +22154,7 @@ bind_take_verdict(lua_State *L, int at, struct mem_arena *a)
         v.bug = true;
         v.reason = str_of(mem_printf(
             a, "the hook returned %s, not true or false",
-            type == LUA_TNONE ? "nothing" : lua_typename(L, type)));
+            type == LUA_TNONE ? "nil" : lua_typename(L, type)));
         return v;
     }
     v.allowed = lua_toboolean(L, at);
@@ -21995,14 +22455,10 @@ bind_push_run(lua_State *L, const struct exec_result *r)
     lua_pushboolean(L, r->ok);
     lua_setfield(L, -2, "ok");
     bind_set_str(L, "why", str_of(r->why));
-    if (r->code >= 0 && !r->signal) {
-        lua_pushinteger(L, r->code);
-        lua_setfield(L, -2, "code");
-    }
-    if (r->signal) {
-        lua_pushinteger(L, r->signal);
-        lua_setfield(L, -2, "signal");
-    }
+    lua_pushinteger(L, r->code);
+    lua_setfield(L, -2, "code");
+    lua_pushinteger(L, r->signal);
+    lua_setfield(L, -2, "signal");
     bind_set_str(L, "stdout", r->out);
     bind_set_str(L, "stderr", r->err);
     lua_pushboolean(L, r->timed_out);
@@ -22033,13 +22489,33 @@ bind_push_run_result(lua_State *L, void *data)
     return 1;
 }
 
+/* Who the records name. */
+static struct str
+bind_who(const struct bind_request *r)
+{
+    const struct pki_identity *id = r ? r->req->from->identity : NULL;
+
+    return !id ? S("") : id->spiffe.n ? id->spiffe : id->dn;
+}
+
+/* The broker never hears of it, so the record of the attempt is ours. */
 static int
-bind_run_refused(lua_State *L, const char *why)
+bind_run_refused(lua_State *L, const struct cfg_command *c,
+                 const struct bind_request *from, const char *why)
 {
     struct exec_result r = {.why = why, .code = -1, .refused = true,
                             .out = S(""), .err = S("")};
+    struct log_line l;
 
     met_inc(MET_EXEC_REFUSED);
+    if (log_begin(&l, LOG_WARN, "exec")) {
+        log_str(&l, "phase", S("refused"));
+        log_str(&l, "request", (struct str){from->req->id, REQ_ID});
+        log_str(&l, "command", c->name);
+        log_str(&l, "identity", bind_who(from));
+        log_str(&l, "why", str_of(why));
+        log_end(&l);
+    }
     bind_push_run(L, &r);
     return 1;
 }
@@ -22096,7 +22572,7 @@ bind_take_slots(lua_State *L, const struct bind_command *c, int at,
                 struct mem_arena *a, struct str *slots)
 {
     size_t given = 0, known = 0;
-    struct schema_why why;
+    struct err e;
 
     for (lua_pushnil(L); lua_next(L, at); lua_pop(L, 1))
         given++;
@@ -22109,24 +22585,15 @@ bind_take_slots(lua_State *L, const struct bind_command *c, int at,
                               STR_FMT(s->name));
         known++;
         slots[i] = bind_slot_text(L, lua_gettop(L), a, s->name.p);
-        if (!schema_text(c->slots[i], a, &slots[i], 1, &why))
-            return mem_printf(a, "refused: slot %.*s: %s", STR_FMT(s->name),
-                              why.msg);
+        if (!exec_slot_check(s, exec_slot_whole(c->cfg, (unsigned)i),
+                             c->slots[i], a, slots[i], &e))
+            return mem_printf(a, "refused: %s", e.msg);
         lua_pop(L, 1);
     }
     if (given != known)
         luaL_error(L, "command %s: a value for something that is not a slot",
                    c->cfg->name.p);
     return NULL;
-}
-
-/* Who the audit record names. */
-static struct str
-bind_who(const struct bind_request *r)
-{
-    const struct pki_identity *id = r ? r->req->from->identity : NULL;
-
-    return !id ? S("") : id->spiffe.n ? id->spiffe : id->dn;
 }
 
 /* core.exec(command, slots [, { stdin = ... }]) -> result table */
@@ -22155,7 +22622,7 @@ bind_core_exec(lua_State *L)
     slots = mem_alloc(a, (c->cfg->slots_n + 1) * sizeof *slots);
     why = bind_take_slots(L, c, 2, a, slots);
     if (why)
-        return bind_run_refused(L, why);
+        return bind_run_refused(L, c->cfg, r, why);
     if (env->stubs)
         return env->stubs->exec(L, c->cfg, 2, 3);
     run = mem_alloc(a, sizeof *run);
@@ -22167,8 +22634,9 @@ bind_core_exec(lua_State *L)
                                           bind_who(r), slots, text,
                                           bind_run_done, run, &e);
     if (!run->ticket)
-        return bind_run_refused(L, env->exec ? mem_dup(a, e.msg, strlen(e.msg))
-                                             : "no broker");
+        return bind_run_refused(
+            L, c->cfg, r,
+            env->exec ? mem_dup(a, e.msg, strlen(e.msg)) : "no broker");
     *own = NULL;  // from here on it is bind_run_done()'s or the cancel's
     return vm_await(L, t, bind_run_cancel, run);
 }
@@ -22763,6 +23231,8 @@ serve_refuse(struct serve *s, const struct bind_answer *a, struct str reason)
 {
     s->reason = reason;
     s->ended_at = s->stage;
+    if (s->stage == SERVE_SYNTAX)
+        s->req->close = true;  // nothing that follows can be trusted
     met_inc(serve_denied_metric(s->stage));
     serve_log_decision(s, a->status);
     serve_answer(s, a);
@@ -23001,6 +23471,7 @@ serve_new(struct serve_set *set, struct req *r)
     r->up = s;
     serve_request_id(set, r->id);
     met_add(MET_REQUESTS_OPEN, 1);
+    met_inc(MET_REQUESTS);
     return s;
 }
 
@@ -23104,8 +23575,10 @@ serve_input_bad(struct serve *s, const char *where, struct str name,
     struct err e;
 
     s->name = str_c(s->req->arena, name);
-    err_set(&e, ERR_SCHEMA, "%s %s%s%s: %s", where, s->name,
-            why->path[0] ? " at " : "", why->path, why->msg);
+    err_set(&e, ERR_SCHEMA, "%s %s%s%s: %s%s%s%s", where, s->name,
+            why->path[0] ? " at " : "", why->path, why->msg,
+            why->keyword[0] ? " (" : "", why->keyword,
+            why->keyword[0] ? ")" : "");
     serve_refuse_err(s, where, &e);
     return false;
 }
@@ -23327,8 +23800,8 @@ serve_check_json(struct serve *s)
     }
     if (schema_check(s->route->body, s->view.json, &why))
         return true;
-    err_set(&e, ERR_SCHEMA, "json%s%s: %s", why.path[0] ? " at " : "",
-            why.path, why.msg);
+    err_set(&e, ERR_SCHEMA, "json%s%s: %s (%s)", why.path[0] ? " at " : "",
+            why.path, why.msg, why.keyword);
     s->name = mem_dup(s->req->arena, why.path, strlen(why.path));
     serve_refuse_err(s, "json", &e);
     return false;
@@ -24337,7 +24810,7 @@ work_drain(struct work *w)
         return;
     w->env.draining = true;
     for (size_t i = 0; i < w->listeners_n; i++)
-        uv_close(&w->listeners[i].h.handle, NULL);
+        conn_listen_stop(&w->listeners[i]);
     conn_stop_all(&w->conns);
     work_maybe_leave(w);
 }
@@ -24472,6 +24945,7 @@ work_open(struct work *w, struct err *e)
     if (!work_listen(w, e))
         return false;
     boot_forget_keys(b);
+    boot_settle();
     return msg_chan_init(&w->chan, &w->loop, WORK_CHANNEL, &work_msg_ops, w,
                          e) &&
            msg_send(&w->chan, MSG_READY, S(""), e);
@@ -24566,6 +25040,7 @@ enum {
     SUP_CHILD_MAGIC = 0x53555043,
     SUP_STEP_MS = 10000,    // for each step of a load
     SUP_SILENT_MS = 10000,  // a worker that says nothing is stuck
+    SUP_SWEEP_MS = 2000,    // for what programs left behind, at the end
     SUP_BACK_MIN_MS = 100,
     SUP_BACK_MAX_MS = 10000,
     SUP_ALIVE_MS = 10000,      // who lived that long begins at MIN again
@@ -24858,7 +25333,7 @@ sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
     return true;
 }
 
-/* ---- users ----------------------------------------------------------------- */
+/* ---- users --------------------------------------------------------------- */
 
 /* A number that can be an id; the highest means "none" to the kernel. */
 static bool
@@ -24938,7 +25413,7 @@ sup_user(struct mem_arena *a, const struct cfg_process *p, struct boot *b,
     return true;
 }
 
-/* ---- sockets --------------------------------------------------------------- */
+/* ---- sockets ------------------------------------------------------------- */
 
 /* A socket file that nobody answers on was left by a process that died. */
 static bool
@@ -25124,7 +25599,7 @@ sup_sockets_trim(struct sup *s)
     }
 }
 
-/* ---- metrics slabs --------------------------------------------------------- */
+/* ---- metrics slabs ------------------------------------------------------- */
 
 static int
 sup_slab_new(const char *name, size_t bytes, struct err *e)
@@ -25209,7 +25684,7 @@ sup_route_slab(struct sup *s, const struct cfg *c, struct sup_gen *g,
     return g->route_met_fd >= 0;
 }
 
-/* ---- generations ----------------------------------------------------------- */
+/* ---- generations --------------------------------------------------------- */
 
 static void
 sup_close(int fd)
@@ -25392,7 +25867,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     return sup_gen_bundles(g, &c, b, e);
 }
 
-/* ---- children -------------------------------------------------------------- */
+/* ---- children ------------------------------------------------------------ */
 
 /* Sanitizers are told what to do through the environment; the product's
  * children get none. */
@@ -25761,7 +26236,7 @@ sup_release_broker(struct sup *s, struct sup_gen *g)
         sup_kill(g->broker);
 }
 
-/* ---- what a load does, step by step ---------------------------------------- */
+/* ---- what a load does, step by step -------------------------------------- */
 
 static void
 sup_enter(struct sup *s, enum sup_state state, uint64_t ms)
@@ -25985,7 +26460,7 @@ sup_step_late(struct sup *s)
     sup_do(s, SUP_EV_FAILED);
 }
 
-/* ---- the broker died ------------------------------------------------------- */
+/* ---- the broker died ----------------------------------------------------- */
 
 /* A worker's channel to its broker cannot be replaced while requests wait on
  * it, so the whole generation is: new broker, new workers, and the old workers
@@ -26026,7 +26501,7 @@ sup_settle(struct sup *s)
     boot_settle();  // idle, perhaps for months
 }
 
-/* ---- stopping -------------------------------------------------------------- */
+/* ---- stopping ------------------------------------------------------------ */
 
 static void
 sup_drain(struct sup *s)
@@ -26044,7 +26519,8 @@ sup_drain(struct sup *s)
         sup_tell_drain(s, s->current);
     if (s->current)
         sup_release_broker(s, s->current);
-    sup_enter(s, SUP_DRAINING, ms + 1);
+    sup_enter(s, s->current ? SUP_DRAINING : SUP_STOPPING,
+              s->current ? ms + 1 : 0);
     // the workers have their own copies: they finish the queue, then close
     for (struct sup_socket *k = s->sockets; k; k = k->next) {
         sup_close(k->fd);
@@ -26083,7 +26559,7 @@ sup_again(struct sup *s)
     s->reload_again = true;
 }
 
-/* ---- the table ------------------------------------------------------------- */
+/* ---- the table ----------------------------------------------------------- */
 
 /* What is not here is ignored: a hang-up while draining, a late verdict. */
 static void (*const sup_table[SUP_STATES][SUP_EVENTS])(struct sup *) = {
@@ -26137,7 +26613,7 @@ sup_do(struct sup *s, enum sup_event event)
         act(s);
 }
 
-/* ---- children that end ----------------------------------------------------- */
+/* ---- children that end --------------------------------------------------- */
 
 static void
 sup_status_text(int status, char *out, size_t n)
@@ -26266,7 +26742,7 @@ sup_reap(struct sup *s)
     sup_arm(s);
 }
 
-/* ---- time ------------------------------------------------------------------ */
+/* ---- time ---------------------------------------------------------------- */
 
 static void
 sup_earlier(uint64_t *at, uint64_t t)
@@ -26389,11 +26865,11 @@ sup_on_signal(uv_signal_t *h, int signum)
         sup_do(s, SUP_EV_TERM);
 }
 
-/* ---- start and end --------------------------------------------------------- */
+/* ---- start and end ------------------------------------------------------- */
 
 /* A log nobody reads must not stop us: stderr becomes non-blocking. Opened
  * anew, because the flag belongs to the open file, which we share with whoever
- * started us. Where it cannot be opened (a socket, another user's), it stays. */
+ * started us. Where it cannot be (a socket, another user's), it stays. */
 static void
 sup_reopen_log(void)
 {
@@ -26444,6 +26920,7 @@ sup_fini(struct sup *s)
     sup_gen_free(g);
     sup_close(s->met_fd);
     sup_close(s->null_fd);
+    jail_sweep(s->children_fd, SUP_SWEEP_MS);
     sup_close(s->children_fd);
     free(s->slots);
     uv_close((uv_handle_t *)&s->timer, NULL);
@@ -26475,7 +26952,7 @@ sup_main(const char *policy)
     return code;
 }
 
-/* ---- what the throw-away processes do -------------------------------------- */
+/* ---- what the throw-away processes do ------------------------------------ */
 
 /* Everything about a configuration that takes more than reading it: schemas,
  * certificates, programs. */
@@ -26490,7 +26967,7 @@ sup_verify(const struct cfg *c, const struct boot *b, struct err *e)
                 e, "%.*s: listener %.*s: ", STR_FMT(c->listeners[i].at),
                 STR_FMT(c->listeners[i].name));
     for (size_t i = 0; i < c->commands_n; i++)
-        if (!exec_program_check_as(&c->commands[i], b->uid, e))
+        if (!exec_program_check(&c->commands[i], b->uid, e))
             return false;
     return true;
 }
@@ -27345,7 +27822,7 @@ cli_fail(const char *fmt, ...)
     return 1;
 }
 
-/* ---- run ------------------------------------------------------------------- */
+/* ---- run ----------------------------------------------------------------- */
 
 static int
 cli_run(const struct cli *c)
@@ -27353,7 +27830,7 @@ cli_run(const struct cli *c)
     return sup_main(c->policy);
 }
 
-/* ---- check ----------------------------------------------------------------- */
+/* ---- check --------------------------------------------------------------- */
 
 /* Evaluates the policy in this process and checks what `run` would check,
  * except that nothing is bound. */
@@ -27399,7 +27876,7 @@ cli_check(const struct cli *cli)
     return ok ? 0 : 1;
 }
 
-/* ---- exec ------------------------------------------------------------------ */
+/* ---- exec ---------------------------------------------------------------- */
 
 /* One run through a real broker, as a worker would do it. */
 struct cli_exec {
@@ -27551,7 +28028,7 @@ cli_exec_start(struct cli_exec *x, const struct cli *cli, struct boot *b,
     int fd;
 
     if (!sup_user(x->a, &x->cfg.process, b, e) ||
-        !exec_program_check_as(x->command, b->uid, e) ||
+        !exec_program_check(x->command, b->uid, e) ||
         !cli_exec_stdin(x, cli, &in, e))
         return false;
     fd = cli_exec_broker(x, b, e);
@@ -27593,7 +28070,7 @@ cli_exec(const struct cli *cli)
     return ok ? x.code : e.kind == ERR_SYNTAX ? 2 : 1;
 }
 
-/* ---- version --------------------------------------------------------------- */
+/* ---- version ------------------------------------------------------------- */
 
 struct cli_fact {
     const char *name, *value;
@@ -27654,7 +28131,7 @@ cli_version(const struct cli *cli)
     return 0;
 }
 
-/* ---- the table ------------------------------------------------------------- */
+/* ---- the table ----------------------------------------------------------- */
 
 static const struct cli_command cli_commands[] = {
     {"run", "[POLICY]",
@@ -27812,7 +28289,7 @@ cli_command_run(const struct cli_command *c, int argc, char **argv)
     return c->run(&cli);
 }
 
-/* ---- the roles ------------------------------------------------------------- */
+/* ---- the roles ----------------------------------------------------------- */
 
 /* A throw-away process writes its answer, or what is wrong, on descriptor 1,
  * which is a memory file. */

@@ -200,8 +200,8 @@ class Connection:
             data, self.buffer = self.buffer[:left], self.buffer[left:]
             request.took(data)
             left -= len(data)
-            if self.server.read_pause:
-                time.sleep(self.server.read_pause)
+            while self.server.hold and not self.server.stopping.is_set():
+                time.sleep(0.01)
 
     def read_line(self):
         while b"\r\n" not in self.buffer:
@@ -294,6 +294,10 @@ class Connection:
 
     def do_early(self, request, _words):
         self.reply(request, 409, [("Connection", "close")])
+        self.sock.shutdown(socket.SHUT_WR)  # and linger: a reset would
+        self.sock.settimeout(5)             # take the answer away
+        while self.sock.recv(262144):
+            pass
         self.close = True
 
     def do_die(self, _request, words):
@@ -352,7 +356,7 @@ class Upstream:
         self.requests, self.open = [], set()
         self.connections = self.sent = 0
         self.on_request = on_request
-        self.read_pause = 0
+        self.hold = False  # while true, bodies are not read
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         if unix:

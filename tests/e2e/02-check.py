@@ -219,7 +219,7 @@ def test_certificate_files_are_tried():
         done = files_check(**files)
         said = done.out + done.err
         equal(done.returncode, 1, "exit with %r: %s" % (files, said[-300:]))
-        assert "policy.lua:3" in said, "%r: no line in: %s" % (files, said)
+        assert "policy.lua:4" in said, "%r: no line in: %s" % (files, said)
         name = list(files.values())[0]
         if name.startswith("/no"):
             assert name in said, "%r is not named in: %s" % (name, said)

@@ -52,12 +52,6 @@ def test_proxied_to_nginx(g):
     assert "/hello.txt" in g.nginx.targets(), g.nginx.log()
 
 
-def test_the_answer_says_nothing_of_the_upstream(g):
-    r = g.get("/files/not-there.txt")
-    equal(r.status, 404)
-    assert "nginx" not in (r.get("server") or ""), r
-
-
 def test_curl(g):
     equal(g.curl(g.url("/ok")).out, "fine\n")
     equal(g.curl(g.url("/files/hello.txt")).out, "hello from nginx\n")

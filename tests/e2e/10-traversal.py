@@ -68,15 +68,15 @@ a\tb
 
 # What a second decoding would turn into traversal arrives as it was meant.
 LITERAL = {
-    "%252e%252e/secret": "/pub/%252e%252e/secret",
-    "..%252fsecret": "/pub/..%252fsecret",
-    "a%2525": "/pub/a%2525",
-    "...": "/pub/...",
-    "..a": "/pub/..a",
-    "a..": "/pub/a..",
-    "%61%62c": "/pub/abc",
-    "%C3%A4": "/pub/%C3%A4",
-    "a%20b": "/pub/a%20b",
+    "%252e%252e/secret": "%252e%252e/secret",
+    "..%252fsecret": "..%252fsecret",
+    "a%2525": "a%2525",
+    "...": "...",
+    "..a": "..a",
+    "a..": "a..",
+    "%61%62c": "abc",
+    "%C3%A4": "%C3%A4",
+    "a%20b": "a%20b",
 }
 
 
@@ -183,6 +183,6 @@ def test_a_curl_that_does_not_tidy_up(g):
 
 def test_what_looks_like_traversal_and_is_none(g):
     for tail, target in LITERAL.items():
-        equal(g.one("/files/" + tail), 200, tail)
+        equal(g.one("/as-is/" + tail), 200, tail)
         got = g.reached()
-        equal([t.lower() for t in got], [target.lower()], tail)
+        equal([t.lower() for t in got], ["/as-is/" + target.lower()], tail)

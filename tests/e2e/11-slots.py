@@ -25,8 +25,8 @@ local function runs(command)
     return gateway.text(run.stdout)
   end
 end
-for name, command in pairs { strict = strict, loose = loose } do
-  gateway.post("/" .. name, { authorize = id.anyone,
+for _, command in ipairs { strict, loose } do
+  gateway.post("/" .. command.name, { authorize = id.anyone,
     validate = { json = { type = "object", required = { "v" },
                           properties = { v = true } } },
     handle = runs(command) })
@@ -51,7 +51,7 @@ EVIL = [
     "\u2013x", "\uff0dx", "\u0430", "A", "a" * 33, "../a", "/etc/passwd",
     "a\u0000", "\u007f", "a=b", "%00", "%0a", "\U0001f600",
 ]
-NOT_TEXT = [1, 1.5, True, None, [], ["a"], {}, {"a": "b"}, [["-x"]]]
+NOT_TEXT = [-1, None, [], ["a"], {}, {"a": "b"}, [["-x"]]]
 
 
 class Witnessed(Gateway):
@@ -144,7 +144,7 @@ def test_why_is_in_the_audit_record(g):
     r = g.post_json("/strict", {"v": ";id"})
     equal(r.status, 502, r.text)
     assert ";id" not in r.text, "the value went back to the client"
-    g.wait_line("v", "slot", since=mark)
+    g.wait_line("slot v", "pattern", since=mark)
 
 
 def test_a_handler_cannot_smuggle_a_slot():
@@ -158,7 +158,7 @@ local function try(slots)
     return gateway.json { ok = ok and type(run) == "table" and run.ok } end
 end
 for n, slots in ipairs { { v = "a" }, { v = "a", w = "b", x = "c" },
-    { v = "a", w = { "b" } }, { "a", "b" }, { v = "a", w = true },
+    { v = "a", w = { "b" } }, { "a", "b" }, { v = "a", w = -1 },
     { v = "a", w = "b\\0c" }, "ab", { v = "a", w = function() end } } do
   gateway.get("/try" .. n, { authorize = id.anyone, handle = try(slots) })
 end

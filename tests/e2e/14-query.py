@@ -91,17 +91,17 @@ def test_schemas_of_a_query(g):
         "/q", "/q?", "/q?n=", "/q?n=0", "/q?n=101", "/q?n=abc", "/q?n=05",
         "/q?n=%2B5", "/q?n=5.0", "/q?n=5e1", "/q?n=0x5", "/q?n=%205",
         "/q?n=5%20", "/q?n=5&n=6", "/q?n=5&n=5", "/q?n=5&word=",
-        "/q?n=5&word=A", "/q?n=5&word=abc%0a", "/q?n=5&word=a&word=b",
+        "/q?n=5&word=A", "/q?n=5&word=a&word=b",
         "/q?n=5&maybe=yes", "/q?n=5&maybe=1", "/q?n=5&maybe=TRUE",
         "/q?n=5&list=10", "/q?n=5&list=1&list=2&list=3&list=4",
         "/q?n=5&list=1,2", "/q?n=5&f=NaN", "/q?n=5&f=1.5", "/q?n=5&f=.5",
-        "/q?n=99999999999999999999", "/q?n=5&x=1", "/q?n=5&N=5", "/q?n=5&=1",
-        "/q?n=5&n[]=1", "/q?N=5", "/none?x=1", "/none?x", "/p/1/a?x=1")])
+        "/q?n=99999999999999999999", "/q?n=5&x=1", "/q?n=5&N=5", "/q?N=5", "/none?x=1", "/none?x", "/p/1/a?x=1")])
 
 
 def test_syntax_of_a_query(g):
     table(g, [(q, 400) for q in (
-        "/q?n=%", "/q?n=%5", "/q?n=%zz", "/q?n=5&word=%00", "/q?n=5&word=%ff",
+        "/q?n=%", "/q?n=%5", "/q?n=%zz", "/q?n=5&word=abc%0a", "/q?n=5&=1",
+        "/q?n=5&n[]=1", "/q?n=5&word=%00", "/q?n=5&word=%ff",
         "/q?n=5&word=%c0%80", "/q?n=5&word=%ed%a0%80",
         "/none?" + "&".join("a%d=1" % n for n in range(101)))])
 
@@ -111,7 +111,7 @@ def test_an_empty_query_is_none(g):
 
 
 def test_a_semicolon_is_no_separator(g):
-    table(g, [("/q?n=5;word=abc", 422)])
+    table(g, [("/q?n=5;word=abc", 400)])
 
 
 def test_typed_captures(g):
@@ -171,9 +171,9 @@ def test_the_answer_does_not_say_what_failed(g):
     mark = g.mark()
     r = g.get("/q?n=101&word=secret")
     equal(r.status, 422)
-    for word in ("101", "secret", "maximum"):
+    for word in ("101", "secret", "at most"):
         assert word not in r.text.replace(r.json().get("instance", "-"), ""), r
-    g.wait_line("decision", "maximum", since=mark)
+    g.wait_line("decision", "at most 100", since=mark)
 
 
 def test_explain_tells_the_client():

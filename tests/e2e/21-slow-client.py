@@ -67,7 +67,7 @@ def test_down_is_held_back(g):
 
 def test_up_is_held_back(g):
     """An upstream that does not read holds the client back."""
-    g.up.read_pause = 0.5
+    g.up.hold = True
     try:
         with g.connect() as c:
             c.sock.settimeout(1 * SLOW)
@@ -81,7 +81,7 @@ def test_up_is_held_back(g):
             assert sent < 64 << 20, "%d bytes were taken" % sent
             equal(g.get("/ok").status, 200, "another client")
     finally:
-        g.up.read_pause = 0
+        g.up.hold = False
 
 
 test_up_is_held_back.timeout = 40

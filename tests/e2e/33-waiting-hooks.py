@@ -28,7 +28,8 @@ gateway.get("/fetch/{what...}", { authorize = id.anyone,
     local got, why, code = gateway.fetch(app, {
       path = "/internal/" .. request.path.what, timeout = 1, max = 100000 })
     if not got then return gateway.problem(502, "fetch: " .. tostring(why)) end
-    return gateway.json { status = got.status, body = got.body,
+    return gateway.json { status = got.status, bytes = #got.body,
+      body = utf8.len(got.body) and got.body,
       type = got.headers["content-type"] } end })
 gateway.get("/post", { authorize = id.anyone, handle = function()
   local got = gateway.fetch(app, { method = "POST", path = "/internal/x",
@@ -156,7 +157,8 @@ def test_fetch_under_load(g):
         with g.connect() as c:
             for n in range(20):
                 r = c.get("/fetch/x%d" % n)
-                if r.status != 200 or "/internal/x%d\"" % n not in r.text:
+                if r.status != 200 or "/internal/x%d\"" % n not in (
+                        r.json()["body"]):
                     wrong.append(r)
     threads = [threading.Thread(target=one) for _ in range(8)]
     for t in threads:

@@ -1,8 +1,9 @@
 """File slots: only a regular file beneath the folder, by descriptor."""
 
 import os
+import threading
 
-from gw import Gateway, equal, tmpdir, witness, write
+from gw import Gateway, build, equal, tmpdir, witness, write
 
 POLICY = """
 local anything = "^(?s:.*)$"
@@ -106,7 +107,6 @@ def test_a_name_is_never_passed(g):
 
 def test_a_file_exchanged_for_a_link(g):
     """Many tries at the race: never the secret."""
-    import threading
     stop = threading.Event()
     path = g.logs + "/race.log"
 
@@ -132,5 +132,4 @@ def test_a_file_exchanged_for_a_link(g):
 
 
 def build_post(path, body):
-    from gw import build
     return build("POST", path, [("Content-Type", "application/json")], body)

@@ -41,10 +41,9 @@ def test_shells_and_their_like():
     for name in ("sh", "bash", "dash", "env", "xargs", "find", "perl",
                  "python3", "awk", "mawk", "gawk", "sed", "su", "ssh", "nice",
                  "nohup", "timeout", "setsid", "stdbuf", "flock", "unshare",
-                 "nsenter", "chroot", "script", "busybox", "vi", "git", "make",
-                 "tar", "gdb", "strace", "watch", "ld.so", "sudo", "setpriv"):
+                 "nsenter", "chroot", "script", "busybox", "vi", "make", "gdb", "strace", "watch", "sudo", "setpriv"):
         path = shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin")
-        if not path or name == "tar":
+        if not path:
             continue
         wrong += refused(path)
     assert not wrong, "\n".join(wrong)
@@ -74,7 +73,6 @@ def test_files_that_are_not_what_they_should_be():
     wrong += refused("/usr/bin")
     wrong += refused("/dev/null")
     wrong += refused("bin/true", ("absolute",))
-    wrong += refused("/usr/bin/../bin/true") if False else []
     folder = trusted_folder()
     if folder:
         try:
@@ -121,7 +119,9 @@ def test_a_program_below_a_folder_of_everybody():
     if done.returncode:
         wrong.append("pinned, and refused: " + done.out + done.err)
     wrong += refused(path, ("sha256",), 'sha256 = "%s"' % ("0" * 64))
-    wrong += refused(path, ("sha256",), 'sha256 = "short"')
+    done = check(path, 'sha256 = "short"')
+    if done.returncode != 1 or "sha256" not in done.err + done.out:
+        wrong.append("a short hash: " + done.out + done.err)
     assert not wrong, "\n".join(wrong)
 
 

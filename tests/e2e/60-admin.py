@@ -47,8 +47,7 @@ def test_metrics_are_prometheus_text(g):
             assert name not in typed, "two TYPE lines of " + name
             typed.add(name)
         elif line and not line.startswith("#"):
-            m = re.fullmatch(r'([a-zA-Z_:][\w:]*)(\{[^{}]*\})? -?[\d.e+]+',
-                             line)
+            m = re.fullmatch(r'([a-zA-Z_:][\w:]*)(\{.*\})? -?[\d.e+-]+', line)
             assert m, "not a sample: " + line
             base = re.sub(r"_(bucket|sum|count)$", "", m.group(1))
             assert base in typed or m.group(1) in typed, "no TYPE: " + line
@@ -58,17 +57,20 @@ def test_counts_of_all_workers(g):
     before = g.metric("gateway_requests_total")
     for _ in range(20):
         equal(g.get("/ok").status, 200)
-    until(lambda: g.metric("gateway_requests_total") == before + 20,
+    until(lambda: g.metric("gateway_requests_total") >= before + 20,
           "twenty requests are counted")
     before = g.metric("gateway_denials_total", stage="authorize")
     equal(g.get("/ok", who="guest").status, 403)
     until(lambda: g.metric("gateway_denials_total", stage="authorize")
           == before + 1, "the denial is counted")
     assert g.metric("gateway_tls_handshakes_total", result="ok") >= 21
-    assert g.metric("gateway_connections") == 0
+    assert g.metric("gateway_connections") <= 1
+    before = g.metric("http_server_request_duration_seconds_count",
+                      route="GET /item/{n}")
+    equal(g.get("/item/3").status, 200)
     until(lambda: g.metric("http_server_request_duration_seconds_count",
-                           route="/item/{n}") >= 0
-          if g.get("/item/3").status == 200 else False, "the route has a row")
+                           route="GET /item/{n}") == before + 1,
+          "the route is counted")
 
 
 def test_labels_are_patterns_not_paths(g):
