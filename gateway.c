@@ -388,7 +388,7 @@ mem_buf_room(struct mem_buf *b, size_t n)
 {
     if (b->cap - b->n >= n)
         return b->p + b->n;
-    if (b->off && (b->off >= b->n || b->off >= n)) {
+    if (b->off >= n && b->off >= (b->n - b->off) / 2) {
         memmove(b->p, b->p + b->off, b->n - b->off);
         b->n -= b->off;
         b->off = 0;
@@ -723,20 +723,26 @@ static struct log_sink {
 
 struct log_line {
     enum log_level level;
-    bool open;  // a field came before: write a comma first
+    bool open;      // a field came before: write a comma first
+    bool cut;       // a field was left out
+    unsigned skip;  // nested objects that were
     size_t n;
     char p[LOG_LINE];
 };
 
-/* Writes what is buffered; keeps what the reader does not take. */
+/* Writes what is buffered; keeps what the reader does not take. Whole lines go
+ * into one write: other processes write to the same pipe. */
 static void
 log_flush(void)
 {
     ssize_t n;
 
     while (log_out.n) {
+        size_t step = log_out.n < LOG_LINE ? log_out.n : LOG_LINE;
+        const char *end = memrchr(log_out.buf, '\n', step);
+
         n = write(log_out.fd, log_out.buf,
-                  log_out.n < LOG_LINE ? log_out.n : LOG_LINE);
+                  end ? (size_t)(end - log_out.buf) + 1 : step);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
@@ -782,21 +788,31 @@ log_escape(struct log_line *l, struct str s)
     }
 }
 
-static void
+/* False: no room for this field, which is left out; the line stays JSON, and
+ * ends in "cut":true. */
+static bool
 log_key(struct log_line *l, const char *key)
 {
+    size_t need = strlen(key) + 32;  // the punctuation, a number, or "..."
+
+    if (l->skip || l->n + need > LOG_LINE - LOG_TAIL) {
+        l->cut = true;
+        return false;
+    }
     log_raw(l, ",\"", l->open ? 2 : 0);
     if (!l->open)
         log_raw(l, "\"", 1);
     l->open = true;
     log_raw(l, key, strlen(key));
     log_raw(l, "\":", 2);
+    return true;
 }
 
 static void
 log_str(struct log_line *l, const char *key, struct str s)
 {
-    log_key(l, key);
+    if (!log_key(l, key))
+        return;
     log_raw(l, "\"", 1);
     log_escape(l, s);
     log_raw(l, "\"", 1);
@@ -807,22 +823,25 @@ log_int(struct log_line *l, const char *key, int64_t v)
 {
     char t[24];
 
-    log_key(l, key);
-    log_raw(l, t, (size_t)snprintf(t, sizeof t, "%" PRId64, v));
+    if (log_key(l, key))
+        log_raw(l, t, (size_t)snprintf(t, sizeof t, "%" PRId64, v));
 }
 
 static void
 log_bool(struct log_line *l, const char *key, bool v)
 {
-    log_key(l, key);
-    log_raw(l, v ? "true" : "false", v ? 4 : 5);
+    if (log_key(l, key))
+        log_raw(l, v ? "true" : "false", v ? 4 : 5);
 }
 
 /* Opens a nested object ("slots":{) that log_close() ends. */
 static void
 log_object(struct log_line *l, const char *key)
 {
-    log_key(l, key);
+    if (!log_key(l, key)) {
+        l->skip++;
+        return;
+    }
     log_raw(l, "{", 1);
     l->open = false;
 }
@@ -830,7 +849,12 @@ log_object(struct log_line *l, const char *key)
 static void
 log_close(struct log_line *l)
 {
-    log_raw(l, "}", 1);
+    if (l->skip) {
+        l->skip--;
+        return;
+    }
+    must(l->n < LOG_LINE - 13);  // LOG_TAIL has room for three of them
+    l->p[l->n++] = '}';
     l->open = true;
 }
 
@@ -870,7 +894,8 @@ static bool
 log_begin(struct log_line *l, enum log_level level, const char *event)
 {
     l->level = level;
-    l->open = false;
+    l->open = l->cut = false;
+    l->skip = 0;
     l->n = 0;
     if (level < log_out.level)
         return false;
@@ -886,6 +911,10 @@ log_end(struct log_line *l)
 {
     if (l->level < log_out.level)
         return;
+    if (l->cut) {
+        memcpy(l->p + l->n, ",\"cut\":true", 11);
+        l->n += 11;
+    }
     memcpy(l->p + l->n, "}\n", 2);
     l->n += 2;
     if (log_out.n + l->n > sizeof log_out.buf)
@@ -908,6 +937,7 @@ log_sync(struct log_line *l)
     struct pollfd p = {.fd = log_out.fd, .events = POLLOUT};
 
     l->level = LOG_FATAL;  // an exec record has no level to be filtered by
+    log_flush();
     if (log_out.n + l->n + 2 > sizeof log_out.buf)
         return false;
     log_end(l);
@@ -12278,6 +12308,7 @@ enum {
     H1_AHEAD = 64 << 10,   // unparsed bytes we hold for a busy client
     H1_GAP_MAX = 4096,     // chunk lines, extensions, trailers between data
     H1_DIRECT = 8 << 10,   // body pieces from here on are not copied
+    H1_LINE_MORE = 32,     // method and version beside a target
     H1_GRACE_MS = 2000,    // for one more request while we drain
 };
 
@@ -12666,6 +12697,20 @@ h1_write_field(struct mem_buf *b, struct str name, struct str value)
     b->n += name.n + value.n + 4;
 }
 
+static void
+h1_write_status(struct mem_buf *b, int status)
+{
+    struct str reason = str_of(h1_reason(status));
+    char line[] = "HTTP/1.1 200 ";
+
+    line[9] = (char)('0' + status / 100);
+    line[10] = (char)('0' + status / 10 % 10);
+    line[11] = (char)('0' + status % 10);
+    mem_buf_add(b, line, 13);
+    mem_buf_add(b, reason.p, reason.n);
+    mem_buf_add(b, "\r\n", 2);
+}
+
 /* "name: number": the framing field of a message with a known length. */
 static void
 h1_write_length(struct mem_buf *b, uint64_t n)
@@ -12783,7 +12828,8 @@ h1_rearm(struct h1 *h)
     if (!h->req)
         ms = h->scan.lines || mem_buf_len(&h->in) || !h->served
                  ? h->limits->head_ms
-                 : h->limits->idle_ms;
+             : h->last ? H1_GRACE_MS
+                       : h->limits->idle_ms;
     else if (h->reading && !h->end_told)
         ms = h->limits->body_ms;
     else
@@ -12804,7 +12850,7 @@ h1_wire_head(struct req *r)
     h->out_chunked = r->out_length < 0 && !r->http10;
     if (r->out_length < 0 && r->http10)
         r->close = true;
-    mem_buf_printf(b, "HTTP/1.1 %d %s\r\n", r->status, h1_reason(r->status));
+    h1_write_status(b, r->status);
     for (unsigned i = 0; i < r->out.n; i++)
         h1_write_field(b, r->out.v[i].name, r->out.v[i].value);
     if (!hdr_get(&r->out, S("date")))
@@ -13024,10 +13070,6 @@ h1_request_check(struct h1 *h, struct req *r, struct err *e)
         return err_set(e, ERR_SYNTAX, "Transfer-Encoding in HTTP/1.0");
     if (hosts > 1 || (!hosts && !r->http10))
         return err_set(e, ERR_SYNTAX, "%s Host field", hosts ? "several" : "no");
-    if (hdr_count(&r->headers, S("content-type")) > 1 ||
-        hdr_count(&r->headers, S("authorization")) > 1)
-        return err_set(e, ERR_SYNTAX,
-                       "several Content-Type or Authorization fields");
     r->host = host ? *host : (struct str){"", 0};
     if (expect && !str_eqi(*expect, S("100-continue")))
         return err_set(e, ERR_EXPECT, "unknown expectation");
@@ -13088,7 +13130,8 @@ h1_read_head(struct h1 *h)
     struct err e;
     size_t len;
 
-    switch (h1_scan(&h->scan, in, l->uri_bytes, l->head_bytes, &len, &e)) {
+    switch (h1_scan(&h->scan, in, l->uri_bytes + H1_LINE_MORE, l->head_bytes,
+                    &len, &e)) {
     case H1_MORE:
         return false;
     case H1_DONE:
@@ -13101,8 +13144,7 @@ h1_read_head(struct h1 *h)
         if (h->scan.lines)
             err_set(&e, ERR_HEAD_LIMIT, "head over %u bytes", l->head_bytes);
         else
-            err_set(&e, ERR_URI_LIMIT, "request line over %u bytes",
-                    l->uri_bytes);
+            err_set(&e, ERR_URI_LIMIT, "target over %u bytes", l->uri_bytes);
         break;
     case H1_BAD:
         break;
@@ -13514,7 +13556,8 @@ h1_client_eof(struct h1_client *c, struct err *e)
  * Owner   embedded in a conn or an up_conn; after sock_close() that must stay
  *         until on_closed(), the only place to free it.
  * Up      struct sock_ops
- * Entry   sock_init  sock_read  sock_add  sock_flush  sock_deadline  sock_close
+ * Entry   sock_init  sock_read  sock_add  sock_send  sock_flush  sock_deadline
+ *         sock_close
  */
 enum {
     SOCK_READ = 64 << 10,   // one read
@@ -13676,6 +13719,7 @@ sock_read(struct sock *s, bool on)
 
 /* ---- writing ---- */
 
+static void sock_add(struct sock *, const void *, size_t);
 static void sock_flush(struct sock *);
 
 static struct mem_buf
@@ -13701,6 +13745,22 @@ sock_out(struct sock *s)
     if (!s->out.cap)
         s->out = sock_buf_get(s->pool);
     return &s->out;
+}
+
+/* Adds bytes that the socket may take at once, without a copy. */
+static void
+sock_send(struct sock *s, const char *p, size_t n)
+{
+    uv_buf_t b = uv_buf_init((char *)(uintptr_t)p, (unsigned)n);
+    int sent = 0;
+
+    if (!s->closing && !s->write && !mem_buf_len(&s->out))
+        sent = uv_try_write(&s->h.stream, &b, 1);
+    if (sent < 0)
+        sent = 0;  // sock_flush() will be told why
+    if ((size_t)sent < n)
+        sock_add(s, p + sent, n - (size_t)sent);
+    sock_flush(s);
 }
 
 static void
@@ -13743,8 +13803,12 @@ sock_flush(struct sock *s)
     uv_buf_t b;
     int n;
 
-    if (s->closing || s->write || !mem_buf_len(&s->out))
+    if (s->closing || s->write)
         return;
+    if (!mem_buf_len(&s->out)) {
+        sock_buf_put(s->pool, &s->out);
+        return;
+    }
     b = uv_buf_init(s->out.p + s->out.off, (unsigned)mem_buf_len(&s->out));
     n = uv_try_write(&s->h.stream, &b, 1);
     if (n > 0)
@@ -15016,10 +15080,9 @@ up_send(struct up_call *c, const char *p, size_t n)
         return false;
     }
     c->sent_stream = true;
-    sock_add(&c->conn->sock, p, n);
+    sock_send(&c->conn->sock, p, n);
     if (c->want.chunked)
-        sock_add(&c->conn->sock, "\r\n", 2);
-    sock_flush(&c->conn->sock);
+        sock_send(&c->conn->sock, "\r\n", 2);
     return sock_queued(&c->conn->sock) <= SOCK_HIGH;
 }
 
@@ -20948,6 +21011,7 @@ vm_load(struct vm *vm, struct mem_arena *arena, struct str *json, struct err *e)
 
     if (!vm_protect(vm, vm_load_policy, &l, e))
         return false;
+    lua_gc(vm->L, LUA_GCCOLLECT);  // what only the declarations needed
     *json = l.json;
     return true;
 }
@@ -21127,6 +21191,7 @@ vm_resume(struct vm_task *t, int nargs)
     vm->running = outer;
     if (rc == LUA_YIELD)
         return VM_WAITING;
+    t->waiting = false;
     t->cancel = NULL;
     must(rc == LUA_OK);  // vm_enter() has caught everything
     if (t->failed && t->vm->bytes > t->vm->bytes_max / 2)
@@ -21160,6 +21225,9 @@ vm_task_here(lua_State *L, const char *what)
         luaL_error(L, "%s: only inside a hook", what);
     if (t->L != L)
         luaL_error(L, "%s: cannot wait inside a coroutine of your own", what);
+    if (!lua_isyieldable(L))
+        luaL_error(L, "%s: cannot wait inside table.sort, string.gsub or the "
+                      "like", what);
     return t;
 }
 
@@ -22154,7 +22222,7 @@ bind_take_verdict(lua_State *L, int at, struct mem_arena *a)
         v.bug = true;
         v.reason = str_of(mem_printf(
             a, "the hook returned %s, not true or false",
-            type == LUA_TNONE ? "nil" : lua_typename(L, type)));
+            type == LUA_TNONE ? "nothing" : lua_typename(L, type)));
         return v;
     }
     v.allowed = lua_toboolean(L, at);
@@ -23016,7 +23084,7 @@ static const char *const serve_stage_names[] = {
     "check",  "handle", "respond",   "log",      "over",
 };
 
-enum { SERVE_MAGIC = 0x73727621 };
+enum { SERVE_MAGIC = 0x73727621, SERVE_LOG_TARGET = 1024 };
 
 /* A route with its schemas compiled; boot memory. */
 struct serve_route {
@@ -23099,6 +23167,7 @@ static void
 serve_log_head(struct log_line *l, const struct serve *s)
 {
     const struct req *r = s->req;
+    struct str target = r->target;
 
     log_str(l, "id", (struct str){r->id, REQ_ID});
     log_int(l, "conn", (int64_t)r->from->conn);
@@ -23106,7 +23175,9 @@ serve_log_head(struct log_line *l, const struct serve *s)
     log_str(l, "listener", r->from->listener_name);
     serve_log_who(l, r->from);
     log_str(l, "method", r->method);
-    log_str(l, "target", r->target);
+    if (target.n > SERVE_LOG_TARGET)  // so that what follows fits, too
+        target.n = SERVE_LOG_TARGET;
+    log_str(l, "target", target);
     if (s->route)
         log_str(l, "route", s->route->cfg->path);
 }
@@ -23251,11 +23322,24 @@ serve_refuse_err(struct serve *s, const char *where, const struct err *e)
                  why);
 }
 
+/* Lets go of upstream and waiting hook; the exchange goes another way. */
+static void
+serve_drop_work(struct serve *s)
+{
+    proxy_cancel(s->proxy);
+    s->proxy = NULL;
+    if (s->task && s->task->waiting) {
+        vm_task_end(s->task);
+        s->task = NULL;
+    }
+}
+
 /* A bug of the policy: 500, and the story in the log. */
 static void
 serve_hook_bug(struct serve *s, struct str msg)
 {
     serve_log_hook_error(s, msg);
+    serve_drop_work(s);
     s->reason = msg;
     s->ended_at = s->stage;
     if (s->req->head_sent) {
@@ -23952,21 +24036,11 @@ serve_on_proxy_done(struct req *r)
 {
     struct serve *s = serve_of(r);
 
+    if (s->stage == SERVE_OVER)
+        return;
     s->stage = SERVE_LOG;
     s->hook = 0;
     serve_go(s);
-}
-
-/* Lets go of upstream and waiting hook; the exchange goes another way. */
-static void
-serve_drop_work(struct serve *s)
-{
-    proxy_cancel(s->proxy);
-    s->proxy = NULL;
-    if (s->task && s->task->waiting) {
-        vm_task_end(s->task);
-        s->task = NULL;
-    }
 }
 
 static void
@@ -23983,8 +24057,6 @@ serve_on_proxy_fail(struct req *r, const struct err *e)
         serve_finish(s);
         return;
     }
-    r->out.n = 0;
-    r->out_length = -1;
     serve_answer(s, serve_problem(s, err_status(e) ? err_status(e) : 502,
                                   S(""), S("")));
 }
@@ -24191,8 +24263,6 @@ serve_step_respond(struct serve *s)
     if (s->proxy) {  // a hook has replaced the upstream's answer
         proxy_cancel(s->proxy);
         s->proxy = NULL;
-        s->req->out.n = 0;
-        s->req->out_length = -1;
     }
     serve_answer(s, s->answer);
     return false;
@@ -24265,6 +24335,7 @@ serve_answer(struct serve *s, const struct bind_answer *a)
     struct req *r = s->req;
     struct str body = a->body;
 
+    r->out.n = 0;  // of an upstream's answer that this one replaces
     r->status = a->status;
     for (unsigned i = 0; i < a->headers.n; i++)
         hdr_add_ref(r->arena, &r->out, a->headers.v[i].name,
@@ -24280,6 +24351,8 @@ serve_answer(struct serve *s, const struct bind_answer *a)
         r->close = true;
     req_head(r);
     req_body(r, body.p, body.n);
+    if (s->stage == SERVE_OVER)
+        return;  // the connection broke while it was written
     s->stage = SERVE_LOG;
     s->hook = 0;
     serve_go(s);

@@ -39,6 +39,9 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #if __has_include("unit_h1.inc")
 #include "unit_h1.inc"
 #endif
+#if __has_include("unit_up.inc")
+#include "unit_up.inc"
+#endif
 #include "unit_msg.inc"
 #include "unit_exec.inc"
 #include "unit_luastr.inc"
@@ -61,6 +64,9 @@ static const struct {
     {"pki", unit_pki},
 #if __has_include("unit_h1.inc")
     {"h1", unit_h1},
+#endif
+#if __has_include("unit_up.inc")
+    {"up", unit_up},
 #endif
     {"msg", unit_msg},
     {"exec", unit_exec},

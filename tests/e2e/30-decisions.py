@@ -11,7 +11,7 @@ ROWS = [
     ("return false, gateway.problem(429, 'slow down')", 429, ()),
     ("return false, gateway.problem(451, { title = 'Law', detail = 'x' })",
      451, ()),
-    ("return", 500, ("nothing",)),
+    ("return", 500, ("not true or false",)),
     ("return nil", 500, ("nil",)),
     ("return 1", 500, ("number",)),
     ("return 0", 500, ("number",)),

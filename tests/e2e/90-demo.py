@@ -89,7 +89,8 @@ def test_the_printed_lines_work():
             elif label.startswith("no certificate"):
                 want = "000"
             if code != want:
-                wrong.append("%s %s -> %s %s" % (label, line, done.out, done.err))
+                wrong.append("%s %s -> %s %s" % (label, line, done.out,
+                                                 done.err))
         assert not wrong, "\n".join(wrong)
     finally:
         process.send_signal(signal.SIGTERM)

@@ -622,12 +622,13 @@ class Client:
     """A connection that can say anything, and reads answers strictly."""
 
     def __init__(self, port=None, who="ops", version=None, sock=None, alpn=None,
-                 timeout=None, rcvbuf=None, name="localhost", curves=None):
+                 timeout=None, rcvbuf=None, name="localhost"):
         self.buffer, self.closed = b"", None
         if sock:
             self.sock = sock
             return
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.options &= ~0x80  # some Pythons ignore a cut: IGNORE_UNEXPECTED
         context.load_verify_locations(PKI + "/servers.pem")
         if who:
             context.load_cert_chain(*cert(who))
@@ -635,8 +636,6 @@ class Client:
             context.minimum_version = context.maximum_version = version
         if alpn:
             context.set_alpn_protocols(alpn)
-        if curves:
-            context.set_ecdh_curve(curves)
         raw = socket.socket()
         raw.settimeout(timeout or SOCKET_S)
         if rcvbuf:
@@ -678,7 +677,8 @@ class Client:
         except ssl.SSLError as problem:
             if isinstance(problem, TimeoutError) or "timed out" in str(problem):
                 raise
-            data, self.closed = b"", "alert: " + str(problem)
+            data, self.closed = b"", ("cut" if "EOF" in str(problem) else
+                                      "alert: " + str(problem))
         if not data:
             self.closed = self.closed or "end"
             return False
