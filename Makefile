@@ -24,7 +24,8 @@ LINK   = -pie -Wl,-z,relro,-z,now,-z,noexecstack -Wl,--gc-sections $(LDFLAGS)
 COMMON = -std=c11 -D_GNU_SOURCE $(WARN) $(HARDEN) -fno-omit-frame-pointer \
          -DGATEWAY_VERSION='"$(VERSION)"' \
          -DGATEWAY_LIBRARIES='"$(strip $(library_list))"' -Ibuild $(DEPS_CFLAGS)
-ASAN   = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+ASAN   = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
+         -DGATEWAY_TEST_DUMPABLE
 TSAN   = -O1 -g -fsanitize=thread
 # The tests include gateway.c without its main, and need not use all of it.
 PART   = -Wno-unused-function -Wno-unused-const-variable

@@ -13069,7 +13069,8 @@ h1_request_check(struct h1 *h, struct req *r, struct err *e)
     if (r->http10 && r->chunked)
         return err_set(e, ERR_SYNTAX, "Transfer-Encoding in HTTP/1.0");
     if (hosts > 1 || (!hosts && !r->http10))
-        return err_set(e, ERR_SYNTAX, "%s Host field", hosts ? "several" : "no");
+        return err_set(e, ERR_SYNTAX, "%s Host field",
+                       hosts ? "several" : "no");
     r->host = host ? *host : (struct str){"", 0};
     if (expect && !str_eqi(*expect, S("100-continue")))
         return err_set(e, ERR_EXPECT, "unknown expectation");
@@ -13239,8 +13240,8 @@ h1_server_feed(struct h1 *h, const char *p, size_t n)
         return;
     if (idle)
         h->io->deadline(h->io_data, h->limits->head_ms);
-    else if (h->req && h->reading)
-        h1_rearm(h);
+    else if (h->req && h->reading && !h->end_told)
+        h1_rearm(h);  // what is pipelined gives a hook no more time
     if (!idle && h->req && !h->req->ended && h->reading && !h->feeding &&
         !h->req->complete && !h->end_told && !mem_buf_len(&h->in)) {
         h->feeding = true;  // a body that flows is not copied
@@ -13681,6 +13682,14 @@ sock_on_time(uv_timer_t *timer)
     }
     sock_arm(s, s->deadline);
     sock_arm(s, s->stall);
+}
+
+static void
+sock_pool_fini(struct sock_pool *p)
+{
+    while (p->spares)
+        mem_buf_free(&p->spare[--p->spares]);
+    free(p->scratch);
 }
 
 /* ---- reading ---- */
@@ -15273,9 +15282,9 @@ up_new(struct env *env, struct mem_arena *boot)
     return set;
 }
 
-/* Closes what is idle: the worker is leaving. */
+/* The worker leaves, and no call is under way. */
 static void
-up_stop(struct up_set *set)
+up_free(struct up_set *set)
 {
     for (size_t i = 0; i < set->n; i++)
         for (size_t j = 0; j < set->pools[i].n; j++)
@@ -15283,8 +15292,7 @@ up_stop(struct up_set *set)
                 up_conn_close(set->pools[i].targets[j].idle);
     if (set->ares)
         ares_destroy(set->ares);
-    set->ares = NULL;
-    uv_timer_stop(&set->ares_timer);
+    uv_close((uv_handle_t *)&set->ares_timer, NULL);
 }
 
 /* ==== 20 proxy: a request, carried to an upstream and back ==================
@@ -15344,6 +15352,15 @@ proxy_named(const struct proxy_line *l, struct str name)
     return false;
 }
 
+/* A field of ours, unless the route sets or removes it: never twice. */
+static void
+proxy_write(struct mem_buf *b, const struct proxy_line *l, struct str name,
+            struct str value)
+{
+    if (!proxy_named(l, name))
+        h1_write_field(b, name, value);
+}
+
 /* Fields that we write ourselves, or that end at this hop. */
 static bool
 proxy_drops(const struct req *r, const struct proxy_line *l, struct str name,
@@ -15379,7 +15396,7 @@ proxy_drops(const struct req *r, const struct proxy_line *l, struct str name,
 
 /* W3C Trace Context: the client's trace goes on with a span of ours. */
 static void
-proxy_trace(struct mem_buf *b, const struct req *r)
+proxy_trace(struct mem_buf *b, const struct proxy_line *l, const struct req *r)
 {
     const struct str *was = hdr_get(&r->headers, S("traceparent"));
     const struct str none = S("00000000000000000000000000000000");
@@ -15393,7 +15410,7 @@ proxy_trace(struct mem_buf *b, const struct req *r)
             ok = str_hex_digit(was->p[i]) >= 0 && !isupper(was->p[i]);
     snprintf(t, sizeof t, "00-%.32s-%.16s-%.2s", ok ? was->p + 3 : r->id,
              r->id + 16, ok ? was->p + 53 : "00");
-    h1_write_field(b, S("traceparent"), str_of(t));
+    proxy_write(b, l, S("traceparent"), str_of(t));
 }
 
 /* The peer's address without its port. */
@@ -15412,16 +15429,19 @@ proxy_peer_ip(const struct req *r)
 }
 
 static void
-proxy_forwarded(struct mem_buf *b, const struct req *r)
+proxy_forwarded(struct mem_buf *b, const struct proxy_line *l,
+                const struct req *r)
 {
     struct str ip = proxy_peer_ip(r);
     bool v6 = memchr(ip.p, ':', ip.n) != NULL;
 
-    h1_write_field(b, S("x-forwarded-for"), ip);
-    h1_write_field(b, S("x-forwarded-proto"),
-                   r->from->tls_version ? S("https") : S("http"));
+    proxy_write(b, l, S("x-forwarded-for"), ip);
+    proxy_write(b, l, S("x-forwarded-proto"),
+                r->from->tls_version ? S("https") : S("http"));
     if (r->host.n)
-        h1_write_field(b, S("x-forwarded-host"), r->host);
+        proxy_write(b, l, S("x-forwarded-host"), r->host);
+    if (proxy_named(l, S("forwarded")))
+        return;
     mem_buf_printf(b, "forwarded: for=%s%.*s%s;proto=%s", v6 ? "\"[" : "",
                    STR_FMT(ip), v6 ? "]\"" : "",
                    r->from->tls_version ? "https" : "http");
@@ -15449,12 +15469,12 @@ proxy_head(const struct req *r, const struct proxy_line *l)
         if (!proxy_drops(r, l, r->headers.v[i].name, listed))
             h1_write_field(&b, r->headers.v[i].name, r->headers.v[i].value);
     if (id && l->identity_headers) {
-        h1_write_field(&b, S("client-cert"), id->client_cert);
-        h1_write_field(&b, S("x-forwarded-client-cert"), id->xfcc);
+        proxy_write(&b, l, S("client-cert"), id->client_cert);
+        proxy_write(&b, l, S("x-forwarded-client-cert"), id->xfcc);
     }
-    proxy_forwarded(&b, r);
-    h1_write_field(&b, S("x-request-id"), (struct str){r->id, REQ_ID});
-    proxy_trace(&b, r);
+    proxy_forwarded(&b, l, r);
+    proxy_write(&b, l, S("x-request-id"), (struct str){r->id, REQ_ID});
+    proxy_trace(&b, l, r);
     for (size_t i = 0; i < l->set_n; i++)
         h1_write_field(&b, l->set[i].name, l->set[i].value);
     if (l->body)
@@ -18734,6 +18754,22 @@ exec_broker_run(struct exec_broker *b, struct err *e)
 }
 
 /* The broker process. Descriptor 3 is its channel to the supervisor. */
+/* A drained broker gives everything back, so that the leak checker has a say. */
+static void
+exec_broker_free(struct exec_broker *b)
+{
+    uv_close((uv_handle_t *)&b->child_poll, NULL);
+    msg_chan_close(&b->sup);
+    while (uv_loop_alive(b->loop))
+        uv_run(b->loop, UV_RUN_ONCE);
+    must(uv_loop_close(b->loop) == 0);
+    free(b->loop);
+    free(b->stack);
+    mem_buf_free(&b->frame);
+    mem_arena_free(b->arena);
+    free(b);
+}
+
 static int
 exec_main(struct boot *boot)
 {
@@ -18752,6 +18788,8 @@ exec_main(struct boot *boot)
     if (!ok)
         log_at(LOG_FATAL, "exec", "%s", e.msg);
     log_flush();
+    if (ok && !b->workers_n && !b->runs)
+        exec_broker_free(b);
     return ok ? 0 : 1;
 }
 
@@ -24904,7 +24942,8 @@ work_on_supervisor_gone(void *data, const struct err *e)
 {
     struct work *w = data;
 
-    (void)e;
+    if (!e)
+        return;  // it was us
     w->leaving = true;
     uv_stop(&w->loop);
 }
@@ -25024,14 +25063,27 @@ work_open(struct work *w, struct err *e)
            msg_send(&w->chan, MSG_READY, S(""), e);
 }
 
+/* A drained worker gives everything back, so that the leak checker has a say.
+ * One that lost its supervisor just ends. */
 static void
 work_close(struct work *w)
 {
-    up_stop(w->env.upstreams);
+    up_free(w->env.upstreams);
     exec_free(w->env.exec);
+    msg_chan_close(&w->chan);
+    uv_close((uv_handle_t *)&w->prepare, NULL);
+    uv_close((uv_handle_t *)&w->check, NULL);
+    uv_close((uv_handle_t *)&w->ping, NULL);
+    uv_run(&w->loop, UV_RUN_DEFAULT);
     vm_free(w->env.vm);
     pki_cache_free(w->env.identities);
-    log_flush();
+    for (size_t i = 0; i < w->listeners_n; i++)
+        tls_ctx_free(w->listeners[i].tls);
+    sock_pool_fini(&w->conns.pool);
+    must(uv_loop_close(&w->loop) == 0);
+    wolfSSL_Cleanup();
+    mem_arena_free(w->boot_arena);
+    free(w);
 }
 
 static int
@@ -25064,7 +25116,9 @@ work_main(struct boot *boot)
     uv_timer_start(&w->ping, work_on_ping, WORK_PING_MS, WORK_PING_MS);
     log_out.batch = true;
     uv_run(&w->loop, UV_RUN_DEFAULT);
-    work_close(w);
+    if (!w->leaving)
+        work_close(w);
+    log_flush();
     return 0;
 }
 
@@ -28135,6 +28189,11 @@ cli_exec(const struct cli *cli)
         uv_run(&x.loop, UV_RUN_DEFAULT);
     else
         cli_fail("%s", e.msg);
+    if (x.exec) {
+        exec_free(x.exec);
+        uv_run(&x.loop, UV_RUN_DEFAULT);
+        uv_loop_close(&x.loop);
+    }
     if (x.broker > 0) {
         kill(x.broker, SIGKILL);
         waitpid(x.broker, NULL, 0);

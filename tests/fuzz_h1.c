@@ -1,7 +1,7 @@
 /* Fuzzes room 15, the server side. The first byte says who answers, and where
- * a second read begins; the rest is what a client sends. However the bytes come,
- * the same happens; what is refused hands up nothing more (fake_h1.inc checks
- * it); nothing hangs. */
+ * a second read begins; the rest is what a client sends. However the bytes
+ * come, the same happens; what is refused hands up nothing more (fake_h1.inc
+ * checks it); nothing hangs. */
 #define GATEWAY_NO_MAIN
 #include "../gateway.c"
 #include "fake_h1.inc"
