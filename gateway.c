@@ -12308,7 +12308,9 @@ enum {
     H1_AHEAD = 64 << 10,   // unparsed bytes we hold for a busy client
     H1_GAP_MAX = 4096,     // chunk lines, extensions, trailers between data
     H1_DIRECT = 8 << 10,   // body pieces from here on are not copied
+    H1_UNSENT = 256 << 10, // of answers: no request is begun above (SOCK_HIGH)
     H1_LINE_MORE = 32,     // method and version beside a target
+    H1_TURN = 32,          // requests begun before others have a turn
     H1_GRACE_MS = 2000,    // for one more request while we drain
 };
 
@@ -12755,6 +12757,7 @@ struct h1 {
     struct mem_buf in;   // bytes that wait for the request before them
     struct mem_buf out;  // the answer's bytes until the next flush
     unsigned served;
+    unsigned turn;   // requests begun since the last h1_server_resume()
     bool feeding;    // h1_server_run() is on the stack
     bool reading;    // the request's body may flow
     bool end_told;   // ops->on_end() was called, or never will be
@@ -12817,6 +12820,16 @@ h1_flush_out(struct h1 *h)
     if (h->out.cap > H1_AHEAD)
         mem_buf_free(&h->out);
     h->out.n = h->out.off = 0;
+}
+
+/* Whoever waits until this is low is woken by the socket: let it see the
+ * bytes first. */
+static size_t
+h1_unsent(struct h1 *h)
+{
+    if (mem_buf_len(&h->out) > H1_DIRECT)
+        h1_flush_out(h);
+    return h->io->queued(h->io_data);
 }
 
 /* The timer of the phase we are in. */
@@ -12943,12 +12956,7 @@ h1_wire_deadline(struct req *r, uint32_t ms)
 static size_t
 h1_wire_queued(struct req *r)
 {
-    struct h1 *h = r->codec;
-
-    // whoever waits for on_drain() waits for the socket: let it see the bytes
-    if (mem_buf_len(&h->out) > H1_DIRECT)
-        h1_flush_out(h);
-    return h->io->queued(h->io_data);
+    return h1_unsent(r->codec);
 }
 
 static const struct req_wire h1_wire = {
@@ -13090,6 +13098,7 @@ h1_on_head(struct h1 *h, const char *p, size_t n)
     size_t used;
 
     h->served++;
+    h->turn++;
     h1_message_init(&h->msg, HTTP_REQUEST, r->arena, &r->headers,
                     h1_server_on_data);
     if (!h1_request_line(r, head, &e)) {
@@ -13188,6 +13197,22 @@ h1_retire(struct h1 *h)
     return true;
 }
 
+/* May the next request begin? Not after H1_TURN of them in one turn of the
+ * loop, for others wait, too; not while a client that pipelines does not take
+ * its answers; then the socket's own stall timer watches it. */
+static bool
+h1_may_begin(struct h1 *h)
+{
+    if (h->closing || !mem_buf_len(&h->in))
+        return false;
+    if (h->turn >= H1_TURN)
+        return false;
+    if (h1_unsent(h) <= H1_UNSENT)
+        return true;
+    h->io->deadline(h->io_data, 0);
+    return false;
+}
+
 /* Goes on as far as bytes and consumers allow. Never re-entered: what happens
  * in here and asks for more sets a flag that the loop reads. */
 static void
@@ -13200,7 +13225,7 @@ h1_server_run(struct h1 *h)
             if (!h1_retire(h))
                 break;
         } else if (!h->req) {
-            if (h->closing || !mem_buf_len(&h->in) || !h1_read_head(h))
+            if (!h1_may_begin(h) || (!h1_read_head(h) && !h->req))
                 break;
         } else if (h->end_told || !h->reading) {
             break;
@@ -13254,15 +13279,20 @@ h1_server_feed(struct h1 *h, const char *p, size_t n)
         h1_server_run(h);
 }
 
-/* From the flat stack, after io->later(). */
-static void
+/* From the flat stack, after io->later(). True: call again next turn. */
+static bool
 h1_server_resume(struct h1 *h)
 {
+    bool more;
+
     if (!h->feeding)
         h1_server_run(h);
+    more = h->turn >= H1_TURN && !h->req && !h->closing && mem_buf_len(&h->in);
+    h->turn = 0;
     h1_flush_out(h);
     h1_req_free(h->dead);
     h->dead = NULL;
+    return more;
 }
 
 /* The deadline passed: who was too slow? */
@@ -13308,6 +13338,10 @@ h1_server_drained(struct h1 *h)
 {
     if (h->req && !h->req->ended)
         h->ops->on_drain(h->req);
+    if (h->req || h->closing)
+        return;
+    h1_rearm(h);
+    h->io->later(h->io_data);  // a request may wait for this
 }
 
 /* The client will send no more: what is being answered is answered. */
@@ -13818,6 +13852,7 @@ sock_flush(struct sock *s)
         sock_buf_put(s->pool, &s->out);
         return;
     }
+    must(mem_buf_len(&s->out) <= INT_MAX);
     b = uv_buf_init(s->out.p + s->out.off, (unsigned)mem_buf_len(&s->out));
     n = uv_try_write(&s->h.stream, &b, 1);
     if (n > 0)
@@ -13881,7 +13916,7 @@ sock_close(struct sock *s)
  *
  * Owner   conn_accept() makes it; conn_on_closed(), and nothing else, frees.
  * Down    sock tls h1 err log met        Up  struct conn_ops
- * Entry   conn_listen  conn_run_later  conn_listen_stop  conn_stop_all
+ * Entry   conn_listen  conn_run_later  conn_stop_all
  */
 enum conn_state { CONN_HANDSHAKE, CONN_SERVING, CONN_LINGER, CONN_CLOSING };
 
@@ -13890,12 +13925,18 @@ enum {
     CONN_BACKLOG = 4096,
     CONN_LINGER_MS = 2000,
     CONN_LINGER_BYTES = 1 << 20,
+    CONN_STALE_MS = 1000,  // an older handshake gives way to one that waits
 };
 
 /* Up: work, which counts connections by identity. */
 struct conn_ops {
     void (*on_open)(struct conn *);
     void (*on_gone)(struct conn *);
+};
+
+struct conn_queue {
+    struct conn *first, *last;
+    unsigned n;
 };
 
 /* A listening socket, and what its connections share. */
@@ -13909,8 +13950,9 @@ struct conn_listener {
     struct str name;
     unsigned index;
     bool is_unix, explain;
-    bool waiting;  // a client waits in libuv for a handshake to end
-    unsigned open, handshakes;
+    unsigned open;
+    struct conn_queue shaking;  // handshakes under way, oldest first
+    struct conn_queue waiting;  // sent their first bytes, and wait for a slot
 };
 
 struct conn {
@@ -13926,6 +13968,11 @@ struct conn {
     void *count;           // lent to work: the identity's connections
     size_t lingered;
     bool shut_asked, on_later;
+    struct conn_queue *queue;  // shaking or waiting; NULL: in neither
+    struct conn *queue_prev, *queue_next;
+    uint64_t since;            // ms of uv_now(): accepted, or slot taken
+    struct mem_buf early;      // first bytes of one that waits
+    bool admitted;             // took a slot; conn_begin() comes
     struct conn *prev, *next;  // all of a worker
     struct conn *later;        // valid while on_later
     char peer[56];
@@ -13940,7 +13987,8 @@ struct conn_set {
 };
 
 /* In the order of a connection's life; the bodies below keep this order. */
-static void conn_accept(struct conn_listener *);
+static void conn_slot_leave(struct conn *);
+static void conn_begin(struct conn *);
 static void conn_on_open(void *);
 static void conn_on_read(void *, const char *, size_t);
 static void conn_shut(struct conn *);
@@ -13956,21 +14004,13 @@ conn_set_of(struct conn *c)
 static void
 conn_enter(struct conn *c, enum conn_state to, const char *doing)
 {
-    struct conn_listener *l = c->listener;
     enum conn_state from = c->state;
 
     must(to > from);
     c->state = to;
     c->doing = doing;
-    if (from != CONN_HANDSHAKE)
-        return;
-    l->handshakes--;
-    if (l->tls)
-        met_add(MET_HANDSHAKES_OPEN, -1);
-    if (l->waiting && !l->env->draining) {
-        l->waiting = false;
-        conn_accept(l);
-    }
+    if (from == CONN_HANDSHAKE && c->queue)
+        conn_slot_leave(c);
 }
 
 /* Asks for conn_run_later(). */
@@ -13985,6 +14025,88 @@ conn_later(void *data)
     c->on_later = true;
     c->later = set->later;
     set->later = c;
+}
+
+/* ---- slots for handshakes ----
+ *
+ * A handshake costs memory and most of the CPU a client can make us spend, so
+ * only `handshakes` of them are under way; a connection takes a slot with its
+ * first bytes (one that says nothing takes none). In a burst, the others wait
+ * with theirs. Where one waits, a handshake that is older than CONN_STALE_MS
+ * gives way: its client had its time. */
+
+static void
+conn_queue_add(struct conn_queue *q, struct conn *c)
+{
+    c->queue = q;
+    c->queue_next = NULL;
+    c->queue_prev = q->last;
+    if (q->last)
+        q->last->queue_next = c;
+    else
+        q->first = c;
+    q->last = c;
+    q->n++;
+}
+
+static void
+conn_queue_remove(struct conn *c)
+{
+    struct conn_queue *q = c->queue;
+
+    if (c->queue_prev)
+        c->queue_prev->queue_next = c->queue_next;
+    else
+        q->first = c->queue_next;
+    if (c->queue_next)
+        c->queue_next->queue_prev = c->queue_prev;
+    else
+        q->last = c->queue_prev;
+    c->queue = NULL;
+    q->n--;
+}
+
+static void
+conn_slot_take(struct conn *c)
+{
+    conn_queue_add(&c->listener->shaking, c);
+    c->since = uv_now(c->sock.pool->loop);
+    met_add(MET_HANDSHAKES_OPEN, 1);
+}
+
+/* Whoever waits longest is next, with the stack flat. */
+static void
+conn_slot_leave(struct conn *c)
+{
+    struct conn_listener *l = c->listener;
+    struct conn *next = l->waiting.first;
+    bool had = c->queue == &l->shaking;
+
+    conn_queue_remove(c);
+    if (!had)
+        return;
+    met_add(MET_HANDSHAKES_OPEN, -1);
+    if (!next || l->shaking.n >= l->limits->handshakes)
+        return;
+    conn_queue_remove(next);
+    conn_slot_take(next);
+    next->admitted = true;
+    conn_later(next);
+}
+
+/* The oldest handshake gives way, if it is stale. */
+static void
+conn_slot_evict(struct conn_listener *l)
+{
+    struct conn *old = l->shaking.first;
+    struct err e;
+
+    if (!old || uv_now(l->env->loop) - old->since < CONN_STALE_MS)
+        return;
+    met_inc(MET_CONNS_OVER_HANDSHAKES);
+    err_set(&e, ERR_TIMEOUT, "gave way to another handshake after %d ms",
+            CONN_STALE_MS);
+    conn_fail(old, &e);
 }
 
 /* ---- what tls and h1 ask of their connection ---- */
@@ -14115,10 +14237,21 @@ conn_on_drain(void *data)
 static void
 conn_on_flushed(void *data)
 {
-    struct conn *c = data;
+    conn_later(data);
+}
 
-    if (c->shut_asked)
-        conn_later(c);
+/* A connection that waits for a slot looks again every CONN_STALE_MS. */
+static bool
+conn_wait_on(struct conn *c)
+{
+    struct conn_listener *l = c->listener;
+
+    if (c->queue != &l->waiting ||
+        uv_now(l->env->loop) - c->since >= l->limits->handshake_ms)
+        return false;
+    sock_deadline(&c->sock, CONN_STALE_MS);
+    conn_slot_evict(l);
+    return true;
 }
 
 static void
@@ -14129,6 +14262,8 @@ conn_on_time(void *data)
 
     switch (c->state) {
     case CONN_HANDSHAKE:
+        if (conn_wait_on(c))
+            break;
         met_inc(MET_HS_TIMEOUT);
         err_set(&e, ERR_TIMEOUT, "no complete handshake within %u ms",
                 c->listener->limits->handshake_ms);
@@ -14188,12 +14323,10 @@ conn_new(struct conn_listener *l)
         set->first->prev = c;
     set->first = c;
     set->n++;
+    c->since = uv_now(l->env->loop);
     l->open++;
-    l->handshakes++;
-    if (l->tls) {  // the admin address does not count itself
+    if (l->tls)  // the admin address does not count itself
         met_add(MET_CONNS_OPEN, 1);
-        met_add(MET_HANDSHAKES_OPEN, 1);
-    }
     return c;
 }
 
@@ -14221,31 +14354,53 @@ conn_accept(struct conn_listener *l)
         met_inc(MET_CONNS);
     if (!l->is_unix)
         uv_tcp_nodelay(&c->sock.h.tcp, 1);
-    if (l->tls) {
-        c->tls = tls_new(l->tls, &conn_tls_ops, c);
+    if (l->tls)
         sock_deadline(&c->sock, l->limits->handshake_ms);
-    } else {
+    else
         conn_on_open(c);
-    }
     sock_read(&c->sock, true);
 }
 
-/* Raised when a client waits. Not accepting it leaves it in the kernel's
- * queue: a burst of handshakes is slowed down, not refused. */
+/* Raised when a client waits. */
 static void
 conn_on_client(uv_stream_t *server, int status)
 {
-    struct conn_listener *l = server->data;
+    if (status == 0)
+        conn_accept(server->data);
+}
 
-    if (status < 0)
-        return;
-    if (l->handshakes < l->limits->handshakes ||
-        l->open >= l->limits->connections) {
-        conn_accept(l);
+/* The first bytes of a client: a slot is free, or becomes so, or it waits. */
+static void
+conn_hello(struct conn *c, const char *p, size_t n)
+{
+    struct conn_listener *l = c->listener;
+
+    if (l->shaking.n >= l->limits->handshakes)
+        conn_slot_evict(l);
+    mem_buf_add(&c->early, p, n);
+    sock_read(&c->sock, false);
+    if (l->shaking.n >= l->limits->handshakes) {
+        conn_queue_add(&l->waiting, c);
+        sock_deadline(&c->sock, CONN_STALE_MS);
         return;
     }
-    met_inc(MET_CONNS_OVER_HANDSHAKES);
-    l->waiting = true;
+    conn_slot_take(c);
+    conn_begin(c);
+}
+
+/* The handshake starts. */
+static void
+conn_begin(struct conn *c)
+{
+    struct mem_buf early = c->early;
+
+    c->early = (struct mem_buf){0};
+    c->admitted = false;
+    c->tls = tls_new(c->listener->tls, &conn_tls_ops, c);
+    sock_deadline(&c->sock, c->listener->limits->handshake_ms);
+    sock_read(&c->sock, true);
+    conn_on_read(c, mem_buf_ptr(&early), mem_buf_len(&early));
+    mem_buf_free(&early);
 }
 
 /* The handshake is done, or there is none: the codec may start. */
@@ -14304,8 +14459,11 @@ conn_on_read(void *data, const char *p, size_t n)
             conn_on_gone(c, UV_EOF);
         return;
     }
-    if (!c->tls) {
+    if (!c->listener->tls) {
         conn_on_plain(c, p, n);
+    } else if (!c->tls) {
+        conn_hello(c, p, n);
+        return;
     } else if (!tls_feed(c->tls, p, n, &e)) {
         if (c->state == CONN_HANDSHAKE) {
             conn_log_refusal(c, &e);
@@ -14323,30 +14481,44 @@ conn_on_read(void *data, const char *p, size_t n)
         sock_read(&c->sock, false);
 }
 
-static void
+/* True: once more in the next turn. */
+static bool
 conn_run_one(struct conn *c)
 {
+    bool more = false;
+
+    if (c->state == CONN_HANDSHAKE && c->admitted)
+        conn_begin(c);
     if (c->state == CONN_SERVING)
-        h1_server_resume(c->h1);
+        more = h1_server_resume(c->h1);
     if (c->state == CONN_SERVING && h1_wants(c->h1))
         sock_read(&c->sock, true);
     sock_flush(&c->sock);
     if (c->shut_asked && c->state == CONN_SERVING && !conn_queued(c))
         conn_shut(c);
+    return more && c->state == CONN_SERVING;
 }
 
-/* Once the callbacks of a turn of the loop are done (see work). */
-static void
+/* Once the callbacks of a turn of the loop are done (see work). True: there is
+ * more to do, so the loop must not sleep. */
+static bool
 conn_run_later(struct conn_set *set)
 {
-    while (set->later) {
-        struct conn *c = set->later;
+    struct conn *list = set->later;
 
-        set->later = c->later;
-        c->on_later = false;
+    set->later = NULL;
+    while (list) {
+        struct conn *c = list;
+        bool more = false;
+
+        list = c->later;
         if (c->state != CONN_CLOSING)
-            conn_run_one(c);
+            more = conn_run_one(c);
+        c->on_later = false;
+        if (more)
+            conn_later(c);
     }
+    return set->later != NULL;
 }
 
 /* ---- step 3: the end ---- */
@@ -14406,6 +14578,7 @@ conn_on_closed(void *data)
     c->listener->ops->on_gone(c);
     h1_server_free(c->h1);
     tls_free(c->tls);
+    mem_buf_free(&c->early);
     free(c->from.allowed);
     obj_free(c);
 }
@@ -14432,17 +14605,6 @@ conn_listen(struct conn_listener *l, int fd, struct err *e)
         return err_set(e, ERR_CONFIG, "%.*s: %s", STR_FMT(l->name),
                        uv_strerror(rc));
     return true;
-}
-
-/* Drain: no new client, but for one that libuv has accepted already. */
-static void
-conn_listen_stop(struct conn_listener *l)
-{
-    if (l->waiting) {
-        l->waiting = false;
-        conn_accept(l);
-    }
-    uv_close(&l->h.handle, NULL);
 }
 
 /* Drain: what is being answered is answered, with Connection: close. */
@@ -17247,6 +17409,7 @@ struct exec_broker {
     unsigned magic;
     uv_loop_t *loop;
     struct mem_arena *arena;  // of the table
+    uid_t uid;                // that programs run under
     struct cfg cfg;
     struct exec_command *commands;
     struct msg_chan sup;  // to the supervisor
@@ -18620,7 +18783,7 @@ exec_table_load(struct exec_broker *b, struct str cfg_json, struct err *e)
     b->commands =
         mem_alloc(b->arena, (c->commands_n + 1) * sizeof *b->commands);
     for (size_t i = 0; i < c->commands_n; i++)
-        if (!exec_program_open(&c->commands[i], geteuid(),
+        if (!exec_program_open(&c->commands[i], b->uid,
                                &b->commands[i].program, e))
             return false;
     for (size_t i = 0; i < c->commands_n; i++) {
@@ -18699,11 +18862,12 @@ exec_broker_process(struct exec_broker *b, struct err *e)
 
 /* A broker without a channel yet. */
 static bool
-exec_broker_init(struct exec_broker *b, uv_loop_t *loop, struct str cfg_json,
-                 struct err *e)
+exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
+                 struct str cfg_json, struct err *e)
 {
     *b = (struct exec_broker){.magic = EXEC_BROKER_MAGIC,
                               .loop = loop,
+                              .uid = uid,
                               .child_fd = -1,
                               .null = -1,
                               .children = -1};
@@ -18776,9 +18940,13 @@ exec_main(struct boot *boot)
     struct exec_broker *b = mem_xcalloc(sizeof *b);
     uv_loop_t *loop = mem_xcalloc(sizeof *loop);
     struct err e;
+    uid_t uid = boot->drop ? boot->uid : geteuid();
+
+    // programs and folders are opened while we still may: they are the policy's
+    // word, and may lie where the user we become cannot go
     bool ok = jail_early(4, &e) &&
+              exec_broker_init(b, loop, uid, boot->cfg_json, &e) &&
               (!boot->drop || jail_drop(boot->uid, boot->gid, &e)) &&
-              exec_broker_init(b, loop, boot->cfg_json, &e) &&
               exec_broker_process(b, &e);
 
     if (ok) {
@@ -20947,7 +21115,7 @@ vm_new(struct env *env, const struct boot *boot, size_t bytes_max,
     lua_pushcfunction(vm->L, core);
     if (lua_pcall(vm->L, 1, 0, 0) != LUA_OK) {
         fprintf(stderr, "%s\n", lua_tostring(vm->L, -1));
-        must(!"the built-in library loads");
+        abort();
     }
     return vm;
 }
@@ -22144,10 +22312,11 @@ bind_add_header(lua_State *L, struct mem_arena *a, struct hdr_list *l,
     if (!hdr_name_ok(name) || !hdr_value_ok(value))
         luaL_error(L, "answer: header '%s' has a byte that may not be there",
                    name.p);
-    if (hdr_hop_by_hop(name) || str_eqi(name, S("content-length")))
-        luaL_error(L, "answer: header '%s' is written by the gateway itself",
-                   name.p);
     hdr_add(a, l, name, value);
+    name = l->v[l->n - 1].name;  // lower case now
+    if (hdr_hop_by_hop(name) || str_eq(name, S("content-length")))
+        luaL_error(L, "answer: header '%s' is written by the gateway itself",
+                   l->v[l->n - 1].name.p);
 }
 
 /* Table at `at`: name -> value or list of values. */
@@ -22199,6 +22368,8 @@ bind_take_forward(lua_State *L, int at, struct mem_arena *a,
     out->target = bind_field_str(L, at, "target", a);
     if (lua_getfield(L, at, "set") == LUA_TTABLE)
         bind_take_headers(L, lua_gettop(L), a, &out->set);
+    if (hdr_get(&out->set, S("host")))
+        luaL_error(L, "forward: host cannot be set");
     if (lua_getfield(L, at, "respond_set") == LUA_TTABLE)
         bind_take_headers(L, lua_gettop(L), a, &out->respond_set);
     bind_take_strs(L, at, "remove", a, &out->remove);
@@ -24762,6 +24933,7 @@ struct work {
     struct met_row *rows;
     uv_prepare_t prepare;
     uv_check_t check;
+    uv_idle_t idle;
     uv_timer_t ping;
     struct msg_chan chan;  // to the supervisor
     bool leaving;
@@ -24921,7 +25093,7 @@ work_drain(struct work *w)
         return;
     w->env.draining = true;
     for (size_t i = 0; i < w->listeners_n; i++)
-        conn_listen_stop(&w->listeners[i]);
+        uv_close(&w->listeners[i].h.handle, NULL);
     conn_stop_all(&w->conns);
     work_maybe_leave(w);
 }
@@ -24964,10 +25136,20 @@ work_on_ping(uv_timer_t *timer)
     msg_send(&w->chan, MSG_PING, S(""), &e);
 }
 
+/* While it is started, the loop does not sleep. */
+static void
+work_on_idle(uv_idle_t *h)
+{
+    (void)h;
+}
+
 static void
 work_end_of_turn(struct work *w)
 {
-    conn_run_later(&w->conns);
+    if (conn_run_later(&w->conns))
+        uv_idle_start(&w->idle, work_on_idle);
+    else
+        uv_idle_stop(&w->idle);
     log_flush();
     if (log_out.dropped) {
         met_add(MET_LOG_DROPPED, (int64_t)log_out.dropped);
@@ -25073,6 +25255,7 @@ work_close(struct work *w)
     msg_chan_close(&w->chan);
     uv_close((uv_handle_t *)&w->prepare, NULL);
     uv_close((uv_handle_t *)&w->check, NULL);
+    uv_close((uv_handle_t *)&w->idle, NULL);
     uv_close((uv_handle_t *)&w->ping, NULL);
     uv_run(&w->loop, UV_RUN_DEFAULT);
     vm_free(w->env.vm);
@@ -25109,6 +25292,7 @@ work_main(struct boot *boot)
     }
     uv_prepare_init(&w->loop, &w->prepare);
     uv_check_init(&w->loop, &w->check);
+    uv_idle_init(&w->loop, &w->idle);
     uv_timer_init(&w->loop, &w->ping);
     w->prepare.data = w->check.data = w->ping.data = w;
     uv_prepare_start(&w->prepare, work_on_prepare);
@@ -28171,8 +28355,7 @@ cli_exec_start(struct cli_exec *x, const struct cli *cli, struct boot *b,
 static int
 cli_exec(const struct cli *cli)
 {
-    struct cli_exec x = {
-        .a = mem_arena_new((size_t)1 << 30), .sup_fd = -1, .code = 1};
+    struct cli_exec x = {.sup_fd = -1, .code = 1};
     struct boot b;
     struct err e;
     bool ok;
@@ -28181,6 +28364,7 @@ cli_exec(const struct cli *cli)
         return cli_fail("say which command: gateway exec COMMAND slot=value "
                         "...") +
                1;
+    x.a = mem_arena_new((size_t)1 << 30);
     signal(SIGPIPE, SIG_IGN);
     ok = cli_load(x.a, cli->policy, &b, &x.cfg, &e) &&
          cli_exec_find(&x, cli->args[0], &e) && cli_exec_slots(&x, cli, &e) &&

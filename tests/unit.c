@@ -25,9 +25,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 
 #define CHECK(cond) unit_check((cond), #cond, __FILE__, __LINE__)
 
-#if __has_include("unit_core.inc")
 #include "unit_core.inc"
-#endif
 #include "unit_json.inc"  // before unit_schema.inc, which borrows from it
 #include "unit_uri.inc"
 #include "unit_hdr.inc"
@@ -36,12 +34,8 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #include "unit_cfg.inc"
 #include "unit_boot.inc"
 #include "unit_pki.inc"
-#if __has_include("unit_h1.inc")
 #include "unit_h1.inc"
-#endif
-#if __has_include("unit_up.inc")
 #include "unit_up.inc"
-#endif
 #include "unit_msg.inc"
 #include "unit_exec.inc"
 #include "unit_luastr.inc"
@@ -51,27 +45,11 @@ static const struct {
     const char *room;
     void (*run)(void);
 } unit_rooms[] = {
-#if __has_include("unit_core.inc")
-    {"core", unit_core},
-#endif
-    {"json", unit_json},
-    {"uri", unit_uri},
-    {"hdr", unit_hdr},
-    {"schema", unit_schema},
-    {"route", unit_route},
-    {"cfg", unit_cfg},
-    {"boot", unit_boot},
-    {"pki", unit_pki},
-#if __has_include("unit_h1.inc")
-    {"h1", unit_h1},
-#endif
-#if __has_include("unit_up.inc")
-    {"up", unit_up},
-#endif
-    {"msg", unit_msg},
-    {"exec", unit_exec},
-    {"luastr", unit_luastr},
-    {"sup", unit_sup},
+    {"core", unit_core}, {"json", unit_json},     {"uri", unit_uri},
+    {"hdr", unit_hdr},   {"schema", unit_schema}, {"route", unit_route},
+    {"cfg", unit_cfg},   {"boot", unit_boot},     {"pki", unit_pki},
+    {"h1", unit_h1},     {"up", unit_up},         {"msg", unit_msg},
+    {"exec", unit_exec}, {"luastr", unit_luastr}, {"sup", unit_sup},
 };
 
 static bool

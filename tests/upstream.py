@@ -48,15 +48,18 @@ RAW = {
     "two-cl": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n"
               b"Content-Length: 6\r\n\r\nhello!",
     "bad-cl": b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello",
-    "te-twice": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n"
-                b"0\r\n\r\n",
+    "te-twice": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n"
+                b"\r\n0\r\n\r\n",
     "te-tab": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\t\r\n\r\n"
               b"0\r\n\r\n",
     "te-gzip": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nx",
     "bare-lf": b"HTTP/1.1 200 OK\nContent-Length: 5\n\nhello",
-    "bare-cr": b"HTTP/1.1 200 OK\r\nX-A: a\rb\r\nContent-Length: 5\r\n\r\nhello",
-    "fold": b"HTTP/1.1 200 OK\r\nX-A: a\r\n b\r\nContent-Length: 5\r\n\r\nhello",
-    "space-colon": b"HTTP/1.1 200 OK\r\nX-A : a\r\nContent-Length: 5\r\n\r\nhello",
+    "bare-cr": b"HTTP/1.1 200 OK\r\nX-A: a\rb\r\nContent-Length: 5\r\n"
+               b"\r\nhello",
+    "fold": b"HTTP/1.1 200 OK\r\nX-A: a\r\n b\r\nContent-Length: 5\r\n"
+            b"\r\nhello",
+    "space-colon": b"HTTP/1.1 200 OK\r\nX-A : a\r\nContent-Length: 5\r\n"
+                   b"\r\nhello",
     "nul": b"HTTP/1.1 200 OK\r\nX-A: a\0b\r\nContent-Length: 5\r\n\r\nhello",
     "bad-chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
                  b"zz\r\nhello\r\n0\r\n\r\n",
@@ -285,7 +288,8 @@ class Connection:
             return
         whole = b"".join(pattern(total)) if total < 1 << 24 else None
         for at in range(0, total, step):
-            data = whole[at:at + step] if whole else b"x" * min(step, total - at)
+            data = (whole[at:at + step] if whole
+                    else b"x" * min(step, total - at))
             self.sock.sendall(b"%x\r\n" % len(data) + data + b"\r\n")
         self.sock.sendall(b"0\r\n\r\n")
 
@@ -336,7 +340,8 @@ class Connection:
 
     def do_headers(self, request, _words):
         self.reply(request, fields=[
-            ("Connection", "keep-alive, X-Private"), ("Keep-Alive", "timeout=9"),
+            ("Connection", "keep-alive, X-Private"),
+            ("Keep-Alive", "timeout=9"),
             ("X-Private", "for this hop"), ("Proxy-Authenticate", "Basic"),
             ("Upgrade", "h2c"), ("X-Forwarded-Client-Cert", "Hash=1"),
             ("Client-Cert", ":AAAA:"), ("X-Kept", "yes"),

@@ -64,7 +64,8 @@ MISTAKES = [
      'gateway.get("x", { authorize = id.anyone, handle = function() end })',
      ("x",)),
     ("undeclared capture",
-     'gateway.get("/x/{a}", { authorize = id.anyone, handle = function() end })',
+     'gateway.get("/x/{a}", { authorize = id.anyone, '
+     "handle = function() end })",
      ("a", "path")),
     ("schema of no capture",
      ROUTE + "validate = { path = { zz = gateway.integer(1, 2) } } })",

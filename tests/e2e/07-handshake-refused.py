@@ -1,10 +1,13 @@
 """No certificate, wrong CA, expired …: no handshake, and one line says why."""
 
+import json
+import os
 import socket
 import ssl
+import subprocess
 
-from gw import (PKI, SOCKET_S, Gateway, build, cert, cert_serial, equal,
-                refused, until)
+from gw import (PKI, SOCKET_S, Gateway, OpensslCa, build, cert, cert_serial,
+                equal, refused, until)
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
@@ -123,3 +126,83 @@ def test_rubbish_instead_of_tls(g):
 
 def socket_of(g):
     return socket.create_connection(("127.0.0.1", g.port), SOCKET_S)
+
+
+class Commanded:
+    """openssl s_client, told by lines on its standard input."""
+
+    def __init__(self, g, *options):
+        crt, key = cert("ops")
+        self.process = subprocess.Popen(
+            ["openssl", "s_client", "-connect", "127.0.0.1:%d" % g.port,
+             "-cert", crt, "-key", key, "-crlf", *options],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT)
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.output, self.ended = b"", False
+
+    def says(self, word, times=1):
+        """Waits for its output; False when it has given up."""
+        def heard():
+            part = self.process.stdout.read()
+            self.ended = self.ended or part == b""
+            self.output += part or b""
+            return self.ended or self.output.count(word) >= times
+        until(heard, "s_client says %r; it said %r" % (word,
+                                                       self.output[-300:]))
+        return self.output.count(word) >= times
+
+    def tell(self, text):
+        try:
+            self.process.stdin.write(text)
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self.ended = True
+
+
+def test_renegotiation_and_key_updates(g):
+    """A key update is fine, a second handshake on a connection is not."""
+    worker = g.workers()
+    for option, command, word in (("-tls1_2", b"R\n", b"RENEGOTIATING"),
+                                  ("-tls1_3", b"K\n", b"KEYUPDATE"),
+                                  ("-tls1_3", b"k\n", b"KEYUPDATE")):
+        client = Commanded(g, option)
+        client.says(b"Verify return code")
+        for n in range(3):
+            client.tell(command)
+            client.says(word, n + 1)
+        client.tell(b"GET /ok HTTP/1.1\nHost: a\n\n")
+        answered = client.says(b"fine")
+        client.process.kill()
+        client.process.wait(5)
+        equal(answered, option == "-tls1_3", option)
+    equal(g.get("/ok").status, 200)
+    equal(g.workers(), worker, "the worker")
+
+
+def test_big_and_odd_certificates(g):
+    """Whatever it makes of them: it answers or refuses, and lives on."""
+    ca = OpensslCa.__new__(OpensslCa)
+    ca.folder, ca.name, ca.chain = PKI, "second-ca", b""
+    ca.crt, ca.key = PKI + "/second-ca.crt", PKI + "/second-ca.key"
+    worker = g.workers()
+    for n, (subject, san) in enumerate((
+            ("/CN=many", ",".join("DNS:n%d.example.org" % i
+                                  for i in range(300))),
+            ("/CN=toomany", ",".join("DNS:n%d.%s.example.org" % (i, "x" * 50)
+                                     for i in range(400))),
+            ("".join("/OU=unit %d" % i for i in range(60)) + "/CN=units", None),
+            ("/CN=" + "\u00e9" * 60, None), ("/CN=\U0001f600", None),
+            ("/", "URI:spiffe://example.org/only-a-san"),
+            ("/CN=two", "URI:spiffe://example.org/a,URI:spiffe://b.org/b"),
+            ("/CN=control\x07bell", None), ("/CN=\u202eevil", None))):
+        name = "odd%d" % n
+        try:
+            ca.leaf(name, subject, san)
+        except AssertionError:
+            continue  # this openssl does not make such a one
+        refused(g.port, name)
+        for line in g.lines("handshake")[-3:]:
+            assert json.loads(line), line
+    equal(g.get("/ok").status, 200)
+    equal(g.workers(), worker, "the worker")

@@ -29,7 +29,8 @@ gateway.get("/free/{name}", { authorize = id.anyone,
                query = gateway.unchecked },
   handle = app:to "/internal/free" })
 gateway.get("/p/{id}/{file}", { authorize = id.anyone,
-  validate = { path = { id = gateway.integer(1, 99), file = gateway.filename } },
+  validate = { path = { id = gateway.integer(1, 99),
+                        file = gateway.filename } },
   handle = function(request)
     return gateway.json { id = request.path.id, file = request.path.file,
                           kind = math.type(request.path.id) } end })
@@ -95,7 +96,8 @@ def test_schemas_of_a_query(g):
         "/q?n=5&maybe=yes", "/q?n=5&maybe=1", "/q?n=5&maybe=TRUE",
         "/q?n=5&list=10", "/q?n=5&list=1&list=2&list=3&list=4",
         "/q?n=5&list=1,2", "/q?n=5&f=NaN", "/q?n=5&f=1.5", "/q?n=5&f=.5",
-        "/q?n=99999999999999999999", "/q?n=5&x=1", "/q?n=5&N=5", "/q?N=5", "/none?x=1", "/none?x", "/p/1/a?x=1")])
+        "/q?n=99999999999999999999", "/q?n=5&x=1", "/q?n=5&N=5", "/q?N=5",
+        "/none?x=1", "/none?x", "/p/1/a?x=1")])
 
 
 def test_syntax_of_a_query(g):

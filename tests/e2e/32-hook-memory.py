@@ -29,7 +29,7 @@ gateway.get("/ok", { authorize = id.anyone,
 """
     for n, body in enumerate(EATERS):
         text += """
-gateway.get("/eat%d", { authorize = id.anyone, limits = { hook_cpu = 3 },
+gateway.get("/eat%d", { authorize = id.anyone, limits = { hook_cpu = 1 },
   handle = function() %s end })
 """ % (n, body)
     return Gateway(text)

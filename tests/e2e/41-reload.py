@@ -3,8 +3,8 @@
 import os
 import signal
 
-from gw import (PKI, Client, Gateway, Load, Upstream, cert, equal, free_port, read,
-                refused, shutil, until, write)
+from gw import (PKI, Client, Gateway, Load, Upstream, cert, equal, free_port,
+                read, refused, shutil, until, write)
 
 POLICY = """
 local app = gateway.upstream { "http://127.0.0.1:@UP@" }

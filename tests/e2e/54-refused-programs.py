@@ -41,7 +41,8 @@ def test_shells_and_their_like():
     for name in ("sh", "bash", "dash", "env", "xargs", "find", "perl",
                  "python3", "awk", "mawk", "gawk", "sed", "su", "ssh", "nice",
                  "nohup", "timeout", "setsid", "stdbuf", "flock", "unshare",
-                 "nsenter", "chroot", "script", "busybox", "vi", "make", "gdb", "strace", "watch", "sudo", "setpriv"):
+                 "nsenter", "chroot", "script", "busybox", "vi", "make", "gdb",
+                 "strace", "watch", "sudo", "setpriv"):
         path = shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin")
         if not path:
             continue

@@ -27,6 +27,7 @@ import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TEST_S = 20
+sys.dont_write_bytecode = True  # outputs go to build/ and nowhere else
 
 
 def files():
