@@ -26319,7 +26319,8 @@ sup_on_gone(void *data, const struct err *why)
         log_at(LOG_ERROR, "sup", "%s is killed: %s", c->name, why->msg);
         c->killed = true;
     }
-    if (c->pid)  // nobody can tell it anything any more
+    // nobody can tell it anything any more; one that drains is about to leave
+    if (c->pid && (!c->gen || !c->gen->told || c->killed))
         kill(c->pid, SIGKILL);
     sup_child_over(c);
 }
