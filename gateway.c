@@ -68,8 +68,8 @@
  *   21  msg     typed frames between our processes
  *   22  jail    giving up rights, and starting a program without any
  *   23  exec    programs, and nothing but the declared ones
- *   24  luastr  string and table functions that cannot run away
- *   25  vm      the Lua state
+ *   24  vm      the Lua state
+ *   25  luastr  string and table functions that cannot run away
  *   26  bind    what scripts can see
  *   27  serve   from request to answer
  *   28  admin   health and metrics
@@ -203,9 +203,14 @@ struct env {
 /* An assertion about our own code, never about input; always compiled in. */
 #define must(cond) ((cond) ? (void)0 : mem_panic(#cond, __FILE__, __LINE__))
 
+/* Set by log: what it still holds must not be lost. */
+static void (*mem_last_words)(void);
+
 _Noreturn static void
 mem_panic(const char *what, const char *file, int line)
 {
+    if (mem_last_words)
+        mem_last_words();
     fprintf(stderr, "{\"level\":\"fatal\",\"msg\":\"bug: %s at %s:%d\"}\n", what,
             file, line);
     abort();
@@ -480,7 +485,7 @@ obj_free(void *p)
  * A struct str borrows: it points into memory somebody else owns, and is not
  * NUL-terminated. Copy with str_dup() or str_c() to keep it.
  *
- * Entry   S  str_of  str_eq  str_cut  str_u64  str_unhex  str_utf8  str_b64
+ * Entry   S  str_of  str_eq  str_cut  str_u64  str_hex  str_utf8  str_b64
  */
 struct str {
     const char *p;
@@ -938,7 +943,7 @@ log_sync(struct log_line *l)
 
     l->level = LOG_FATAL;  // an exec record has no level to be filtered by
     log_flush();
-    if (log_out.n + l->n + 2 > sizeof log_out.buf)
+    if (log_out.n + l->n + LOG_TAIL > sizeof log_out.buf)
         return false;
     log_end(l);
     for (int i = 0; log_out.n && i < LOG_SYNC_MS / 10; i++) {
@@ -1098,6 +1103,7 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
  * keeps its counts when a worker is replaced; gauges start again at zero.
  *
  * Entry   met_attach  met_inc  met_add  met_route_done  met_render
+ *         met_route_sum  met_render_durations  met_render_classes
  */
 
 /* To add a metric: one row here, one met_inc() where it happens. Rows of one
@@ -1251,15 +1257,11 @@ met_render(struct mem_buf *out, const struct met_row *slab, unsigned rows)
     }
 }
 
-/* The request histogram of one route, summed over `workers` rows that lie
- * `stride` routes apart. */
-static void
-met_render_route(struct mem_buf *out, const char *route,
-                 const struct met_route *first, size_t stride, unsigned workers)
+/* One route's counts over all workers, whose rows lie `stride` apart. */
+static struct met_route
+met_route_sum(const struct met_route *first, size_t stride, unsigned workers)
 {
-    static const char name[] = "http_server_request_duration_seconds";
     struct met_route r = {0};
-    uint64_t below = 0;
 
     for (unsigned w = 0; w < workers; w++) {
         const struct met_route *one = first + w * stride;
@@ -1270,23 +1272,40 @@ met_render_route(struct mem_buf *out, const char *route,
             r.bucket[i] += one->bucket[i];
         r.sum_us += one->sum_us;
     }
+    return r;
+}
+
+/* `route` is a label's value, escaped already. */
+static void
+met_render_durations(struct mem_buf *out, const char *route,
+                     const struct met_route *r)
+{
+    static const char name[] = "http_server_request_duration_seconds";
+    uint64_t below = 0;
+
     for (unsigned i = 0; i < MET_BUCKETS; i++) {
-        below += r.bucket[i];
+        below += r->bucket[i];
         mem_buf_printf(out, "%s_bucket{route=\"%s\",le=\"%g\"} %" PRIu64 "\n",
                        name, route, met_bucket_us[i] / 1e6, below);
     }
-    below += r.bucket[MET_BUCKETS];
+    below += r->bucket[MET_BUCKETS];
     mem_buf_printf(out,
                    "%s_bucket{route=\"%s\",le=\"+Inf\"} %" PRIu64 "\n"
                    "%s_sum{route=\"%s\"} %.6f\n"
                    "%s_count{route=\"%s\"} %" PRIu64 "\n",
-                   name, route, below, name, route, (double)r.sum_us / 1e6,
+                   name, route, below, name, route, (double)r->sum_us / 1e6,
                    name, route, below);
+}
+
+static void
+met_render_classes(struct mem_buf *out, const char *route,
+                   const struct met_route *r)
+{
     for (unsigned i = 0; i < MET_CLASSES; i++)
         mem_buf_printf(out,
                        "gateway_responses_total{route=\"%s\",class=\"%uxx\"} "
                        "%" PRIu64 "\n",
-                       route, i + 1, r.by_class[i]);
+                       route, i + 1, r->by_class[i]);
 }
 
 /* ==== 6 json: yyjson behind our limits ======================================
@@ -2407,35 +2426,59 @@ hdr_identity_x(struct str name)
         return hdr_folds_to(name, 1, "-amzn-mtls-") ||
                hdr_folds_to(name, 1, "-arr-clientcert");
     case 'c':
-        return hdr_folds_to(name, 1, "-client-cert");
+        return hdr_folds_to(name, 1, "-client-cert") ||
+               hdr_folds_to(name, 1, "-client-dn") ||
+               hdr_folds_to(name, 1, "-client-ip") ||
+               hdr_folds_to(name, 1, "-client-s-dn") ||
+               hdr_folds_to(name, 1, "-client-verify") ||
+               hdr_folds_to(name, 1, "-certificate") ||
+               hdr_folds_to(name, 1, "-cluster-client-ip");
     case 'e':
         return hdr_folds_to(name, 1, "-envoy-");
     case 'f':
         return hdr_folds_to(name, 1, "-forwarded");
+    case 'h':
+        return hdr_folds_to(name, 1, "-http-method") ||
+               (name.n == 6 && hdr_folds_to(name, 1, "-host"));
+    case 'm':
+        return hdr_folds_to(name, 1, "-method-override");
     case 'o':
         return hdr_folds_to(name, 1, "-original-");
     case 'r':
         return (name.n == 9 && hdr_folds_to(name, 1, "-real-ip")) ||
-               (name.n == 13 && hdr_folds_to(name, 1, "-rewrite-url"));
+               (name.n == 13 && hdr_folds_to(name, 1, "-rewrite-url")) ||
+               hdr_folds_to(name, 1, "-remote-user");
     case 's':
-        return hdr_folds_to(name, 1, "-ssl-");
+        return hdr_folds_to(name, 1, "-ssl-") ||
+               hdr_folds_to(name, 1, "-sslclientcert");
+    case 't':
+        return hdr_folds_to(name, 1, "-tls-client-");
     default:
         return false;
     }
 }
 
 /* Fields by which a proxy tells an upstream who the client is or what it asked
- * for. A client's own are always removed, or any client could be anybody. */
+ * for (also the ones by which frameworks let a client change its method). A
+ * client's own are always removed, or any client could be anybody. */
 static bool
 hdr_identity(struct str name)
 {
-    if (name.n < 6)
-        return false;  // shorter than "x-ssl-"
+    if (name.n < 5)
+        return false;  // shorter than "proxy"
     switch (str_lower_byte((unsigned char)name.p[0])) {
     case 'c':
+        if (hdr_folds_to(name, 1, "f-connecting-ip"))
+            return true;
         return (name.n == 11 || name.n == 17) &&
                hdr_folds_to(name, 1, "lient-cert") &&
                (name.n == 11 || hdr_folds_to(name, 11, "-chain"));
+    case 'p':
+        return name.n == 5 && hdr_folds_to(name, 1, "roxy");  // httpoxy
+    case 'r':
+        return hdr_folds_to(name, 1, "emote-user");
+    case 't':
+        return hdr_folds_to(name, 1, "rue-client-ip");
     case 'f':
         return name.n == 9 && hdr_folds_to(name, 1, "orwarded");
     case 's':
@@ -6163,6 +6206,7 @@ enum {
     CFG_ROUTES_MAX = 4096,
     CFG_ITEMS_MAX = 1024,  // of any other list
     CFG_WORKERS_MAX = 256,
+    CFG_JSON_MAX = 64 << 20,  // bytes: a request's arena has room for it
 };
 
 struct cfg_strs {
@@ -6210,7 +6254,8 @@ struct cfg_process {
     enum log_level log_level;
     uint64_t lua_memory;  // bytes, per worker
     uint32_t drain_ms;
-    struct cfg_strs accept_missing, must_have;
+    struct cfg_strs accept_missing, must_have;  // names of cfg_layers
+    struct str at;
 };
 
 struct cfg_listener {
@@ -6354,6 +6399,7 @@ struct cfg_handle {
     unsigned hook;               // LUA
     unsigned upstream;           // PROXY, and all below
     struct cfg_template target;  // n == 0: the request's own target
+    bool literal;                // target is no template but a path
     struct cfg_sets set, respond_set;
     struct cfg_strs remove, respond_remove;
 };
@@ -6893,6 +6939,63 @@ cfg_read_level(struct cfg_read *r, yyjson_val *v, void *object)
                     yyjson_get_str(v));
 }
 
+/* What our processes give up, or are shut into. */
+static const struct cfg_layer {
+    const char *name;
+    bool later;  // known, and given by a later version
+} cfg_layers[] = {
+    {"no_new_privs", false}, {"dumpable", false},    {"rlimits", false},
+    {"descriptors", false},  {"environment", false}, {"uid", false},
+    {"seccomp", true},       {"landlock", true},     {"namespaces", true},
+    {"cgroup", true},        {"processes", true},
+};
+
+static const size_t cfg_layers_n = sizeof cfg_layers / sizeof *cfg_layers;
+
+static const struct cfg_layer *
+cfg_layer_find(struct str name)
+{
+    for (size_t i = 0; i < cfg_layers_n; i++)
+        if (str_eq(name, str_of(cfg_layers[i].name)))
+            return &cfg_layers[i];
+    return NULL;
+}
+
+/* The names, with commas; of this version only, or of later ones too. */
+static char *
+cfg_layer_names(struct mem_arena *a, bool later)
+{
+    char *all = "";
+
+    for (size_t i = 0; i < cfg_layers_n; i++)
+        if (later || !cfg_layers[i].later)
+            all = mem_printf(a, "%s%s%s", all, *all ? ", " : "",
+                             cfg_layers[i].name);
+    return all;
+}
+
+/* Whoever asks for a layer gets it, or is told that it is not there: `must`
+ * for must_have. "uid" depends on who starts us, which sup knows. */
+static bool
+cfg_check_layers(struct cfg_read *r, const char *key, struct cfg_strs names,
+                 bool must)
+{
+    for (size_t i = 0; i < names.n; i++) {
+        const struct cfg_layer *l = cfg_layer_find(names.v[i]);
+
+        if (!l)
+            return cfg_fail(r, "%s: there is no layer \"%.40s\": write %s", key,
+                            str_c(r->a, names.v[i]),
+                            cfg_layer_names(r->a, true));
+        if (must && l->later)
+            return cfg_fail(r,
+                            "%s: %s comes with a later version: this one can "
+                            "promise %s",
+                            key, l->name, cfg_layer_names(r->a, false));
+    }
+    return true;
+}
+
 static bool
 cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
 {
@@ -6914,14 +7017,17 @@ cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
          NULL, false},
         {"must_have", CFG_STRS, CFG_AT(cfg_process, must_have), 0, 64, NULL,
          false},
-        {"at", CFG_LATER, 0, 0, 0, NULL, false},
+        {"at", CFG_STR, CFG_AT(cfg_process, at), 0, CFG_PATH_MAX, NULL, false},
         {0},
     };
     struct cfg *c = object;
     bool ok;
 
     cfg_enter(r, v, "process", "");
-    ok = cfg_read_object(r, v, table, &c->process);
+    ok = cfg_read_object(r, v, table, &c->process) &&
+         cfg_check_layers(r, "accept_missing", c->process.accept_missing,
+                          false) &&
+         cfg_check_layers(r, "must_have", c->process.must_have, true);
     cfg_leave(r);
     return ok;
 }
@@ -7586,7 +7692,10 @@ cfg_read_body(struct cfg_read *r, yyjson_val *v, void *object)
                            "have one");
     if (b->schema && !cfg_is_schema(b->schema))
         return cfg_fail(r, "the schema of the body must be an object");
-    if (b->kind != CFG_BODY_STREAM && b->max > 1 << 30)
+    if (b->kind == CFG_BODY_JSON && b->max > CFG_JSON_MAX)
+        return cfg_fail(r, "a JSON body of more than %d MiB cannot be checked "
+                           "in memory: lower body_size", CFG_JSON_MAX >> 20);
+    if (b->kind == CFG_BODY_BYTES && b->max > 1 << 30)
         return cfg_fail(r, "a body of more than 1 GiB cannot be buffered: use "
                            "gateway.stream");
     for (size_t i = 0; i < b->types.n; i++)
@@ -8714,7 +8823,7 @@ boot_settle(void)
 struct req_wire;
 struct pki_identity;
 
-enum { REQ_MAGIC = 0x72657121, REQ_ARENA_MAX = 256 << 20, REQ_ID = 32 };
+enum { REQ_MAGIC = 0x72657121, REQ_ARENA_MAX = 1 << 30, REQ_ID = 32 };
 
 /* What the codec tells whoever answers. */
 struct req_ops {
@@ -8783,6 +8892,7 @@ struct req_wire {
     void (*read)(struct req *, bool on);
     void (*go_on)(struct req *);  // 100 Continue
     void (*deadline)(struct req *, uint32_t ms);
+    void (*limits)(struct req *, uint32_t body_ms, uint32_t write_ms);
     size_t (*queued)(struct req *);
 };
 
@@ -8862,6 +8972,13 @@ static void
 req_deadline(struct req *r, uint32_t ms)
 {
     r->wire->deadline(r, ms);
+}
+
+/* The route's own limits for this exchange; 0: the listener's. */
+static void
+req_limits(struct req *r, uint32_t body_ms, uint32_t write_ms)
+{
+    r->wire->limits(r, body_ms, write_ms);
 }
 
 /* Bytes of the answer that the client has not taken yet. */
@@ -12301,7 +12418,7 @@ tls_sni(const struct tls *t)
  * H1_AHEAD, beyond which h1_wants() turns the socket's reading off.
  *
  * Down    llhttp uri hdr req        Up  struct h1_io, struct req_ops
- * Entry   h1_server_new  h1_server_feed  h1_client_feed  h1_write_head
+ * Entry   h1_server_new  h1_server_feed  h1_client_init  h1_client_feed
  */
 enum {
     H1_MAGIC = 0x68315f21,
@@ -12310,7 +12427,8 @@ enum {
     H1_DIRECT = 8 << 10,   // body pieces from here on are not copied
     H1_UNSENT = 256 << 10, // of answers: no request is begun above (SOCK_HIGH)
     H1_LINE_MORE = 32,     // method and version beside a target
-    H1_TURN = 32,          // requests begun before others have a turn
+    H1_TURN = 32,          // pipelined requests in one turn of the loop,
+    H1_TURN_US = 2000,     // and microseconds
     H1_GRACE_MS = 2000,    // for one more request while we drain
 };
 
@@ -12321,6 +12439,7 @@ struct h1_io {
     void (*close)(void *);  // after what was written; lingers for the client
     void (*cut)(void *);    // at once, and so that nobody takes it for an end
     void (*deadline)(void *, uint32_t ms);
+    void (*stall)(void *, uint32_t ms);  // for a client that takes no byte
     size_t (*queued)(void *);
 };
 
@@ -12757,13 +12876,15 @@ struct h1 {
     struct mem_buf in;   // bytes that wait for the request before them
     struct mem_buf out;  // the answer's bytes until the next flush
     unsigned served;
-    unsigned turn;   // requests begun since the last h1_server_resume()
+    unsigned turn;   // requests begun since the last h1_server_resume(),
+    uint64_t turn_us;  // and when the first of them was
     bool feeding;    // h1_server_run() is on the stack
     bool reading;    // the request's body may flow
     bool end_told;   // ops->on_end() was called, or never will be
     bool closing;    // no further request
     bool last;       // the next request is the last
     bool out_chunked, out_none;  // how the answer's body is framed
+    uint32_t body_ms;            // between two bytes of this body
     uint32_t serve_ms;           // what serve asked for with req_deadline()
 };
 
@@ -12844,7 +12965,7 @@ h1_rearm(struct h1 *h)
              : h->last ? H1_GRACE_MS
                        : h->limits->idle_ms;
     else if (h->reading && !h->end_told)
-        ms = h->limits->body_ms;
+        ms = h->body_ms;
     else
         ms = h->serve_ms;
     h->io->deadline(h->io_data, ms);
@@ -12953,6 +13074,15 @@ h1_wire_deadline(struct req *r, uint32_t ms)
     h1_rearm(h);
 }
 
+static void
+h1_wire_limits(struct req *r, uint32_t body_ms, uint32_t write_ms)
+{
+    struct h1 *h = r->codec;
+
+    h->body_ms = body_ms ? body_ms : h->limits->body_ms;
+    h->io->stall(h->io_data, write_ms ? write_ms : h->limits->write_ms);
+}
+
 static size_t
 h1_wire_queued(struct req *r)
 {
@@ -12967,6 +13097,7 @@ static const struct req_wire h1_wire = {
     .read = h1_wire_read,
     .go_on = h1_wire_go_on,
     .deadline = h1_wire_deadline,
+    .limits = h1_wire_limits,
     .queued = h1_wire_queued,
 };
 
@@ -12989,6 +13120,7 @@ h1_begin(struct h1 *h)
     h->req = r;
     h->reading = h->end_told = false;
     h->serve_ms = 0;
+    h->body_ms = h->limits->body_ms;
     return r;
 }
 
@@ -13035,8 +13167,20 @@ h1_request_line(struct req *r, struct str head, struct err *e)
     return true;
 }
 
+/* Letters, digits and '-': CGI, WSGI and PHP read any other byte of a name as
+ * '_' or '-', and so see another field than we do. */
+static bool
+h1_name_plain(struct str name)
+{
+    for (size_t i = 0; i < name.n; i++)
+        if (!(name.p[i] >= 'a' && name.p[i] <= 'z') &&
+            !(name.p[i] >= '0' && name.p[i] <= '9') && name.p[i] != '-')
+            return false;
+    return true;
+}
+
 /* Fields that upstreams read as one value: a second one is a second opinion.
- * '_' in a name: many servers read it as '-', and so see another field. */
+ * Odd spellings of identity fields are not refused: they are removed. */
 static bool
 h1_names_ok(const struct hdr_list *fields, struct err *e)
 {
@@ -13044,8 +13188,11 @@ h1_names_ok(const struct hdr_list *fields, struct err *e)
                                          "expect", "x-request-id"};
 
     for (unsigned i = 0; i < fields->n; i++)
-        if (memchr(fields->v[i].name.p, '_', fields->v[i].name.n))
-            return err_set(e, ERR_SYNTAX, "header name with an underscore");
+        if (!h1_name_plain(fields->v[i].name) &&
+            !hdr_identity(fields->v[i].name))
+            return err_set(e, ERR_SYNTAX,
+                           "header name with a byte other than letters, "
+                           "digits and '-'");
     for (size_t i = 0; i < sizeof single / sizeof *single; i++)
         if (hdr_count(fields, str_of(single[i])) > 1)
             return err_set(e, ERR_SYNTAX, "several %s fields", single[i]);
@@ -13098,7 +13245,8 @@ h1_on_head(struct h1 *h, const char *p, size_t n)
     size_t used;
 
     h->served++;
-    h->turn++;
+    if (!h->turn++)
+        h->turn_us = r->started_us;
     h1_message_init(&h->msg, HTTP_REQUEST, r->arena, &r->headers,
                     h1_server_on_data);
     if (!h1_request_line(r, head, &e)) {
@@ -13197,15 +13345,16 @@ h1_retire(struct h1 *h)
     return true;
 }
 
-/* May the next request begin? Not after H1_TURN of them in one turn of the
- * loop, for others wait, too; not while a client that pipelines does not take
+/* May the next request begin? Not after H1_TURN of them, or H1_TURN_US, in one
+ * turn of the loop, for others wait, too; not while a client that pipelines does not take
  * its answers; then the socket's own stall timer watches it. */
 static bool
 h1_may_begin(struct h1 *h)
 {
     if (h->closing || !mem_buf_len(&h->in))
         return false;
-    if (h->turn >= H1_TURN)
+    if (h->turn >= H1_TURN ||
+        (h->turn && uv_hrtime() / 1000 - h->turn_us > H1_TURN_US))
         return false;
     if (h1_unsent(h) <= H1_UNSENT)
         return true;
@@ -13287,7 +13436,7 @@ h1_server_resume(struct h1 *h)
 
     if (!h->feeding)
         h1_server_run(h);
-    more = h->turn >= H1_TURN && !h->req && !h->closing && mem_buf_len(&h->in);
+    more = h->turn && !h->req && !h->closing && mem_buf_len(&h->in);
     h->turn = 0;
     h1_flush_out(h);
     h1_req_free(h->dead);
@@ -13314,8 +13463,7 @@ h1_server_on_time(struct h1 *h)
         h1_bad(h, &e);
     } else if (h->reading && !h->end_told) {
         met_inc(MET_LIMIT_BODY_TIME);
-        err_set(&e, ERR_TIMEOUT, "no byte of the body for %u ms",
-                h->limits->body_ms);
+        err_set(&e, ERR_TIMEOUT, "no byte of the body for %u ms", h->body_ms);
         h1_bad(h, &e);
     } else if (!h->req->ended) {
         h->ops->on_time(h->req);
@@ -14161,6 +14309,14 @@ conn_deadline(void *data, uint32_t ms)
     sock_deadline(&c->sock, ms);
 }
 
+static void
+conn_stall(void *data, uint32_t ms)
+{
+    struct conn *c = data;
+
+    c->sock.stall_ms = ms;
+}
+
 static size_t
 conn_queued(void *data)
 {
@@ -14175,6 +14331,7 @@ static const struct h1_io conn_io = {
     .close = conn_close_soon,
     .cut = conn_cut,
     .deadline = conn_deadline,
+    .stall = conn_stall,
     .queued = conn_queued,
 };
 
@@ -14330,12 +14487,31 @@ conn_new(struct conn_listener *l)
     return c;
 }
 
+/* The admin address stays reachable: its oldest connection gives way. */
+static void
+conn_evict_plain(struct conn_listener *l)
+{
+    struct conn *old = NULL;
+    struct err e;
+
+    for (struct conn *c = l->env->conns->first; c; c = c->next)
+        if (c->listener == l && c->state < CONN_CLOSING)
+            old = c;
+    err_set(&e, ERR_PEER_GONE, "gave way to a newer connection");
+    if (old)
+        conn_fail(old, &e);
+}
+
 static void
 conn_accept(struct conn_listener *l)
 {
-    bool over = l->open >= l->limits->connections;
-    struct conn *c = conn_new(l);
+    bool over = l->open >= l->limits->connections && l->tls;
+    struct conn *c;
     struct err e;
+
+    if (!l->tls && l->open >= l->limits->connections)
+        conn_evict_plain(l);
+    c = conn_new(l);
 
     if (uv_accept(&l->h.stream, &c->sock.h.stream) != 0) {
         err_set(&e, ERR_NET, "accept failed");
@@ -14445,6 +14621,13 @@ conn_log_refusal(struct conn *c, const struct err *e)
     log_end(&l);
 }
 
+/* Not while a client does not take what we send: TLS itself answers, too. */
+static bool
+conn_wants(const struct conn *c)
+{
+    return h1_wants(c->h1) && sock_queued(&c->sock) <= SOCK_HIGH;
+}
+
 /* Ciphertext came in. tls_feed() calls the codec, which may call up into Lua,
  * which may close us: afterwards `c` is still memory. */
 static void
@@ -14477,7 +14660,7 @@ conn_on_read(void *data, const char *p, size_t n)
         return;
     if (c->tls && c->tls->state == TLS_PEER_CLOSED)
         h1_server_eof(c->h1);
-    if (!h1_wants(c->h1))
+    if (!conn_wants(c))
         sock_read(&c->sock, false);
 }
 
@@ -14491,7 +14674,7 @@ conn_run_one(struct conn *c)
         conn_begin(c);
     if (c->state == CONN_SERVING)
         more = h1_server_resume(c->h1);
-    if (c->state == CONN_SERVING && h1_wants(c->h1))
+    if (c->state == CONN_SERVING && conn_wants(c))
         sock_read(&c->sock, true);
     sock_flush(&c->sock);
     if (c->shut_asked && c->state == CONN_SERVING && !conn_queued(c))
@@ -14663,7 +14846,8 @@ struct up_target {
     struct sockaddr_storage addrs[UP_ADDRS];
     unsigned addrs_n, next_addr;
     bool resolving;
-    struct up_call *waiting;  // for the name; linked by `next`
+    struct up_call *waiting, **waiting_end;  // for the name; oldest first
+    uv_timer_t late;  // for the oldest's connect_by
 };
 
 struct up_pool {
@@ -14678,7 +14862,7 @@ struct up_set {
     struct env *env;      // borrowed
     struct up_pool *pools;
     size_t n;
-    ares_channel_t *ares;  // owned; NULL until a name is asked for
+    ares_channel_t *ares;  // owned; NULL where no target has a name
     uv_timer_t ares_timer;
     struct up_poll *polls;  // sockets of c-ares
 };
@@ -14709,6 +14893,7 @@ struct up_call {
     bool early_end, sent_stream;
     bool feeding, dead;      // dead: freed when the parser has returned
     unsigned tries;
+    uint64_t connect_by;     // ms of uv_now(): the name, and the connection
     struct up_call *next;    // waiting for the same name
     struct h1_client parser;
 };
@@ -14729,6 +14914,7 @@ struct up_conn {
 /* In the order of a call's life. */
 static void up_go(struct up_call *);
 static void up_on_names(struct up_target *, const struct err *);
+static void up_on_late(uv_timer_t *);
 static void up_connect(struct up_call *);
 static void up_on_connect(uv_connect_t *, int);
 static void up_start(struct up_call *, struct up_conn *);
@@ -14878,8 +15064,10 @@ up_resolve(struct up_call *c)
     char port[8];
     struct err e;
 
-    c->next = t->waiting;
-    t->waiting = c;
+    *t->waiting_end = c;
+    t->waiting_end = &c->next;
+    if (t->waiting == c)
+        uv_timer_start(&t->late, up_on_late, c->pool->cfg->connect_ms, 0);
     if (t->resolving)
         return;
     if (!up_ares_open(t->pool->set, &e)) {
@@ -14893,6 +15081,22 @@ up_resolve(struct up_call *c)
                      &hints, up_ares_on_names, t);
 }
 
+/* The call waits for its target's name no longer, if it did. */
+static void
+up_unwait(struct up_call *c)
+{
+    struct up_call **at = &c->target->waiting;
+
+    while (*at && *at != c)
+        at = &(*at)->next;
+    if (!*at)
+        return;
+    *at = c->next;
+    c->next = NULL;
+    if (!*at)
+        c->target->waiting_end = at;
+}
+
 /* ---- the end of a call ---- */
 
 /* Takes the call out of everything that knows it. */
@@ -14900,12 +15104,7 @@ static void
 up_call_detach(struct up_call *c)
 {
     if (c->target) {
-        struct up_call **at = &c->target->waiting;
-
-        while (*at && *at != c)
-            at = &(*at)->next;
-        if (*at)
-            *at = c->next;
+        up_unwait(c);
         c->target->calls--;
         c->target = NULL;
     }
@@ -14998,6 +15197,7 @@ up_go(struct up_call *c)
     t->calls++;
     c->tries++;
     c->state = UP_WAIT;
+    c->connect_by = up_now(c) + c->pool->cfg->connect_ms;
     if (u) {
         up_idle_remove(u);
         u->reused = true;
@@ -15028,13 +15228,32 @@ up_on_names(struct up_target *t, const struct err *e)
     struct up_call *c;
 
     while ((c = t->waiting)) {
-        t->waiting = c->next;
-        c->next = NULL;
+        up_unwait(c);
         if (e)
             up_no_connection(c, e);
         else
             up_connect(c);
     }
+}
+
+/* No name server answered in time. The search goes on, for the next call. */
+static void
+up_on_late(uv_timer_t *timer)
+{
+    struct up_target *t = timer->data;
+    uint64_t now = uv_now(timer->loop);
+    struct up_call *c;
+    struct err e;
+
+    while ((c = t->waiting) && c->connect_by <= now) {
+        up_unwait(c);
+        met_inc(MET_LIMIT_UP_CONNECT);
+        err_set(&e, ERR_UPSTREAM_TIME, "name %.*s: no address within %u ms",
+                STR_FMT(t->cfg->host), c->pool->cfg->connect_ms);
+        up_no_connection(c, &e);
+    }
+    if (c)
+        uv_timer_start(timer, up_on_late, c->connect_by - now, 0);
 }
 
 static void
@@ -15131,6 +15350,7 @@ up_connect(struct up_call *c)
     struct up_target *t = c->target;
     struct up_conn *u = obj_new(sizeof *u, UP_CONN_MAGIC);
     struct sockaddr *sa = (struct sockaddr *)(uintptr_t)&t->cfg->sa;
+    uint64_t now = up_now(c);
     struct err e;
     int rc;
 
@@ -15140,7 +15360,8 @@ up_connect(struct up_call *c)
     sock_init(&u->sock, &t->pool->set->env->conns->pool, t->cfg->is_unix,
               &up_sock_ops, u);
     u->sock.stall_ms = c->pool->cfg->idle_ms;
-    sock_deadline(&u->sock, c->pool->cfg->connect_ms);
+    sock_deadline(&u->sock,
+                  c->connect_by > now ? (uint32_t)(c->connect_by - now) : 1);
     u->connect.data = u;
     if (!t->cfg->numeric && !t->cfg->is_unix)
         sa = (struct sockaddr *)&t->addrs[t->next_addr++ % t->addrs_n];
@@ -15417,6 +15638,23 @@ up_call(struct up_pool *pool, const struct up_request *want,
 
 /* ---- the pools of a worker ---- */
 
+static void
+up_target_init(struct up_target *t, struct up_pool *p,
+               const struct cfg_target *cfg)
+{
+    uv_loop_t *loop = p->set->env->loop;
+    struct err e;
+
+    t->cfg = cfg;
+    t->pool = p;
+    t->waiting_end = &t->waiting;
+    uv_timer_init(loop, &t->late);
+    t->late.data = t;
+    // c-ares reads its files now, not when a request is waiting
+    if (!cfg->is_unix && !cfg->numeric && !up_ares_open(p->set, &e))
+        log_at(LOG_ERROR, "up", "%s", e.msg);
+}
+
 static struct up_set *
 up_new(struct env *env, struct mem_arena *boot)
 {
@@ -15436,10 +15674,8 @@ up_new(struct env *env, struct mem_arena *boot)
         p->set = set;
         p->n = p->cfg->targets_n;
         p->targets = mem_alloc(boot, p->n * sizeof *p->targets);
-        for (size_t j = 0; j < p->n; j++) {
-            p->targets[j].cfg = &p->cfg->targets[j];
-            p->targets[j].pool = p;
-        }
+        for (size_t j = 0; j < p->n; j++)
+            up_target_init(&p->targets[j], p, &p->cfg->targets[j]);
     }
     return set;
 }
@@ -15449,9 +15685,13 @@ static void
 up_free(struct up_set *set)
 {
     for (size_t i = 0; i < set->n; i++)
-        for (size_t j = 0; j < set->pools[i].n; j++)
-            while (set->pools[i].targets[j].idle)
-                up_conn_close(set->pools[i].targets[j].idle);
+        for (size_t j = 0; j < set->pools[i].n; j++) {
+            struct up_target *t = &set->pools[i].targets[j];
+
+            while (t->idle)
+                up_conn_close(t->idle);
+            uv_close((uv_handle_t *)&t->late, NULL);
+        }
     if (set->ares)
         ares_destroy(set->ares);
     uv_close((uv_handle_t *)&set->ares_timer, NULL);
@@ -15499,6 +15739,8 @@ struct proxy_line {
     size_t set_n;
     const struct str *remove;  // lower case
     size_t remove_n;
+    const struct cfg_input *checked;  // headers the route has checked
+    size_t checked_n;
     const struct str *body;  // buffered, or NULL
 };
 
@@ -15523,13 +15765,30 @@ proxy_write(struct mem_buf *b, const struct proxy_line *l, struct str name,
         h1_write_field(b, name, value);
 }
 
+/* Fields that were checked, or that say what the body is, cannot be taken away
+ * by naming them in Connection: their absence would say something else. */
+static bool
+proxy_keeps(const struct proxy_line *l, struct str name)
+{
+    static const char *const always[] = {"authorization", "cookie",
+                                         "content-type", "content-encoding"};
+
+    for (size_t i = 0; i < sizeof always / sizeof *always; i++)
+        if (str_eq(name, str_of(always[i])))
+            return true;
+    for (size_t i = 0; i < l->checked_n; i++)
+        if (str_eq(name, l->checked[i].name))
+            return true;
+    return false;
+}
+
 /* Fields that we write ourselves, or that end at this hop. */
 static bool
 proxy_drops(const struct req *r, const struct proxy_line *l, struct str name,
             bool listed)
 {
     if (hdr_hop_by_hop(name) || hdr_identity(name) ||
-        (listed && h1_has_option(&r->headers, name)))
+        (listed && !proxy_keeps(l, name) && h1_has_option(&r->headers, name)))
         return true;
     switch (name.n) {
     case 4:
@@ -16374,6 +16633,7 @@ enum {
     JAIL_LIMITS_MAX = 6,
     JAIL_STACK = 32 << 10,
     JAIL_CLOEXEC = 1 << 2,  // CLOSE_RANGE_CLOEXEC, which old headers lack
+    JAIL_CAP_V3 = 0x20080522,  // capset()'s version: two rows of 32 bits
 };
 
 /* Not dumpable: no process of our uid may ptrace us or read /proc/PID/mem.
@@ -16390,8 +16650,32 @@ jail_undumpable(void)
     return prctl(PR_SET_DUMPABLE, 0L, 0L, 0L, 0L) == 0;
 }
 
+/* No capability, and none that comes back: ambient ones, which a service
+ * manager may have given the supervisor for a port below 1024, go with the
+ * inheritable ones, and an execve() adds none. */
+static bool
+jail_uncap(struct err *e)
+{
+    uint32_t head[2] = {JAIL_CAP_V3, 0};
+    uint32_t none[6] = {0};  // effective, permitted, inheritable, twice
+
+    if (syscall(SYS_capset, head, none) != 0)
+        return err_set(e, ERR_CONFIG, "capabilities: %s", strerror(errno));
+    return true;
+}
+
+/* Empties the bounding set, where we may: only with CAP_SETPCAP. */
+static void
+jail_uncap_bound(void)
+{
+    for (unsigned long cap = 0; prctl(PR_CAPBSET_DROP, cap, 0L, 0L, 0L) == 0;
+         cap++)
+        ;
+}
+
 /* The first call of every child. Descriptors from `first_unknown` on are not
- * in the child's contract, and are closed. */
+ * in the child's contract, and are closed. Root keeps what it needs to become
+ * somebody else: the rest is jail_drop()'s. */
 static bool
 jail_early(unsigned first_unknown, struct err *e)
 {
@@ -16407,20 +16691,23 @@ jail_early(unsigned first_unknown, struct err *e)
         return err_set(e, ERR_CONFIG,
                        "close_range: %s: a kernel of 5.11 or later is needed",
                        strerror(errno));
-    return true;
+    return geteuid() == 0 || jail_uncap(e);
 }
 
 /* Becomes `uid` and `gid` for good: no supplementary group, no way back, no
- * capability (the kernel clears them when uid 0 is left). */
+ * capability. */
 static bool
 jail_drop(uid_t uid, gid_t gid, struct err *e)
 {
     if (uid == 0)
         return err_set(e, ERR_CONFIG, "cannot drop privileges to uid 0");
+    jail_uncap_bound();
     if (setgroups(0, NULL) != 0 || setresgid(gid, gid, gid) != 0 ||
         setresuid(uid, uid, uid) != 0)
         return err_set(e, ERR_CONFIG, "cannot become uid %u, gid %u: %s", uid,
                        gid, strerror(errno));
+    if (!jail_uncap(e))
+        return false;
     if (setresuid((uid_t)-1, 0, (uid_t)-1) == 0 || geteuid() != uid ||
         getegid() != gid)
         return err_set(e, ERR_CONFIG, "uid %u could become root again", uid);
@@ -19276,7 +19563,1098 @@ exec_cancel(struct exec *x, uint64_t ticket)
              (struct str){(const char *)&ticket, sizeof ticket}, &e);
 }
 
-/* ==== 24 luastr: string and table functions that cannot run away ===========
+/* ==== 24 vm: the Lua state ==================================================
+ *
+ * One lua_State a worker: boot, sandbox, memory cap, CPU budget. A request's
+ * hooks run in a coroutine of their own, a task, one after the other, and may
+ * wait: vm_await() is the one lua_yield, vm_wake() the one way back. Who wakes
+ * holds a ticket, never a pointer, so a late answer for a dead request finds
+ * nobody.
+ *
+ * Everything that may raise a Lua error runs inside lua_resume() or
+ * lua_pcall(): arguments are pushed and results taken by functions that the
+ * trampoline vm_hook_call() calls in there. The memory cap holds only while a hook
+ * runs, so our own bookkeeping outside never fails for want of memory.
+ *
+ * Down    Lua log        Up  struct vm_call
+ * Entry   vm_new  vm_load  vm_task_new  vm_run  vm_await  vm_wake  vm_task_end
+ */
+enum {
+    VM_MAGIC = 0x766d2121,
+    VM_TASK_MAGIC = 0x7461736b,
+    VM_STEP = 1000,         // instructions between looks at the clock
+    VM_BIG = 64 << 10,      // an allocation from here on costs time, too:
+    VM_BIG_STEP = 16 << 20, //   after so many bytes of them, a look as well
+    VM_SPARE = 64,          // coroutines kept for the next request
+    VM_LOAD_CPU_MS = 5000,  // for the policy's top level
+    VM_CHECK_BYTES = 64 << 20,  // memory while only checking
+};
+
+/* How a hook gets its arguments, and what becomes of its results. */
+struct vm_call {
+    int hook;                                  // reference into vm->hooks
+    int (*push)(lua_State *, void *data);      // returns how many
+    void (*take)(lua_State *, void *data);     // results: from index 2 up
+    void (*on_done)(void *data, bool ok);      // only after a wait
+    void *data;
+};
+
+enum vm_result { VM_DONE, VM_WAITING, VM_FAILED };
+
+struct vm_task {
+    unsigned magic;
+    struct vm *vm;     // borrowed
+    void *owner;       // lent to bind: the exchange it works for
+    lua_State *L;      // anchored in the registry by `ref`
+    int ref;
+    uint32_t slot, seq;
+    struct vm_call call;
+    uint32_t cpu_ms;       // budget of one hook
+    uint64_t cpu_from_ns;  // thread time when the budget was first looked at
+    size_t big;            // bytes of big allocations since the last look
+    bool over;             // budget spent: every instruction raises
+    bool waiting, resuming, failed, closed;
+    int (*woken)(lua_State *, void *);  // pushes what the waiting call returns
+    void *woken_data;
+    void (*cancel)(void *);  // ends what the task waits for
+    void *cancel_data;
+    char *error;  // owned: message and traceback of the last failure
+};
+
+/* In the registry: what a policy's chunks see, and views of our modules. */
+#define VM_GLOBALS "gateway.globals"
+#define VM_VIEWS "gateway.views"
+
+struct vm_script {
+    const char *name;
+    const unsigned char *bytes;
+    size_t n;
+};
+
+struct vm {
+    unsigned magic;
+    lua_State *L;
+    struct env *env;          // borrowed
+    const struct boot *boot;  // borrowed: the scripts
+    size_t bytes, bytes_max;
+    struct vm_task *running;  // whose hook is on the stack; NULL: ours
+    uint64_t load_until_ns;   // thread time; only while the policy loads
+    struct vm_task **tasks;   // by slot
+    uint32_t tasks_n, next_seq;
+    struct {
+        lua_State *L;
+        int ref;
+    } spare[VM_SPARE];
+    unsigned spares;
+    int hooks, pure;  // references to what finish() returned
+    struct mem_buf text;  // scratch of bindings; reset by each
+};
+
+static const struct vm_script vm_builtin[] = {
+#include "scripts.inc"
+    {NULL, NULL, 0},
+};
+
+static struct vm *
+vm_of(lua_State *L)
+{
+    return *(struct vm **)lua_getextraspace(L);
+}
+
+/* ---- memory and time ---- */
+
+static void vm_on_count(lua_State *L, lua_Debug *ar);
+
+/* One instruction can copy megabytes: those are counted by their memory, and
+ * bring the next look at the clock forward. */
+static void
+vm_charge(struct vm_task *t, size_t n)
+{
+    t->big += n;
+    if (t->big < VM_BIG_STEP)
+        return;
+    t->big = 0;
+    lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, 1);
+}
+
+static void *
+vm_alloc(void *data, void *p, size_t was, size_t n)
+{
+    struct vm *vm = data;
+    void *q;
+
+    if (!p)
+        was = 0;
+    if (!n) {
+        free(p);
+        vm->bytes -= was;
+        return NULL;
+    }
+    if (n > was && (vm->running || vm->load_until_ns) &&
+        vm->bytes + (n - was) > vm->bytes_max)
+        return NULL;  // Lua collects, tries again, then raises
+    if (n > VM_BIG && vm->running)
+        vm_charge(vm->running, n);
+    q = realloc(p, n);
+    must(q != NULL);
+    vm->bytes += n - was;
+    return q;
+}
+
+static uint64_t
+vm_cpu_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* From now on every instruction raises, in this coroutine and in the task's
+ * own: pcall() catches one error and runs into the next. */
+static void
+vm_stop(lua_State *L, struct vm_task *t)
+{
+    lua_sethook(L, vm_on_count, LUA_MASKCOUNT, 1);
+    if (t)
+        lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, 1);
+}
+
+/* Every VM_STEP instructions. The first look only starts the clock, so that a
+ * short hook never pays for reading it. */
+static void
+vm_on_count(lua_State *L, lua_Debug *ar)
+{
+    struct vm *vm = vm_of(L);
+    struct vm_task *t = vm->running;
+    uint64_t now = t && t->over ? 0 : vm_cpu_ns();
+
+    (void)ar;
+    if (!t) {
+        if (!vm->load_until_ns || now < vm->load_until_ns)
+            return;
+        vm_stop(L, NULL);
+        luaL_error(L, "the policy took more than %d ms of CPU to load",
+                   VM_LOAD_CPU_MS);
+    }
+    if (!t->over)  // vm_charge() may have brought us here early
+        lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
+    if (!t->over && !t->cpu_from_ns) {
+        t->cpu_from_ns = now;
+        return;
+    }
+    if (!t->over && now - t->cpu_from_ns < (uint64_t)t->cpu_ms * 1000000)
+        return;
+    if (!t->over)
+        met_inc(MET_LIMIT_HOOK_CPU);
+    t->over = true;
+    vm_stop(L, t);
+    luaL_error(L, "hook used more than %d ms of CPU", (int)t->cpu_ms);
+}
+
+/* ---- the sandbox ---- */
+
+/* setmetatable() without __gc: a finaliser would run outside any budget. */
+static int
+vm_base_setmetatable(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TTABLE);
+    if (!lua_isnil(L, 2)) {
+        luaL_checktype(L, 2, LUA_TTABLE);
+        lua_pushliteral(L, "__gc");
+        if (lua_rawget(L, 2) != LUA_TNIL)
+            return luaL_error(L, "setmetatable: __gc is not allowed here");
+        lua_pop(L, 1);
+    }
+    if (luaL_getmetafield(L, 1, "__metatable") != LUA_TNIL)
+        return luaL_error(L, "cannot change a protected metatable");
+    lua_settop(L, 2);
+    lua_setmetatable(L, 1);
+    return 1;
+}
+
+/* rawset() not through a read-only view. */
+static int
+vm_base_rawset(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TTABLE);
+    luaL_checkany(L, 2);
+    luaL_checkany(L, 3);
+    if (luaL_getmetafield(L, 1, "__metatable") != LUA_TNIL)
+        return luaL_error(L, "rawset: this table is protected");
+    lua_settop(L, 3);
+    lua_rawset(L, 1);
+    return 1;
+}
+
+static int
+vm_base_print(lua_State *L)
+{
+    luaL_Buffer b;
+    int n = lua_gettop(L);
+
+    luaL_buffinit(L, &b);
+    for (int i = 1; i <= n; i++) {
+        if (i > 1)
+            luaL_addchar(&b, '\t');
+        luaL_tolstring(L, i, NULL);
+        luaL_addvalue(&b);
+    }
+    luaL_pushresult(&b);
+    log_at(LOG_INFO, "policy", "%s", lua_tostring(L, -1));
+    return 0;
+}
+
+static int
+vm_base_collectgarbage(lua_State *L)
+{
+    const char *what = luaL_optstring(L, 1, "count");
+
+    if (strcmp(what, "count") != 0)
+        return luaL_error(L, "collectgarbage: only \"count\" is allowed here");
+    lua_pushnumber(L, (double)vm_of(L)->bytes / 1024);
+    return 1;
+}
+
+/* An error that the count hook raises finds hooks switched off, and Lua calls
+ * message handlers before it switches them on again. So handlers must not be
+ * the policy's: xpcall() calls its handler when the stack has been unwound, and
+ * what runs in a coroutine is unwound inside it, not by whoever closes it. */
+
+/* stack: handler, ok, results... */
+static int
+vm_xpcall_done(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)ctx;
+    if (status == LUA_OK || status == LUA_YIELD) {
+        lua_pushboolean(L, 1);
+        lua_replace(L, 1);
+        return lua_gettop(L);
+    }
+    lua_pushboolean(L, 0);
+    lua_insert(L, 1);                 // false, handler, ..., error
+    lua_pushvalue(L, 2);              // false, handler, ..., error, handler
+    lua_insert(L, -2);                // false, handler, ..., handler, error
+    lua_call(L, 1, 1);
+    lua_replace(L, 2);
+    lua_settop(L, 2);
+    return 2;
+}
+
+/* xpcall(f, handler, ...) */
+static int
+vm_base_xpcall(lua_State *L)
+{
+    int n = lua_gettop(L);
+
+    luaL_checktype(L, 2, LUA_TFUNCTION);
+    lua_pushvalue(L, 1);
+    lua_replace(L, 1);
+    lua_pushvalue(L, 2);
+    lua_insert(L, 1);  // handler, f, handler, args
+    lua_remove(L, 3);  // handler, f, args
+    return vm_xpcall_done(
+        L, lua_pcallk(L, n - 2, LUA_MULTRET, 0, 0, vm_xpcall_done), 0);
+}
+
+static int
+vm_co_over(lua_State *L)
+{
+    struct vm_task *t = vm_of(L)->running;
+
+    if (t && t->over)
+        return luaL_error(L, "hook used more than %d ms of CPU",
+                          (int)t->cpu_ms);
+    return 0;
+}
+
+static int
+vm_co_body_done(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)ctx;
+    if (status != LUA_OK && status != LUA_YIELD)
+        return lua_error(L);
+    return lua_gettop(L);
+}
+
+/* What a coroutine runs instead of the function that is upvalue 1. */
+static int
+vm_co_body(lua_State *L)
+{
+    int n = lua_gettop(L);
+
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    return vm_co_body_done(
+        L, lua_pcallk(L, n, LUA_MULTRET, 0, 0, vm_co_body_done), 0);
+}
+
+/* A coroutine whose budget is spent fails in its resumer, too, before that
+ * goes on. Upvalue 1 is Lua's own function. */
+static int
+vm_co_guard(lua_State *L)
+{
+    int n = lua_gettop(L);
+
+    vm_co_over(L);
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_call(L, n, LUA_MULTRET);
+    vm_co_over(L);
+    return lua_gettop(L);
+}
+
+/* create(f): upvalue 1 is Lua's own. */
+static int
+vm_co_create(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_settop(L, 1);
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_pushcclosure(L, vm_co_body, 1);
+    lua_call(L, 1, 1);
+    return 1;
+}
+
+/* yield(...): to the policy's own resumer, never to us. */
+static int
+vm_co_yield(lua_State *L)
+{
+    struct vm_task *t = vm_of(L)->running;
+
+    if (!t || t->L == L)
+        return luaL_error(L, "coroutine.yield: only inside a coroutine of "
+                             "your own");
+    return lua_yield(L, lua_gettop(L));
+}
+
+/* wrap(f): the function it returns is guarded, too. */
+static int
+vm_co_wrap(lua_State *L)
+{
+    vm_co_create(L);
+    lua_pushcclosure(L, vm_co_guard, 1);
+    return 1;
+}
+
+/* Work inside one C function that no instruction count sees: `n` is about the
+ * bytes it goes through. */
+static void
+vm_cost(lua_State *L, size_t n)
+{
+    struct vm *vm = vm_of(L);
+
+    if (vm && vm->running)
+        vm_charge(vm->running, n);
+}
+
+/* A library function that goes through its string arguments: upvalue 1. */
+static int
+vm_metered(lua_State *L)
+{
+    int n = lua_gettop(L);
+    size_t cost = 0;
+
+    for (int i = 1; i <= n; i++)
+        if (lua_type(L, i) == LUA_TSTRING)
+            cost += lua_rawlen(L, i);
+    vm_cost(L, cost);
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_call(L, n, LUA_MULTRET);
+    return lua_gettop(L);
+}
+
+/* Meters every function of the table on top. */
+static void
+vm_meter(lua_State *L)
+{
+    for (lua_pushnil(L); lua_next(L, -2);) {
+        if (!lua_isfunction(L, -1)) {
+            lua_pop(L, 1);
+            continue;
+        }
+        lua_pushcclosure(L, vm_metered, 1);
+        lua_pushvalue(L, -2);
+        lua_insert(L, -2);
+        lua_rawset(L, -4);
+    }
+}
+
+/* Sets the fields of the table on top to nil. */
+static void
+vm_strip(lua_State *L, const char *const *names)
+{
+    for (; *names; names++) {
+        lua_pushnil(L);
+        lua_setfield(L, -2, *names);
+    }
+}
+
+/* Replaces field `name` of the table on top by `wrapper` around it. */
+static void
+vm_wrap_field(lua_State *L, const char *name, lua_CFunction wrapper)
+{
+    lua_getfield(L, -1, name);
+    lua_pushcclosure(L, wrapper, 1);
+    lua_setfield(L, -2, name);
+}
+
+static void
+vm_open_libraries(lua_State *L)
+{
+    static const luaL_Reg libs[] = {
+        {LUA_GNAME, luaopen_base},       {LUA_COLIBNAME, luaopen_coroutine},
+        {LUA_TABLIBNAME, luaopen_table}, {LUA_OSLIBNAME, luaopen_os},
+        {LUA_STRLIBNAME, luaopen_string}, {LUA_MATHLIBNAME, luaopen_math},
+        {LUA_UTF8LIBNAME, luaopen_utf8},
+    };
+    static const char *const no_base[] = {"dofile", "load", "loadfile",
+                                          "require", "warn", NULL};
+    static const char *const no_os[] = {"execute", "exit", "getenv", "remove",
+                                        "rename", "setlocale", "tmpname", NULL};
+    static const char *const no_string[] = {"dump", NULL};
+    static const luaL_Reg base[] = {
+        {"setmetatable", vm_base_setmetatable},
+        {"print", vm_base_print},
+        {"rawset", vm_base_rawset},
+        {"xpcall", vm_base_xpcall},
+        {"collectgarbage", vm_base_collectgarbage},
+        {NULL, NULL},
+    };
+
+    for (size_t i = 0; i < sizeof libs / sizeof *libs; i++) {
+        luaL_requiref(L, libs[i].name, libs[i].func, 1);
+        lua_pop(L, 1);
+    }
+    lua_pushglobaltable(L);
+    vm_strip(L, no_base);
+    luaL_setfuncs(L, base, 0);
+    lua_getfield(L, -1, "os");
+    vm_strip(L, no_os);
+    lua_getfield(L, -2, "string");
+    vm_strip(L, no_string);
+    vm_meter(L);
+    lua_getfield(L, -3, "utf8");
+    vm_meter(L);
+    lua_getfield(L, -4, "coroutine");
+    vm_wrap_field(L, "resume", vm_co_guard);
+    vm_wrap_field(L, "close", vm_co_guard);
+    vm_wrap_field(L, "create", vm_co_create);
+    vm_wrap_field(L, "wrap", vm_co_wrap);
+    vm_wrap_field(L, "yield", vm_co_yield);
+    lua_settop(L, 0);
+    lua_pushliteral(L, "");  // ("").__index is `string`; hide the metatable
+    must(lua_getmetatable(L, -1));
+    lua_pushboolean(L, 0);
+    lua_setfield(L, -2, "__metatable");
+    lua_settop(L, 0);
+}
+
+/* ---- scripts ---- */
+
+static bool
+vm_builtin_find(const char *name, struct str *bytes)
+{
+    for (const struct vm_script *s = vm_builtin; s->name; s++)
+        if (strcmp(s->name, name) == 0) {
+            *bytes = (struct str){(const char *)s->bytes, s->n};
+            return true;
+        }
+    return false;
+}
+
+/* A script of the policy's folder, by its bundle name. */
+static bool
+vm_bundle_find(const struct boot *b, struct str name, struct str *bytes)
+{
+    for (size_t i = 0; i < b->scripts_n; i++)
+        if (str_eq(b->scripts[i].name, name)) {
+            *bytes = b->scripts[i].bytes;
+            return true;
+        }
+    return false;
+}
+
+static int
+vm_on_global_write(lua_State *L)
+{
+    const char *name = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "?";
+
+    return luaL_error(L, "assignment to global '%s': use `local`", name);
+}
+
+static int
+vm_on_library_write(lua_State *L)
+{
+    return luaL_error(L, "the library is read-only");
+}
+
+/* pairs() over a view goes over a copy. */
+static int
+vm_on_view_pairs(lua_State *L)
+{
+    luaL_getmetafield(L, 1, "__index");
+    lua_getglobal(L, "next");
+    lua_newtable(L);  // view, table, next, copy
+    for (lua_pushnil(L); lua_next(L, 2);) {
+        lua_pushvalue(L, -2);
+        lua_insert(L, -2);
+        lua_rawset(L, 4);
+    }
+    lua_pushnil(L);
+    return 3;
+}
+
+/* Replaces the table on top by a view that cannot be written. */
+static void
+vm_read_only(lua_State *L, lua_CFunction on_write)
+{
+    lua_newtable(L);
+    lua_newtable(L);
+    lua_rotate(L, -3, 2);
+    lua_setfield(L, -2, "__index");
+    lua_pushcfunction(L, on_write);
+    lua_setfield(L, -2, "__newindex");
+    lua_pushcfunction(L, vm_on_view_pairs);
+    lua_setfield(L, -2, "__pairs");
+    lua_pushboolean(L, 0);
+    lua_setfield(L, -2, "__metatable");
+    lua_setmetatable(L, -2);
+}
+
+static int vm_require(lua_State *L);
+
+/* A policy's require(): modules of ours come as read-only views. */
+static int
+vm_policy_require(lua_State *L)
+{
+    const char *name = luaL_checkstring(L, 1);
+    bool ours = strcmp(name, "gateway") == 0 ||
+                strncmp(name, "gateway.", 8) == 0;
+
+    if (strcmp(name, "gateway.core") == 0)
+        return luaL_error(L, "gateway.core is for the library alone");
+    lua_settop(L, 1);
+    lua_getfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
+    if (lua_getfield(L, 2, name) != LUA_TNIL)
+        return 1;
+    lua_settop(L, 1);
+    vm_require(L);
+    if (!ours || !lua_istable(L, -1))
+        return 1;
+    vm_read_only(L, vm_on_library_write);
+    lua_getfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
+    lua_pushvalue(L, -2);
+    lua_setfield(L, -2, name);
+    lua_pop(L, 1);
+    return 1;
+}
+
+/* What a policy sees as its globals: those of the state, its libraries as
+ * read-only views, so that no hook changes what another one calls. */
+static void
+vm_make_policy_globals(lua_State *L)
+{
+    lua_newtable(L);
+    lua_setfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
+    lua_newtable(L);
+    lua_pushglobaltable(L);
+    for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
+        lua_pushvalue(L, -2);
+        lua_pushvalue(L, -2);
+        if (lua_istable(L, -1))
+            vm_read_only(L, vm_on_library_write);
+        lua_rawset(L, -6);
+    }
+    lua_pop(L, 1);
+    lua_pushnil(L);
+    lua_setfield(L, -2, "_G");
+    lua_pushcfunction(L, vm_policy_require);
+    lua_setfield(L, -2, "require");
+    lua_setfield(L, LUA_REGISTRYINDEX, VM_GLOBALS);
+}
+
+/* Loads text (never bytecode) as a function whose globals cannot be written.
+ * stack: ... -> ..., function */
+static void
+vm_load_chunk(lua_State *L, struct str bytes, const char *name, bool ours)
+{
+    if (luaL_loadbufferx(L, bytes.p, bytes.n, name, "t") != LUA_OK)
+        lua_error(L);
+    if (ours)
+        lua_pushglobaltable(L);
+    else
+        lua_getfield(L, LUA_REGISTRYINDEX, VM_GLOBALS);
+    vm_read_only(L, vm_on_global_write);
+    must(lua_setupvalue(L, -2, 1) != NULL);
+}
+
+/* The folder of the policy, with its slash, as the bundle's names have it. */
+static struct str
+vm_policy_folder(const struct boot *b)
+{
+    struct str f = b->policy;
+
+    while (f.n && f.p[f.n - 1] != '/')
+        f.n--;
+    return f;
+}
+
+/* require "a.b": the built-in a/b.lua or a/b/init.lua, then the same below the
+ * policy's folder. "gateway.core" is there for the library alone. */
+static int
+vm_require(lua_State *L)
+{
+    const char *name = luaL_checkstring(L, 1);
+    struct vm *vm = vm_of(L);
+    struct str folder = vm_policy_folder(vm->boot), bytes, text;
+    static const char *const forms[] = {"%s.lua", "%s/init.lua"};
+    const char *path, *file;
+
+    lua_settop(L, 1);
+    lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+    if (lua_getfield(L, 2, name) != LUA_TNIL)
+        return 1;
+    path = luaL_gsub(L, name, ".", "/");
+    for (int i = 0; i < 4; i++) {
+        file = lua_pushfstring(L, forms[i & 1], path);
+        text = str_of(file);
+        if (i < 2 && vm_builtin_find(file, &bytes))
+            file = lua_pushfstring(L, "@scripts/%s", file);
+        else if (i >= 2) {
+            file = lua_pushlstring(L, folder.p, folder.n);
+            lua_pushlstring(L, text.p, text.n);
+            lua_concat(L, 2);
+            text = str_of(lua_tostring(L, -1));
+            if (!vm_bundle_find(vm->boot, text, &bytes))
+                continue;
+            file = lua_pushfstring(L, "@%s", text.p);
+        } else {
+            continue;
+        }
+        vm_load_chunk(L, bytes, file, i < 2);
+        lua_pushvalue(L, 1);
+        lua_call(L, 1, 1);
+        if (lua_isnil(L, -1)) {
+            lua_pushboolean(L, 1);
+            lua_replace(L, -2);
+        }
+        lua_pushvalue(L, -1);
+        lua_setfield(L, 2, name);
+        return 1;
+    }
+    return luaL_error(L,
+                      "module '%s' not found: it is neither built in nor below "
+                      "the policy's folder '%s'",
+                      name, folder.n ? lua_pushlstring(L, folder.p, folder.n)
+                                     : "./");
+}
+
+/* ---- birth and load ---- */
+
+/* `core` opens "gateway.core" (see bind). */
+static int
+vm_boot(lua_State *L)
+{
+    lua_CFunction core = lua_tocfunction(L, 1);
+
+    lua_settop(L, 0);
+    vm_open_libraries(L);
+    lua_pushcfunction(L, vm_require);
+    lua_setglobal(L, "require");
+    luaL_requiref(L, "gateway.core", core, 0);
+    lua_settop(L, 0);
+    vm_make_policy_globals(L);
+    return 0;
+}
+
+static struct vm *
+vm_new(struct env *env, const struct boot *boot, size_t bytes_max,
+       lua_CFunction core)
+{
+    struct vm *vm = obj_new(sizeof *vm, VM_MAGIC);
+
+    vm->env = env;
+    vm->boot = boot;
+    vm->bytes_max = bytes_max;
+    vm->L = lua_newstate(vm_alloc, vm);
+    must(vm->L != NULL);
+    *(struct vm **)lua_getextraspace(vm->L) = vm;
+    lua_pushcfunction(vm->L, vm_boot);
+    lua_pushcfunction(vm->L, core);
+    if (lua_pcall(vm->L, 1, 0, 0) != LUA_OK) {
+        fprintf(stderr, "%s\n", lua_tostring(vm->L, -1));
+        abort();
+    }
+    return vm;
+}
+
+static void
+vm_free(struct vm *vm)
+{
+    if (!vm)
+        return;
+    lua_close(vm->L);
+    mem_buf_free(&vm->text);
+    free(vm->tasks);
+    obj_free(vm);
+}
+
+/* Runs `fn(L)` protected, within the load's budget and the memory cap. Its
+ * error is put into `e` without traceback: for a policy that says file:line. */
+static bool
+vm_protect(struct vm *vm, lua_CFunction fn, void *arg, struct err *e)
+{
+    lua_State *L = vm->L;
+    const char *msg;
+    int rc;
+
+    vm->load_until_ns = vm_cpu_ns() + VM_LOAD_CPU_MS * UINT64_C(1000000);
+    lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
+    lua_pushcfunction(L, fn);
+    lua_pushlightuserdata(L, arg);
+    rc = lua_pcall(L, 1, 0, 0);
+    lua_sethook(L, NULL, 0, 0);
+    vm->load_until_ns = 0;
+    if (rc == LUA_OK)
+        return true;
+    msg = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1)
+                                         : "(error is not a string)";
+    err_set(e, ERR_CONFIG, "%s", msg);
+    lua_settop(L, 0);
+    return false;
+}
+
+struct vm_load {
+    struct vm *vm;
+    struct mem_arena *arena;
+    struct str json;  // out: the plain configuration
+};
+
+/* Does hook `i` depend on the identity alone, so that its verdict holds for
+ * the whole connection? */
+static bool
+vm_hook_pure(struct vm *vm, int hook)
+{
+    bool pure;
+
+    lua_rawgeti(vm->L, LUA_REGISTRYINDEX, vm->pure);
+    lua_rawgeti(vm->L, -1, hook);
+    pure = lua_toboolean(vm->L, -1);
+    lua_pop(vm->L, 2);
+    return pure;
+}
+
+/* Runs the policy, then asks the library for what it declared. */
+static int
+vm_load_policy(lua_State *L)
+{
+    struct vm_load *l = lua_touserdata(L, 1);
+    struct vm *vm = l->vm;
+    struct str bytes;
+    size_t n;
+    const char *p;
+
+    if (!vm_bundle_find(vm->boot, vm->boot->policy, &bytes))
+        return luaL_error(L, "%s: not in the bundle",
+                          lua_pushlstring(L, vm->boot->policy.p,
+                                          vm->boot->policy.n));
+    lua_pushfstring(L, "@%s", lua_pushlstring(L, vm->boot->policy.p,
+                                              vm->boot->policy.n));
+    vm_load_chunk(L, bytes, lua_tostring(L, -1), false);
+    lua_call(L, 0, 0);
+    lua_getglobal(L, "require");
+    lua_pushliteral(L, "gateway.policy");
+    lua_call(L, 1, 1);
+    lua_getfield(L, -1, "finish");
+    lua_pushlstring(L, vm->boot->policy.p, vm->boot->policy.n);
+    lua_call(L, 1, 3);
+    p = luaL_checklstring(L, -3, &n);
+    l->json = str_dup(l->arena, (struct str){p, n});
+    luaL_checktype(L, -2, LUA_TTABLE);
+    luaL_checktype(L, -1, LUA_TTABLE);
+    vm->pure = luaL_ref(L, LUA_REGISTRYINDEX);
+    vm->hooks = luaL_ref(L, LUA_REGISTRYINDEX);
+    return 0;
+}
+
+/* Evaluates the policy; *json is the plain configuration it declares. */
+static bool
+vm_load(struct vm *vm, struct mem_arena *arena, struct str *json, struct err *e)
+{
+    struct vm_load l = {.vm = vm, .arena = arena};
+
+    if (!vm_protect(vm, vm_load_policy, &l, e))
+        return false;
+    lua_gc(vm->L, LUA_GCCOLLECT);  // what only the declarations needed
+    *json = l.json;
+    return true;
+}
+
+/* ---- tasks ---- */
+
+static struct vm_task *
+vm_task_new(struct vm *vm, uint32_t cpu_ms)
+{
+    struct vm_task *t = obj_new(sizeof *t, VM_TASK_MAGIC);
+    uint32_t slot = 0;
+
+    t->vm = vm;
+    t->cpu_ms = cpu_ms;
+    if (vm->spares) {
+        t->L = vm->spare[--vm->spares].L;
+        t->ref = vm->spare[vm->spares].ref;
+    } else {
+        t->L = lua_newthread(vm->L);
+        t->ref = luaL_ref(vm->L, LUA_REGISTRYINDEX);
+    }
+    while (slot < vm->tasks_n && vm->tasks[slot])
+        slot++;
+    if (slot == vm->tasks_n) {
+        uint32_t n = vm->tasks_n ? 2 * vm->tasks_n : 16;
+
+        vm->tasks = mem_xrealloc(vm->tasks, n * sizeof *vm->tasks);
+        memset(vm->tasks + vm->tasks_n, 0,
+               (n - vm->tasks_n) * sizeof *vm->tasks);
+        vm->tasks_n = n;
+    }
+    vm->tasks[slot] = t;
+    t->slot = slot;
+    t->seq = ++vm->next_seq;
+    return t;
+}
+
+/* Never 0, and never the same for two tasks. */
+static uint64_t
+vm_ticket(const struct vm_task *t)
+{
+    return (uint64_t)t->seq << 32 | t->slot;
+}
+
+static struct vm_task *
+vm_task_find(struct vm *vm, uint64_t ticket)
+{
+    uint32_t slot = (uint32_t)ticket;
+    struct vm_task *t = slot < vm->tasks_n ? vm->tasks[slot] : NULL;
+
+    return t && t->seq == ticket >> 32 ? t : NULL;
+}
+
+/* Closes a coroutine that waits: its <close> variables run, within a budget of
+ * their own. */
+static void
+vm_task_close(struct vm_task *t)
+{
+    struct vm_task *outer = t->vm->running;
+
+    t->over = false;
+    t->cpu_from_ns = 0;
+    t->closed = true;  // a spent budget would leave it without hooks
+    t->vm->running = t;
+    lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
+    lua_closethread(t->L, NULL);
+    t->vm->running = outer;
+}
+
+/* Ends a task, wherever it is. */
+static void
+vm_task_end(struct vm_task *t)
+{
+    struct vm *vm;
+
+    if (!t)
+        return;
+    vm = t->vm;
+    must(!t->resuming);
+    if (t->cancel)
+        t->cancel(t->cancel_data);
+    vm->tasks[t->slot] = NULL;
+    if (lua_status(t->L) == LUA_YIELD)
+        vm_task_close(t);
+    if (vm->spares < VM_SPARE && lua_status(t->L) == LUA_OK && !t->closed) {
+        vm->spare[vm->spares].L = t->L;
+        vm->spare[vm->spares++].ref = t->ref;
+    } else {
+        luaL_unref(vm->L, LUA_REGISTRYINDEX, t->ref);
+    }
+    free(t->error);
+    obj_free(t);
+}
+
+/* Message handler: the error with its traceback. Calls nothing of the policy's
+ * (no __tostring): hooks may be switched off here. */
+static int
+vm_on_error(lua_State *L)
+{
+    const char *msg = lua_type(L, 1) == LUA_TSTRING ? lua_tostring(L, 1) : NULL;
+
+    if (!msg)
+        msg = lua_pushfstring(L, "(the error is a %s, not a string)",
+                              luaL_typename(L, 1));
+    luaL_traceback(L, L, msg, 1);
+    return 1;
+}
+
+/* The hook has returned. stack: task, results... */
+static int
+vm_hook_done(lua_State *L, int status, lua_KContext ctx)
+{
+    struct vm_task *t = lua_touserdata(L, 1);
+
+    (void)status;
+    (void)ctx;
+    t->call.take(L, t->call.data);
+    return 0;
+}
+
+/* Pushes hook and arguments, calls it, takes its results. */
+static int
+vm_hook_call(lua_State *L)
+{
+    struct vm_task *t = lua_touserdata(L, 1);
+    int n;
+
+    lua_rawgeti(L, LUA_REGISTRYINDEX, t->vm->hooks);
+    lua_rawgeti(L, 2, t->call.hook);
+    lua_remove(L, 2);
+    n = t->call.push(L, t->call.data);
+    lua_callk(L, n, LUA_MULTRET, 0, vm_hook_done);
+    return vm_hook_done(L, LUA_OK, 0);
+}
+
+/* stack: task, handler [, error] */
+static int
+vm_leave(lua_State *L, int status, lua_KContext ctx)
+{
+    struct vm_task *t = lua_touserdata(L, 1);
+
+    (void)ctx;
+    t->failed = status != LUA_OK && status != LUA_YIELD;
+    if (!t->failed)
+        return 0;
+    if (status == LUA_ERRMEM)
+        met_inc(MET_LIMIT_LUA_MEMORY);
+    free(t->error);
+    t->error = strdup(lua_type(L, -1) == LUA_TSTRING
+                          ? lua_tostring(L, -1)
+                          : "error in error handling");
+    return 0;
+}
+
+/* The whole of a hook's run, inside its coroutine. Errors are caught here, not
+ * by lua_resume(): only so are hooks on again when <close> variables run. */
+static int
+vm_enter(lua_State *L)
+{
+    lua_pushcfunction(L, vm_on_error);
+    lua_pushcfunction(L, vm_hook_call);
+    lua_pushvalue(L, 1);
+    return vm_leave(L, lua_pcallk(L, 1, 0, 2, 0, vm_leave), 0);
+}
+
+static enum vm_result
+vm_resume(struct vm_task *t, int nargs)
+{
+    struct vm *vm = t->vm;
+    struct vm_task *outer = vm->running;
+    int rc, nres;
+
+    must(!t->resuming);
+    vm->running = t;
+    t->resuming = true;
+    t->waiting = false;
+    rc = lua_resume(t->L, NULL, nargs, &nres);
+    t->resuming = false;
+    vm->running = outer;
+    if (rc == LUA_YIELD)
+        return VM_WAITING;
+    t->waiting = false;
+    t->cancel = NULL;
+    must(rc == LUA_OK);  // vm_enter() has caught everything
+    if (t->failed && t->vm->bytes > t->vm->bytes_max / 2)
+        lua_gc(t->vm->L, LUA_GCCOLLECT);
+    return t->failed ? VM_FAILED : VM_DONE;
+}
+
+/* Runs one hook. VM_WAITING: call.on_done() will tell. */
+static enum vm_result
+vm_run(struct vm_task *t, const struct vm_call *call)
+{
+    lua_State *L = t->L;
+
+    t->call = *call;
+    t->over = false;
+    t->cpu_from_ns = 0;
+    lua_settop(L, 0);
+    lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
+    lua_pushcfunction(L, vm_enter);
+    lua_pushlightuserdata(L, t);
+    return vm_resume(t, 1);
+}
+
+/* The task on whose behalf a binding is called; raises outside a hook. */
+static struct vm_task *
+vm_task_here(lua_State *L, const char *what)
+{
+    struct vm_task *t = vm_of(L)->running;
+
+    if (!t)
+        luaL_error(L, "%s: only inside a hook", what);
+    if (t->L != L)
+        luaL_error(L, "%s: cannot wait inside a coroutine of your own", what);
+    if (!lua_isyieldable(L))
+        luaL_error(L, "%s: cannot wait inside table.sort, string.gsub or the "
+                      "like", what);
+    return t;
+}
+
+static int
+vm_awake(lua_State *L, int status, lua_KContext ctx)
+{
+    struct vm_task *t = vm_of(L)->running;
+
+    (void)status;
+    (void)ctx;
+    t->cancel = NULL;
+    return t->woken(L, t->woken_data);
+}
+
+/* The only way to sleep: `return vm_await(...)` as the last thing a binding
+ * does. `cancel(data)` ends what is waited for if the task is ended first. */
+static int
+vm_await(lua_State *L, struct vm_task *t, void (*cancel)(void *), void *data)
+{
+    t->waiting = true;
+    t->cancel = cancel;
+    t->cancel_data = data;
+    lua_settop(L, 0);
+    return lua_yieldk(L, 0, 0, vm_awake);
+}
+
+/* What a task waited for has come: `push` runs inside the coroutine, and what
+ * it pushes is what the waiting call returns. False: nobody waits. */
+static bool
+vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
+        void *data)
+{
+    struct vm_task *t = vm_task_find(vm, ticket);
+    struct vm_call call;
+    enum vm_result rc;
+
+    if (!t || !t->waiting)
+        return false;
+    t->woken = push;
+    t->woken_data = data;
+    call = t->call;
+    rc = vm_resume(t, 0);
+    if (rc != VM_WAITING)
+        call.on_done(call.data, rc == VM_DONE);
+    return true;
+}
+
+/* ==== 25 luastr: string and table functions that cannot run away ===========
  *
  * A debug hook does not fire inside a C function, so one string.find() with an
  * unlucky pattern could hold the loop for ever. These replace the functions of
@@ -19684,6 +21062,8 @@ vm_str_steps(struct vm_str_match *m, size_t n)
 {
     if (n > VM_STR_STEPS - m->steps)
         vm_str_raise(m->L, "%s: pattern took too long", m->name);
+    if ((m->steps ^ (m->steps + n)) >> 12)  // each 4096 steps
+        vm_cost(m->L, 64 << 10);
     m->steps += (unsigned)n;
 }
 
@@ -19939,6 +21319,7 @@ vm_str_find_plain(lua_State *L, struct str s, struct str what, size_t start)
 {
     const char *at = s.p + start;
 
+    vm_cost(L, s.n - start);
     if (what.n)
         at = memmem(at, s.n - start, what.p, what.n);
     if (!at) {
@@ -20256,6 +21637,7 @@ vm_tab_range(lua_State *L, const char *name, lua_Integer from, lua_Integer to)
         return 0;
     if ((lua_Unsigned)to - (lua_Unsigned)from >= VM_TAB_RANGE)
         vm_str_raise(L, "table.%s: more than %d elements", name, VM_TAB_RANGE);
+    vm_cost(L, 16 * (size_t)(to - from + 1));
     return to - from + 1;
 }
 
@@ -20443,6 +21825,7 @@ vm_tab_sort(lua_State *L)
         return 0;
     if (n > VM_TAB_SORT)
         vm_str_raise(L, "table.sort: more than %d elements", VM_TAB_SORT);
+    vm_cost(L, 256 * (size_t)n);
     lua_settop(L, 2);
     lua_createtable(L, (int)n, 0);
     lua_createtable(L, (int)n, 0);
@@ -20473,1014 +21856,6 @@ static const luaL_Reg vm_tab_functions[] = {
     {NULL, NULL},
 };
 
-/* ==== 25 vm: the Lua state ==================================================
- *
- * One lua_State a worker: boot, sandbox, memory cap, CPU budget. A request's
- * hooks run in a coroutine of their own, a task, one after the other, and may
- * wait: vm_await() is the one lua_yield, vm_wake() the one way back. Who wakes
- * holds a ticket, never a pointer, so a late answer for a dead request finds
- * nobody.
- *
- * Everything that may raise a Lua error runs inside lua_resume() or
- * lua_pcall(): arguments are pushed and results taken by functions that the
- * trampoline vm_hook_call() calls in there. The memory cap holds only while a hook
- * runs, so our own bookkeeping outside never fails for want of memory.
- *
- * Down    Lua luastr        Up  struct vm_call
- * Entry   vm_new  vm_load  vm_task_new  vm_run  vm_await  vm_wake  vm_task_end
- */
-enum {
-    VM_MAGIC = 0x766d2121,
-    VM_TASK_MAGIC = 0x7461736b,
-    VM_STEP = 1000,         // instructions between looks at the clock
-    VM_BIG = 64 << 10,      // an allocation from here on costs time, too:
-    VM_BIG_STEP = 16 << 20, //   after so many bytes of them, a look as well
-    VM_SPARE = 64,          // coroutines kept for the next request
-    VM_LOAD_CPU_MS = 5000,  // for the policy's top level
-    VM_CHECK_BYTES = 64 << 20,  // memory while only checking
-};
-
-/* How a hook gets its arguments, and what becomes of its results. */
-struct vm_call {
-    int hook;                                  // reference into vm->hooks
-    int (*push)(lua_State *, void *data);      // returns how many
-    void (*take)(lua_State *, void *data);     // results: from index 2 up
-    void (*on_done)(void *data, bool ok);      // only after a wait
-    void *data;
-};
-
-enum vm_result { VM_DONE, VM_WAITING, VM_FAILED };
-
-struct vm_task {
-    unsigned magic;
-    struct vm *vm;     // borrowed
-    void *owner;       // lent to bind: the exchange it works for
-    lua_State *L;      // anchored in the registry by `ref`
-    int ref;
-    uint32_t slot, seq;
-    struct vm_call call;
-    uint32_t cpu_ms;       // budget of one hook
-    uint64_t cpu_from_ns;  // thread time when the budget was first looked at
-    size_t big;            // bytes of big allocations since the last look
-    bool over;             // budget spent: every instruction raises
-    bool waiting, resuming, failed, closed;
-    int (*woken)(lua_State *, void *);  // pushes what the waiting call returns
-    void *woken_data;
-    void (*cancel)(void *);  // ends what the task waits for
-    void *cancel_data;
-    char *error;  // owned: message and traceback of the last failure
-};
-
-/* In the registry: what a policy's chunks see, and views of our modules. */
-#define VM_GLOBALS "gateway.globals"
-#define VM_VIEWS "gateway.views"
-
-struct vm_script {
-    const char *name;
-    const unsigned char *bytes;
-    size_t n;
-};
-
-struct vm {
-    unsigned magic;
-    lua_State *L;
-    struct env *env;          // borrowed
-    const struct boot *boot;  // borrowed: the scripts
-    size_t bytes, bytes_max;
-    struct vm_task *running;  // whose hook is on the stack; NULL: ours
-    uint64_t load_until_ns;   // thread time; only while the policy loads
-    struct vm_task **tasks;   // by slot
-    uint32_t tasks_n, next_seq;
-    struct {
-        lua_State *L;
-        int ref;
-    } spare[VM_SPARE];
-    unsigned spares;
-    int hooks, pure;  // references to what finish() returned
-    struct mem_buf text;  // scratch of bindings; reset by each
-};
-
-static const struct vm_script vm_builtin[] = {
-#include "scripts.inc"
-    {NULL, NULL, 0},
-};
-
-static struct vm *
-vm_of(lua_State *L)
-{
-    return *(struct vm **)lua_getextraspace(L);
-}
-
-/* ---- memory and time ---- */
-
-static void vm_on_count(lua_State *L, lua_Debug *ar);
-
-/* One instruction can copy megabytes: those are counted by their memory, and
- * bring the next look at the clock forward. */
-static void
-vm_charge(struct vm_task *t, size_t n)
-{
-    t->big += n;
-    if (t->big < VM_BIG_STEP)
-        return;
-    t->big = 0;
-    lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, 1);
-}
-
-static void *
-vm_alloc(void *data, void *p, size_t was, size_t n)
-{
-    struct vm *vm = data;
-    void *q;
-
-    if (!p)
-        was = 0;
-    if (!n) {
-        free(p);
-        vm->bytes -= was;
-        return NULL;
-    }
-    if (n > was && (vm->running || vm->load_until_ns) &&
-        vm->bytes + (n - was) > vm->bytes_max)
-        return NULL;  // Lua collects, tries again, then raises
-    if (n > VM_BIG && vm->running)
-        vm_charge(vm->running, n);
-    q = realloc(p, n);
-    must(q != NULL);
-    vm->bytes += n - was;
-    return q;
-}
-
-static uint64_t
-vm_cpu_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* From now on every instruction raises, in this coroutine and in the task's
- * own: pcall() catches one error and runs into the next. */
-static void
-vm_stop(lua_State *L, struct vm_task *t)
-{
-    lua_sethook(L, vm_on_count, LUA_MASKCOUNT, 1);
-    if (t)
-        lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, 1);
-}
-
-/* Every VM_STEP instructions. The first look only starts the clock, so that a
- * short hook never pays for reading it. */
-static void
-vm_on_count(lua_State *L, lua_Debug *ar)
-{
-    struct vm *vm = vm_of(L);
-    struct vm_task *t = vm->running;
-    uint64_t now = t && t->over ? 0 : vm_cpu_ns();
-
-    (void)ar;
-    if (!t) {
-        if (!vm->load_until_ns || now < vm->load_until_ns)
-            return;
-        vm_stop(L, NULL);
-        luaL_error(L, "the policy took more than %d ms of CPU to load",
-                   VM_LOAD_CPU_MS);
-    }
-    if (!t->over)  // vm_charge() may have brought us here early
-        lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
-    if (!t->over && !t->cpu_from_ns) {
-        t->cpu_from_ns = now;
-        return;
-    }
-    if (!t->over && now - t->cpu_from_ns < (uint64_t)t->cpu_ms * 1000000)
-        return;
-    if (!t->over)
-        met_inc(MET_LIMIT_HOOK_CPU);
-    t->over = true;
-    vm_stop(L, t);
-    luaL_error(L, "hook used more than %d ms of CPU", (int)t->cpu_ms);
-}
-
-/* ---- the sandbox ---- */
-
-/* setmetatable() without __gc: a finaliser would run outside any budget. */
-static int
-vm_base_setmetatable(lua_State *L)
-{
-    luaL_checktype(L, 1, LUA_TTABLE);
-    if (!lua_isnil(L, 2)) {
-        luaL_checktype(L, 2, LUA_TTABLE);
-        lua_pushliteral(L, "__gc");
-        if (lua_rawget(L, 2) != LUA_TNIL)
-            return luaL_error(L, "setmetatable: __gc is not allowed here");
-        lua_pop(L, 1);
-    }
-    if (luaL_getmetafield(L, 1, "__metatable") != LUA_TNIL)
-        return luaL_error(L, "cannot change a protected metatable");
-    lua_settop(L, 2);
-    lua_setmetatable(L, 1);
-    return 1;
-}
-
-static int
-vm_base_print(lua_State *L)
-{
-    luaL_Buffer b;
-    int n = lua_gettop(L);
-
-    luaL_buffinit(L, &b);
-    for (int i = 1; i <= n; i++) {
-        if (i > 1)
-            luaL_addchar(&b, '\t');
-        luaL_tolstring(L, i, NULL);
-        luaL_addvalue(&b);
-    }
-    luaL_pushresult(&b);
-    log_at(LOG_INFO, "policy", "%s", lua_tostring(L, -1));
-    return 0;
-}
-
-static int
-vm_base_collectgarbage(lua_State *L)
-{
-    const char *what = luaL_optstring(L, 1, "count");
-
-    if (strcmp(what, "count") != 0)
-        return luaL_error(L, "collectgarbage: only \"count\" is allowed here");
-    lua_pushnumber(L, (double)vm_of(L)->bytes / 1024);
-    return 1;
-}
-
-/* An error that the count hook raises finds hooks switched off, and Lua calls
- * message handlers before it switches them on again. So handlers must not be
- * the policy's: xpcall() calls its handler when the stack has been unwound, and
- * what runs in a coroutine is unwound inside it, not by whoever closes it. */
-
-/* stack: handler, ok, results... */
-static int
-vm_xpcall_done(lua_State *L, int status, lua_KContext ctx)
-{
-    (void)ctx;
-    if (status == LUA_OK || status == LUA_YIELD) {
-        lua_pushboolean(L, 1);
-        lua_replace(L, 1);
-        return lua_gettop(L);
-    }
-    lua_pushboolean(L, 0);
-    lua_insert(L, 1);                 // false, handler, ..., error
-    lua_pushvalue(L, 2);              // false, handler, ..., error, handler
-    lua_insert(L, -2);                // false, handler, ..., handler, error
-    lua_call(L, 1, 1);
-    lua_replace(L, 2);
-    lua_settop(L, 2);
-    return 2;
-}
-
-/* xpcall(f, handler, ...) */
-static int
-vm_base_xpcall(lua_State *L)
-{
-    int n = lua_gettop(L);
-
-    luaL_checktype(L, 2, LUA_TFUNCTION);
-    lua_pushvalue(L, 1);
-    lua_replace(L, 1);
-    lua_pushvalue(L, 2);
-    lua_insert(L, 1);  // handler, f, handler, args
-    lua_remove(L, 3);  // handler, f, args
-    return vm_xpcall_done(
-        L, lua_pcallk(L, n - 2, LUA_MULTRET, 0, 0, vm_xpcall_done), 0);
-}
-
-static int
-vm_co_over(lua_State *L)
-{
-    struct vm_task *t = vm_of(L)->running;
-
-    if (t && t->over)
-        return luaL_error(L, "hook used more than %d ms of CPU",
-                          (int)t->cpu_ms);
-    return 0;
-}
-
-static int
-vm_co_body_done(lua_State *L, int status, lua_KContext ctx)
-{
-    (void)ctx;
-    if (status != LUA_OK && status != LUA_YIELD)
-        return lua_error(L);
-    return lua_gettop(L);
-}
-
-/* What a coroutine runs instead of the function that is upvalue 1. */
-static int
-vm_co_body(lua_State *L)
-{
-    int n = lua_gettop(L);
-
-    lua_pushvalue(L, lua_upvalueindex(1));
-    lua_insert(L, 1);
-    return vm_co_body_done(
-        L, lua_pcallk(L, n, LUA_MULTRET, 0, 0, vm_co_body_done), 0);
-}
-
-/* A coroutine whose budget is spent fails in its resumer, too, before that
- * goes on. Upvalue 1 is Lua's own function. */
-static int
-vm_co_guard(lua_State *L)
-{
-    int n = lua_gettop(L);
-
-    vm_co_over(L);
-    lua_pushvalue(L, lua_upvalueindex(1));
-    lua_insert(L, 1);
-    lua_call(L, n, LUA_MULTRET);
-    vm_co_over(L);
-    return lua_gettop(L);
-}
-
-/* create(f): upvalue 1 is Lua's own. */
-static int
-vm_co_create(lua_State *L)
-{
-    luaL_checktype(L, 1, LUA_TFUNCTION);
-    lua_settop(L, 1);
-    lua_pushvalue(L, lua_upvalueindex(1));
-    lua_insert(L, 1);
-    lua_pushcclosure(L, vm_co_body, 1);
-    lua_call(L, 1, 1);
-    return 1;
-}
-
-/* yield(...): to the policy's own resumer, never to us. */
-static int
-vm_co_yield(lua_State *L)
-{
-    struct vm_task *t = vm_of(L)->running;
-
-    if (!t || t->L == L)
-        return luaL_error(L, "coroutine.yield: only inside a coroutine of "
-                             "your own");
-    return lua_yield(L, lua_gettop(L));
-}
-
-/* wrap(f): the function it returns is guarded, too. */
-static int
-vm_co_wrap(lua_State *L)
-{
-    vm_co_create(L);
-    lua_pushcclosure(L, vm_co_guard, 1);
-    return 1;
-}
-
-/* Sets the fields of the table on top to nil. */
-static void
-vm_strip(lua_State *L, const char *const *names)
-{
-    for (; *names; names++) {
-        lua_pushnil(L);
-        lua_setfield(L, -2, *names);
-    }
-}
-
-/* Replaces field `name` of the table on top by `wrapper` around it. */
-static void
-vm_wrap_field(lua_State *L, const char *name, lua_CFunction wrapper)
-{
-    lua_getfield(L, -1, name);
-    lua_pushcclosure(L, wrapper, 1);
-    lua_setfield(L, -2, name);
-}
-
-static void
-vm_open_libraries(lua_State *L)
-{
-    static const luaL_Reg libs[] = {
-        {LUA_GNAME, luaopen_base},       {LUA_COLIBNAME, luaopen_coroutine},
-        {LUA_TABLIBNAME, luaopen_table}, {LUA_OSLIBNAME, luaopen_os},
-        {LUA_STRLIBNAME, luaopen_string}, {LUA_MATHLIBNAME, luaopen_math},
-        {LUA_UTF8LIBNAME, luaopen_utf8},
-    };
-    static const char *const no_base[] = {"dofile", "load", "loadfile",
-                                          "require", "warn", NULL};
-    static const char *const no_os[] = {"execute", "exit", "getenv", "remove",
-                                        "rename", "setlocale", "tmpname", NULL};
-    static const char *const no_string[] = {"dump", NULL};
-    static const luaL_Reg base[] = {
-        {"setmetatable", vm_base_setmetatable},
-        {"print", vm_base_print},
-        {"xpcall", vm_base_xpcall},
-        {"collectgarbage", vm_base_collectgarbage},
-        {NULL, NULL},
-    };
-
-    for (size_t i = 0; i < sizeof libs / sizeof *libs; i++) {
-        luaL_requiref(L, libs[i].name, libs[i].func, 1);
-        lua_pop(L, 1);
-    }
-    lua_pushglobaltable(L);
-    vm_strip(L, no_base);
-    luaL_setfuncs(L, base, 0);
-    lua_getfield(L, -1, "os");
-    vm_strip(L, no_os);
-    lua_getfield(L, -2, "string");
-    vm_strip(L, no_string);
-    luaL_setfuncs(L, vm_str_functions, 0);
-    lua_getfield(L, -3, "table");
-    luaL_setfuncs(L, vm_tab_functions, 0);
-    lua_getfield(L, -4, "coroutine");
-    vm_wrap_field(L, "resume", vm_co_guard);
-    vm_wrap_field(L, "close", vm_co_guard);
-    vm_wrap_field(L, "create", vm_co_create);
-    vm_wrap_field(L, "wrap", vm_co_wrap);
-    vm_wrap_field(L, "yield", vm_co_yield);
-    lua_settop(L, 0);
-    lua_pushliteral(L, "");  // ("").__index is `string`; hide the metatable
-    must(lua_getmetatable(L, -1));
-    lua_pushboolean(L, 0);
-    lua_setfield(L, -2, "__metatable");
-    lua_settop(L, 0);
-}
-
-/* ---- scripts ---- */
-
-static bool
-vm_builtin_find(const char *name, struct str *bytes)
-{
-    for (const struct vm_script *s = vm_builtin; s->name; s++)
-        if (strcmp(s->name, name) == 0) {
-            *bytes = (struct str){(const char *)s->bytes, s->n};
-            return true;
-        }
-    return false;
-}
-
-/* A script of the policy's folder, by its bundle name. */
-static bool
-vm_bundle_find(const struct boot *b, struct str name, struct str *bytes)
-{
-    for (size_t i = 0; i < b->scripts_n; i++)
-        if (str_eq(b->scripts[i].name, name)) {
-            *bytes = b->scripts[i].bytes;
-            return true;
-        }
-    return false;
-}
-
-static int
-vm_on_global_write(lua_State *L)
-{
-    const char *name = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "?";
-
-    return luaL_error(L, "assignment to global '%s': use `local`", name);
-}
-
-static int
-vm_on_library_write(lua_State *L)
-{
-    return luaL_error(L, "the library is read-only");
-}
-
-/* Replaces the table on top by a view that cannot be written. */
-static void
-vm_read_only(lua_State *L, lua_CFunction on_write)
-{
-    lua_newtable(L);
-    lua_newtable(L);
-    lua_rotate(L, -3, 2);
-    lua_setfield(L, -2, "__index");
-    lua_pushcfunction(L, on_write);
-    lua_setfield(L, -2, "__newindex");
-    lua_pushboolean(L, 0);
-    lua_setfield(L, -2, "__metatable");
-    lua_setmetatable(L, -2);
-}
-
-static int vm_require(lua_State *L);
-
-/* A policy's require(): modules of ours come as read-only views. */
-static int
-vm_policy_require(lua_State *L)
-{
-    const char *name = luaL_checkstring(L, 1);
-
-    lua_settop(L, 1);
-    lua_getfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
-    if (lua_getfield(L, 2, name) != LUA_TNIL)
-        return 1;
-    lua_settop(L, 1);
-    vm_require(L);
-    if (strncmp(name, "gateway", 7) != 0 || !lua_istable(L, -1))
-        return 1;
-    vm_read_only(L, vm_on_library_write);
-    lua_getfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
-    lua_pushvalue(L, -2);
-    lua_setfield(L, -2, name);
-    lua_pop(L, 1);
-    return 1;
-}
-
-/* What a policy sees as its globals: those of the state, its libraries as
- * read-only views, so that no hook changes what another one calls. */
-static void
-vm_make_policy_globals(lua_State *L)
-{
-    lua_newtable(L);
-    lua_setfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
-    lua_newtable(L);
-    lua_pushglobaltable(L);
-    for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
-        lua_pushvalue(L, -2);
-        lua_pushvalue(L, -2);
-        if (lua_istable(L, -1))
-            vm_read_only(L, vm_on_library_write);
-        lua_rawset(L, -6);
-    }
-    lua_pop(L, 1);
-    lua_pushnil(L);
-    lua_setfield(L, -2, "_G");
-    lua_pushcfunction(L, vm_policy_require);
-    lua_setfield(L, -2, "require");
-    lua_setfield(L, LUA_REGISTRYINDEX, VM_GLOBALS);
-}
-
-/* Loads text (never bytecode) as a function whose globals cannot be written.
- * stack: ... -> ..., function */
-static void
-vm_load_chunk(lua_State *L, struct str bytes, const char *name, bool ours)
-{
-    if (luaL_loadbufferx(L, bytes.p, bytes.n, name, "t") != LUA_OK)
-        lua_error(L);
-    if (ours)
-        lua_pushglobaltable(L);
-    else
-        lua_getfield(L, LUA_REGISTRYINDEX, VM_GLOBALS);
-    vm_read_only(L, vm_on_global_write);
-    must(lua_setupvalue(L, -2, 1) != NULL);
-}
-
-/* The folder of the policy, with its slash, as the bundle's names have it. */
-static struct str
-vm_policy_folder(const struct boot *b)
-{
-    struct str f = b->policy;
-
-    while (f.n && f.p[f.n - 1] != '/')
-        f.n--;
-    return f;
-}
-
-/* require "a.b": the built-in a/b.lua or a/b/init.lua, then the same below the
- * policy's folder. "gateway.core" is there for the library alone. */
-static int
-vm_require(lua_State *L)
-{
-    const char *name = luaL_checkstring(L, 1);
-    struct vm *vm = vm_of(L);
-    struct str folder = vm_policy_folder(vm->boot), bytes, text;
-    static const char *const forms[] = {"%s.lua", "%s/init.lua"};
-    const char *path, *file;
-
-    lua_settop(L, 1);
-    lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
-    if (lua_getfield(L, 2, name) != LUA_TNIL)
-        return 1;
-    path = luaL_gsub(L, name, ".", "/");
-    for (int i = 0; i < 4; i++) {
-        file = lua_pushfstring(L, forms[i & 1], path);
-        text = str_of(file);
-        if (i < 2 && vm_builtin_find(file, &bytes))
-            file = lua_pushfstring(L, "@scripts/%s", file);
-        else if (i >= 2) {
-            file = lua_pushlstring(L, folder.p, folder.n);
-            lua_pushlstring(L, text.p, text.n);
-            lua_concat(L, 2);
-            text = str_of(lua_tostring(L, -1));
-            if (!vm_bundle_find(vm->boot, text, &bytes))
-                continue;
-            file = lua_pushfstring(L, "@%s", text.p);
-        } else {
-            continue;
-        }
-        vm_load_chunk(L, bytes, file, i < 2);
-        lua_pushvalue(L, 1);
-        lua_call(L, 1, 1);
-        if (lua_isnil(L, -1)) {
-            lua_pushboolean(L, 1);
-            lua_replace(L, -2);
-        }
-        lua_pushvalue(L, -1);
-        lua_setfield(L, 2, name);
-        return 1;
-    }
-    return luaL_error(L,
-                      "module '%s' not found: it is neither built in nor below "
-                      "the policy's folder '%s'",
-                      name, folder.n ? lua_pushlstring(L, folder.p, folder.n)
-                                     : "./");
-}
-
-/* ---- birth and load ---- */
-
-/* `core` opens "gateway.core" (see bind). */
-static int
-vm_boot(lua_State *L)
-{
-    lua_CFunction core = lua_tocfunction(L, 1);
-
-    lua_settop(L, 0);
-    vm_open_libraries(L);
-    lua_pushcfunction(L, vm_require);
-    lua_setglobal(L, "require");
-    luaL_requiref(L, "gateway.core", core, 0);
-    lua_settop(L, 0);
-    vm_make_policy_globals(L);
-    return 0;
-}
-
-static struct vm *
-vm_new(struct env *env, const struct boot *boot, size_t bytes_max,
-       lua_CFunction core)
-{
-    struct vm *vm = obj_new(sizeof *vm, VM_MAGIC);
-
-    vm->env = env;
-    vm->boot = boot;
-    vm->bytes_max = bytes_max;
-    vm->L = lua_newstate(vm_alloc, vm);
-    must(vm->L != NULL);
-    *(struct vm **)lua_getextraspace(vm->L) = vm;
-    lua_pushcfunction(vm->L, vm_boot);
-    lua_pushcfunction(vm->L, core);
-    if (lua_pcall(vm->L, 1, 0, 0) != LUA_OK) {
-        fprintf(stderr, "%s\n", lua_tostring(vm->L, -1));
-        abort();
-    }
-    return vm;
-}
-
-static void
-vm_free(struct vm *vm)
-{
-    if (!vm)
-        return;
-    lua_close(vm->L);
-    mem_buf_free(&vm->text);
-    free(vm->tasks);
-    obj_free(vm);
-}
-
-/* Runs `fn(L)` protected, within the load's budget and the memory cap. Its
- * error is put into `e` without traceback: for a policy that says file:line. */
-static bool
-vm_protect(struct vm *vm, lua_CFunction fn, void *arg, struct err *e)
-{
-    lua_State *L = vm->L;
-    const char *msg;
-    int rc;
-
-    vm->load_until_ns = vm_cpu_ns() + VM_LOAD_CPU_MS * UINT64_C(1000000);
-    lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
-    lua_pushcfunction(L, fn);
-    lua_pushlightuserdata(L, arg);
-    rc = lua_pcall(L, 1, 0, 0);
-    lua_sethook(L, NULL, 0, 0);
-    vm->load_until_ns = 0;
-    if (rc == LUA_OK)
-        return true;
-    msg = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1)
-                                         : "(error is not a string)";
-    err_set(e, ERR_CONFIG, "%s", msg);
-    lua_settop(L, 0);
-    return false;
-}
-
-struct vm_load {
-    struct vm *vm;
-    struct mem_arena *arena;
-    struct str json;  // out: the plain configuration
-};
-
-/* Does hook `i` depend on the identity alone, so that its verdict holds for
- * the whole connection? */
-static bool
-vm_hook_pure(struct vm *vm, int hook)
-{
-    bool pure;
-
-    lua_rawgeti(vm->L, LUA_REGISTRYINDEX, vm->pure);
-    lua_rawgeti(vm->L, -1, hook);
-    pure = lua_toboolean(vm->L, -1);
-    lua_pop(vm->L, 2);
-    return pure;
-}
-
-/* Runs the policy, then asks the library for what it declared. */
-static int
-vm_load_policy(lua_State *L)
-{
-    struct vm_load *l = lua_touserdata(L, 1);
-    struct vm *vm = l->vm;
-    struct str bytes;
-    size_t n;
-    const char *p;
-
-    if (!vm_bundle_find(vm->boot, vm->boot->policy, &bytes))
-        return luaL_error(L, "%s: not in the bundle",
-                          lua_pushlstring(L, vm->boot->policy.p,
-                                          vm->boot->policy.n));
-    lua_pushfstring(L, "@%s", lua_pushlstring(L, vm->boot->policy.p,
-                                              vm->boot->policy.n));
-    vm_load_chunk(L, bytes, lua_tostring(L, -1), false);
-    lua_call(L, 0, 0);
-    lua_getglobal(L, "require");
-    lua_pushliteral(L, "gateway.policy");
-    lua_call(L, 1, 1);
-    lua_getfield(L, -1, "finish");
-    lua_pushlstring(L, vm->boot->policy.p, vm->boot->policy.n);
-    lua_call(L, 1, 3);
-    p = luaL_checklstring(L, -3, &n);
-    l->json = str_dup(l->arena, (struct str){p, n});
-    luaL_checktype(L, -2, LUA_TTABLE);
-    luaL_checktype(L, -1, LUA_TTABLE);
-    vm->pure = luaL_ref(L, LUA_REGISTRYINDEX);
-    vm->hooks = luaL_ref(L, LUA_REGISTRYINDEX);
-    return 0;
-}
-
-/* Evaluates the policy; *json is the plain configuration it declares. */
-static bool
-vm_load(struct vm *vm, struct mem_arena *arena, struct str *json, struct err *e)
-{
-    struct vm_load l = {.vm = vm, .arena = arena};
-
-    if (!vm_protect(vm, vm_load_policy, &l, e))
-        return false;
-    lua_gc(vm->L, LUA_GCCOLLECT);  // what only the declarations needed
-    *json = l.json;
-    return true;
-}
-
-/* ---- tasks ---- */
-
-static struct vm_task *
-vm_task_new(struct vm *vm, uint32_t cpu_ms)
-{
-    struct vm_task *t = obj_new(sizeof *t, VM_TASK_MAGIC);
-    uint32_t slot = 0;
-
-    t->vm = vm;
-    t->cpu_ms = cpu_ms;
-    if (vm->spares) {
-        t->L = vm->spare[--vm->spares].L;
-        t->ref = vm->spare[vm->spares].ref;
-    } else {
-        t->L = lua_newthread(vm->L);
-        t->ref = luaL_ref(vm->L, LUA_REGISTRYINDEX);
-    }
-    while (slot < vm->tasks_n && vm->tasks[slot])
-        slot++;
-    if (slot == vm->tasks_n) {
-        uint32_t n = vm->tasks_n ? 2 * vm->tasks_n : 16;
-
-        vm->tasks = mem_xrealloc(vm->tasks, n * sizeof *vm->tasks);
-        memset(vm->tasks + vm->tasks_n, 0,
-               (n - vm->tasks_n) * sizeof *vm->tasks);
-        vm->tasks_n = n;
-    }
-    vm->tasks[slot] = t;
-    t->slot = slot;
-    t->seq = ++vm->next_seq;
-    return t;
-}
-
-/* Never 0, and never the same for two tasks. */
-static uint64_t
-vm_ticket(const struct vm_task *t)
-{
-    return (uint64_t)t->seq << 32 | t->slot;
-}
-
-static struct vm_task *
-vm_task_find(struct vm *vm, uint64_t ticket)
-{
-    uint32_t slot = (uint32_t)ticket;
-    struct vm_task *t = slot < vm->tasks_n ? vm->tasks[slot] : NULL;
-
-    return t && t->seq == ticket >> 32 ? t : NULL;
-}
-
-/* Closes a coroutine that waits: its <close> variables run, within a budget of
- * their own. */
-static void
-vm_task_close(struct vm_task *t)
-{
-    t->over = false;
-    t->cpu_from_ns = 0;
-    t->closed = true;  // a spent budget would leave it without hooks
-    t->vm->running = t;
-    lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
-    lua_closethread(t->L, NULL);
-    t->vm->running = NULL;
-}
-
-/* Ends a task, wherever it is. */
-static void
-vm_task_end(struct vm_task *t)
-{
-    struct vm *vm;
-
-    if (!t)
-        return;
-    vm = t->vm;
-    must(!t->resuming);
-    if (t->cancel)
-        t->cancel(t->cancel_data);
-    vm->tasks[t->slot] = NULL;
-    if (lua_status(t->L) == LUA_YIELD)
-        vm_task_close(t);
-    if (vm->spares < VM_SPARE && lua_status(t->L) == LUA_OK && !t->closed) {
-        vm->spare[vm->spares].L = t->L;
-        vm->spare[vm->spares++].ref = t->ref;
-    } else {
-        luaL_unref(vm->L, LUA_REGISTRYINDEX, t->ref);
-    }
-    free(t->error);
-    obj_free(t);
-}
-
-/* Message handler: the error with its traceback. Calls nothing of the policy's
- * (no __tostring): hooks may be switched off here. */
-static int
-vm_on_error(lua_State *L)
-{
-    const char *msg = lua_type(L, 1) == LUA_TSTRING ? lua_tostring(L, 1) : NULL;
-
-    if (!msg)
-        msg = lua_pushfstring(L, "(the error is a %s, not a string)",
-                              luaL_typename(L, 1));
-    luaL_traceback(L, L, msg, 1);
-    return 1;
-}
-
-/* The hook has returned. stack: task, results... */
-static int
-vm_hook_done(lua_State *L, int status, lua_KContext ctx)
-{
-    struct vm_task *t = lua_touserdata(L, 1);
-
-    (void)status;
-    (void)ctx;
-    t->call.take(L, t->call.data);
-    return 0;
-}
-
-/* Pushes hook and arguments, calls it, takes its results. */
-static int
-vm_hook_call(lua_State *L)
-{
-    struct vm_task *t = lua_touserdata(L, 1);
-    int n;
-
-    lua_rawgeti(L, LUA_REGISTRYINDEX, t->vm->hooks);
-    lua_rawgeti(L, 2, t->call.hook);
-    lua_remove(L, 2);
-    n = t->call.push(L, t->call.data);
-    lua_callk(L, n, LUA_MULTRET, 0, vm_hook_done);
-    return vm_hook_done(L, LUA_OK, 0);
-}
-
-/* stack: task, handler [, error] */
-static int
-vm_leave(lua_State *L, int status, lua_KContext ctx)
-{
-    struct vm_task *t = lua_touserdata(L, 1);
-
-    (void)ctx;
-    t->failed = status != LUA_OK && status != LUA_YIELD;
-    if (!t->failed)
-        return 0;
-    if (status == LUA_ERRMEM)
-        met_inc(MET_LIMIT_LUA_MEMORY);
-    free(t->error);
-    t->error = strdup(lua_type(L, -1) == LUA_TSTRING
-                          ? lua_tostring(L, -1)
-                          : "error in error handling");
-    return 0;
-}
-
-/* The whole of a hook's run, inside its coroutine. Errors are caught here, not
- * by lua_resume(): only so are hooks on again when <close> variables run. */
-static int
-vm_enter(lua_State *L)
-{
-    lua_pushcfunction(L, vm_on_error);
-    lua_pushcfunction(L, vm_hook_call);
-    lua_pushvalue(L, 1);
-    return vm_leave(L, lua_pcallk(L, 1, 0, 2, 0, vm_leave), 0);
-}
-
-static enum vm_result
-vm_resume(struct vm_task *t, int nargs)
-{
-    struct vm *vm = t->vm;
-    struct vm_task *outer = vm->running;
-    int rc, nres;
-
-    must(!t->resuming);
-    vm->running = t;
-    t->resuming = true;
-    t->waiting = false;
-    rc = lua_resume(t->L, NULL, nargs, &nres);
-    t->resuming = false;
-    vm->running = outer;
-    if (rc == LUA_YIELD)
-        return VM_WAITING;
-    t->waiting = false;
-    t->cancel = NULL;
-    must(rc == LUA_OK);  // vm_enter() has caught everything
-    if (t->failed && t->vm->bytes > t->vm->bytes_max / 2)
-        lua_gc(t->vm->L, LUA_GCCOLLECT);
-    return t->failed ? VM_FAILED : VM_DONE;
-}
-
-/* Runs one hook. VM_WAITING: call.on_done() will tell. */
-static enum vm_result
-vm_run(struct vm_task *t, const struct vm_call *call)
-{
-    lua_State *L = t->L;
-
-    t->call = *call;
-    t->over = false;
-    t->cpu_from_ns = 0;
-    lua_settop(L, 0);
-    lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
-    lua_pushcfunction(L, vm_enter);
-    lua_pushlightuserdata(L, t);
-    return vm_resume(t, 1);
-}
-
-/* The task on whose behalf a binding is called; raises outside a hook. */
-static struct vm_task *
-vm_task_here(lua_State *L, const char *what)
-{
-    struct vm_task *t = vm_of(L)->running;
-
-    if (!t)
-        luaL_error(L, "%s: only inside a hook", what);
-    if (t->L != L)
-        luaL_error(L, "%s: cannot wait inside a coroutine of your own", what);
-    if (!lua_isyieldable(L))
-        luaL_error(L, "%s: cannot wait inside table.sort, string.gsub or the "
-                      "like", what);
-    return t;
-}
-
-static int
-vm_awake(lua_State *L, int status, lua_KContext ctx)
-{
-    struct vm_task *t = vm_of(L)->running;
-
-    (void)status;
-    (void)ctx;
-    t->cancel = NULL;
-    return t->woken(L, t->woken_data);
-}
-
-/* The only way to sleep: `return vm_await(...)` as the last thing a binding
- * does. `cancel(data)` ends what is waited for if the task is ended first. */
-static int
-vm_await(lua_State *L, struct vm_task *t, void (*cancel)(void *), void *data)
-{
-    t->waiting = true;
-    t->cancel = cancel;
-    t->cancel_data = data;
-    lua_settop(L, 0);
-    return lua_yieldk(L, 0, 0, vm_awake);
-}
-
-/* What a task waited for has come: `push` runs inside the coroutine, and what
- * it pushes is what the waiting call returns. False: nobody waits. */
-static bool
-vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
-        void *data)
-{
-    struct vm_task *t = vm_task_find(vm, ticket);
-    struct vm_call call;
-    enum vm_result rc;
-
-    if (!t || !t->waiting)
-        return false;
-    t->woken = push;
-    t->woken_data = data;
-    call = t->call;
-    rc = vm_resume(t, 0);
-    if (rc != VM_WAITING)
-        call.on_done(call.data, rc == VM_DONE);
-    return true;
-}
-
 /* ==== 26 bind: what scripts can see =========================================
  *
  * "gateway.core", the functions that the Lua library is built on, and the
@@ -21500,6 +21875,8 @@ enum {
     BIND_FETCH_MAX = 8 << 20,   // of an answer that a script fetches
     BIND_FETCH_MS = 30000,
     BIND_SLEEP_MAX = 3600,      // seconds
+    BIND_FIELDS_MAX = 128,      // header fields of an answer
+    BIND_FIELD_BYTES = 16 << 10,
 };
 
 /* ---- values: Lua, JSON, yyjson ---- */
@@ -22275,6 +22652,7 @@ struct bind_answer {
     bool is_problem;
     struct str title, detail;
     bool is_forward;
+    bool literal;           // made by a hook: nothing in it is a template
     unsigned upstream;
     struct str target;      // template; empty: as is
     struct hdr_list set;    // values are templates
@@ -22309,6 +22687,9 @@ bind_add_header(lua_State *L, struct mem_arena *a, struct hdr_list *l,
     if (lua_type(L, at) != LUA_TSTRING && lua_type(L, at) != LUA_TNUMBER)
         luaL_error(L, "answer: header '%s' must be a string", name.p);
     value = bind_str(L, at);
+    if (l->n >= BIND_FIELDS_MAX || name.n + value.n > BIND_FIELD_BYTES)
+        luaL_error(L, "answer: more than %d header fields, or one over %d bytes",
+                   BIND_FIELDS_MAX, BIND_FIELD_BYTES);
     if (!hdr_name_ok(name) || !hdr_value_ok(value))
         luaL_error(L, "answer: header '%s' has a byte that may not be there",
                    name.p);
@@ -22348,6 +22729,9 @@ bind_take_strs(lua_State *L, int at, const char *field, struct mem_arena *a,
 {
     if (lua_getfield(L, at, field) == LUA_TTABLE) {
         out->n = lua_rawlen(L, -1);
+        if (out->n > BIND_FIELDS_MAX)
+            luaL_error(L, "forward: %s has more than %d names", field,
+                       BIND_FIELDS_MAX);
         out->v = mem_alloc(a, (out->n + 1) * sizeof *out->v);
         for (size_t i = 0; i < out->n; i++) {
             lua_rawgeti(L, -1, (lua_Integer)i + 1);
@@ -22363,6 +22747,8 @@ bind_take_forward(lua_State *L, int at, struct mem_arena *a,
                   struct bind_answer *out)
 {
     out->is_forward = true;
+    lua_getfield(L, at, "literal");
+    out->literal = lua_toboolean(L, -1);
     lua_getfield(L, at, "upstream");
     out->upstream = (unsigned)luaL_checkinteger(L, -1);
     out->target = bind_field_str(L, at, "target", a);
@@ -23158,7 +23544,6 @@ bind_core_fetch(lua_State *L)
     struct up_request want = {0};
     struct bind_fetch *f;
     uint64_t ms;
-    int n;
 
     luaL_argcheck(L, index < env->cfg->upstreams_n, 1, "no such upstream");
     luaL_checktype(L, 2, LUA_TTABLE);
@@ -23182,11 +23567,13 @@ bind_core_fetch(lua_State *L)
                       f);
     up_go(f->call);
     if (f->failed) {
-        *own = a;  // an error in the push must not leak it
-        n = bind_push_fetched(L, f);
-        *own = NULL;
+        struct err e = f->err;
+
         bind_fetch_free(f);
-        return n;
+        lua_pushnil(L);
+        lua_pushstring(L, e.msg);
+        lua_pushstring(L, err_name(&e));
+        return 3;
     }
     f->returned = true;
     return vm_await(L, t, bind_fetch_cancel, f);
@@ -23228,6 +23615,11 @@ bind_open(lua_State *L)
     lua_setfield(L, -2, "__mode");
     lua_setmetatable(L, -2);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &bind_identity_mark);
+    lua_getglobal(L, "string");
+    luaL_setfuncs(L, vm_str_functions, 0);
+    lua_getglobal(L, "table");
+    luaL_setfuncs(L, vm_tab_functions, 0);
+    lua_pop(L, 2);
     bind_class(L, "gateway.identity", bind_identity_index, bind_identity_gc);
     bind_class(L, "gateway.request", bind_request_index, NULL);
     luaL_newlib(L, bind_core);
@@ -23273,7 +23665,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
  *
  * Owner   a struct serve lives in its request's arena.
  * Down    route schema vm bind proxy req        Up  nothing
- * Entry   serve_set_new  serve_ops
+ * Entry   serve_set_new  serve_go
  */
 enum serve_stage {
     SERVE_SYNTAX,
@@ -23293,7 +23685,10 @@ static const char *const serve_stage_names[] = {
     "check",  "handle", "respond",   "log",      "over",
 };
 
-enum { SERVE_MAGIC = 0x73727621, SERVE_LOG_TARGET = 1024 };
+enum {
+    SERVE_MAGIC = 0x73727621,
+    SERVE_LOG_TARGET = 1024,    // bytes of a target in a log line
+};
 
 /* A route with its schemas compiled; boot memory. */
 struct serve_route {
@@ -23325,7 +23720,6 @@ struct serve {
     const struct serve_route *route;  // NULL before there is one
     enum serve_stage stage;
     size_t hook;  // how many of the stage's hooks have run
-    bool going;   // serve_go() is on the stack
     struct bind_request view;  // what scripts may read
     struct mem_buf body;       // a buffered body as it comes in
     struct vm_task *task;      // NULL before the first hook
@@ -23831,6 +24225,7 @@ serve_find_route(struct serve *s)
     }
     s->route = &s->set->routes[hit.id];
     s->view.route = s->route->cfg;
+    req_limits(r, serve_limits(s)->body_ms, serve_limits(s)->write_ms);
     memcpy(s->view.captures, hit.captures, hit.n * sizeof *hit.captures);
     return true;
 }
@@ -24137,15 +24532,18 @@ serve_piece(const struct serve *s, const struct cfg_piece *p, struct str *out)
 /* Where the request goes: the template's text, captures encoded afresh, and
  * the query that was checked. The result must be a path we would accept. */
 static bool
-serve_target(struct serve *s, const struct cfg_template *t, struct str *out,
+serve_target(struct serve *s, const struct cfg_handle *h, struct str *out,
              struct err *e)
 {
+    const struct cfg_template *t = &h->target;
     struct mem_buf b = {0};
     struct uri u;
     struct str v;
     bool has_query = false, ok = true;
 
-    for (size_t i = 0; i < t->n && ok; i++) {
+    if (h->literal)  // a path that a hook has put together: all of it is data
+        uri_write_path(&b, t->text);
+    for (size_t i = 0; i < t->n && ok && !h->literal; i++) {
         const struct cfg_piece *p = &t->v[i];
 
         ok = serve_piece(s, p, &v);
@@ -24164,7 +24562,7 @@ serve_target(struct serve *s, const struct cfg_template *t, struct str *out,
         has_query = has_query || (ok && p->kind == CFG_PIECE_TEXT &&
                                   memchr(v.p, '?', v.n) != NULL);
     }
-    if (!t->n)
+    if (!t->n && !h->literal)
         uri_write_path(&b, s->view.uri.path);
     if (s->view.params_n) {
         mem_buf_add(&b, has_query ? "&" : "?", 1);
@@ -24276,24 +24674,32 @@ static const struct proxy_ops serve_proxy_ops = {
     .on_fail = serve_on_proxy_fail,
 };
 
-/* A template that a handler made at run time. */
+/* A template that a handler returned. One made by a hook is taken as it is:
+ * braces in it may be a client's. */
 static bool
-serve_template(struct serve *s, struct str text, struct cfg_template *out,
-               struct err *e)
+serve_template(struct serve *s, struct str text, bool literal,
+               struct cfg_template *out, struct err *e)
 {
     struct cfg_read r = {.a = s->req->arena, .cfg = NULL, .e = e};
 
-    return cfg_read_template(&r, s->route->cfg, text, out);
+    if (!literal)
+        return cfg_read_template(&r, s->route->cfg, text, out);
+    out->text = text;
+    out->v = mem_alloc(s->req->arena, sizeof *out->v);
+    out->v[0] = (struct cfg_piece){CFG_PIECE_TEXT, text, 0, false};
+    out->n = text.n != 0;
+    return true;
 }
 
 static bool
-serve_templates(struct serve *s, const struct hdr_list *from,
+serve_templates(struct serve *s, const struct hdr_list *from, bool literal,
                 struct cfg_sets *to, struct err *e)
 {
     to->v = mem_alloc(s->req->arena, (from->n + 1) * sizeof *to->v);
     for (to->n = 0; to->n < from->n; to->n++) {
         to->v[to->n].name = from->v[to->n].name;
-        if (!serve_template(s, from->v[to->n].value, &to->v[to->n].value, e))
+        if (!serve_template(s, from->v[to->n].value, literal,
+                            &to->v[to->n].value, e))
             return false;
     }
     return true;
@@ -24305,15 +24711,16 @@ serve_forward_of(struct serve *s, const struct bind_answer *a,
                  struct cfg_handle *h, struct err *e)
 {
     *h = (struct cfg_handle){.kind = CFG_HANDLE_PROXY,
+                             .literal = a->literal && a->target.n,
                              .upstream = a->upstream,
                              .remove = {a->remove.v, a->remove.n},
                              .respond_remove = {a->respond_remove.v,
                                                 a->respond_remove.n}};
     if (a->upstream >= s->set->env->cfg->upstreams_n)
         return err_set(e, ERR_HOOK, "no such upstream");
-    return serve_template(s, a->target, &h->target, e) &&
-           serve_templates(s, &a->set, &h->set, e) &&
-           serve_templates(s, &a->respond_set, &h->respond_set, e);
+    return serve_template(s, a->target, a->literal, &h->target, e) &&
+           serve_templates(s, &a->set, a->literal, &h->set, e) &&
+           serve_templates(s, &a->respond_set, a->literal, &h->respond_set, e);
 }
 
 static void
@@ -24324,10 +24731,12 @@ serve_forward(struct serve *s, const struct cfg_handle *h)
         &s->set->env->cfg->upstreams[h->upstream];
     struct proxy_line line = {.identity_headers = up->identity_headers,
                               .remove = h->remove.v,
-                              .remove_n = h->remove.n};
+                              .remove_n = h->remove.n,
+                              .checked = s->route->cfg->headers,
+                              .checked_n = s->route->cfg->headers_n};
     struct err e;
 
-    if (!serve_target(s, &h->target, &line.target, &e)) {
+    if (!serve_target(s, h, &line.target, &e)) {
         serve_refuse_err(s, "target", &e);
         return;
     }
@@ -24607,6 +25016,13 @@ serve_on_head(struct req *r)
     struct serve *s = serve_new(serve_set_of(r), r);
     struct err e;
 
+    if (r->from->identity && time(NULL) > r->from->identity->not_after) {
+        r->close = true;
+        err_set(&e, ERR_DENIED, "the certificate has expired since it was "
+                                "presented");
+        serve_refuse_err(s, "connection", &e);
+        return;
+    }
     if (r->from->over) {
         r->close = true;
         err_set(&e, ERR_RATE, "more than %u connections of this identity",
@@ -24815,25 +25231,53 @@ admin_answer(struct req *r, int status, struct str type, struct str body)
     req_end(r);
 }
 
+/* "GET /path" as a label's value: backslash and quote escaped. */
+static const char *
+admin_label(struct mem_arena *a, const struct cfg_route *r)
+{
+    char *p = mem_alloc(a, 2 * r->path.n + 16), *w = p;
+    struct str method = r->methods.n ? r->methods.v[0] : S("*");
+
+    w += snprintf(w, 16, "%.10s ", method.p);
+    for (size_t i = 0; i < r->path.n; i++) {
+        if (r->path.p[i] == '\\' || r->path.p[i] == '"')
+            *w++ = '\\';
+        *w++ = r->path.p[i];
+    }
+    return p;
+}
+
+/* A family's lines stand together, as the format asks. */
+static void
+admin_route_metrics(struct admin *a, struct mem_arena *arena,
+                    struct mem_buf *b,
+                    void (*render)(struct mem_buf *, const char *,
+                                   const struct met_route *))
+{
+    const struct cfg *cfg = a->env->cfg;
+
+    for (size_t i = 0; i < cfg->routes_n; i++) {
+        struct met_route r =
+            met_route_sum(a->routes + i, cfg->routes_n, a->rows_n);
+
+        render(b, admin_label(arena, &cfg->routes[i]), &r);
+    }
+}
+
 static void
 admin_metrics(struct admin *a, struct req *r)
 {
-    const struct cfg *cfg = a->env->cfg;
     struct mem_buf b = {0};
     struct str text;
 
     met_render(&b, a->rows, a->rows_n);
-    mem_buf_printf(&b, "# TYPE http_server_request_duration_seconds histogram\n"
+    mem_buf_printf(
+        &b, "# HELP http_server_request_duration_seconds Time to the answer.\n"
+            "# TYPE http_server_request_duration_seconds histogram\n");
+    admin_route_metrics(a, r->arena, &b, met_render_durations);
+    mem_buf_printf(&b, "# HELP gateway_responses_total Answers by class.\n"
                        "# TYPE gateway_responses_total counter\n");
-    for (size_t i = 0; i < cfg->routes_n; i++) {
-        const char *name = mem_printf(
-            r->arena, "%.*s %.*s",
-            STR_FMT(cfg->routes[i].methods.n ? cfg->routes[i].methods.v[0]
-                                             : S("*")),
-            STR_FMT(cfg->routes[i].path));
-
-        met_render_route(&b, name, a->routes + i, cfg->routes_n, a->rows_n);
-    }
+    admin_route_metrics(a, r->arena, &b, met_render_classes);
     text = str_dup(r->arena, (struct str){b.p, b.n});
     mem_buf_free(&b);
     admin_answer(r, 200, S("text/plain; version=0.0.4"), text);
@@ -25299,6 +25743,7 @@ work_main(struct boot *boot)
     uv_check_start(&w->check, work_on_check);
     uv_timer_start(&w->ping, work_on_ping, WORK_PING_MS, WORK_PING_MS);
     log_out.batch = true;
+    mem_last_words = log_flush;
     uv_run(&w->loop, UV_RUN_DEFAULT);
     if (!w->leaving)
         work_close(w);
@@ -25364,13 +25809,14 @@ enum {
     SUP_FDS = BOOT_FIRST_FD + BOOT_LISTENERS + BOOT_ADMINS + 3,
 };
 
-/* A bound socket. Lives for as long as a generation wants its address. */
+/* A bound socket. Lives for as long as a generation wants its address. Its
+ * file, if it has one, is ours for as long as `fd` is open. */
 struct sup_socket {
     struct sup_socket *next;
     struct cfg_addr addr;  // as asked for; text is owned
     struct str bound;      // as it is: port 0 became a number; owned
-    int fd;
-    bool admin, owned_path;
+    int fd;                // -1: shut
+    bool admin;
 };
 
 /* How long to wait before a process is started again. */
@@ -25695,6 +26141,20 @@ sup_find_group(const char *name, gid_t *gid)
     return found;
 }
 
+/* must_have = { "uid" } is kept only where the children change their user. */
+static bool
+sup_check_uid(const struct cfg_process *p, bool drop, struct err *e)
+{
+    for (size_t i = 0; !drop && i < p->must_have.n; i++)
+        if (str_eq(p->must_have.v[i], S("uid"))) {
+            err_set(e, ERR_CONFIG,
+                    "process: must_have: uid needs a start as root, and a "
+                    "process.user that is not root");
+            return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
+        }
+    return true;
+}
+
 /* Whom the children become. Only root can become somebody else. */
 static bool
 sup_user(struct mem_arena *a, const struct cfg_process *p, struct boot *b,
@@ -25704,7 +26164,7 @@ sup_user(struct mem_arena *a, const struct cfg_process *p, struct boot *b,
     b->gid = getegid();
     b->drop = false;
     if (b->uid != 0)
-        return true;
+        return sup_check_uid(p, false, e);
     if (!sup_find_user(str_c(a, p->user.n ? p->user : S("nobody")), &b->uid,
                        &b->gid))
         return err_set(e, ERR_CONFIG,
@@ -25721,7 +26181,7 @@ sup_user(struct mem_arena *a, const struct cfg_process *p, struct boot *b,
         log_at(LOG_WARN, "sup",
                "process.user is root: workers that parse the "
                "network run as root; name another user");
-    return true;
+    return sup_check_uid(p, b->drop, e);
 }
 
 /* ---- sockets ------------------------------------------------------------- */
@@ -25881,14 +26341,25 @@ sup_gen_has(const struct sup_gen *g, const struct sup_socket *k)
     return false;
 }
 
+/* Nobody new finds us there: the path is free for the next instance, and what
+ * stands there later is not ours. */
 static void
-sup_socket_free(struct sup_socket *k)
+sup_socket_shut(struct sup_socket *k)
 {
     const struct sockaddr_un *un = (const void *)&k->addr.sa;
 
-    close(k->fd);
+    if (k->fd < 0)
+        return;
     if (k->addr.is_unix)
         unlink(un->sun_path);
+    close(k->fd);
+    k->fd = -1;
+}
+
+static void
+sup_socket_free(struct sup_socket *k)
+{
+    sup_socket_shut(k);
     free((void *)(uintptr_t)k->addr.text.p);
     free((void *)(uintptr_t)k->bound.p);
     free(k);
@@ -26651,8 +27122,13 @@ static void
 sup_log_addresses(struct log_line *l, const char *key, const struct sup_gen *g,
                   size_t from, size_t to)
 {
-    log_key(l, key);
+    if (!log_key(l, key))
+        return;
     for (size_t i = from; i < to; i++) {
+        if (i > from && l->n > LOG_LINE - LOG_TAIL - 32) {
+            l->cut = true;  // no room for another
+            break;
+        }
         log_raw(l, i == from ? "[\"" : ",\"", 2);
         log_escape(l, g->sockets[i]->bound);
         log_raw(l, "\"", 1);
@@ -26834,10 +27310,8 @@ sup_drain(struct sup *s)
     sup_enter(s, s->current ? SUP_DRAINING : SUP_STOPPING,
               s->current ? ms + 1 : 0);
     // the workers have their own copies: they finish the queue, then close
-    for (struct sup_socket *k = s->sockets; k; k = k->next) {
-        sup_close(k->fd);
-        k->fd = -1;
-    }
+    for (struct sup_socket *k = s->sockets; k; k = k->next)
+        sup_socket_shut(k);
     if (!s->children)
         sup_do(s, SUP_EV_EMPTY);
 }
@@ -26971,7 +27445,7 @@ sup_check_ended(struct sup *s, struct sup_child *c, int status)
 
 /* A worker or broker that was not told to go. */
 static void
-sup_lost(struct sup *s, struct sup_child *c, int status)
+sup_lost(struct sup *s, struct sup_child *c, pid_t pid, int status)
 {
     uint64_t lived = uv_now(s->loop) - c->born;
     char how[80];
@@ -26985,8 +27459,7 @@ sup_lost(struct sup *s, struct sup_child *c, int status)
         sup_do(s, SUP_EV_FAILED);
         return;
     }
-    log_at(LOG_ERROR, "sup", "%s (pid %d) ended: %s", c->name, (int)c->pid,
-           how);
+    log_at(LOG_ERROR, "sup", "%s (pid %d) ended: %s", c->name, (int)pid, how);
     if (c->gen != s->current || s->state >= SUP_DRAINING)
         return;
     if (c->role == BOOT_WORKER) {
@@ -27001,14 +27474,15 @@ static void
 sup_on_exit(struct sup *s, struct sup_child *c, int status)
 {
     struct sup_gen *g = c->gen;
+    pid_t pid = c->pid;
 
+    c->pid = 0;  // reaped: the number may be another's by now
     if (c->role == BOOT_CHECK || c->role == BOOT_VERIFY)
         sup_check_ended(s, c, status);
     else if (g->told || g == s->current || g == s->next)
         if (!(c->deadline && WIFEXITED(status) && !WEXITSTATUS(status)) &&
             !(c->killed && (g->told || s->state == SUP_STOPPING)))
-            sup_lost(s, c, status);
-    c->pid = 0;
+            sup_lost(s, c, pid, status);
     if (g && g->told)
         sup_release_broker(s, g);
     if (c->chan_open)
@@ -27530,6 +28004,7 @@ static const struct h1_io try_io = {
     .close = try_io_nothing,
     .cut = try_io_nothing,
     .deadline = try_io_deadline,
+    .stall = try_io_deadline,
     .queued = try_io_queued,
 };
 

@@ -205,6 +205,12 @@ local function sorted_warnings()
 end
 
 
+--- True once the policy has been read: what is made now is made by a hook.
+function M.sealed()
+  return book.sealed == true
+end
+
+
 --- Closes the book. Called by the C side once, after the policy has run.
 -- @param main  the policy's script name
 -- @return the plain configuration as JSON text

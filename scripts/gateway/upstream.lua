@@ -170,6 +170,7 @@ local function to(self, target, opts)
   check_headers(what, "respond_set", options.sorted_keys(read.respond_set))
   check_headers(what, "respond_remove", read.respond_remove)
   read.upstream, read.target = self.index, target
+  read.literal = policy.sealed() or nil  -- made by a hook: may hold client data
   return setmetatable({ forward = read }, Forward)
 end
 

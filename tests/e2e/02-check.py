@@ -252,6 +252,31 @@ def test_no_listener_and_no_route():
     assert "listen" in done.out + done.err, done.err
 
 
+def test_layers_are_promised_only_if_they_are_there():
+    def process(text):
+        done = check(ROUTE + "})", head=GOOD.replace(
+            "workers = 1", "workers = 1, " + text))
+        return done.returncode, done.out + done.err
+
+    for text, words in (
+            ('must_have = { "no-such-layer" }',
+             ("must_have", "no-such-layer", "no_new_privs", "seccomp")),
+            ('accept_missing = { "landlok" }',
+             ("accept_missing", "landlok", "landlock")),
+            ('must_have = { "uid", "seccomp" }',
+             ("must_have: seccomp", "later version")),
+            ('user = "root", must_have = { "uid" }', ("must_have: uid",))):
+        code, said = process(text)
+        equal(code, 1, "exit with %s: %s" % (text, said[-300:]))
+        for word in words:
+            assert word in said, "no %r in: %s" % (word, said)
+    for text in ('must_have = { "no_new_privs", "dumpable", "rlimits", '
+                 '"descriptors", "environment" }',
+                 'accept_missing = { "seccomp", "uid" }'):
+        code, said = process(text)
+        equal(code, 0, "exit with %s: %s" % (text, said[-300:]))
+
+
 def test_run_says_the_same():
     folder = tmpdir("check")
     path = write(folder + "/policy.lua", GOOD + "gateway.frobnicate()\n")

@@ -227,3 +227,37 @@ gateway.get("/x", { authorize = id.anyone, handle = function(request, identity)
         equal(r.json()["ou"], ["ops"])
         equal(g.get("/x").json()["cn"], ["ops"], "after the tries")
         equal(g.get("/x", who="guest").json()["ou"], ["guests"])
+
+
+def test_a_handler_cannot_touch_the_framing():
+    """Hop-by-hop fields of a hook, in any spelling: dropped, or a 500."""
+    up = Upstream().start()
+    names = ["Transfer-Encoding", "transfer-encoding", "Content-Length",
+             "Connection", "KEEP-ALIVE", "Upgrade", "Trailer", "TE"]
+    g = Gateway("""
+local app = gateway.upstream { "http://127.0.0.1:@UP@" }
+for n, name in ipairs { %s } do
+  gateway.get("/h" .. n, { authorize = id.anyone, handle = function()
+    return gateway.text("hello", 200, { [name] = "chunked" }) end })
+  gateway.get("/f" .. n, { authorize = id.anyone, handle = function()
+    local ok, got = pcall(gateway.fetch, app, { method = "POST",
+      path = "/internal/x", body = "hello", headers = { [name] = "chunked" } })
+    return gateway.text(ok and got and got.body or "none") end })
+end
+""" % ", ".join('"%s"' % n for n in names), UP=up.port)
+    with g:
+        for n, name in enumerate(names):
+            with g.connect() as c:
+                r = c.get("/h%d" % (n + 1))
+                assert r.complete, "%s: %r" % (name, r)
+                if r.status == 200:
+                    equal(r.text, "hello", name)
+                    assert "chunked" not in str(r.fields), "%s: %r" % (name, r)
+                equal(c.get("/nothing").status, 404, "after " + name)
+            before = len(up.requests)
+            g.get("/f%d" % (n + 1))
+            for seen in up.requests[before:]:
+                values = [v for f, v in seen.fields if f.lower() in (
+                    "transfer-encoding", "content-length")]
+                equal(values, ["5"], "framing upstream after " + name)
+    up.stop()

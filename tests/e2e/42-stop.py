@@ -3,7 +3,8 @@
 import signal
 import time
 
-from gw import SLOW, Gateway, Upstream, alive, children, equal, until
+from gw import (SLOW, Client, Gateway, Upstream, alive, children, equal, socket,
+                tmpdir, until)
 
 POLICY = """
 gateway.process { drain = @DRAIN@ }
@@ -21,6 +22,13 @@ gateway.get("/p/{path...}", { authorize = id.anyone,
 OK = """
 gateway.get("/ok", { authorize = id.anyone,
   handle = function() return gateway.text "fine" end })
+"""
+
+SLOWLY = """
+local app = gateway.upstream { "http://127.0.0.1:@UP@" }
+gateway.get("/p/{path...}", { authorize = id.anyone,
+  validate = { path = { path = gateway.relative_path } },
+  handle = app:to "/internal/{path}" })
 """
 
 
@@ -121,6 +129,32 @@ def test_the_address_is_free_again():
     with again:
         equal(again.get("/ok").status, 200)
     g.up.stop()
+
+
+def test_the_next_instance_keeps_its_unix_socket():
+    path = tmpdir("admin") + "/sock"
+    admin = '\ngateway.admin { address = "unix:%s" }\n' % path
+
+    def healthy():
+        s = socket.socket(socket.AF_UNIX)
+        s.settimeout(10 * SLOW)
+        s.connect(path)
+        with Client(sock=s) as c:
+            equal(c.get("/healthz").status, 200)
+
+    up = Upstream().start()
+    first = Gateway(admin + SLOWLY, UP=up.port)
+    first.up = up
+    healthy()
+    with in_flight(first) as c:
+        first.signal(signal.SIGTERM)
+        until(lambda: first.lines('"drain"'), "it drains")
+        with Gateway(admin + OK):  # a rolling restart
+            healthy()
+            equal(c.response().status, 200)
+            equal(first.process.wait(10 * SLOW), 0, "exit code")
+            healthy()
+    up.stop()
 
 
 def test_an_address_that_is_taken_is_named():

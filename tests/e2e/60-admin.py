@@ -100,7 +100,7 @@ def test_not_on_the_listener(g):
 
 
 def test_rubbish_on_the_admin_address(g):
-    for data in (b"\x16\x03\x01\x00\x05hello", b"GET /healthz\r\n\r\n",
+    for data in (b"\x16\x03\x01\x00\x05hello\r\n\r\n", b"GET /healthz\r\n\r\n",
                  b"GET /healthz HTTP/1.1\r\n\r\n",
                  b"GET /" + b"x" * 100000 + b" HTTP/1.1\r\n\r\n",
                  b"GET /healthz HTTP/1.1\r\nHost: a\r\nA: b\nc\r\n\r\n"):
