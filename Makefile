@@ -79,6 +79,7 @@ fuzz: ## fuzz each parser for FUZZ_SECONDS
 	@$(MAKE) --no-print-directory -j $(JOBS) fuzzers
 	@for f in $(notdir $(FUZZERS)); do mkdir -p build/fuzz/corpus/$$f; \
 	    build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/$$f- \
+	    $$(ls tests/$$f.dict 2>/dev/null | sed s/^/-dict=/) \
 	    build/fuzz/corpus/$$f $$(ls -d tests/corpus/$$f 2>/dev/null) || exit 1; done
 
 lint: ## clang-tidy, cppcheck, luacheck

@@ -39,7 +39,8 @@
  *    7  serve_step_body()       the body is read only now; JSON by schema
  *    8  serve_step_check()      hooks, for what a schema cannot say
  *    9  serve_step_handle()     Lua (vm_run), an upstream (proxy_start) or,
- *                               from Lua, a program (exec_start)
+ *                               from Lua, a program (exec_start); a hook that
+ *                               waits comes back by vm_wake(), serve_on_hook()
  *   10  serve_step_respond(), serve_step_log(), serve_finish()
  *   11  conn_run_later()     bytes go out, the next request may begin
  *
@@ -88,7 +89,8 @@
  *   h1_io          h1 -> conn, try         h1_client_ops  h1 -> up, try
  *   tls_ops        tls -> conn             sock_ops       sock -> conn, up
  *   conn_ops       conn -> work            up_ops         up -> proxy, bind
- *   proxy_ops      proxy -> serve          msg_ops        msg -> exec, work, sup
+ *   proxy_ops      proxy -> serve          msg_ops        msg -> exec, work,
+ *                                                         sup
  *   exec_done      exec -> bind            vm_call        vm -> serve
  *   bind_stubs     bind -> try
  *
@@ -105,6 +107,7 @@
  * To read on: start at main(), at serve_go(), or at the room you came for.
  */
 #include <arpa/inet.h>
+#include <assert.h>
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -162,7 +165,7 @@
 #include <lua.h>
 #include <lualib.h>
 
-#if defined(OPENSSL_EXTRA) || defined(OPENSSL_COMPATIBLE_DEFAULTS) ||            \
+#if defined(OPENSSL_EXTRA) || defined(OPENSSL_COMPATIBLE_DEFAULTS) ||          \
     defined(WOLFSSL_TRUST_PEER_CERT)
 #error "this wolfSSL skips the chain check for a forged peer (CVE-2026-93302)"
 #endif
@@ -211,8 +214,8 @@ mem_panic(const char *what, const char *file, int line)
 {
     if (mem_last_words)
         mem_last_words();
-    fprintf(stderr, "{\"level\":\"fatal\",\"msg\":\"bug: %s at %s:%d\"}\n", what,
-            file, line);
+    fprintf(stderr, "{\"level\":\"fatal\",\"msg\":\"bug: %s at %s:%d\"}\n",
+            what, file, line);
     abort();
 }
 
@@ -277,7 +280,8 @@ mem_chunk_new(size_t cap)
 }
 
 /* Uninitialised memory, aligned for any type, that lives as long as the arena.
- * Passing `max` is our bug: the doors into an arena have limits of their own. */
+ * Passing `max` is our bug: the doors into an arena have limits of their
+ * own. */
 static void *
 mem_alloc_raw(struct mem_arena *a, size_t n)
 {
@@ -720,7 +724,7 @@ static struct log_sink {
     int fd;
     enum log_level level;  // lines below it are not written
     bool batch;            // lines wait for log_flush(): set inside a loop
-    bool plain;            // for a person at a terminal, not for a machine
+    bool stalled;          // log_sync() has waited in vain
     uint64_t dropped;      // lines lost because the reader stalled
     size_t n;
     char buf[4 * LOG_LINE];
@@ -941,6 +945,8 @@ log_sync(struct log_line *l)
 {
     struct pollfd p = {.fd = log_out.fd, .events = POLLOUT};
 
+    if (log_out.stalled && poll(&p, 1, 0) == 0)
+        return false;  // it did not read a second ago, and does not now
     l->level = LOG_FATAL;  // an exec record has no level to be filtered by
     log_flush();
     if (log_out.n + l->n + LOG_TAIL > sizeof log_out.buf)
@@ -951,7 +957,8 @@ log_sync(struct log_line *l)
             break;
         log_flush();
     }
-    return log_out.n == 0;
+    log_out.stalled = log_out.n != 0;
+    return !log_out.stalled;
 }
 
 /* The short form: log_at(LOG_WARN, "sup", "worker %d died", n). */
@@ -6314,7 +6321,7 @@ struct cfg_command {
     struct str cwd;
     uint32_t timeout_ms, kill_ms, cpu_ms;
     uint64_t memory, file_size;                  // bytes
-    uint64_t stdin_max, stdout_max, stderr_max;  // bytes; "stdin" … in the JSON
+    uint64_t stdin_max, stdout_max, stderr_max;  // bytes; JSON: "stdin" …
     uint32_t files, processes;  // processes 0: the limit is left alone
     uint32_t concurrency, queue;
     struct str sha256;  // hex, or empty
@@ -6962,10 +6969,10 @@ cfg_layer_find(struct str name)
 }
 
 /* The names, with commas; of this version only, or of later ones too. */
-static char *
+static const char *
 cfg_layer_names(struct mem_arena *a, bool later)
 {
-    char *all = "";
+    const char *all = "";
 
     for (size_t i = 0; i < cfg_layers_n; i++)
         if (later || !cfg_layers[i].later)
@@ -8828,7 +8835,7 @@ enum { REQ_MAGIC = 0x72657121, REQ_ARENA_MAX = 1 << 30, REQ_ID = 32 };
 /* What the codec tells whoever answers. */
 struct req_ops {
     void (*on_head)(struct req *);
-    void (*on_bad)(struct req *, const struct err *);  // no use of it but to refuse
+    void (*on_bad)(struct req *, const struct err *);  // only to be refused
     void (*on_body)(struct req *, const char *, size_t);
     void (*on_end)(struct req *);    // the request is complete
     void (*on_drain)(struct req *);  // the client takes bytes again
@@ -8861,7 +8868,7 @@ struct req {
     struct req_from *from;      // borrowed
     void *up;                   // lent to whoever answers
     char id[REQ_ID + 1];        // hexadecimal
-    uint64_t started_us;        // uv_hrtime() / 1000 at the first byte of the head
+    uint64_t started_us;        // uv_hrtime() / 1000 when its head was whole
 
     /* The request, complete when on_head() is called. */
     struct str method, target;
@@ -10022,7 +10029,8 @@ pki_key_text(struct mem_arena *a, const struct pki_cert *c, struct str *out,
 /* ---- names in subjectAltName ---- */
 
 /* Labels of letters, digits, '-' and '_', at most 63 bytes each and 253 in
- * all. A first label "*" is well-formed; whether it may be is not asked here. */
+ * all. A first label "*" is well-formed; whether it may be is not asked
+ * here. */
 static const char *
 pki_dns_why(struct str s)
 {
@@ -12102,7 +12110,8 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
     return true;
 }
 
-/* wolfSSL asks once for each certificate of a chain, the leaf (depth 0) last. */
+/* wolfSSL asks once for each certificate of a chain, the leaf (depth 0)
+ * last. */
 static int
 tls_on_verify(int good, WOLFSSL_X509_STORE_CTX *store)
 {
@@ -12429,6 +12438,7 @@ enum {
     H1_LINE_MORE = 32,     // method and version beside a target
     H1_TURN = 32,          // pipelined requests in one turn of the loop,
     H1_TURN_US = 2000,     // and microseconds
+    H1_OPTIONS_MAX = 16,
     H1_GRACE_MS = 2000,    // for one more request while we drain
 };
 
@@ -13199,6 +13209,27 @@ h1_names_ok(const struct hdr_list *fields, struct err *e)
     return true;
 }
 
+/* Each field is looked up in the Connection options: few of them, then. */
+static bool
+h1_options_ok(const struct hdr_list *fields, struct err *e)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < fields->n; i++) {
+        struct str v = fields->v[i].value, option;
+
+        if (!str_eq(fields->v[i].name, S("connection")))
+            continue;
+        while (v.n && n <= H1_OPTIONS_MAX) {
+            str_cut(v, ',', &option, &v);
+            n++;
+        }
+    }
+    return n <= H1_OPTIONS_MAX ||
+           err_set(e, ERR_SYNTAX, "more than %d Connection options",
+                   H1_OPTIONS_MAX);
+}
+
 /* What RFC 9112 asks of a request's head beyond its syntax. */
 static bool
 h1_request_check(struct h1 *h, struct req *r, struct err *e)
@@ -13219,7 +13250,7 @@ h1_request_check(struct h1 *h, struct req *r, struct err *e)
     }
     if (!h1_framing(&r->headers, &r->length, &r->chunked, e) ||
         !h1_agree(&h->msg, r->length, r->chunked, e) ||
-        !h1_names_ok(&r->headers, e))
+        !h1_names_ok(&r->headers, e) || !h1_options_ok(&r->headers, e))
         return false;
     if (r->http10 && r->chunked)
         return err_set(e, ERR_SYNTAX, "Transfer-Encoding in HTTP/1.0");
@@ -13346,8 +13377,8 @@ h1_retire(struct h1 *h)
 }
 
 /* May the next request begin? Not after H1_TURN of them, or H1_TURN_US, in one
- * turn of the loop, for others wait, too; not while a client that pipelines does not take
- * its answers; then the socket's own stall timer watches it. */
+ * turn of the loop, for others wait, too; and not while a client that pipelines
+ * does not take its answers: then the socket's own stall timer watches it. */
 static bool
 h1_may_begin(struct h1 *h)
 {
@@ -13496,9 +13527,15 @@ h1_server_drained(struct h1 *h)
 static void
 h1_server_eof(struct h1 *h)
 {
+    struct err e;
+
     h->closing = true;
-    if (!h->req)
+    if (!h->req) {
         h->io->close(h->io_data);
+    } else if (!h->req->complete && !h->req->ended) {
+        err_set(&e, ERR_SYNTAX, "the client closed in the middle of its body");
+        h1_bad(h, &e);
+    }
 }
 
 /* The worker leaves. A client may just be sending its next request: an idle
@@ -13636,7 +13673,8 @@ h1_client_on_head(struct h1_client *c, const char *p, size_t n, struct err *e)
         return err_set(e, ERR_UPSTREAM, "more than %d header fields",
                        H1_ANSWER_FIELDS);
     if (!h1_framing(&a->headers, &a->length, &a->chunked, e) ||
-        !h1_agree(&c->msg, a->length, a->chunked, e))
+        !h1_agree(&c->msg, a->length, a->chunked, e) ||
+        !h1_options_ok(&a->headers, e))
         return false;
     if (a->status < 200)
         return h1_client_interim(c, e);
@@ -14142,6 +14180,9 @@ static void conn_on_read(void *, const char *, size_t);
 static void conn_shut(struct conn *);
 static void conn_fail(struct conn *, const struct err *);
 static void conn_on_closed(void *);
+
+/* h1 stops at what makes sock call on_drain() later, or nobody wakes it. */
+static_assert((int)H1_UNSENT == (int)SOCK_HIGH, "one limit for h1 and sock");
 
 static struct conn_set *
 conn_set_of(struct conn *c)
@@ -14697,7 +14738,7 @@ conn_run_later(struct conn_set *set)
         list = c->later;
         if (c->state != CONN_CLOSING)
             more = conn_run_one(c);
-        c->on_later = false;
+        c->on_later = false;  // what conn_run_one() itself asked for, it did
         if (more)
             conn_later(c);
     }
@@ -19204,7 +19245,6 @@ exec_broker_run(struct exec_broker *b, struct err *e)
     return true;
 }
 
-/* The broker process. Descriptor 3 is its channel to the supervisor. */
 /* A drained broker gives everything back, so that the leak checker has a say. */
 static void
 exec_broker_free(struct exec_broker *b)
@@ -19221,6 +19261,8 @@ exec_broker_free(struct exec_broker *b)
     free(b);
 }
 
+/* The broker process. Descriptor 3 is its channel to the supervisor. */
+/* The broker process. Descriptor 3 is its channel to the supervisor. */
 static int
 exec_main(struct boot *boot)
 {
@@ -19572,9 +19614,9 @@ exec_cancel(struct exec *x, uint64_t ticket)
  * nobody.
  *
  * Everything that may raise a Lua error runs inside lua_resume() or
- * lua_pcall(): arguments are pushed and results taken by functions that the
- * trampoline vm_hook_call() calls in there. The memory cap holds only while a hook
- * runs, so our own bookkeeping outside never fails for want of memory.
+ * lua_pcall(): arguments are pushed and results taken by functions that
+ * vm_hook_call() calls in there. The memory cap holds only while a hook runs,
+ * so our own bookkeeping outside never fails for want of memory.
  *
  * Down    Lua log        Up  struct vm_call
  * Entry   vm_new  vm_load  vm_task_new  vm_run  vm_await  vm_wake  vm_task_end
@@ -22688,7 +22730,7 @@ bind_add_header(lua_State *L, struct mem_arena *a, struct hdr_list *l,
         luaL_error(L, "answer: header '%s' must be a string", name.p);
     value = bind_str(L, at);
     if (l->n >= BIND_FIELDS_MAX || name.n + value.n > BIND_FIELD_BYTES)
-        luaL_error(L, "answer: more than %d header fields, or one over %d bytes",
+        luaL_error(L, "answer: over %d header fields, or one over %d bytes",
                    BIND_FIELDS_MAX, BIND_FIELD_BYTES);
     if (!hdr_name_ok(name) || !hdr_value_ok(value))
         luaL_error(L, "answer: header '%s' has a byte that may not be there",
@@ -22863,7 +22905,8 @@ bind_core_env(lua_State *L)
     return 1;
 }
 
-/* core.where(level) -> "file:line" of that caller; "" for C; nil past the end */
+/* core.where(level) -> "file:line" of that caller; "" for C; nil past the
+ * end */
 static int
 bind_core_where(lua_State *L)
 {
@@ -24441,6 +24484,18 @@ serve_no_body_here(struct serve *s)
     return false;
 }
 
+/* RFC 9110, 9.3.1: a body has no meaning there. An upstream that does not read
+ * it takes it for the next request, of whoever comes next on that connection.
+ * DELETE may have one only where the route names it. */
+static bool
+serve_body_odd(const struct serve *s)
+{
+    unsigned m = route_method(s->req->method);
+
+    return (m & (ROUTE_GET | ROUTE_HEAD | ROUTE_OPTIONS)) ||
+           (m == ROUTE_DELETE && s->route->cfg->method_mask != ROUTE_DELETE);
+}
+
 /* May this body be read at all? */
 static bool
 serve_check_body(struct serve *s)
@@ -24448,6 +24503,13 @@ serve_check_body(struct serve *s)
     const struct cfg_body *b = &s->route->cfg->body;
     struct req *r = s->req;
     struct err e;
+
+    if (req_has_body(r) && serve_body_odd(s)) {
+        r->close = true;
+        err_set(&e, ERR_SYNTAX, "a body on %.*s", STR_FMT(r->method));
+        serve_refuse_err(s, "body", &e);
+        return false;
+    }
 
     if (b->kind == CFG_BODY_NONE)
         return !req_has_body(r) || serve_no_body_here(s);
@@ -24593,7 +24655,8 @@ serve_sets(struct serve *s, const struct cfg_sets *sets, size_t *n)
                 mem_buf_add(&b, piece.p, piece.n);
         }
         v[*n].name = sets->v[i].name;
-        v[*n].value = str_dup(s->req->arena, (struct str){mem_buf_ptr(&b), b.n});
+        v[*n].value =
+            str_dup(s->req->arena, (struct str){mem_buf_ptr(&b), b.n});
         if (ok)
             ++*n;
     }
@@ -25707,7 +25770,8 @@ work_close(struct work *w)
     for (size_t i = 0; i < w->listeners_n; i++)
         tls_ctx_free(w->listeners[i].tls);
     sock_pool_fini(&w->conns.pool);
-    must(uv_loop_close(&w->loop) == 0);
+    if (uv_loop_close(&w->loop) != 0)
+        log_at(LOG_WARN, "work", "a handle was still open at the end");
     wolfSSL_Cleanup();
     mem_arena_free(w->boot_arena);
     free(w);
