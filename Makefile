@@ -136,7 +136,7 @@ define compile
 	$(if $(V),,@)$(CC) $(COMMON) $(WITH) $< -o $@ $(LINK) $(USED)
 endef
 $(GATEWAYS): gateway.c ; $(compile)
-$(UNITS): tests/unit.c gateway.c ; $(compile)
+$(UNITS): tests/unit.c gateway.c $(wildcard tests/*.inc) ; $(compile)
 build/fuzz/%: tests/fuzz_%.c gateway.c ; $(compile)
 $(GATEWAYS) $(UNITS) $(FUZZERS): Makefile build/flags build/scripts.inc $(DEBUG_STAMPS)
 

@@ -946,7 +946,7 @@ log_sync(struct log_line *l)
     struct pollfd p = {.fd = log_out.fd, .events = POLLOUT};
 
     if (log_out.stalled && poll(&p, 1, 0) == 0)
-        return false;  // it did not read a second ago, and does not now
+        return false;      // it did not read a second ago, and does not now
     l->level = LOG_FATAL;  // an exec record has no level to be filtered by
     log_flush();
     if (log_out.n + l->n + LOG_TAIL > sizeof log_out.buf)
@@ -993,7 +993,8 @@ log_at(enum log_level level, const char *room, const char *fmt, ...)
  * Entry   err_set  err_prefix  err_status  err_name  err_log
  */
 
-/*   kind               status  level      label               the answer's title */
+// clang-format off
+/*   kind               status  level      label              the answer's title */
 #define ERR_LIST(X)                                                              \
     X(ERR_PEER_GONE,         0, LOG_DEBUG, "peer_gone",        "")               \
     X(ERR_NET,               0, LOG_INFO,  "network",          "")               \
@@ -1020,6 +1021,7 @@ log_at(enum log_level level, const char *room, const char *fmt, ...)
     X(ERR_BUSY,            503, LOG_WARN,  "busy",             "Service Unavailable") \
     X(ERR_UPSTREAM_TIME,   504, LOG_WARN,  "upstream_timeout", "Gateway Timeout") \
     X(ERR_VERSION,         505, LOG_INFO,  "http_version",     "HTTP Version Not Supported")
+// clang-format on
 
 enum err_kind {
 #define X(kind, status, level, label, title) kind,
@@ -1115,6 +1117,7 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
 
 /* To add a metric: one row here, one met_inc() where it happens. Rows of one
  * family stand together. G is a gauge, C a counter. */
+// clang-format off
 #define MET_LIST(X)                                                              \
     X(CONNS_OPEN, G, "gateway_connections", "", "Open client connections.")      \
     X(HANDSHAKES_OPEN, G, "gateway_tls_handshakes_in_progress", "", "TLS handshakes under way.") \
@@ -1162,6 +1165,7 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(EXEC_REFUSED, C, "gateway_exec_runs_total", "{result=\"refused\"}", "")    \
     X(EXEC_BUSY, C, "gateway_exec_runs_total", "{result=\"queue_full\"}", "")    \
     X(LOG_DROPPED, C, "gateway_log_lines_dropped_total", "", "Log lines lost because the reader stalled.")
+// clang-format on
 
 enum met_id {
 #define X(id, type, name, labels, help) MET_##id,
@@ -7700,8 +7704,10 @@ cfg_read_body(struct cfg_read *r, yyjson_val *v, void *object)
     if (b->schema && !cfg_is_schema(b->schema))
         return cfg_fail(r, "the schema of the body must be an object");
     if (b->kind == CFG_BODY_JSON && b->max > CFG_JSON_MAX)
-        return cfg_fail(r, "a JSON body of more than %d MiB cannot be checked "
-                           "in memory: lower body_size", CFG_JSON_MAX >> 20);
+        return cfg_fail(r,
+                        "a JSON body of more than %d MiB cannot be checked "
+                        "in memory: lower body_size",
+                        CFG_JSON_MAX >> 20);
     if (b->kind == CFG_BODY_BYTES && b->max > 1 << 30)
         return cfg_fail(r, "a body of more than 1 GiB cannot be buffered: use "
                            "gateway.stream");
@@ -8852,7 +8858,7 @@ struct req_from {
     struct str listener_name;
     bool explain;  // refusals may tell the client why
     bool over;     // its identity has too many connections: refuse
-    const struct cfg_limits *limits;  // borrowed
+    const struct cfg_limits *limits;       // borrowed
     const char *tls_version, *tls_cipher;  // NULL: no TLS
     struct str sni;
     uint8_t *allowed;  // owned by the connection: one bit for each route that
@@ -8886,7 +8892,7 @@ struct req {
     struct hdr_list out;  // lower-case names; framing fields are the wire's
     int64_t out_length;   // -1: not known before the end
     bool head_sent, ended;
-    bool close;  // the connection ends after this answer
+    bool close;           // the connection ends after this answer
     uint64_t sent_bytes;  // of the body
 };
 
@@ -11974,10 +11980,10 @@ pki_command(int argc, char **argv)
  */
 enum {
     TLS_MAGIC = 0x746c7321,
-    TLS_PLAIN = 64 << 10,      // what one call of on_plain() gets at most
-    TLS_DEPTH_MAX = 9,         // certificates in a chain
-    TLS_CERT_MAX = 16 << 10,   // bytes of one certificate
-    TLS_LEAF_TEXT = 256,       // of a refused leaf in the log
+    TLS_PLAIN = 64 << 10,     // what one call of on_plain() gets at most
+    TLS_DEPTH_MAX = 9,        // certificates in a chain
+    TLS_CERT_MAX = 16 << 10,  // bytes of one certificate
+    TLS_LEAF_TEXT = 256,      // of a refused leaf in the log
 };
 
 struct tls_ops {
@@ -11998,13 +12004,13 @@ enum tls_state { TLS_HANDSHAKE, TLS_OPEN, TLS_PEER_CLOSED, TLS_BROKEN };
 struct tls {
     unsigned magic;
     enum tls_state state;
-    WOLFSSL *ssl;               // owned
-    const struct tls_ctx *ctx;  // borrowed
-    const struct tls_ops *ops;  // borrowed
-    void *data;                 // borrowed: the conn
-    struct str in;              // what is left of the bytes being fed
-    bool saw_certs;             // intermediates may have been loaded
-    bool bad_cert, no_cert;     // why the handshake failed
+    WOLFSSL *ssl;                   // owned
+    const struct tls_ctx *ctx;      // borrowed
+    const struct tls_ops *ops;      // borrowed
+    void *data;                     // borrowed: the conn
+    struct str in;                  // what is left of the bytes being fed
+    bool saw_certs;                 // intermediates may have been loaded
+    bool bad_cert, no_cert;         // why the handshake failed
     struct pki_identity *identity;  // a reference; NULL before the handshake
     char *leaf;    // owned: the leaf for the log, if it was refused
     char *reason;  // owned: why, and the mend
@@ -12169,8 +12175,7 @@ tls_ctx_free(struct tls_ctx *c)
 }
 
 static bool
-tls_ctx_load(WOLFSSL_CTX *ctx, const struct boot_listener *files,
-             struct err *e)
+tls_ctx_load(WOLFSSL_CTX *ctx, const struct boot_listener *files, struct err *e)
 {
     const unsigned char *cert = (const unsigned char *)files->certificate.p;
     const unsigned char *key = (const unsigned char *)files->key.p;
@@ -12216,10 +12221,9 @@ tls_ctx_new(const struct boot_listener *files, struct pki_cache *cache,
     must(c->ctx != NULL);
     must(wolfSSL_CTX_SetMinVersion(c->ctx, WOLFSSL_TLSV1_2) == WOLFSSL_SUCCESS);
     must(wolfSSL_CTX_set_cipher_list(c->ctx, tls_ciphers) == WOLFSSL_SUCCESS);
-    wolfSSL_CTX_set_verify(c->ctx,
-                           WOLFSSL_VERIFY_PEER |
-                               WOLFSSL_VERIFY_FAIL_IF_NO_PEER_CERT,
-                           tls_on_verify);
+    wolfSSL_CTX_set_verify(
+        c->ctx, WOLFSSL_VERIFY_PEER | WOLFSSL_VERIFY_FAIL_IF_NO_PEER_CERT,
+        tls_on_verify);
     wolfSSL_CTX_set_session_cache_mode(c->ctx, WOLFSSL_SESS_CACHE_OFF);
     must(wolfSSL_CTX_NoTicketTLSv12(c->ctx) == WOLFSSL_SUCCESS);
     must(wolfSSL_CTX_no_ticket_TLSv13(c->ctx) == 0);
@@ -12406,8 +12410,8 @@ static struct str
 tls_sni(const struct tls *t)
 {
     void *name = NULL;
-    unsigned short n = wolfSSL_SNI_GetRequest(t->ssl, WOLFSSL_SNI_HOST_NAME,
-                                              &name);
+    unsigned short n =
+        wolfSSL_SNI_GetRequest(t->ssl, WOLFSSL_SNI_HOST_NAME, &name);
 
     return (struct str){name ? name : "", name ? n : 0};
 }
@@ -12431,15 +12435,15 @@ tls_sni(const struct tls *t)
  */
 enum {
     H1_MAGIC = 0x68315f21,
-    H1_AHEAD = 64 << 10,   // unparsed bytes we hold for a busy client
-    H1_GAP_MAX = 4096,     // chunk lines, extensions, trailers between data
-    H1_DIRECT = 8 << 10,   // body pieces from here on are not copied
-    H1_UNSENT = 256 << 10, // of answers: no request is begun above (SOCK_HIGH)
-    H1_LINE_MORE = 32,     // method and version beside a target
-    H1_TURN = 32,          // pipelined requests in one turn of the loop,
-    H1_TURN_US = 2000,     // and microseconds
+    H1_AHEAD = 64 << 10,    // unparsed bytes we hold for a busy client
+    H1_GAP_MAX = 4096,      // chunk lines, extensions, trailers between data
+    H1_DIRECT = 8 << 10,    // body pieces from here on are not copied
+    H1_UNSENT = 256 << 10,  // of answers: no request is begun above (SOCK_HIGH)
+    H1_LINE_MORE = 32,      // method and version beside a target
+    H1_TURN = 32,           // pipelined requests in one turn of the loop,
+    H1_TURN_US = 2000,      // and microseconds
     H1_OPTIONS_MAX = 16,
-    H1_GRACE_MS = 2000,    // for one more request while we drain
+    H1_GRACE_MS = 2000,  // for one more request while we drain
 };
 
 /* Up: what a server connection does for its codec. */
@@ -12627,10 +12631,10 @@ h1_on_head_done(llhttp_t *p)
 
     m->head_done = true;
     m->parser_chunked = (p->flags & F_CHUNKED) != 0;
-    m->parser_length = p->flags & F_CONTENT_LENGTH && p->content_length <=
-                               INT64_MAX
-                           ? (int64_t)p->content_length
-                           : -1;
+    m->parser_length =
+        p->flags & F_CONTENT_LENGTH && p->content_length <= INT64_MAX
+            ? (int64_t)p->content_length
+            : -1;
     p->upgrade = 0;  // an Upgrade we do not tunnel is an ordinary header
     return 0;
 }
@@ -12705,8 +12709,7 @@ h1_message_feed(struct h1_message *m, const char *p, size_t n, size_t *used,
                         : llhttp_errno_name(rc));
         return false;
     }
-    return !m->chunked || !m->head_done ||
-           h1_gap_check(&m->gap, p + *used, e);
+    return !m->chunked || !m->head_done || h1_gap_check(&m->gap, p + *used, e);
 }
 
 /* Content-Length and Transfer-Encoding of one head (RFC 9112 section 6.3):
@@ -12874,25 +12877,25 @@ h1_write_chunk_size(struct mem_buf *b, size_t n)
 
 struct h1 {
     unsigned magic;
-    const struct h1_io *io;         // borrowed
-    void *io_data;                  // borrowed: the conn
-    const struct req_ops *ops;      // borrowed
+    const struct h1_io *io;           // borrowed
+    void *io_data;                    // borrowed: the conn
+    const struct req_ops *ops;        // borrowed
     struct req_from *from;            // borrowed
     const struct cfg_limits *limits;  // borrowed
-    struct req *req;                // owned; NULL between requests
-    struct req *dead;               // owned; freed when the stack is flat
+    struct req *req;                  // owned; NULL between requests
+    struct req *dead;                 // owned; freed when the stack is flat
     struct h1_message msg;
     struct h1_scan scan;
     struct mem_buf in;   // bytes that wait for the request before them
     struct mem_buf out;  // the answer's bytes until the next flush
     unsigned served;
-    unsigned turn;   // requests begun since the last h1_server_resume(),
+    unsigned turn;     // requests begun since the last h1_server_resume(),
     uint64_t turn_us;  // and when the first of them was
-    bool feeding;    // h1_server_run() is on the stack
-    bool reading;    // the request's body may flow
-    bool end_told;   // ops->on_end() was called, or never will be
-    bool closing;    // no further request
-    bool last;       // the next request is the last
+    bool feeding;      // h1_server_run() is on the stack
+    bool reading;      // the request's body may flow
+    bool end_told;     // ops->on_end() was called, or never will be
+    bool closing;      // no further request
+    bool last;         // the next request is the last
     bool out_chunked, out_none;  // how the answer's body is framed
     uint32_t body_ms;            // between two bytes of this body
     uint32_t serve_ms;           // what serve asked for with req_deadline()
@@ -13833,8 +13836,11 @@ static void
 sock_init(struct sock *s, struct sock_pool *pool, bool is_unix,
           const struct sock_ops *ops, void *data)
 {
-    *s = (struct sock){.pool = pool, .ops = ops, .data = data,
-                       .is_unix = is_unix, .handles = 2};
+    *s = (struct sock){.pool = pool,
+                       .ops = ops,
+                       .data = data,
+                       .is_unix = is_unix,
+                       .handles = 2};
     if (is_unix)
         uv_pipe_init(pool->loop, &s->h.pipe, 0);
     else
@@ -14510,9 +14516,11 @@ conn_new(struct conn_listener *l)
     c->id = ++set->next_id;
     c->listener = l;
     c->doing = "TLS handshake";
-    c->from = (struct req_from){.peer = c->peer, .listener = l->index,
+    c->from = (struct req_from){.peer = c->peer,
+                                .listener = l->index,
                                 .listener_name = l->name,
-                                .explain = l->explain, .conn = c->id,
+                                .explain = l->explain,
+                                .conn = c->id,
                                 .limits = l->limits};
     sock_init(&c->sock, &set->pool, l->is_unix, &conn_sock_ops, c);
     c->sock.stall_ms = l->limits->write_ms;
@@ -14862,8 +14870,8 @@ enum {
     UP_CONN_MAGIC = 0x7570636f,
     UP_NAME_TTL_MIN = 1,  // seconds a resolved name is used
     UP_NAME_TTL_MAX = 60,
-    UP_DOWN_MS = 2000,    // a target that refused is tried last for so long
-    UP_ADDRS = 8,         // of one name
+    UP_DOWN_MS = 2000,  // a target that refused is tried last for so long
+    UP_ADDRS = 8,       // of one name
 };
 
 /* Up: what becomes of a call. */
@@ -14872,7 +14880,7 @@ struct up_ops {
     void (*on_body)(void *, const char *, size_t);
     void (*on_end)(void *);
     void (*on_fail)(void *, const struct err *);  // also in the middle
-    void (*on_drain)(void *);  // up_send() may go on
+    void (*on_drain)(void *);                     // up_send() may go on
 };
 
 struct up_conn;
@@ -14888,7 +14896,7 @@ struct up_target {
     unsigned addrs_n, next_addr;
     bool resolving;
     struct up_call *waiting, **waiting_end;  // for the name; oldest first
-    uv_timer_t late;  // for the oldest's connect_by
+    uv_timer_t late;                         // for the oldest's connect_by
 };
 
 struct up_pool {
@@ -14900,7 +14908,7 @@ struct up_pool {
 
 /* Per worker. */
 struct up_set {
-    struct env *env;      // borrowed
+    struct env *env;  // borrowed
     struct up_pool *pools;
     size_t n;
     ares_channel_t *ares;  // owned; NULL where no target has a name
@@ -14929,13 +14937,13 @@ struct up_call {
     void *data;
     struct mem_arena *arena;  // borrowed: the request's
     struct up_request want;
-    struct up_conn *conn;    // while on a connection
-    struct mem_buf early;    // streamed body that came before the connection
+    struct up_conn *conn;  // while on a connection
+    struct mem_buf early;  // streamed body that came before the connection
     bool early_end, sent_stream;
-    bool feeding, dead;      // dead: freed when the parser has returned
+    bool feeding, dead;  // dead: freed when the parser has returned
     unsigned tries;
-    uint64_t connect_by;     // ms of uv_now(): the name, and the connection
-    struct up_call *next;    // waiting for the same name
+    uint64_t connect_by;   // ms of uv_now(): the name, and the connection
+    struct up_call *next;  // waiting for the same name
     struct h1_client parser;
 };
 
@@ -15080,15 +15088,14 @@ up_ares_on_names(void *data, int status, int timeouts,
             up_on_names(t, &e);
         return;
     }
-    for (struct ares_addrinfo_node *n = info->nodes;
-         n && t->addrs_n < UP_ADDRS; n = n->ai_next) {
+    for (struct ares_addrinfo_node *n = info->nodes; n && t->addrs_n < UP_ADDRS;
+         n = n->ai_next) {
         memcpy(&t->addrs[t->addrs_n++], n->ai_addr, (size_t)n->ai_addrlen);
         if (n->ai_ttl < ttl)
             ttl = n->ai_ttl < UP_NAME_TTL_MIN ? UP_NAME_TTL_MIN : n->ai_ttl;
     }
     ares_freeaddrinfo(info);
-    t->names_until =
-        uv_now(t->pool->set->env->loop) + (uint64_t)ttl * 1000;
+    t->names_until = uv_now(t->pool->set->env->loop) + (uint64_t)ttl * 1000;
     t->next_addr = 0;
     if (!t->addrs_n)
         err_set(&e, ERR_UPSTREAM, "name %.*s: no address",
@@ -15181,7 +15188,7 @@ up_fail(struct up_call *c, const struct err *e)
 
 /* The target with the fewest calls; one that just refused comes last. */
 static struct up_target *
-up_pick(struct up_pool *p, const struct up_target *not, uint64_t now)
+up_pick(struct up_pool *p, const struct up_target * not, uint64_t now)
 {
     struct up_target *best = NULL;
 
@@ -15189,7 +15196,7 @@ up_pick(struct up_pool *p, const struct up_target *not, uint64_t now)
         struct up_target *t = &p->targets[i];
         bool down = t->down_until > now, best_down;
 
-        if (t == not && p->n > 1)
+        if (t == not &&p->n > 1)
             continue;
         best_down = best && best->down_until > now;
         if (!best || (best_down && !down) ||
@@ -15548,9 +15555,9 @@ up_pause(struct up_call *c, bool on)
         return;
     c->conn->paused = on;
     sock_read(&c->conn->sock, !on);
-    sock_deadline(&c->conn->sock,
-                  on ? 0 : c->state == UP_BODY ? c->want.idle_ms
-                                               : c->want.head_ms);
+    sock_deadline(&c->conn->sock, on                    ? 0
+                                  : c->state == UP_BODY ? c->want.idle_ms
+                                                        : c->want.head_ms);
 }
 
 /* The answer is whole: the connection may serve again only if nothing is left
@@ -15603,8 +15610,8 @@ up_on_read(void *data, const char *p, size_t n)
     } else if (!ok) {
         met_inc(MET_UP_BAD);
         e.kind = ERR_UPSTREAM;
-        err_prefix(&e, "%.*s: malformed answer: ",
-                   STR_FMT(u->target->cfg->text));
+        err_prefix(&e,
+                   "%.*s: malformed answer: ", STR_FMT(u->target->cfg->text));
         up_broken(u, &e);
     } else if (c->parser.done)
         up_done(u);
@@ -15761,13 +15768,13 @@ struct proxy_ops {
 };
 
 struct proxy {
-    struct req *req;        // borrowed
-    struct up_call *call;   // owned; NULL when it has ended
+    struct req *req;       // borrowed
+    struct up_call *call;  // owned; NULL when it has ended
     const struct proxy_ops *ops;
-    bool stream;            // the request's body goes through us
-    bool held;              // serve thinks about the head
-    bool ended;             // the answer ended while it was held
-    struct mem_buf early;   // body that came while it was held
+    bool stream;           // the request's body goes through us
+    bool held;             // serve thinks about the head
+    bool ended;            // the answer ended while it was held
+    struct mem_buf early;  // body that came while it was held
 };
 
 /* ---- the request's head, written afresh ---- */
@@ -15776,7 +15783,7 @@ struct proxy {
 struct proxy_line {
     struct str target;
     bool identity_headers;
-    const struct hdr *set;     // names lower case
+    const struct hdr *set;  // names lower case
     size_t set_n;
     const struct str *remove;  // lower case
     size_t remove_n;
@@ -16673,7 +16680,7 @@ enum {
     JAIL_FILES_MAX = 16,  // of them
     JAIL_LIMITS_MAX = 6,
     JAIL_STACK = 32 << 10,
-    JAIL_CLOEXEC = 1 << 2,  // CLOSE_RANGE_CLOEXEC, which old headers lack
+    JAIL_CLOEXEC = 1 << 2,     // CLOSE_RANGE_CLOEXEC, which old headers lack
     JAIL_CAP_V3 = 0x20080522,  // capset()'s version: two rows of 32 bits
 };
 
@@ -19111,8 +19118,8 @@ exec_table_load(struct exec_broker *b, struct str cfg_json, struct err *e)
     b->commands =
         mem_alloc(b->arena, (c->commands_n + 1) * sizeof *b->commands);
     for (size_t i = 0; i < c->commands_n; i++)
-        if (!exec_program_open(&c->commands[i], b->uid,
-                               &b->commands[i].program, e))
+        if (!exec_program_open(&c->commands[i], b->uid, &b->commands[i].program,
+                               e))
             return false;
     for (size_t i = 0; i < c->commands_n; i++) {
         int program = b->commands[i].program;
@@ -19245,7 +19252,8 @@ exec_broker_run(struct exec_broker *b, struct err *e)
     return true;
 }
 
-/* A drained broker gives everything back, so that the leak checker has a say. */
+/* A drained broker gives everything back, so that the leak checker has a
+ * say. */
 static void
 exec_broker_free(struct exec_broker *b)
 {
@@ -19624,20 +19632,20 @@ exec_cancel(struct exec *x, uint64_t ticket)
 enum {
     VM_MAGIC = 0x766d2121,
     VM_TASK_MAGIC = 0x7461736b,
-    VM_STEP = 1000,         // instructions between looks at the clock
-    VM_BIG = 64 << 10,      // an allocation from here on costs time, too:
-    VM_BIG_STEP = 16 << 20, //   after so many bytes of them, a look as well
-    VM_SPARE = 64,          // coroutines kept for the next request
-    VM_LOAD_CPU_MS = 5000,  // for the policy's top level
+    VM_STEP = 1000,             // instructions between looks at the clock
+    VM_BIG = 64 << 10,          // an allocation from here on costs time, too:
+    VM_BIG_STEP = 16 << 20,     //   after so many bytes of them, a look as well
+    VM_SPARE = 64,              // coroutines kept for the next request
+    VM_LOAD_CPU_MS = 5000,      // for the policy's top level
     VM_CHECK_BYTES = 64 << 20,  // memory while only checking
 };
 
 /* How a hook gets its arguments, and what becomes of its results. */
 struct vm_call {
-    int hook;                                  // reference into vm->hooks
-    int (*push)(lua_State *, void *data);      // returns how many
-    void (*take)(lua_State *, void *data);     // results: from index 2 up
-    void (*on_done)(void *data, bool ok);      // only after a wait
+    int hook;                               // reference into vm->hooks
+    int (*push)(lua_State *, void *data);   // returns how many
+    void (*take)(lua_State *, void *data);  // results: from index 2 up
+    void (*on_done)(void *data, bool ok);   // only after a wait
     void *data;
 };
 
@@ -19645,9 +19653,9 @@ enum vm_result { VM_DONE, VM_WAITING, VM_FAILED };
 
 struct vm_task {
     unsigned magic;
-    struct vm *vm;     // borrowed
-    void *owner;       // lent to bind: the exchange it works for
-    lua_State *L;      // anchored in the registry by `ref`
+    struct vm *vm;  // borrowed
+    void *owner;    // lent to bind: the exchange it works for
+    lua_State *L;   // anchored in the registry by `ref`
     int ref;
     uint32_t slot, seq;
     struct vm_call call;
@@ -19688,7 +19696,7 @@ struct vm {
         int ref;
     } spare[VM_SPARE];
     unsigned spares;
-    int hooks, pure;  // references to what finish() returned
+    int hooks, pure;      // references to what finish() returned
     struct mem_buf text;  // scratch of bindings; reset by each
 };
 
@@ -19874,9 +19882,9 @@ vm_xpcall_done(lua_State *L, int status, lua_KContext ctx)
         return lua_gettop(L);
     }
     lua_pushboolean(L, 0);
-    lua_insert(L, 1);                 // false, handler, ..., error
-    lua_pushvalue(L, 2);              // false, handler, ..., error, handler
-    lua_insert(L, -2);                // false, handler, ..., handler, error
+    lua_insert(L, 1);     // false, handler, ..., error
+    lua_pushvalue(L, 2);  // false, handler, ..., error, handler
+    lua_insert(L, -2);    // false, handler, ..., handler, error
     lua_call(L, 1, 1);
     lua_replace(L, 2);
     lua_settop(L, 2);
@@ -20047,15 +20055,16 @@ static void
 vm_open_libraries(lua_State *L)
 {
     static const luaL_Reg libs[] = {
-        {LUA_GNAME, luaopen_base},       {LUA_COLIBNAME, luaopen_coroutine},
-        {LUA_TABLIBNAME, luaopen_table}, {LUA_OSLIBNAME, luaopen_os},
+        {LUA_GNAME, luaopen_base},        {LUA_COLIBNAME, luaopen_coroutine},
+        {LUA_TABLIBNAME, luaopen_table},  {LUA_OSLIBNAME, luaopen_os},
         {LUA_STRLIBNAME, luaopen_string}, {LUA_MATHLIBNAME, luaopen_math},
         {LUA_UTF8LIBNAME, luaopen_utf8},
     };
-    static const char *const no_base[] = {"dofile", "load", "loadfile",
+    static const char *const no_base[] = {"dofile",  "load", "loadfile",
                                           "require", "warn", NULL};
-    static const char *const no_os[] = {"execute", "exit", "getenv", "remove",
-                                        "rename", "setlocale", "tmpname", NULL};
+    static const char *const no_os[] = {"execute", "exit",   "getenv",
+                                        "remove",  "rename", "setlocale",
+                                        "tmpname", NULL};
     static const char *const no_string[] = {"dump", NULL};
     static const luaL_Reg base[] = {
         {"setmetatable", vm_base_setmetatable},
@@ -20173,8 +20182,8 @@ static int
 vm_policy_require(lua_State *L)
 {
     const char *name = luaL_checkstring(L, 1);
-    bool ours = strcmp(name, "gateway") == 0 ||
-                strncmp(name, "gateway.", 8) == 0;
+    bool ours =
+        strcmp(name, "gateway") == 0 || strncmp(name, "gateway.", 8) == 0;
 
     if (strcmp(name, "gateway.core") == 0)
         return luaL_error(L, "gateway.core is for the library alone");
@@ -20290,8 +20299,8 @@ vm_require(lua_State *L)
     return luaL_error(L,
                       "module '%s' not found: it is neither built in nor below "
                       "the policy's folder '%s'",
-                      name, folder.n ? lua_pushlstring(L, folder.p, folder.n)
-                                     : "./");
+                      name,
+                      folder.n ? lua_pushlstring(L, folder.p, folder.n) : "./");
 }
 
 /* ---- birth and load ---- */
@@ -20400,11 +20409,11 @@ vm_load_policy(lua_State *L)
     const char *p;
 
     if (!vm_bundle_find(vm->boot, vm->boot->policy, &bytes))
-        return luaL_error(L, "%s: not in the bundle",
-                          lua_pushlstring(L, vm->boot->policy.p,
-                                          vm->boot->policy.n));
-    lua_pushfstring(L, "@%s", lua_pushlstring(L, vm->boot->policy.p,
-                                              vm->boot->policy.n));
+        return luaL_error(
+            L, "%s: not in the bundle",
+            lua_pushlstring(L, vm->boot->policy.p, vm->boot->policy.n));
+    lua_pushfstring(L, "@%s",
+                    lua_pushlstring(L, vm->boot->policy.p, vm->boot->policy.n));
     vm_load_chunk(L, bytes, lua_tostring(L, -1), false);
     lua_call(L, 0, 0);
     lua_getglobal(L, "require");
@@ -20579,9 +20588,9 @@ vm_leave(lua_State *L, int status, lua_KContext ctx)
     if (status == LUA_ERRMEM)
         met_inc(MET_LIMIT_LUA_MEMORY);
     free(t->error);
-    t->error = strdup(lua_type(L, -1) == LUA_TSTRING
-                          ? lua_tostring(L, -1)
-                          : "error in error handling");
+    t->error =
+        strdup(lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1)
+                                              : "error in error handling");
     return 0;
 }
 
@@ -20647,8 +20656,10 @@ vm_task_here(lua_State *L, const char *what)
     if (t->L != L)
         luaL_error(L, "%s: cannot wait inside a coroutine of your own", what);
     if (!lua_isyieldable(L))
-        luaL_error(L, "%s: cannot wait inside table.sort, string.gsub or the "
-                      "like", what);
+        luaL_error(L,
+                   "%s: cannot wait inside table.sort, string.gsub or the "
+                   "like",
+                   what);
     return t;
 }
 
@@ -21912,12 +21923,12 @@ static const luaL_Reg vm_tab_functions[] = {
  * Entry   bind_open  bind_push_request  bind_take_answer  bind_take_verdict
  */
 enum {
-    BIND_DEPTH = 64,            // of a value turned into JSON
-    BIND_BODY_MAX = 16 << 20,   // of an answer that a script makes
-    BIND_FETCH_MAX = 8 << 20,   // of an answer that a script fetches
+    BIND_DEPTH = 64,           // of a value turned into JSON
+    BIND_BODY_MAX = 16 << 20,  // of an answer that a script makes
+    BIND_FETCH_MAX = 8 << 20,  // of an answer that a script fetches
     BIND_FETCH_MS = 30000,
-    BIND_SLEEP_MAX = 3600,      // seconds
-    BIND_FIELDS_MAX = 128,      // header fields of an answer
+    BIND_SLEEP_MAX = 3600,  // seconds
+    BIND_FIELDS_MAX = 128,  // header fields of an answer
     BIND_FIELD_BYTES = 16 << 10,
 };
 
@@ -22272,9 +22283,13 @@ bind_identity_text(const struct pki_identity *id, struct str field,
     const struct {
         struct str name, value;
     } v[] = {
-        {S("spiffe"), id->spiffe}, {S("serial"), id->serial},
-        {S("issuer"), id->issuer_dn}, {S("fingerprint"), id->fingerprint},
-        {S("spki"), id->spki}, {S("key"), id->key}, {S("dn"), id->dn},
+        {S("spiffe"), id->spiffe},
+        {S("serial"), id->serial},
+        {S("issuer"), id->issuer_dn},
+        {S("fingerprint"), id->fingerprint},
+        {S("spki"), id->spki},
+        {S("key"), id->key},
+        {S("dn"), id->dn},
     };
 
     for (size_t i = 0; i < sizeof v / sizeof *v; i++)
@@ -22436,7 +22451,7 @@ struct bind_request {
                                             //   NULL: not given
     yyjson_val *json;
     struct str body;
-    bool has_body;  // `body` is complete
+    bool has_body;              // `body` is complete
     struct bind_request **box;  // the userdata that scripts hold; NULL: none
 };
 
@@ -22549,10 +22564,10 @@ bind_raw_index(lua_State *L)
 static void
 bind_push_raw(lua_State *L, struct str text)
 {
-    static const char *const never[] = {"__concat", "__tostring", "__eq",
-                                        "__lt", "__le", "__len", "__call",
-                                        "__add", "__sub", "__mul", "__div",
-                                        "__unm", "__close", NULL};
+    static const char *const never[] = {
+        "__concat", "__tostring", "__eq",    "__lt",  "__le",
+        "__len",    "__call",     "__add",   "__sub", "__mul",
+        "__div",    "__unm",      "__close", NULL};
 
     lua_newuserdatauv(L, 0, 1);
     bind_push_str(L, text);
@@ -22682,8 +22697,8 @@ bind_request_end(struct vm *vm, struct bind_request *r)
 /* ---- what hooks return ---- */
 
 struct bind_verdict {
-    bool allowed, bug;      // bug: not a verdict at all
-    struct str reason;      // for the log
+    bool allowed, bug;           // bug: not a verdict at all
+    struct str reason;           // for the log
     struct bind_answer *answer;  // of `false, gateway.problem(...)`, or NULL
 };
 
@@ -22694,10 +22709,10 @@ struct bind_answer {
     bool is_problem;
     struct str title, detail;
     bool is_forward;
-    bool literal;           // made by a hook: nothing in it is a template
+    bool literal;  // made by a hook: nothing in it is a template
     unsigned upstream;
-    struct str target;      // template; empty: as is
-    struct hdr_list set;    // values are templates
+    struct str target;    // template; empty: as is
+    struct hdr_list set;  // values are templates
     struct pki_strs remove;
     struct hdr_list respond_set;
     struct pki_strs respond_remove;
@@ -22744,8 +22759,7 @@ bind_add_header(lua_State *L, struct mem_arena *a, struct hdr_list *l,
 
 /* Table at `at`: name -> value or list of values. */
 static void
-bind_take_headers(lua_State *L, int at, struct mem_arena *a,
-                  struct hdr_list *l)
+bind_take_headers(lua_State *L, int at, struct mem_arena *a, struct hdr_list *l)
 {
     struct str name;
 
@@ -22813,8 +22827,9 @@ bind_take_answer(lua_State *L, int at, struct mem_arena *a)
     int top = lua_gettop(L);
 
     if (!lua_istable(L, at))
-        luaL_error(L, "a handler returns an answer (gateway.text, .json, "
-                      ".problem, .response) or an upstream, not %s",
+        luaL_error(L,
+                   "a handler returns an answer (gateway.text, .json, "
+                   ".problem, .response) or an upstream, not %s",
                    luaL_typename(L, at));
     out = mem_alloc(a, sizeof *out);
     if (lua_getfield(L, at, "forward") == LUA_TTABLE) {
@@ -22857,9 +22872,9 @@ bind_take_verdict(lua_State *L, int at, struct mem_arena *a)
 
     if (type != LUA_TBOOLEAN) {
         v.bug = true;
-        v.reason = str_of(mem_printf(
-            a, "the hook returned %s, not true or false",
-            type == LUA_TNONE ? "nothing" : lua_typename(L, type)));
+        v.reason = str_of(
+            mem_printf(a, "the hook returned %s, not true or false",
+                       type == LUA_TNONE ? "nothing" : lua_typename(L, type)));
         return v;
     }
     v.allowed = lua_toboolean(L, at);
@@ -23209,8 +23224,8 @@ static int
 bind_run_refused(lua_State *L, const struct cfg_command *c,
                  const struct bind_request *from, const char *why)
 {
-    struct exec_result r = {.why = why, .code = -1, .refused = true,
-                            .out = S(""), .err = S("")};
+    struct exec_result r = {
+        .why = why, .code = -1, .refused = true, .out = S(""), .err = S("")};
     struct log_line l;
 
     met_inc(MET_EXEC_REFUSED);
@@ -23233,9 +23248,9 @@ bind_run_done(void *data, uint64_t ticket, const struct exec_result *r)
     struct bind_wait w = run->wait;
 
     (void)ticket;
-    met_inc(r->ok        ? MET_EXEC_OK
-            : r->busy    ? MET_EXEC_BUSY
-            : r->refused ? MET_EXEC_REFUSED
+    met_inc(r->ok          ? MET_EXEC_OK
+            : r->busy      ? MET_EXEC_BUSY
+            : r->refused   ? MET_EXEC_REFUSED
             : r->timed_out ? MET_EXEC_TIMEOUT
                            : MET_EXEC_FAILED);
     mem_arena_free(run->arena);
@@ -23262,8 +23277,8 @@ bind_slot_text(lua_State *L, int at, struct mem_arena *a, const char *slot)
         return lua_toboolean(L, at) ? S("true") : S("false");
     case LUA_TNUMBER:
         if (lua_isinteger(L, at))
-            return str_of(mem_printf(a, "%lld",
-                                     (long long)lua_tointeger(L, at)));
+            return str_of(
+                mem_printf(a, "%lld", (long long)lua_tointeger(L, at)));
         return str_of(mem_printf(a, "%.14g", lua_tonumber(L, at)));
     }
     luaL_error(L, "slot '%s': a %s cannot be an argument", slot,
@@ -23334,15 +23349,15 @@ bind_core_exec(lua_State *L)
     run = mem_alloc(a, sizeof *run);
     run->wait = (struct bind_wait){t->vm, vm_ticket(t)};
     run->arena = a;
-    run->ticket = !env->exec ? 0
-                             : exec_start(env->exec, (unsigned)index,
-                                          (struct str){r->req->id, REQ_ID},
-                                          bind_who(r), slots, text,
-                                          bind_run_done, run, &e);
+    run->ticket =
+        !env->exec ? 0
+                   : exec_start(env->exec, (unsigned)index,
+                                (struct str){r->req->id, REQ_ID}, bind_who(r),
+                                slots, text, bind_run_done, run, &e);
     if (!run->ticket)
-        return bind_run_refused(
-            L, c->cfg, r,
-            env->exec ? mem_dup(a, e.msg, strlen(e.msg)) : "no broker");
+        return bind_run_refused(L, c->cfg, r,
+                                env->exec ? mem_dup(a, e.msg, strlen(e.msg))
+                                          : "no broker");
     *own = NULL;  // from here on it is bind_run_done()'s or the cancel's
     return vm_await(L, t, bind_run_cancel, run);
 }
@@ -23606,8 +23621,8 @@ bind_core_fetch(lua_State *L)
     uv_timer_init(env->loop, f->timer);
     f->timer->data = f;
     uv_timer_start(f->timer, bind_fetch_on_time, ms, 0);
-    f->call = up_call(&env->upstreams->pools[index], &want, a, &bind_fetch_ops,
-                      f);
+    f->call =
+        up_call(&env->upstreams->pools[index], &want, a, &bind_fetch_ops, f);
     up_go(f->call);
     if (f->failed) {
         struct err e = f->err;
@@ -23730,12 +23745,12 @@ static const char *const serve_stage_names[] = {
 
 enum {
     SERVE_MAGIC = 0x73727621,
-    SERVE_LOG_TARGET = 1024,    // bytes of a target in a log line
+    SERVE_LOG_TARGET = 1024,  // bytes of a target in a log line
 };
 
 /* A route with its schemas compiled; boot memory. */
 struct serve_route {
-    const struct cfg_route *cfg;  // borrowed
+    const struct cfg_route *cfg;               // borrowed
     struct schema **path, **query, **headers;  // in the configuration's order
     struct schema *body;
     bool pure;  // all of authorize: its verdict holds for the connection
@@ -23758,11 +23773,11 @@ struct serve_set {
 
 struct serve {
     unsigned magic;
-    struct serve_set *set;        // borrowed
-    struct req *req;              // borrowed; we live in its arena
+    struct serve_set *set;            // borrowed
+    struct req *req;                  // borrowed; we live in its arena
     const struct serve_route *route;  // NULL before there is one
     enum serve_stage stage;
-    size_t hook;  // how many of the stage's hooks have run
+    size_t hook;               // how many of the stage's hooks have run
     struct bind_request view;  // what scripts may read
     struct mem_buf body;       // a buffered body as it comes in
     struct vm_task *task;      // NULL before the first hook
@@ -23770,9 +23785,9 @@ struct serve {
     struct bind_answer *answer;
     struct proxy *proxy;
     const struct cfg_handle *forward;  // what the proxy was made of
-    enum serve_stage ended_at;  // for the log: the stage that refused
-    const char *where, *name;   // for the log: what it was about
-    struct str reason;          // for the log: why
+    enum serve_stage ended_at;         // for the log: the stage that refused
+    const char *where, *name;          // for the log: what it was about
+    struct str reason;                 // for the log: why
 };
 
 static void serve_go(struct serve *);
@@ -23804,8 +23819,8 @@ serve_log_who(struct log_line *l, const struct req_from *f)
 {
     if (!f->identity)
         return;
-    log_str(l, "identity", f->identity->spiffe.n ? f->identity->spiffe
-                                                 : f->identity->dn);
+    log_str(l, "identity",
+            f->identity->spiffe.n ? f->identity->spiffe : f->identity->dn);
     log_str(l, "serial", f->identity->serial);
 }
 
@@ -24123,8 +24138,11 @@ static bool
 serve_hook(struct serve *s, unsigned hook, int (*push)(lua_State *, void *),
            void (*take)(lua_State *, void *))
 {
-    struct vm_call call = {.hook = (int)hook, .push = push, .take = take,
-                           .on_done = serve_on_hook, .data = s};
+    struct vm_call call = {.hook = (int)hook,
+                           .push = push,
+                           .take = take,
+                           .on_done = serve_on_hook,
+                           .data = s};
     const struct cfg_limits *l = s->req->from->limits;
     uint32_t cpu = serve_limits(s)->hook_cpu_ms;
     uint32_t time = serve_limits(s)->hook_time_ms;
@@ -24162,8 +24180,7 @@ serve_allowed(struct serve *s)
     else
         serve_refuse(s,
                      serve_problem(s, 403, S(""),
-                                   s->req->from->explain ? v->reason
-                                                         : S("")),
+                                   s->req->from->explain ? v->reason : S("")),
                      v->reason);
     return false;
 }
@@ -24539,8 +24556,7 @@ serve_check_json(struct serve *s)
     struct schema_why why;
     struct err e;
 
-    s->view.body =
-        (struct str){mem_buf_ptr(&s->body), mem_buf_len(&s->body)};
+    s->view.body = (struct str){mem_buf_ptr(&s->body), mem_buf_len(&s->body)};
     s->view.has_body = true;
     if (b->kind != CFG_BODY_JSON)
         return true;
@@ -24727,8 +24743,8 @@ serve_on_proxy_fail(struct req *r, const struct err *e)
         serve_finish(s);
         return;
     }
-    serve_answer(s, serve_problem(s, err_status(e) ? err_status(e) : 502,
-                                  S(""), S("")));
+    serve_answer(
+        s, serve_problem(s, err_status(e) ? err_status(e) : 502, S(""), S("")));
 }
 
 static const struct proxy_ops serve_proxy_ops = {
@@ -24773,12 +24789,12 @@ static bool
 serve_forward_of(struct serve *s, const struct bind_answer *a,
                  struct cfg_handle *h, struct err *e)
 {
-    *h = (struct cfg_handle){.kind = CFG_HANDLE_PROXY,
-                             .literal = a->literal && a->target.n,
-                             .upstream = a->upstream,
-                             .remove = {a->remove.v, a->remove.n},
-                             .respond_remove = {a->respond_remove.v,
-                                                a->respond_remove.n}};
+    *h = (struct cfg_handle){
+        .kind = CFG_HANDLE_PROXY,
+        .literal = a->literal && a->target.n,
+        .upstream = a->upstream,
+        .remove = {a->remove.v, a->remove.n},
+        .respond_remove = {a->respond_remove.v, a->respond_remove.n}};
     if (a->upstream >= s->set->env->cfg->upstreams_n)
         return err_set(e, ERR_HOOK, "no such upstream");
     return serve_template(s, a->target, a->literal, &h->target, e) &&
@@ -24790,8 +24806,7 @@ static void
 serve_forward(struct serve *s, const struct cfg_handle *h)
 {
     struct req *r = s->req;
-    const struct cfg_upstream *up =
-        &s->set->env->cfg->upstreams[h->upstream];
+    const struct cfg_upstream *up = &s->set->env->cfg->upstreams[h->upstream];
     struct proxy_line line = {.identity_headers = up->identity_headers,
                               .remove = h->remove.v,
                               .remove_n = h->remove.n,
@@ -24920,8 +24935,8 @@ serve_step_handle(struct serve *s)
         serve_forward(s, h);
         return false;
     }
-    if (!s->answer && !serve_hook(s, h->hook, serve_push_request,
-                                  serve_take_answer))
+    if (!s->answer &&
+        !serve_hook(s, h->hook, serve_push_request, serve_take_answer))
         return false;
     return serve_handled(s);
 }
@@ -25081,8 +25096,9 @@ serve_on_head(struct req *r)
 
     if (r->from->identity && time(NULL) > r->from->identity->not_after) {
         r->close = true;
-        err_set(&e, ERR_DENIED, "the certificate has expired since it was "
-                                "presented");
+        err_set(&e, ERR_DENIED,
+                "the certificate has expired since it was "
+                "presented");
         serve_refuse_err(s, "connection", &e);
         return;
     }
@@ -25216,8 +25232,8 @@ serve_compile_inputs(struct mem_arena *boot, struct schema ***out,
 }
 
 static bool
-serve_route_new(struct serve_route *r, const struct cfg_route *c,
-                struct vm *vm, struct mem_arena *boot, struct err *e)
+serve_route_new(struct serve_route *r, const struct cfg_route *c, struct vm *vm,
+                struct mem_arena *boot, struct err *e)
 {
     r->cfg = c;
     r->pure = true;
@@ -25312,8 +25328,7 @@ admin_label(struct mem_arena *a, const struct cfg_route *r)
 
 /* A family's lines stand together, as the format asks. */
 static void
-admin_route_metrics(struct admin *a, struct mem_arena *arena,
-                    struct mem_buf *b,
+admin_route_metrics(struct admin *a, struct mem_arena *arena, struct mem_buf *b,
                     void (*render)(struct mem_buf *, const char *,
                                    const struct met_route *))
 {
@@ -25517,7 +25532,7 @@ work_on_open(struct conn *c)
     at = work_count_at(work_of(c), id->fingerprint);
     if (!*at) {
         *at = mem_xcalloc(sizeof **at);
-        snprintf((*at)->fingerprint, sizeof (*at)->fingerprint, "%.*s",
+        snprintf((*at)->fingerprint, sizeof(*at)->fingerprint, "%.*s",
                  STR_FMT(id->fingerprint));
     }
     one = *at;
@@ -25556,8 +25571,8 @@ work_listen(struct work *w, struct err *e)
     size_t n = b->listeners_n;
 
     w->listeners_n = n + b->admin_n;
-    w->listeners = mem_alloc(w->boot_arena,
-                             (w->listeners_n + 1) * sizeof *w->listeners);
+    w->listeners =
+        mem_alloc(w->boot_arena, (w->listeners_n + 1) * sizeof *w->listeners);
     for (size_t i = 0; i < w->listeners_n; i++) {
         struct conn_listener *l = &w->listeners[i];
         const struct cfg_listener *c = i < n ? &w->cfg.listeners[i] : NULL;
@@ -25638,8 +25653,8 @@ work_on_ping(uv_timer_t *timer)
     struct work *w = timer->data;
     struct err e;
 
-    met_add(MET_LUA_BYTES, (int64_t)w->env.vm->bytes -
-                               (int64_t)met_mine->v[MET_LUA_BYTES]);
+    met_add(MET_LUA_BYTES,
+            (int64_t)w->env.vm->bytes - (int64_t)met_mine->v[MET_LUA_BYTES]);
     msg_send(&w->chan, MSG_PING, S(""), &e);
 }
 
@@ -25700,8 +25715,8 @@ work_map_metrics(struct work *w, struct met_route **mine, struct err *e)
 
     if (b->met_fd < 0 || b->route_met_fd < 0)
         return err_set(e, ERR_CONFIG, "no metrics slab");
-    p = mmap(NULL, b->met_rows * sizeof(struct met_row),
-             PROT_READ | PROT_WRITE, MAP_SHARED, b->met_fd, 0);
+    p = mmap(NULL, b->met_rows * sizeof(struct met_row), PROT_READ | PROT_WRITE,
+             MAP_SHARED, b->met_fd, 0);
     q = mmap(NULL, (b->met_rows * routes + 1) * sizeof(struct met_route),
              PROT_READ | PROT_WRITE, MAP_SHARED, b->route_met_fd, 0);
     if (p == MAP_FAILED || q == MAP_FAILED)
@@ -25715,10 +25730,15 @@ work_map_metrics(struct work *w, struct met_route **mine, struct err *e)
                               .rows = p,
                               .rows_n = b->met_rows,
                               .routes = q};
-    w->admin_limits = (struct cfg_limits){
-        .head_ms = 5000, .body_ms = 5000, .write_ms = 5000, .idle_ms = 30000,
-        .head_bytes = 8192, .head_fields = 50, .uri_bytes = 1024,
-        .connections = 32, .handshakes = 32};
+    w->admin_limits = (struct cfg_limits){.head_ms = 5000,
+                                          .body_ms = 5000,
+                                          .write_ms = 5000,
+                                          .idle_ms = 30000,
+                                          .head_bytes = 8192,
+                                          .head_fields = 50,
+                                          .uri_bytes = 1024,
+                                          .connections = 32,
+                                          .handshakes = 32};
     return true;
 }
 
@@ -25792,8 +25812,8 @@ work_main(struct boot *boot)
                           .cfg = &w->cfg,
                           .conns = &w->conns,
                           .identities = pki_cache_new()};
-    w->conns.pool = (struct sock_pool){.loop = &w->loop,
-                                       .scratch = mem_xmalloc(SOCK_READ)};
+    w->conns.pool =
+        (struct sock_pool){.loop = &w->loop, .scratch = mem_xmalloc(SOCK_READ)};
     if (!work_open(w, &e)) {
         log_at(LOG_FATAL, "work", "%s", e.msg);
         return 1;
@@ -27838,11 +27858,12 @@ enum { TRY_MAGIC = 0x74727921, TRY_LIFE = 3600 };
 struct try_story {
     bool over;
     const char *stage, *where, *name;
-    char *reason, *at;  // owned
-    struct mem_buf out;    // the answer's bytes
+    char *reason, *at;   // owned
+    struct mem_buf out;  // the answer's bytes
 };
 
-struct try {
+struct
+try {
     unsigned magic;
     struct env env;
     uv_loop_t loop;
@@ -28020,10 +28041,9 @@ try_on_forward(struct serve *s, const struct cfg_upstream *up,
 static void
 try_on_over(struct serve *s)
 {
-    struct try_story *t =
-        ((struct try *)(void *)((char *)s->set->env -
-                                offsetof(struct try, env)))
-            ->story;
+    struct try_story *t = ((struct try *)(void *)((char *)s->set->env -
+                                                  offsetof(struct try, env)))
+                              ->story;
 
     t->over = true;
     t->stage = serve_stage_names[s->ended_at == SERVE_OVER ? SERVE_HANDLE
@@ -28200,7 +28220,8 @@ try_core_request(lua_State *L)
     struct try *t = try_of(L);
     struct pki_identity *id = lua_isnil(L, 1) ? NULL : bind_identity_of(L, 1);
     struct try_story story = {.stage = "syntax"};
-    struct req_from from = {.identity = id, .peer = "192.0.2.1:50000",
+    struct req_from from = {.identity = id,
+                            .peer = "192.0.2.1:50000",
                             .tls_version = "TLSv1.3",
                             .tls_cipher = "TLS_AES_128_GCM_SHA256"};
     struct mem_arena *a;
@@ -28230,10 +28251,9 @@ try_core_request(lua_State *L)
     lua_setfield(L, 5, "stub");
     lua_rawsetp(L, LUA_REGISTRYINDEX, &bind_stub_mark);
     try_run(t, &story, &from, text);
-    try_push_answer(L, a,
-                    (struct str){mem_buf_ptr(&story.out),
-                                 mem_buf_len(&story.out)},
-                    str_starts(text, S("HEAD ")));
+    try_push_answer(
+        L, a, (struct str){mem_buf_ptr(&story.out), mem_buf_len(&story.out)},
+        str_starts(text, S("HEAD ")));
     try_set_text(L, "stage", story.stage);
     try_set_text(L, "where", story.where);
     try_set_text(L, "name", story.name);
@@ -28290,9 +28310,9 @@ try_add_san(lua_State *L, struct pki_order *o, const char *name, struct str v)
     struct err e;
 
     if (tag == 7) {
-        size_t n = inet_pton(AF_INET, v.p, ip) == 1     ? 4
+        size_t n = inet_pton(AF_INET, v.p, ip) == 1    ? 4
                    : inet_pton(AF_INET6, v.p, ip) == 1 ? 16
-                                                        : 0;
+                                                       : 0;
         if (!n)
             luaL_error(L, "t.identity: ip '%s' is not an address", v.p);
         v = str_dup(o->a, (struct str){(const char *)ip, n});
@@ -28388,8 +28408,8 @@ try_core_policy(lua_State *L)
         return 1;
     }
     t->policy = NULL;
-    t->boot = (struct boot){.role = BOOT_CHECK, .broker_fd = -1, .met_fd = -1,
-                            .route_met_fd = -1};
+    t->boot = (struct boot){
+        .role = BOOT_CHECK, .broker_fd = -1, .met_fd = -1, .route_met_fd = -1};
     ok = sup_read_scripts(t->arena, name, &t->boot, &e);
     if (ok) {
         lua_getglobal(L, "require");

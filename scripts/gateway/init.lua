@@ -98,6 +98,7 @@ function M.process(given)
   local at = policy.declare(what)
   local read = options.read(at, what, given, PROCESS_SPEC)
   read.drain_ms, read.drain = read.drain, nil
+  read.at = at
   policy.set_process(at, read)
 end
 
