@@ -23,8 +23,11 @@ def gateway(workers):
 
 
 def replaced(g, count, dead):
-    until(lambda: len(g.workers()) == count and dead not in g.workers(),
-          "a new worker", 10)
+    def done():
+        now = g.workers()  # looked at once: it changes between two looks
+        return len(now) == count and dead not in now
+
+    until(done, "a new worker", 10)
 
 
 def test_under_load():
