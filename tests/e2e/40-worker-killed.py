@@ -82,11 +82,13 @@ def test_again_and_again():
     """With back-off, but it always comes back."""
     with gateway(1) as g:
         for _ in range(4):
+            until(g.workers, "a worker")
             dead = g.workers()[0]
             os.kill(dead, signal.SIGKILL)
             replaced(g, 1, dead)
         with g.connect(timeout=20) as c:
             equal(c.get("/ok").status, 200)
+        equal(len(g.lines("ended: ")), 4, "only those we killed have ended")
         g.up.stop()
 
 
