@@ -21,7 +21,7 @@ lua_ROW     = lua5.4   5.4.6  MIT           lua5.4 lua-5.4 lua54 lua
 lua_debug_ROW = $(lua_ROW)
 llhttp_ROW  = nghttp2  1.60   MIT
 yyjson_ROW  = yyjson   0.10   MIT           yyjson
-pcre2_ROW   = pcre2    10.42  BSD-3-Clause  libpcre2-8
+pcre2_ROW   = pcre2    10.43  BSD-3-Clause  libpcre2-8
 cares_ROW   = c-ares   1.34   MIT           libcares
 
 SUITES      = sid forky trixie
