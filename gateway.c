@@ -12291,8 +12291,12 @@ tls_fail(struct tls *t, int rc, struct err *e)
     t->no_cert = code == NO_PEER_CERT;
     if (t->no_cert)
         return err_set(e, ERR_TLS, "the client sent no certificate");
+    if (code == UNKNOWN_RECORD_TYPE)
+        return err_set(e, ERR_TLS, "this is not TLS: plain HTTP, perhaps");
     wolfSSL_ERR_error_string_n((unsigned long)code, text, sizeof text);
-    return err_set(e, ERR_TLS, "%s", text);
+    return err_set(e, ERR_TLS,
+                   "%s (it may be the client that refused our certificate)",
+                   text);
 }
 
 /* False with e->kind ERR_KINDS: more bytes are needed. */
@@ -14444,6 +14448,27 @@ conn_on_flushed(void *data)
     conn_later(data);
 }
 
+/* Why a handshake ended, in one line that names the certificate. */
+static void
+conn_log_refusal(struct conn *c, const struct err *e)
+{
+    struct log_line l;
+
+    met_inc(e->kind == ERR_TIMEOUT ? MET_HS_TIMEOUT
+            : c->tls->bad_cert     ? MET_HS_BAD_CERT
+            : c->tls->no_cert      ? MET_HS_NO_CERT
+                                   : MET_HS_FAILED);
+    if (!log_begin(&l, LOG_WARN, "handshake"))
+        return;
+    log_int(&l, "conn", (int64_t)c->id);
+    log_str(&l, "peer", str_of(c->peer));
+    log_str(&l, "listener", c->listener->name);
+    if (c->tls && c->tls->leaf)
+        log_str(&l, "certificate", str_of(c->tls->leaf));
+    log_str(&l, "msg", str_of(e->msg));
+    log_end(&l);
+}
+
 /* A connection that waits for a slot looks again every CONN_STALE_MS. */
 static bool
 conn_wait_on(struct conn *c)
@@ -14468,9 +14493,10 @@ conn_on_time(void *data)
     case CONN_HANDSHAKE:
         if (conn_wait_on(c))
             break;
-        met_inc(MET_HS_TIMEOUT);
         err_set(&e, ERR_TIMEOUT, "no complete handshake within %u ms",
                 c->listener->limits->handshake_ms);
+        conn_log_refusal(c, &e);
+        e.kind = ERR_PEER_GONE;  // it is told
         conn_fail(c, &e);
         break;
     case CONN_SERVING:
@@ -14649,26 +14675,6 @@ conn_on_open(void *data)
 }
 
 /* ---- step 2, many times: bytes come and go ---- */
-
-/* Why a handshake ended, in one line that names the certificate. */
-static void
-conn_log_refusal(struct conn *c, const struct err *e)
-{
-    struct log_line l;
-
-    met_inc(c->tls->bad_cert  ? MET_HS_BAD_CERT
-            : c->tls->no_cert ? MET_HS_NO_CERT
-                              : MET_HS_FAILED);
-    if (!log_begin(&l, LOG_WARN, "handshake"))
-        return;
-    log_int(&l, "conn", (int64_t)c->id);
-    log_str(&l, "peer", str_of(c->peer));
-    log_str(&l, "listener", c->listener->name);
-    if (c->tls->leaf)
-        log_str(&l, "certificate", str_of(c->tls->leaf));
-    log_str(&l, "msg", str_of(e->msg));
-    log_end(&l);
-}
 
 /* Not while a client does not take what we send: TLS itself answers, too. */
 static bool
@@ -24730,12 +24736,26 @@ serve_on_proxy_done(struct req *r)
 }
 
 static void
+serve_log_upstream_error(const struct serve *s, const struct err *e)
+{
+    struct log_line l;
+
+    if (!log_begin(&l, err_rows[e->kind].level, "error"))
+        return;
+    log_str(&l, "room", S("proxy"));
+    serve_log_head(&l, s);
+    log_str(&l, "kind", str_of(err_name(e)));
+    log_str(&l, "msg", str_of(e->msg));
+    log_end(&l);
+}
+
+static void
 serve_on_proxy_fail(struct req *r, const struct err *e)
 {
     struct serve *s = serve_of(r);
 
     serve_drop_work(s);
-    err_log(e, "proxy", r->from->conn, "proxying", r->from->peer);
+    serve_log_upstream_error(s, e);
     s->reason = str_dup(r->arena, str_of(e->msg));
     s->ended_at = SERVE_HANDLE;
     if (r->head_sent) {
