@@ -20,7 +20,8 @@
  *      |- broker (exec) only where a command is declared: the only process that
  *      |                may start programs; holds no key and no script
  *      `- worker 1..N   one loop, one Lua state, unprivileged; accepts on the
- *                       sockets it has inherited, opens nothing by name
+ *                       sockets it has inherited, opens nothing by name (but
+ *                       what c-ares reads to look a name up)
  *
  *   Every child is fork + exec of this binary (`--role`), so that it starts
  *   from clean memory: channel at descriptor 3, sealed bundle (boot) at 4,
@@ -28,7 +29,8 @@
  *
  * The life of a request
  *
- *    1  conn_accept()        a client connects; limits
+ *    1  conn_accept()        a client connects; limits. conn_hello(): its first
+ *                            bytes take a slot for the handshake
  *    2  tls_feed()           handshake; tls_on_verify() sees the chain, pki_
  *                            makes the identity
  *    3  h1_server_feed()     bytes become a head; h1_scan(), llhttp and
@@ -70,7 +72,7 @@
  *   22  jail    giving up rights, and starting a program without any
  *   23  exec    programs, and nothing but the declared ones
  *   24  vm      the Lua state
- *   25  luastr  string and table functions that cannot run away
+ *   25  lib     string and table functions that cannot run away
  *   26  bind    what scripts can see
  *   27  serve   from request to answer
  *   28  admin   health and metrics
@@ -79,11 +81,12 @@
  *   31  try     policy tests
  *   32  cli     the commands, and main
  *
- * Rooms 1 to 12 are words: functions on memory. 13 to 16 are protocols: bytes
- * in, calls out, no descriptor, so that two of them can be tested back to back.
- * Everything is static and defined before use, so a call upwards does not
- * compile. The only stairs up are structs of function pointers, declared below
- * and filled in above:
+ * Rooms 1 to 12 are words: functions on memory (log writes lines, and boot its
+ * bundle). 13 to 16 are protocols: bytes in, calls out, no descriptor, so that
+ * two of them can be tested back to back (pki also writes the files of `gateway
+ * certs`). Everything is static and defined before use, so a call upwards does
+ * not compile. The only stairs up are function pointers, declared in the lower
+ * room and filled in by the upper one:
  *
  *   req_ops        h1 -> serve, admin      req_wire       req -> h1
  *   h1_io          h1 -> conn, try         h1_client_ops  h1 -> up, try
@@ -92,7 +95,8 @@
  *   proxy_ops      proxy -> serve          msg_ops        msg -> exec, work,
  *                                                         sup
  *   exec_done      exec -> bind            vm_call        vm -> serve
- *   bind_stubs     bind -> try
+ *   bind_stubs     bind -> try             serve_set      serve -> try
+ *   (and mem_last_words: a failed must() first writes what log still holds)
  *
  * House rules
  *
@@ -1004,12 +1008,10 @@ log_at(enum log_level level, const char *room, const char *fmt, ...)
     X(ERR_NO_ROUTE,        404, LOG_INFO,  "no_route",         "Not Found")      \
     X(ERR_METHOD,          405, LOG_INFO,  "method",           "Method Not Allowed") \
     X(ERR_TIMEOUT,         408, LOG_INFO,  "timeout",          "Request Timeout") \
-    X(ERR_LENGTH,          411, LOG_INFO,  "length_required",  "Length Required") \
     X(ERR_BODY_LIMIT,      413, LOG_INFO,  "body_limit",       "Content Too Large") \
     X(ERR_URI_LIMIT,       414, LOG_INFO,  "uri_limit",        "URI Too Long")   \
     X(ERR_MEDIA,           415, LOG_INFO,  "media_type",       "Unsupported Media Type") \
     X(ERR_EXPECT,          417, LOG_INFO,  "expectation",      "Expectation Failed") \
-    X(ERR_MISDIRECTED,     421, LOG_INFO,  "misdirected",      "Misdirected Request") \
     X(ERR_SCHEMA,          422, LOG_INFO,  "schema",           "Unprocessable Content") \
     X(ERR_RATE,            429, LOG_INFO,  "rate",             "Too Many Requests") \
     X(ERR_HEAD_LIMIT,      431, LOG_INFO,  "head_limit",       "Request Header Fields Too Large") \
@@ -12814,8 +12816,12 @@ h1_reason(int status)
         return "Conflict";
     case 410:
         return "Gone";
+    case 411:
+        return "Length Required";
     case 412:
         return "Precondition Failed";
+    case 421:
+        return "Misdirected Request";
     }
     for (size_t i = 0; i < ERR_KINDS; i++)
         if (err_rows[i].status == status)
@@ -14168,7 +14174,7 @@ struct conn {
     struct conn *queue_prev, *queue_next;
     uint64_t since;            // ms of uv_now(): accepted, or slot taken
     struct mem_buf early;      // first bytes of one that waits
-    bool admitted;             // took a slot; conn_begin() comes
+    bool admitted;             // took a slot; conn_begin_late() comes
     struct conn *prev, *next;  // all of a worker
     struct conn *later;        // valid while on_later
     char peer[56];
@@ -14184,7 +14190,8 @@ struct conn_set {
 
 /* In the order of a connection's life; the bodies below keep this order. */
 static void conn_slot_leave(struct conn *);
-static void conn_begin(struct conn *);
+static void conn_refuse(struct conn *, struct err *);
+static void conn_begin(struct conn *, const char *, size_t);
 static void conn_on_open(void *);
 static void conn_on_read(void *, const char *, size_t);
 static void conn_shut(struct conn *);
@@ -14305,7 +14312,7 @@ conn_slot_evict(struct conn_listener *l)
     met_inc(MET_CONNS_OVER_HANDSHAKES);
     err_set(&e, ERR_TIMEOUT, "gave way to another handshake after %d ms",
             CONN_STALE_MS);
-    conn_fail(old, &e);
+    conn_refuse(old, &e);
 }
 
 /* ---- what tls and h1 ask of their connection ---- */
@@ -14469,6 +14476,17 @@ conn_log_refusal(struct conn *c, const struct err *e)
     log_end(&l);
 }
 
+/* Ends a handshake, and tells both sides why: us in full, the client by TLS's
+ * alert. */
+static void
+conn_refuse(struct conn *c, struct err *e)
+{
+    conn_log_refusal(c, e);
+    sock_flush(&c->sock);
+    e->kind = ERR_PEER_GONE;  // it is told
+    conn_fail(c, e);
+}
+
 /* A connection that waits for a slot looks again every CONN_STALE_MS. */
 static bool
 conn_wait_on(struct conn *c)
@@ -14495,9 +14513,7 @@ conn_on_time(void *data)
             break;
         err_set(&e, ERR_TIMEOUT, "no complete handshake within %u ms",
                 c->listener->limits->handshake_ms);
-        conn_log_refusal(c, &e);
-        e.kind = ERR_PEER_GONE;  // it is told
-        conn_fail(c, &e);
+        conn_refuse(c, &e);
         break;
     case CONN_SERVING:
         h1_server_on_time(c->h1);
@@ -14587,7 +14603,6 @@ conn_accept(struct conn_listener *l)
     if (!l->tls && l->open >= l->limits->connections)
         conn_evict_plain(l);
     c = conn_new(l);
-
     if (uv_accept(&l->h.stream, &c->sock.h.stream) != 0) {
         err_set(&e, ERR_NET, "accept failed");
         conn_fail(c, &e);
@@ -14612,12 +14627,17 @@ conn_accept(struct conn_listener *l)
     sock_read(&c->sock, true);
 }
 
-/* Raised when a client waits. */
+/* Raised when a client waits, or could not be accepted (no descriptors). */
 static void
 conn_on_client(uv_stream_t *server, int status)
 {
+    struct conn_listener *l = server->data;
+
     if (status == 0)
-        conn_accept(server->data);
+        conn_accept(l);
+    else
+        log_at(LOG_ERROR, "conn", "%.*s: accept: %s", STR_FMT(l->name),
+               uv_strerror(status));
 }
 
 /* The first bytes of a client: a slot is free, or becomes so, or it waits. */
@@ -14628,29 +14648,36 @@ conn_hello(struct conn *c, const char *p, size_t n)
 
     if (l->shaking.n >= l->limits->handshakes)
         conn_slot_evict(l);
-    mem_buf_add(&c->early, p, n);
-    sock_read(&c->sock, false);
-    if (l->shaking.n >= l->limits->handshakes) {
-        conn_queue_add(&l->waiting, c);
-        sock_deadline(&c->sock, CONN_STALE_MS);
+    if (l->shaking.n < l->limits->handshakes) {
+        conn_slot_take(c);
+        conn_begin(c, p, n);
         return;
     }
-    conn_slot_take(c);
-    conn_begin(c);
+    mem_buf_add(&c->early, p, n);
+    sock_read(&c->sock, false);
+    conn_queue_add(&l->waiting, c);
+    sock_deadline(&c->sock, CONN_STALE_MS);
 }
 
-/* The handshake starts. */
+/* The handshake starts with the client's first bytes. */
 static void
-conn_begin(struct conn *c)
+conn_begin(struct conn *c, const char *p, size_t n)
+{
+    c->tls = tls_new(c->listener->tls, &conn_tls_ops, c);
+    sock_deadline(&c->sock, c->listener->limits->handshake_ms);
+    conn_on_read(c, p, n);
+}
+
+/* The same, for a client that has waited for its slot. */
+static void
+conn_begin_late(struct conn *c)
 {
     struct mem_buf early = c->early;
 
     c->early = (struct mem_buf){0};
     c->admitted = false;
-    c->tls = tls_new(c->listener->tls, &conn_tls_ops, c);
-    sock_deadline(&c->sock, c->listener->limits->handshake_ms);
     sock_read(&c->sock, true);
-    conn_on_read(c, mem_buf_ptr(&early), mem_buf_len(&early));
+    conn_begin(c, mem_buf_ptr(&early), mem_buf_len(&early));
     mem_buf_free(&early);
 }
 
@@ -14703,12 +14730,10 @@ conn_on_read(void *data, const char *p, size_t n)
         conn_hello(c, p, n);
         return;
     } else if (!tls_feed(c->tls, p, n, &e)) {
-        if (c->state == CONN_HANDSHAKE) {
-            conn_log_refusal(c, &e);
-            sock_flush(&c->sock);  // the alert
-            e.kind = ERR_PEER_GONE;
-        }
-        conn_fail(c, &e);
+        if (c->state == CONN_HANDSHAKE)
+            conn_refuse(c, &e);
+        else
+            conn_fail(c, &e);
         return;
     }
     if (c->state != CONN_SERVING)
@@ -14726,7 +14751,7 @@ conn_run_one(struct conn *c)
     bool more = false;
 
     if (c->state == CONN_HANDSHAKE && c->admitted)
-        conn_begin(c);
+        conn_begin_late(c);
     if (c->state == CONN_SERVING)
         more = h1_server_resume(c->h1);
     if (c->state == CONN_SERVING && conn_wants(c))
@@ -19250,7 +19275,8 @@ exec_broker_run(struct exec_broker *b, struct err *e)
     must(uv_poll_init(b->loop, &b->child_poll, b->child_fd) == 0);
     b->child_poll.data = b;
     must(uv_poll_start(&b->child_poll, UV_READABLE, exec_on_child) == 0);
-    if (!msg_chan_init(&b->sup, b->loop, 3, &exec_sup_ops, b, e) ||
+    if (!msg_chan_init(&b->sup, b->loop, BOOT_CHANNEL_FD, &exec_sup_ops, b,
+                       e) ||
         !msg_send(&b->sup, MSG_READY, S(""), e))
         return false;
     uv_run(b->loop, UV_RUN_DEFAULT);
@@ -19697,6 +19723,7 @@ struct vm {
     uint64_t load_until_ns;   // thread time; only while the policy loads
     struct vm_task **tasks;   // by slot
     uint32_t tasks_n, next_seq;
+    uint32_t free_from;  // no slot below it is free
     struct {
         lua_State *L;
         int ref;
@@ -20456,7 +20483,7 @@ static struct vm_task *
 vm_task_new(struct vm *vm, uint32_t cpu_ms)
 {
     struct vm_task *t = obj_new(sizeof *t, VM_TASK_MAGIC);
-    uint32_t slot = 0;
+    uint32_t slot = vm->free_from;
 
     t->vm = vm;
     t->cpu_ms = cpu_ms;
@@ -20478,6 +20505,7 @@ vm_task_new(struct vm *vm, uint32_t cpu_ms)
         vm->tasks_n = n;
     }
     vm->tasks[slot] = t;
+    vm->free_from = slot + 1;
     t->slot = slot;
     t->seq = ++vm->next_seq;
     return t;
@@ -20528,6 +20556,8 @@ vm_task_end(struct vm_task *t)
     if (t->cancel)
         t->cancel(t->cancel_data);
     vm->tasks[t->slot] = NULL;
+    if (t->slot < vm->free_from)
+        vm->free_from = t->slot;
     if (lua_status(t->L) == LUA_YIELD)
         vm_task_close(t);
     if (vm->spares < VM_SPARE && lua_status(t->L) == LUA_OK && !t->closed) {
@@ -20713,7 +20743,7 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
     return true;
 }
 
-/* ==== 25 luastr: string and table functions that cannot run away ===========
+/* ==== 25 lib: string and table functions that cannot run away ===============
  *
  * A debug hook does not fire inside a C function, so one string.find() with an
  * unlucky pattern could hold the loop for ever. These replace the functions of
@@ -20722,28 +20752,28 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
  *
  * A pattern is compiled first, so a malformed one always raises, not only when
  * the match happens to get that far. Matching is backtracking, and every item
- * tried is a step; VM_STR_STEPS of them take some ten milliseconds.
+ * tried is a step; LIB_STR_STEPS of them take some ten milliseconds.
  *
  * The table functions work on plain tables only: a metatable with __len,
  * __index or __newindex would put Lua code into our loops.
  *
- * Entry   vm_str_functions  vm_tab_functions
+ * Entry   lib_str_functions  lib_tab_functions
  */
 enum {
-    VM_STR_STEPS = 1000000,   // of one call
-    VM_STR_RESULT = 8 << 20,  // bytes that one call may build
-    VM_STR_CAPTURES = 32,     // as LUA_MAXCAPTURES
-    VM_STR_PATTERN = 65536,   // bytes of a pattern
-    VM_STR_DEPTH = 200,       // repeats inside one another
-    VM_STR_ITEMS = 64,        // a pattern of this size needs no allocation
-    VM_STR_SETS = 8,
-    VM_TAB_RANGE = 1000000,  // elements that one call may touch
-    VM_TAB_SORT = 100000,    // and sort: this is 1.7 million comparisons
+    LIB_STR_STEPS = 1000000,   // of one call
+    LIB_STR_RESULT = 8 << 20,  // bytes that one call may build
+    LIB_STR_CAPTURES = 32,     // as LUA_MAXCAPTURES
+    LIB_STR_PATTERN = 65536,   // bytes of a pattern
+    LIB_STR_DEPTH = 200,       // repeats inside one another
+    LIB_STR_ITEMS = 64,        // a pattern of this size needs no allocation
+    LIB_STR_SETS = 8,
+    LIB_TAB_RANGE = 1000000,  // elements that one call may touch
+    LIB_TAB_SORT = 100000,    // and sort: this is 1.7 million comparisons
 };
 
 /* luaL_error(), declared as what it is: it does not come back. */
 _Noreturn static void
-vm_str_raise(lua_State *L, const char *fmt, ...)
+lib_str_raise(lua_State *L, const char *fmt, ...)
 {
     va_list ap;
 
@@ -20758,94 +20788,94 @@ vm_str_raise(lua_State *L, const char *fmt, ...)
 
 /* ---- patterns: text to items ------------------------------------------- */
 
-enum vm_str_op {
-    VM_STR_DONE,      // the pattern is at its end: a match
-    VM_STR_OPEN,      // "(" of capture a
-    VM_STR_CLOSE,     // ")" of capture a
-    VM_STR_POSITION,  // "()" as capture a
-    VM_STR_LAST,      // "$" at the end
-    VM_STR_AGAIN,     // "%1": the text of capture a
-    VM_STR_BALANCE,   // "%bxy" with x in a, y in b
-    VM_STR_FRONTIER,  // "%f[set]"
-    VM_STR_BYTE,      // from here on: items that match one byte (and repeat)
-    VM_STR_ANY,
-    VM_STR_CLASS,  // arg: bits of vm_str_bytes
-    VM_STR_NOT_CLASS,
-    VM_STR_SET,  // arg: index into sets
+enum lib_str_op {
+    LIB_STR_DONE,      // the pattern is at its end: a match
+    LIB_STR_OPEN,      // "(" of capture a
+    LIB_STR_CLOSE,     // ")" of capture a
+    LIB_STR_POSITION,  // "()" as capture a
+    LIB_STR_LAST,      // "$" at the end
+    LIB_STR_AGAIN,     // "%1": the text of capture a
+    LIB_STR_BALANCE,   // "%bxy" with x in a, y in b
+    LIB_STR_FRONTIER,  // "%f[set]"
+    LIB_STR_BYTE,      // from here on: items that match one byte (and repeat)
+    LIB_STR_ANY,
+    LIB_STR_CLASS,  // arg: bits of lib_str_bytes
+    LIB_STR_NOT_CLASS,
+    LIB_STR_SET,  // arg: index into sets
 };
 
-struct vm_str_item {
+struct lib_str_item {
     unsigned char op, a, b;
     char times;    // 0 (once), or one of * + - ?
     unsigned arg;  // class bits or set index
 };
 
-struct vm_str_set {
+struct lib_str_set {
     unsigned char bits[32];
 };
 
-struct vm_str_pattern {
-    struct vm_str_item *items;  // borrowed: the caller's frame, or a userdata
-    struct vm_str_set *sets;
+struct lib_str_pattern {
+    struct lib_str_item *items;  // borrowed: the caller's frame, or a userdata
+    struct lib_str_set *sets;
     unsigned n, sets_n, captures;
     uint32_t positions;  // bit i: capture i is "()"
     bool anchored;
 };
 
 /* The usual home of a pattern: in the frame of the function that uses it. */
-struct vm_str_room {
-    struct vm_str_item items[VM_STR_ITEMS];
-    struct vm_str_set sets[VM_STR_SETS];
+struct lib_str_room {
+    struct lib_str_item items[LIB_STR_ITEMS];
+    struct lib_str_set sets[LIB_STR_SETS];
 };
 
 /* A pattern while it is read. */
-struct vm_str_reader {
+struct lib_str_reader {
     lua_State *L;
     const char *p, *end;
-    struct vm_str_pattern *out;
-    unsigned open[VM_STR_CAPTURES], open_n;  // captures that wait for ")"
-    uint32_t closed;                         // bit i: "%i" may be used
+    struct lib_str_pattern *out;
+    unsigned open[LIB_STR_CAPTURES], open_n;  // captures that wait for ")"
+    uint32_t closed;                          // bit i: "%i" may be used
 };
 
 enum {
-    VM_STR_A = 1,     // %a letters
-    VM_STR_C = 2,     // %c control bytes
-    VM_STR_D = 4,     // %d digits
-    VM_STR_G = 8,     // %g printable but space
-    VM_STR_L = 16,    // %l lower case
-    VM_STR_P = 32,    // %p punctuation
-    VM_STR_S = 64,    // %s white space
-    VM_STR_U = 128,   // %u upper case
-    VM_STR_W = 256,   // %w letters and digits
-    VM_STR_X = 512,   // %x hexadecimal digits
-    VM_STR_Z = 1024,  // %z the zero byte (old, but Lua still knows it)
+    LIB_STR_A = 1,     // %a letters
+    LIB_STR_C = 2,     // %c control bytes
+    LIB_STR_D = 4,     // %d digits
+    LIB_STR_G = 8,     // %g printable but space
+    LIB_STR_L = 16,    // %l lower case
+    LIB_STR_P = 32,    // %p punctuation
+    LIB_STR_S = 64,    // %s white space
+    LIB_STR_U = 128,   // %u upper case
+    LIB_STR_W = 256,   // %w letters and digits
+    LIB_STR_X = 512,   // %x hexadecimal digits
+    LIB_STR_Z = 1024,  // %z the zero byte (old, but Lua still knows it)
 };
 
-#define VM_STR_UPPER (VM_STR_A | VM_STR_G | VM_STR_U | VM_STR_W)
-#define VM_STR_LOWER (VM_STR_A | VM_STR_G | VM_STR_L | VM_STR_W)
+#define LIB_STR_UPPER (LIB_STR_A | LIB_STR_G | LIB_STR_U | LIB_STR_W)
+#define LIB_STR_LOWER (LIB_STR_A | LIB_STR_G | LIB_STR_L | LIB_STR_W)
 
 /* The classes of each byte, in the C locale whatever the process thinks. */
-static const uint16_t vm_str_bytes[256] = {
-    [0] = VM_STR_C | VM_STR_Z,
-    [1 ... 8] = VM_STR_C,
-    [9 ... 13] = VM_STR_C | VM_STR_S,
-    [14 ... 31] = VM_STR_C,
-    [' '] = VM_STR_S,
-    ['!' ... '/'] = VM_STR_G | VM_STR_P,
-    ['0' ... '9'] = VM_STR_D | VM_STR_G | VM_STR_W | VM_STR_X,
-    [':' ... '@'] = VM_STR_G | VM_STR_P,
-    ['A' ... 'F'] = VM_STR_UPPER | VM_STR_X,
-    ['G' ... 'Z'] = VM_STR_UPPER,
-    ['[' ... '`'] = VM_STR_G | VM_STR_P,
-    ['a' ... 'f'] = VM_STR_LOWER | VM_STR_X,
-    ['g' ... 'z'] = VM_STR_LOWER,
-    ['{' ... '~'] = VM_STR_G | VM_STR_P,
-    [127] = VM_STR_C,
+static const uint16_t lib_str_bytes[256] = {
+    [0] = LIB_STR_C | LIB_STR_Z,
+    [1 ... 8] = LIB_STR_C,
+    [9 ... 13] = LIB_STR_C | LIB_STR_S,
+    [14 ... 31] = LIB_STR_C,
+    [' '] = LIB_STR_S,
+    ['!' ... '/'] = LIB_STR_G | LIB_STR_P,
+    ['0' ... '9'] = LIB_STR_D | LIB_STR_G | LIB_STR_W | LIB_STR_X,
+    [':' ... '@'] = LIB_STR_G | LIB_STR_P,
+    ['A' ... 'F'] = LIB_STR_UPPER | LIB_STR_X,
+    ['G' ... 'Z'] = LIB_STR_UPPER,
+    ['[' ... '`'] = LIB_STR_G | LIB_STR_P,
+    ['a' ... 'f'] = LIB_STR_LOWER | LIB_STR_X,
+    ['g' ... 'z'] = LIB_STR_LOWER,
+    ['{' ... '~'] = LIB_STR_G | LIB_STR_P,
+    [127] = LIB_STR_C,
 };
 
 /* The class that the letter after '%' names, in either case, or 0. */
 static unsigned
-vm_str_class(unsigned char c)
+lib_str_class(unsigned char c)
 {
     static const char letters[] = "acdglpsuwxz";
     const char *at = c ? strchr(letters, str_lower_byte(c)) : NULL;
@@ -20854,19 +20884,19 @@ vm_str_class(unsigned char c)
 }
 
 static bool
-vm_str_upper(unsigned char c)
+lib_str_upper(unsigned char c)
 {
     return c >= 'A' && c <= 'Z';
 }
 
 static bool
-vm_str_in_set(const struct vm_str_set *s, unsigned char c)
+lib_str_in_set(const struct lib_str_set *s, unsigned char c)
 {
     return s->bits[c >> 3] >> (c & 7) & 1;
 }
 
 static void
-vm_str_set_add(struct vm_str_set *s, unsigned lo, unsigned hi)
+lib_str_set_add(struct lib_str_set *s, unsigned lo, unsigned hi)
 {
     for (unsigned c = lo; c <= hi; c++)
         s->bits[c >> 3] |= (unsigned char)(1u << (c & 7));
@@ -20874,51 +20904,51 @@ vm_str_set_add(struct vm_str_set *s, unsigned lo, unsigned hi)
 
 /* "%x" inside a set: a class, or the byte itself. */
 static void
-vm_str_set_class(struct vm_str_set *s, unsigned char x)
+lib_str_set_class(struct lib_str_set *s, unsigned char x)
 {
-    unsigned class = vm_str_class(x);
+    unsigned class = lib_str_class(x);
 
     if (!class)
-        vm_str_set_add(s, x, x);
+        lib_str_set_add(s, x, x);
     for (unsigned c = 0; class && c < 256; c++)
-        if (((vm_str_bytes[c] & class) != 0) != vm_str_upper(x))
-            vm_str_set_add(s, c, c);
+        if (((lib_str_bytes[c] & class) != 0) != lib_str_upper(x))
+            lib_str_set_add(s, c, c);
 }
 
 /* The ']' that ends the set whose first element is at `p`; that element may be
  * a ']' itself. */
 static const char *
-vm_str_set_end(struct vm_str_reader *r, const char *p)
+lib_str_set_end(struct lib_str_reader *r, const char *p)
 {
     for (bool first = true; p < r->end; first = false) {
         if (*p == ']' && !first)
             return p;
         p += *p == '%' && p + 1 < r->end ? 2 : 1;
     }
-    vm_str_raise(r->L, "malformed pattern (missing ']')");
+    lib_str_raise(r->L, "malformed pattern (missing ']')");
 }
 
 /* Reads a set from its '[' on; returns its index. */
 static unsigned
-vm_str_read_set(struct vm_str_reader *r)
+lib_str_read_set(struct lib_str_reader *r)
 {
-    struct vm_str_set *s = &r->out->sets[r->out->sets_n];
+    struct lib_str_set *s = &r->out->sets[r->out->sets_n];
     const char *p = r->p + 1;
     bool negated = p < r->end && *p == '^';
-    const char *end = vm_str_set_end(r, p += negated);
+    const char *end = lib_str_set_end(r, p += negated);
 
     memset(s, 0, sizeof *s);
     while (p < end) {
         unsigned char c = (unsigned char)*p;
 
         if (c == '%' && p + 1 < end) {
-            vm_str_set_class(s, (unsigned char)p[1]);
+            lib_str_set_class(s, (unsigned char)p[1]);
             p += 2;
         } else if (p + 2 < end && p[1] == '-') {
-            vm_str_set_add(s, c, (unsigned char)p[2]);
+            lib_str_set_add(s, c, (unsigned char)p[2]);
             p += 3;
         } else {
-            vm_str_set_add(s, c, c);
+            lib_str_set_add(s, c, c);
             p++;
         }
     }
@@ -20929,31 +20959,31 @@ vm_str_read_set(struct vm_str_reader *r)
 }
 
 static void
-vm_str_read_open(struct vm_str_reader *r, struct vm_str_item *i)
+lib_str_read_open(struct lib_str_reader *r, struct lib_str_item *i)
 {
-    struct vm_str_pattern *out = r->out;
+    struct lib_str_pattern *out = r->out;
 
-    if (out->captures == VM_STR_CAPTURES)
-        vm_str_raise(r->L, "too many captures");
+    if (out->captures == LIB_STR_CAPTURES)
+        lib_str_raise(r->L, "too many captures");
     i->a = (unsigned char)out->captures++;
     r->p++;
     if (r->p < r->end && *r->p == ')') {
         r->p++;
-        i->op = VM_STR_POSITION;
+        i->op = LIB_STR_POSITION;
         out->positions |= 1u << i->a;
         r->closed |= 1u << i->a;
         return;
     }
-    i->op = VM_STR_OPEN;
+    i->op = LIB_STR_OPEN;
     r->open[r->open_n++] = i->a;
 }
 
 static void
-vm_str_read_close(struct vm_str_reader *r, struct vm_str_item *i)
+lib_str_read_close(struct lib_str_reader *r, struct lib_str_item *i)
 {
     if (!r->open_n)
-        vm_str_raise(r->L, "invalid pattern capture");
-    i->op = VM_STR_CLOSE;
+        lib_str_raise(r->L, "invalid pattern capture");
+    i->op = LIB_STR_CLOSE;
     i->a = (unsigned char)r->open[--r->open_n];
     r->closed |= 1u << i->a;
     r->p++;
@@ -20961,19 +20991,19 @@ vm_str_read_close(struct vm_str_reader *r, struct vm_str_item *i)
 
 /* "%" and what follows. True if it matches one byte and so may repeat. */
 static bool
-vm_str_read_escape(struct vm_str_reader *r, struct vm_str_item *i)
+lib_str_read_escape(struct lib_str_reader *r, struct lib_str_item *i)
 {
     unsigned char c;
 
     if (r->end - r->p < 2)
-        vm_str_raise(r->L, "malformed pattern (ends with '%%')");
+        lib_str_raise(r->L, "malformed pattern (ends with '%%')");
     c = (unsigned char)r->p[1];
     r->p += 2;
     if (c == 'b') {
         if (r->end - r->p < 2)
-            vm_str_raise(r->L,
-                         "malformed pattern (missing arguments to '%%b')");
-        i->op = VM_STR_BALANCE;
+            lib_str_raise(r->L,
+                          "malformed pattern (missing arguments to '%%b')");
+        i->op = LIB_STR_BALANCE;
         i->a = (unsigned char)r->p[0];
         i->b = (unsigned char)r->p[1];
         r->p += 2;
@@ -20981,90 +21011,90 @@ vm_str_read_escape(struct vm_str_reader *r, struct vm_str_item *i)
     }
     if (c == 'f') {
         if (r->p == r->end || *r->p != '[')
-            vm_str_raise(r->L, "missing '[' after '%%f' in pattern");
-        i->op = VM_STR_FRONTIER;
-        i->arg = vm_str_read_set(r);
+            lib_str_raise(r->L, "missing '[' after '%%f' in pattern");
+        i->op = LIB_STR_FRONTIER;
+        i->arg = lib_str_read_set(r);
         return false;
     }
     if (c >= '0' && c <= '9') {
         if (c == '0' || !(r->closed >> (c - '1') & 1))
-            vm_str_raise(r->L, "invalid capture index %%%d in pattern",
-                         c - '0');
-        i->op = VM_STR_AGAIN;
+            lib_str_raise(r->L, "invalid capture index %%%d in pattern",
+                          c - '0');
+        i->op = LIB_STR_AGAIN;
         i->a = (unsigned char)(c - '1');
         return false;
     }
-    i->arg = vm_str_class(c);
-    i->op = !i->arg           ? VM_STR_BYTE
-            : vm_str_upper(c) ? VM_STR_NOT_CLASS
-                              : VM_STR_CLASS;
+    i->arg = lib_str_class(c);
+    i->op = !i->arg            ? LIB_STR_BYTE
+            : lib_str_upper(c) ? LIB_STR_NOT_CLASS
+                               : LIB_STR_CLASS;
     i->a = c;
     return true;
 }
 
 /* One item; the reader is not at its end. */
 static void
-vm_str_read_item(struct vm_str_reader *r, struct vm_str_item *i)
+lib_str_read_item(struct lib_str_reader *r, struct lib_str_item *i)
 {
-    *i = (struct vm_str_item){0};
+    *i = (struct lib_str_item){0};
     switch (*r->p) {
     case '(':
-        vm_str_read_open(r, i);
+        lib_str_read_open(r, i);
         return;
     case ')':
-        vm_str_read_close(r, i);
+        lib_str_read_close(r, i);
         return;
     case '%':
-        if (!vm_str_read_escape(r, i))
+        if (!lib_str_read_escape(r, i))
             return;
         break;
     case '[':
-        i->op = VM_STR_SET;
-        i->arg = vm_str_read_set(r);
+        i->op = LIB_STR_SET;
+        i->arg = lib_str_read_set(r);
         break;
     case '.':
-        i->op = VM_STR_ANY;
+        i->op = LIB_STR_ANY;
         r->p++;
         break;
     default:
         if (*r->p == '$' && r->p + 1 == r->end) {
-            i->op = VM_STR_LAST;
+            i->op = LIB_STR_LAST;
             r->p++;
             return;
         }
-        i->op = VM_STR_BYTE;
+        i->op = LIB_STR_BYTE;
         i->a = (unsigned char)*r->p++;
     }
     if (r->p < r->end && *r->p && strchr("*+-?", *r->p))
         i->times = *r->p++;
 }
 
-/* Fills out->items and out->sets, which have room for vm_str_sizes(). A leading
+/* Fills out->items and out->sets, with room for lib_str_sizes(). A leading
  * '^' anchors where `anchor` allows it, and is a plain byte elsewhere. */
 static void
-vm_str_read(lua_State *L, struct str text, bool anchor,
-            struct vm_str_pattern *out)
+lib_str_read(lua_State *L, struct str text, bool anchor,
+             struct lib_str_pattern *out)
 {
-    struct vm_str_reader r = {L, text.p, text.p + text.n, out, {0}, 0, 0};
+    struct lib_str_reader r = {L, text.p, text.p + text.n, out, {0}, 0, 0};
 
     out->n = out->sets_n = out->captures = 0;
     out->positions = 0;
     out->anchored = anchor && text.n && text.p[0] == '^';
     r.p += out->anchored;
     while (r.p < r.end)
-        vm_str_read_item(&r, &out->items[out->n++]);
+        lib_str_read_item(&r, &out->items[out->n++]);
     if (r.open_n)
-        vm_str_raise(L, "unfinished capture");
-    out->items[out->n] = (struct vm_str_item){.op = VM_STR_DONE};
+        lib_str_raise(L, "unfinished capture");
+    out->items[out->n] = (struct lib_str_item){.op = LIB_STR_DONE};
 }
 
 /* At most so many items and sets are in the text. */
 static void
-vm_str_sizes(lua_State *L, struct str text, size_t *items, size_t *sets)
+lib_str_sizes(lua_State *L, struct str text, size_t *items, size_t *sets)
 {
-    if (text.n > VM_STR_PATTERN)
-        vm_str_raise(L, "pattern too long (more than %d bytes)",
-                     VM_STR_PATTERN);
+    if (text.n > LIB_STR_PATTERN)
+        lib_str_raise(L, "pattern too long (more than %d bytes)",
+                      LIB_STR_PATTERN);
     *items = text.n + 1;
     *sets = 0;
     for (size_t i = 0; i < text.n; i++)
@@ -21074,36 +21104,36 @@ vm_str_sizes(lua_State *L, struct str text, size_t *items, size_t *sets)
 /* Compiles into the room that `out` points to where it fits, else into a
  * userdata that stays on the stack for the rest of the call. */
 static void
-vm_str_compile(lua_State *L, struct str text, struct vm_str_pattern *out)
+lib_str_compile(lua_State *L, struct str text, struct lib_str_pattern *out)
 {
     size_t items, sets;
 
-    vm_str_sizes(L, text, &items, &sets);
-    if (items > VM_STR_ITEMS || sets > VM_STR_SETS) {
+    lib_str_sizes(L, text, &items, &sets);
+    if (items > LIB_STR_ITEMS || sets > LIB_STR_SETS) {
         out->items = lua_newuserdatauv(
             L, items * sizeof *out->items + sets * sizeof *out->sets, 0);
-        out->sets = (struct vm_str_set *)(void *)(out->items + items);
+        out->sets = (struct lib_str_set *)(void *)(out->items + items);
     }
-    vm_str_read(L, text, true, out);
+    lib_str_read(L, text, true, out);
 }
 
 /* ---- patterns: the match ----------------------------------------------- */
 
-struct vm_str_match {
+struct lib_str_match {
     lua_State *L;
     const char *name;  // "string.find", for the error
-    const struct vm_str_pattern *pattern;
+    const struct lib_str_pattern *pattern;
     const char *src, *end;  // the whole subject
     unsigned steps, depth;
-    struct str captures[VM_STR_CAPTURES];
+    struct str captures[LIB_STR_CAPTURES];
 };
 
-static const char *vm_str_run(struct vm_str_match *, const char *,
-                              const struct vm_str_item *);
+static const char *lib_str_run(struct lib_str_match *, const char *,
+                               const struct lib_str_item *);
 
 static void
-vm_str_begin(struct vm_str_match *m, lua_State *L, const char *name,
-             struct str subject, const struct vm_str_pattern *pattern)
+lib_str_begin(struct lib_str_match *m, lua_State *L, const char *name,
+              struct str subject, const struct lib_str_pattern *pattern)
 {
     must(subject.p != NULL);
     m->L = L;
@@ -21117,10 +21147,10 @@ vm_str_begin(struct vm_str_match *m, lua_State *L, const char *name,
 }
 
 static void
-vm_str_steps(struct vm_str_match *m, size_t n)
+lib_str_steps(struct lib_str_match *m, size_t n)
 {
-    if (n > VM_STR_STEPS - m->steps)
-        vm_str_raise(m->L, "%s: pattern took too long", m->name);
+    if (n > LIB_STR_STEPS - m->steps)
+        lib_str_raise(m->L, "%s: pattern took too long", m->name);
     if ((m->steps ^ (m->steps + n)) >> 12)  // each 4096 steps
         vm_cost(m->L, 64 << 10);
     m->steps += (unsigned)n;
@@ -21128,27 +21158,27 @@ vm_str_steps(struct vm_str_match *m, size_t n)
 
 /* Does the item, one that stands for a single byte, match `c`? */
 static inline bool
-vm_str_one(const struct vm_str_match *m, const struct vm_str_item *i,
-           unsigned char c)
+lib_str_one(const struct lib_str_match *m, const struct lib_str_item *i,
+            unsigned char c)
 {
     switch (i->op) {
-    case VM_STR_BYTE:
+    case LIB_STR_BYTE:
         return c == i->a;
-    case VM_STR_ANY:
+    case LIB_STR_ANY:
         return true;
-    case VM_STR_CLASS:
-        return (vm_str_bytes[c] & i->arg) != 0;
-    case VM_STR_NOT_CLASS:
-        return (vm_str_bytes[c] & i->arg) == 0;
+    case LIB_STR_CLASS:
+        return (lib_str_bytes[c] & i->arg) != 0;
+    case LIB_STR_NOT_CLASS:
+        return (lib_str_bytes[c] & i->arg) == 0;
     default:
-        return vm_str_in_set(&m->pattern->sets[i->arg], c);
+        return lib_str_in_set(&m->pattern->sets[i->arg], c);
     }
 }
 
 /* After "%bxy" at `s`, or NULL. */
 static const char *
-vm_str_balance(struct vm_str_match *m, const char *s,
-               const struct vm_str_item *i)
+lib_str_balance(struct lib_str_match *m, const char *s,
+                const struct lib_str_item *i)
 {
     const char *start = s;
     size_t depth = 1;
@@ -21163,50 +21193,52 @@ vm_str_balance(struct vm_str_match *m, const char *s,
         else if (c == i->a)
             depth++;
     }
-    vm_str_steps(m, (size_t)(s - start) / 8);
+    lib_str_steps(m, (size_t)(s - start) / 8);
     return depth ? NULL : s;
 }
 
 /* After another copy of capture a at `s`, or NULL. A position has no text that
  * could come again. */
 static const char *
-vm_str_again(struct vm_str_match *m, const char *s, const struct vm_str_item *i)
+lib_str_again(struct lib_str_match *m, const char *s,
+              const struct lib_str_item *i)
 {
     struct str was = m->captures[i->a];
 
     if (m->pattern->positions >> i->a & 1 || was.n > (size_t)(m->end - s))
         return NULL;
-    vm_str_steps(m, was.n / 8);
+    lib_str_steps(m, was.n / 8);
     return memcmp(s, was.p, was.n) == 0 ? s + was.n : NULL;
 }
 
 /* Between two bytes: what comes before is not in the set, what follows is. Both
  * ends of the subject count as a zero byte. */
 static bool
-vm_str_frontier(const struct vm_str_match *m, const char *s,
-                const struct vm_str_item *i)
+lib_str_frontier(const struct lib_str_match *m, const char *s,
+                 const struct lib_str_item *i)
 {
-    const struct vm_str_set *set = &m->pattern->sets[i->arg];
+    const struct lib_str_set *set = &m->pattern->sets[i->arg];
     unsigned char before = s == m->src ? 0 : (unsigned char)s[-1];
     unsigned char after = s == m->end ? 0 : (unsigned char)*s;
 
-    return !vm_str_in_set(set, before) && vm_str_in_set(set, after);
+    return !lib_str_in_set(set, before) && lib_str_in_set(set, after);
 }
 
 /* "x*" and "x+": as many as there are, then fewer, until the rest matches. */
 static const char *
-vm_str_most(struct vm_str_match *m, const char *s, const struct vm_str_item *i)
+lib_str_most(struct lib_str_match *m, const char *s,
+             const struct lib_str_item *i)
 {
     size_t least = i->times == '+', n = 0, max = (size_t)(m->end - s);
     const char *e;
 
-    while (n < max && vm_str_one(m, i, (unsigned char)s[n]))
+    while (n < max && lib_str_one(m, i, (unsigned char)s[n]))
         n++;
-    vm_str_steps(m, n / 8);
+    lib_str_steps(m, n / 8);
     if (n < least)
         return NULL;
     for (;; n--) {
-        e = vm_str_run(m, s + n, i + 1);
+        e = lib_str_run(m, s + n, i + 1);
         if (e || n == least)
             return e;
     }
@@ -21214,28 +21246,29 @@ vm_str_most(struct vm_str_match *m, const char *s, const struct vm_str_item *i)
 
 /* "x-": none, then more, until the rest matches. */
 static const char *
-vm_str_least(struct vm_str_match *m, const char *s, const struct vm_str_item *i)
+lib_str_least(struct lib_str_match *m, const char *s,
+              const struct lib_str_item *i)
 {
     for (;; s++) {
-        const char *e = vm_str_run(m, s, i + 1);
+        const char *e = lib_str_run(m, s, i + 1);
 
-        if (e || s == m->end || !vm_str_one(m, i, (unsigned char)*s))
+        if (e || s == m->end || !lib_str_one(m, i, (unsigned char)*s))
             return e;
     }
 }
 
 /* A repeated item and all that follows it. */
 static const char *
-vm_str_repeat(struct vm_str_match *m, const char *s,
-              const struct vm_str_item *i)
+lib_str_repeat(struct lib_str_match *m, const char *s,
+               const struct lib_str_item *i)
 {
     const char *e;
 
-    if (++m->depth > VM_STR_DEPTH)
-        vm_str_raise(m->L, "pattern too complex");
-    e = i->times == '-'   ? vm_str_least(m, s, i)
-        : i->times == '?' ? vm_str_run(m, s + 1, i + 1)
-                          : vm_str_most(m, s, i);
+    if (++m->depth > LIB_STR_DEPTH)
+        lib_str_raise(m->L, "pattern too complex");
+    e = i->times == '-'   ? lib_str_least(m, s, i)
+        : i->times == '?' ? lib_str_run(m, s + 1, i + 1)
+                          : lib_str_most(m, s, i);
     m->depth--;
     return e;
 }
@@ -21244,34 +21277,35 @@ vm_str_repeat(struct vm_str_match *m, const char *s,
  * Captures need no undoing: a path that matches has passed, and written, each
  * of them after every path that failed. */
 static const char *
-vm_str_run(struct vm_str_match *m, const char *s, const struct vm_str_item *i)
+lib_str_run(struct lib_str_match *m, const char *s,
+            const struct lib_str_item *i)
 {
     const char *e;
 
     for (;; i++) {
-        vm_str_steps(m, 1);
+        lib_str_steps(m, 1);
         switch (i->op) {
-        case VM_STR_DONE:
+        case LIB_STR_DONE:
             return s;
-        case VM_STR_OPEN:
-        case VM_STR_POSITION:
+        case LIB_STR_OPEN:
+        case LIB_STR_POSITION:
             m->captures[i->a].p = s;
             continue;
-        case VM_STR_CLOSE:
+        case LIB_STR_CLOSE:
             m->captures[i->a].n = (size_t)(s - m->captures[i->a].p);
             continue;
-        case VM_STR_LAST:
+        case LIB_STR_LAST:
             if (s != m->end)
                 return NULL;
             continue;
-        case VM_STR_FRONTIER:
-            if (!vm_str_frontier(m, s, i))
+        case LIB_STR_FRONTIER:
+            if (!lib_str_frontier(m, s, i))
                 return NULL;
             continue;
-        case VM_STR_BALANCE:
-        case VM_STR_AGAIN:
-            s = i->op == VM_STR_AGAIN ? vm_str_again(m, s, i)
-                                      : vm_str_balance(m, s, i);
+        case LIB_STR_BALANCE:
+        case LIB_STR_AGAIN:
+            s = i->op == LIB_STR_AGAIN ? lib_str_again(m, s, i)
+                                       : lib_str_balance(m, s, i);
             if (!s)
                 return NULL;
             continue;
@@ -21279,15 +21313,15 @@ vm_str_run(struct vm_str_match *m, const char *s, const struct vm_str_item *i)
             break;
         }
         if (i->times == 0) {
-            if (s == m->end || !vm_str_one(m, i, (unsigned char)*s))
+            if (s == m->end || !lib_str_one(m, i, (unsigned char)*s))
                 return NULL;
             s++;
             continue;
         }
         if (i->times != '?')
-            return vm_str_repeat(m, s, i);
-        if (s < m->end && vm_str_one(m, i, (unsigned char)*s) &&
-            (e = vm_str_repeat(m, s, i)))
+            return lib_str_repeat(m, s, i);
+        if (s < m->end && lib_str_one(m, i, (unsigned char)*s) &&
+            (e = lib_str_repeat(m, s, i)))
             return e;
     }
 }
@@ -21295,10 +21329,10 @@ vm_str_run(struct vm_str_match *m, const char *s, const struct vm_str_item *i)
 /* The first match at or after *s: where it ends, with *s where it begins. A
  * match that ends at `ended`, the end of the one before, does not count. */
 static const char *
-vm_str_search(struct vm_str_match *m, const char **s, const char *ended)
+lib_str_search(struct lib_str_match *m, const char **s, const char *ended)
 {
     for (;; ++*s) {
-        const char *e = vm_str_run(m, *s, m->pattern->items);
+        const char *e = lib_str_run(m, *s, m->pattern->items);
 
         if (e && e != ended)
             return e;
@@ -21310,8 +21344,8 @@ vm_str_search(struct vm_str_match *m, const char **s, const char *ended)
 /* Pushes capture `i` of a match that is [s, e): the whole where the pattern has
  * no captures and i is 0. */
 static void
-vm_str_push_one(struct vm_str_match *m, unsigned i, const char *s,
-                const char *e)
+lib_str_push_one(struct lib_str_match *m, unsigned i, const char *s,
+                 const char *e)
 {
     if (i >= m->pattern->captures) {
         must(i == 0);
@@ -21325,7 +21359,7 @@ vm_str_push_one(struct vm_str_match *m, unsigned i, const char *s,
 
 /* All captures, or the whole match where there are none and `whole` is set. */
 static int
-vm_str_push(struct vm_str_match *m, const char *s, const char *e, bool whole)
+lib_str_push(struct lib_str_match *m, const char *s, const char *e, bool whole)
 {
     unsigned n = m->pattern->captures;
 
@@ -21333,14 +21367,14 @@ vm_str_push(struct vm_str_match *m, const char *s, const char *e, bool whole)
         n = 1;
     luaL_checkstack(m->L, (int)n, "too many captures");
     for (unsigned i = 0; i < n; i++)
-        vm_str_push_one(m, i, s, e);
+        lib_str_push_one(m, i, s, e);
     return (int)n;
 }
 
 /* ---- string.find match gmatch gsub rep --------------------------------- */
 
 static struct str
-vm_str_arg(lua_State *L, int arg)
+lib_str_arg(lua_State *L, int arg)
 {
     struct str s;
 
@@ -21351,7 +21385,7 @@ vm_str_arg(lua_State *L, int arg)
 /* An optional start position as an offset: 1 is the first byte, -1 the last.
  * May be beyond the end. */
 static size_t
-vm_str_start(lua_State *L, int arg, size_t n)
+lib_str_start(lua_State *L, int arg, size_t n)
 {
     lua_Integer i = luaL_optinteger(L, arg, 1);
 
@@ -21364,7 +21398,7 @@ vm_str_start(lua_State *L, int arg, size_t n)
 
 /* True if nothing in the text is more than itself, as find() sees it. */
 static bool
-vm_str_is_plain(struct str text)
+lib_str_is_plain(struct str text)
 {
     for (size_t i = 0; i < text.n; i++)
         if (text.p[i] && strchr("^$*+?.([%-", text.p[i]))
@@ -21374,7 +21408,7 @@ vm_str_is_plain(struct str text)
 
 /* memmem() is linear, so it needs no step limit. */
 static int
-vm_str_find_plain(lua_State *L, struct str s, struct str what, size_t start)
+lib_str_find_plain(lua_State *L, struct str s, struct str what, size_t start)
 {
     const char *at = s.p + start;
 
@@ -21391,173 +21425,173 @@ vm_str_find_plain(lua_State *L, struct str s, struct str what, size_t start)
 }
 
 static int
-vm_str_find_or_match(lua_State *L, const char *name, bool find)
+lib_str_find_or_match(lua_State *L, const char *name, bool find)
 {
-    struct str subject = vm_str_arg(L, 1), text = vm_str_arg(L, 2);
-    size_t start = vm_str_start(L, 3, subject.n);
-    struct vm_str_room room;
-    struct vm_str_pattern pattern = {.items = room.items, .sets = room.sets};
-    struct vm_str_match m;
+    struct str subject = lib_str_arg(L, 1), text = lib_str_arg(L, 2);
+    size_t start = lib_str_start(L, 3, subject.n);
+    struct lib_str_room room;
+    struct lib_str_pattern pattern = {.items = room.items, .sets = room.sets};
+    struct lib_str_match m;
     const char *s, *e;
 
     if (start > subject.n) {
         luaL_pushfail(L);
         return 1;
     }
-    if (find && (lua_toboolean(L, 4) || vm_str_is_plain(text)))
-        return vm_str_find_plain(L, subject, text, start);
-    vm_str_compile(L, text, &pattern);
-    vm_str_begin(&m, L, name, subject, &pattern);
+    if (find && (lua_toboolean(L, 4) || lib_str_is_plain(text)))
+        return lib_str_find_plain(L, subject, text, start);
+    lib_str_compile(L, text, &pattern);
+    lib_str_begin(&m, L, name, subject, &pattern);
     s = subject.p + start;
-    e = vm_str_search(&m, &s, NULL);
+    e = lib_str_search(&m, &s, NULL);
     if (!e) {
         luaL_pushfail(L);
         return 1;
     }
     if (!find)
-        return vm_str_push(&m, s, e, true);
+        return lib_str_push(&m, s, e, true);
     lua_pushinteger(L, s - subject.p + 1);
     lua_pushinteger(L, e - subject.p);
-    return 2 + vm_str_push(&m, s, e, false);
+    return 2 + lib_str_push(&m, s, e, false);
 }
 
 static int
-vm_str_find(lua_State *L)
+lib_str_find(lua_State *L)
 {
-    return vm_str_find_or_match(L, "string.find", true);
+    return lib_str_find_or_match(L, "string.find", true);
 }
 
 static int
-vm_str_match(lua_State *L)
+lib_str_match(lua_State *L)
 {
-    return vm_str_find_or_match(L, "string.match", false);
+    return lib_str_find_or_match(L, "string.match", false);
 }
 
 /* What gmatch() remembers; items and sets follow it in the same userdata. */
-struct vm_str_gmatch {
-    struct vm_str_pattern pattern;
+struct lib_str_gmatch {
+    struct lib_str_pattern pattern;
     size_t next;        // where to search on; beyond the end: finished
     const char *ended;  // the end of the match before, in the subject
 };
 
 /* Upvalues: the subject, and what gmatch() remembers. */
 static int
-vm_str_gmatch_next(lua_State *L)
+lib_str_gmatch_next(lua_State *L)
 {
-    struct vm_str_gmatch *g = lua_touserdata(L, lua_upvalueindex(2));
-    struct vm_str_match m;
+    struct lib_str_gmatch *g = lua_touserdata(L, lua_upvalueindex(2));
+    struct lib_str_match m;
     struct str subject;
     const char *s, *e;
 
     subject.p = lua_tolstring(L, lua_upvalueindex(1), &subject.n);
     if (g->next > subject.n)
         return 0;
-    vm_str_begin(&m, L, "string.gmatch", subject, &g->pattern);
+    lib_str_begin(&m, L, "string.gmatch", subject, &g->pattern);
     s = subject.p + g->next;
-    e = vm_str_search(&m, &s, g->ended);
+    e = lib_str_search(&m, &s, g->ended);
     if (!e) {
         g->next = subject.n + 1;
         return 0;
     }
     g->next = (size_t)(e - subject.p);
     g->ended = e;
-    return vm_str_push(&m, s, e, true);
+    return lib_str_push(&m, s, e, true);
 }
 
 static int
-vm_str_gmatch(lua_State *L)
+lib_str_gmatch(lua_State *L)
 {
-    struct str subject = vm_str_arg(L, 1), text = vm_str_arg(L, 2);
-    size_t start = vm_str_start(L, 3, subject.n), items, sets;
-    struct vm_str_gmatch *g;
+    struct str subject = lib_str_arg(L, 1), text = lib_str_arg(L, 2);
+    size_t start = lib_str_start(L, 3, subject.n), items, sets;
+    struct lib_str_gmatch *g;
 
-    vm_str_sizes(L, text, &items, &sets);
+    lib_str_sizes(L, text, &items, &sets);
     lua_pushvalue(L, 1);
     g = lua_newuserdatauv(L,
-                          sizeof *g + items * sizeof(struct vm_str_item) +
-                              sets * sizeof(struct vm_str_set),
+                          sizeof *g + items * sizeof(struct lib_str_item) +
+                              sets * sizeof(struct lib_str_set),
                           0);
-    *g = (struct vm_str_gmatch){.next = start};
-    g->pattern.items = (struct vm_str_item *)(void *)(g + 1);
-    g->pattern.sets = (struct vm_str_set *)(void *)(g->pattern.items + items);
-    vm_str_read(L, text, false, &g->pattern);
-    lua_pushcclosure(L, vm_str_gmatch_next, 2);
+    *g = (struct lib_str_gmatch){.next = start};
+    g->pattern.items = (struct lib_str_item *)(void *)(g + 1);
+    g->pattern.sets = (struct lib_str_set *)(void *)(g->pattern.items + items);
+    lib_str_read(L, text, false, &g->pattern);
+    lua_pushcclosure(L, lib_str_gmatch_next, 2);
     return 1;
 }
 
-/* A result that grows, up to VM_STR_RESULT. */
-struct vm_str_out {
+/* A result that grows, up to LIB_STR_RESULT. */
+struct lib_str_out {
     luaL_Buffer b;
     const char *name;  // "string.gsub", for the error
     size_t n;
 };
 
 static void
-vm_str_out_grow(lua_State *L, struct vm_str_out *o, size_t n)
+lib_str_out_grow(lua_State *L, struct lib_str_out *o, size_t n)
 {
-    if (n > VM_STR_RESULT - o->n)
-        vm_str_raise(L, "%s: the result is larger than %d bytes", o->name,
-                     VM_STR_RESULT);
+    if (n > LIB_STR_RESULT - o->n)
+        lib_str_raise(L, "%s: the result is larger than %d bytes", o->name,
+                      LIB_STR_RESULT);
     o->n += n;
 }
 
 static void
-vm_str_out_add(lua_State *L, struct vm_str_out *o, const char *p, size_t n)
+lib_str_out_add(lua_State *L, struct lib_str_out *o, const char *p, size_t n)
 {
-    vm_str_out_grow(L, o, n);
+    lib_str_out_grow(L, o, n);
     luaL_addlstring(&o->b, p, n);
 }
 
 /* Adds the string or number on top of the stack, and pops it. */
 static void
-vm_str_out_value(lua_State *L, struct vm_str_out *o)
+lib_str_out_value(lua_State *L, struct lib_str_out *o)
 {
     size_t n;
 
     lua_tolstring(L, -1, &n);
-    vm_str_out_grow(L, o, n);
+    lib_str_out_grow(L, o, n);
     luaL_addvalue(&o->b);
 }
 
 /* Adds the replacement text for the match [s, e): "%1" is a capture, "%0" the
  * whole match, "%%" a percent sign. */
 static void
-vm_str_expand(struct vm_str_match *m, struct vm_str_out *o, struct str repl,
-              const char *s, const char *e)
+lib_str_expand(struct lib_str_match *m, struct lib_str_out *o, struct str repl,
+               const char *s, const char *e)
 {
     const char *p = repl.p, *end = repl.p + repl.n, *at;
 
     while ((at = memchr(p, '%', (size_t)(end - p)))) {
         char c = at + 1 < end ? at[1] : 0;
 
-        vm_str_steps(m, 1);
-        vm_str_out_add(m->L, o, p, (size_t)(at - p));
+        lib_str_steps(m, 1);
+        lib_str_out_add(m->L, o, p, (size_t)(at - p));
         p = at + 2;
         if (c == '%') {
-            vm_str_out_add(m->L, o, "%", 1);
+            lib_str_out_add(m->L, o, "%", 1);
         } else if (c == '0') {
-            vm_str_out_add(m->L, o, s, (size_t)(e - s));
+            lib_str_out_add(m->L, o, s, (size_t)(e - s));
         } else if (c >= '1' && c <= '9') {
             unsigned i = (unsigned)(c - '1');
 
             if (i > 0 && i >= m->pattern->captures)
-                vm_str_raise(m->L,
-                             "invalid capture index %%%d in replacement string",
-                             (int)i + 1);
-            vm_str_push_one(m, i, s, e);
-            vm_str_out_value(m->L, o);
+                lib_str_raise(
+                    m->L, "invalid capture index %%%d in replacement string",
+                    (int)i + 1);
+            lib_str_push_one(m, i, s, e);
+            lib_str_out_value(m->L, o);
         } else {
-            vm_str_raise(m->L, "invalid use of '%%' in replacement string");
+            lib_str_raise(m->L, "invalid use of '%%' in replacement string");
         }
     }
-    vm_str_out_add(m->L, o, p, (size_t)(end - p));
+    lib_str_out_add(m->L, o, p, (size_t)(end - p));
 }
 
 /* Adds what replaces the match [s, e); argument 3 says how. False if the match
  * stays as it was. */
 static bool
-vm_str_replace(struct vm_str_match *m, struct vm_str_out *o, const char *s,
-               const char *e)
+lib_str_replace(struct lib_str_match *m, struct lib_str_out *o, const char *s,
+                const char *e)
 {
     lua_State *L = m->L;
     struct str repl;
@@ -21566,59 +21600,59 @@ vm_str_replace(struct vm_str_match *m, struct vm_str_out *o, const char *s,
     switch (lua_type(L, 3)) {
     case LUA_TFUNCTION:
         lua_pushvalue(L, 3);
-        n = vm_str_push(m, s, e, true);
+        n = lib_str_push(m, s, e, true);
         lua_call(L, n, 1);
         break;
     case LUA_TTABLE:
-        vm_str_push_one(m, 0, s, e);
+        lib_str_push_one(m, 0, s, e);
         lua_gettable(L, 3);
         break;
     default:
         repl.p = lua_tolstring(L, 3, &repl.n);
-        vm_str_expand(m, o, repl, s, e);
+        lib_str_expand(m, o, repl, s, e);
         return true;
     }
     if (!lua_toboolean(L, -1)) {
         lua_pop(L, 1);
-        vm_str_out_add(L, o, s, (size_t)(e - s));
+        lib_str_out_add(L, o, s, (size_t)(e - s));
         return false;
     }
     if (!lua_isstring(L, -1))
-        vm_str_raise(L, "invalid replacement value (a %s)",
-                     luaL_typename(L, -1));
-    vm_str_out_value(L, o);
+        lib_str_raise(L, "invalid replacement value (a %s)",
+                      luaL_typename(L, -1));
+    lib_str_out_value(L, o);
     return true;
 }
 
 static int
-vm_str_gsub(lua_State *L)
+lib_str_gsub(lua_State *L)
 {
-    struct str subject = vm_str_arg(L, 1), text = vm_str_arg(L, 2);
+    struct str subject = lib_str_arg(L, 1), text = lib_str_arg(L, 2);
     int type = lua_type(L, 3);
     lua_Integer n = 0, max = luaL_optinteger(L, 4, (lua_Integer)subject.n + 1);
     const char *s = subject.p, *done = s, *ended = NULL, *e;
-    struct vm_str_out o = {.name = "string.gsub"};
-    struct vm_str_room room;
-    struct vm_str_pattern pattern = {.items = room.items, .sets = room.sets};
-    struct vm_str_match m;
+    struct lib_str_out o = {.name = "string.gsub"};
+    struct lib_str_room room;
+    struct lib_str_pattern pattern = {.items = room.items, .sets = room.sets};
+    struct lib_str_match m;
     bool changed = false;
 
     if (type != LUA_TNUMBER && type != LUA_TSTRING && type != LUA_TTABLE &&
         type != LUA_TFUNCTION)
         return luaL_typeerror(L, 3, "string/function/table");
-    vm_str_compile(L, text, &pattern);
-    vm_str_begin(&m, L, o.name, subject, &pattern);
+    lib_str_compile(L, text, &pattern);
+    lib_str_begin(&m, L, o.name, subject, &pattern);
     luaL_buffinit(L, &o.b);
-    while (n < max && (e = vm_str_search(&m, &s, ended))) {
+    while (n < max && (e = lib_str_search(&m, &s, ended))) {
         n++;
-        vm_str_out_add(L, &o, done, (size_t)(s - done));
-        changed = vm_str_replace(&m, &o, s, e) || changed;
+        lib_str_out_add(L, &o, done, (size_t)(s - done));
+        changed = lib_str_replace(&m, &o, s, e) || changed;
         s = done = ended = e;
         if (pattern.anchored)
             break;
     }
     if (changed) {
-        vm_str_out_add(L, &o, done, (size_t)(m.end - done));
+        lib_str_out_add(L, &o, done, (size_t)(m.end - done));
         luaL_pushresult(&o.b);
     } else {
         lua_pushvalue(L, 1);
@@ -21628,23 +21662,23 @@ vm_str_gsub(lua_State *L)
 }
 
 static int
-vm_str_rep(lua_State *L)
+lib_str_rep(lua_State *L)
 {
-    struct str s = vm_str_arg(L, 1), sep = {"", 0};
+    struct str s = lib_str_arg(L, 1), sep = {"", 0};
     lua_Integer n = luaL_checkinteger(L, 2);
     luaL_Buffer b;
     size_t one;
 
     if (!lua_isnoneornil(L, 3))
-        sep = vm_str_arg(L, 3);
+        sep = lib_str_arg(L, 3);
     one = s.n + sep.n;
     if (n <= 0 || one == 0) {
         lua_pushliteral(L, "");
         return 1;
     }
-    if (one > VM_STR_RESULT || n > (lua_Integer)(VM_STR_RESULT / one))
-        vm_str_raise(L, "string.rep: the result is larger than %d bytes",
-                     VM_STR_RESULT);
+    if (one > LIB_STR_RESULT || n > (lua_Integer)(LIB_STR_RESULT / one))
+        lib_str_raise(L, "string.rep: the result is larger than %d bytes",
+                      LIB_STR_RESULT);
     luaL_buffinitsize(L, &b, (size_t)n * one);
     while (n-- > 0) {
         luaL_addlstring(&b, s.p, s.n);
@@ -21655,16 +21689,17 @@ vm_str_rep(lua_State *L)
     return 1;
 }
 
-static const luaL_Reg vm_str_functions[] = {
-    {"find", vm_str_find}, {"match", vm_str_match}, {"gmatch", vm_str_gmatch},
-    {"gsub", vm_str_gsub}, {"rep", vm_str_rep},     {NULL, NULL},
+static const luaL_Reg lib_str_functions[] = {
+    {"find", lib_str_find},     {"match", lib_str_match},
+    {"gmatch", lib_str_gmatch}, {"gsub", lib_str_gsub},
+    {"rep", lib_str_rep},       {NULL, NULL},
 };
 
 /* ---- table.insert remove move concat unpack sort ----------------------- */
 
 /* Argument `arg` is a table on which raw access means the same as any other. */
 static void
-vm_tab_arg(lua_State *L, int arg)
+lib_tab_arg(lua_State *L, int arg)
 {
     static const char *const fields[] = {"__len", "__index", "__newindex"};
 
@@ -21683,39 +21718,40 @@ vm_tab_arg(lua_State *L, int arg)
 }
 
 static lua_Integer
-vm_tab_len(lua_State *L, int arg)
+lib_tab_len(lua_State *L, int arg)
 {
     return (lua_Integer)lua_rawlen(L, arg);
 }
 
 /* How many elements [from, to] holds, or an error naming the function. */
 static lua_Integer
-vm_tab_range(lua_State *L, const char *name, lua_Integer from, lua_Integer to)
+lib_tab_range(lua_State *L, const char *name, lua_Integer from, lua_Integer to)
 {
     if (from > to)
         return 0;
-    if ((lua_Unsigned)to - (lua_Unsigned)from >= VM_TAB_RANGE)
-        vm_str_raise(L, "table.%s: more than %d elements", name, VM_TAB_RANGE);
+    if ((lua_Unsigned)to - (lua_Unsigned)from >= LIB_TAB_RANGE)
+        lib_str_raise(L, "table.%s: more than %d elements", name,
+                      LIB_TAB_RANGE);
     vm_cost(L, 16 * (size_t)(to - from + 1));
     return to - from + 1;
 }
 
 /* t[to] = t[from], raw. */
 static void
-vm_tab_copy(lua_State *L, int to_arg, lua_Integer to, int from_arg,
-            lua_Integer from)
+lib_tab_copy(lua_State *L, int to_arg, lua_Integer to, int from_arg,
+             lua_Integer from)
 {
     lua_rawgeti(L, from_arg, from);
     lua_rawseti(L, to_arg, to);
 }
 
 static int
-vm_tab_insert(lua_State *L)
+lib_tab_insert(lua_State *L)
 {
     lua_Integer end, at;
 
-    vm_tab_arg(L, 1);
-    end = vm_tab_len(L, 1) + 1;
+    lib_tab_arg(L, 1);
+    end = lib_tab_len(L, 1) + 1;
     switch (lua_gettop(L)) {
     case 2:
         lua_rawseti(L, 1, end);
@@ -21723,99 +21759,99 @@ vm_tab_insert(lua_State *L)
     case 3:
         at = luaL_checkinteger(L, 2);
         luaL_argcheck(L, at >= 1 && at <= end, 2, "position out of bounds");
-        vm_tab_range(L, "insert", at, end - 1);
+        lib_tab_range(L, "insert", at, end - 1);
         for (lua_Integer i = end; i > at; i--)
-            vm_tab_copy(L, 1, i, 1, i - 1);
+            lib_tab_copy(L, 1, i, 1, i - 1);
         lua_rawseti(L, 1, at);
         return 0;
     default:
-        vm_str_raise(L, "wrong number of arguments to 'insert'");
+        lib_str_raise(L, "wrong number of arguments to 'insert'");
     }
 }
 
 static int
-vm_tab_remove(lua_State *L)
+lib_tab_remove(lua_State *L)
 {
     lua_Integer n, at;
 
-    vm_tab_arg(L, 1);
-    n = vm_tab_len(L, 1);
+    lib_tab_arg(L, 1);
+    n = lib_tab_len(L, 1);
     at = luaL_optinteger(L, 2, n);
     luaL_argcheck(L, at == n || (at >= 1 && at <= n + 1), 2,
                   "position out of bounds");
-    vm_tab_range(L, "remove", at, n);
+    lib_tab_range(L, "remove", at, n);
     lua_rawgeti(L, 1, at);
     for (; at < n; at++)
-        vm_tab_copy(L, 1, at, 1, at + 1);
+        lib_tab_copy(L, 1, at, 1, at + 1);
     lua_pushnil(L);
     lua_rawseti(L, 1, at);
     return 1;
 }
 
 static int
-vm_tab_move(lua_State *L)
+lib_tab_move(lua_State *L)
 {
     lua_Integer from = luaL_checkinteger(L, 2), to = luaL_checkinteger(L, 3);
     lua_Integer at = luaL_checkinteger(L, 4), n;
     int dest = lua_isnoneornil(L, 5) ? 1 : 5;
 
-    vm_tab_arg(L, 1);
-    vm_tab_arg(L, dest);
-    n = vm_tab_range(L, "move", from, to);
+    lib_tab_arg(L, 1);
+    lib_tab_arg(L, dest);
+    n = lib_tab_range(L, "move", from, to);
     luaL_argcheck(L, n == 0 || at <= LUA_MAXINTEGER - n + 1, 4,
                   "destination wrap around");
     if (at > to || at <= from || !lua_rawequal(L, 1, dest))
         for (lua_Integer i = 0; i < n; i++)
-            vm_tab_copy(L, dest, at + i, 1, from + i);
+            lib_tab_copy(L, dest, at + i, 1, from + i);
     else  // they overlap: from the end, so that nothing is lost
         for (lua_Integer i = n; i-- > 0;)
-            vm_tab_copy(L, dest, at + i, 1, from + i);
+            lib_tab_copy(L, dest, at + i, 1, from + i);
     lua_pushvalue(L, dest);
     return 1;
 }
 
 static int
-vm_tab_concat(lua_State *L)
+lib_tab_concat(lua_State *L)
 {
-    struct vm_str_out o = {.name = "table.concat"};
+    struct lib_str_out o = {.name = "table.concat"};
     struct str sep = {"", 0};
     lua_Integer from, n;
 
-    vm_tab_arg(L, 1);
+    lib_tab_arg(L, 1);
     if (!lua_isnoneornil(L, 2))
-        sep = vm_str_arg(L, 2);
+        sep = lib_str_arg(L, 2);
     from = luaL_optinteger(L, 3, 1);
-    n = vm_tab_range(L, "concat", from,
-                     lua_isnoneornil(L, 4) ? vm_tab_len(L, 1)
-                                           : luaL_checkinteger(L, 4));
+    n = lib_tab_range(L, "concat", from,
+                      lua_isnoneornil(L, 4) ? lib_tab_len(L, 1)
+                                            : luaL_checkinteger(L, 4));
     luaL_buffinit(L, &o.b);
     for (lua_Integer i = 0; i < n; i++) {
         lua_rawgeti(L, 1, from + i);
         if (!lua_isstring(L, -1))
-            vm_str_raise(L,
-                         "invalid value (at index %I) in table for "
-                         "'concat'",
-                         (LUAI_UACINT)(from + i));
-        vm_str_out_value(L, &o);
+            lib_str_raise(L,
+                          "invalid value (at index %I) in table for "
+                          "'concat'",
+                          (LUAI_UACINT)(from + i));
+        lib_str_out_value(L, &o);
         if (i + 1 < n)
-            vm_str_out_add(L, &o, sep.p, sep.n);
+            lib_str_out_add(L, &o, sep.p, sep.n);
     }
     luaL_pushresult(&o.b);
     return 1;
 }
 
 static int
-vm_tab_unpack(lua_State *L)
+lib_tab_unpack(lua_State *L)
 {
     lua_Integer from, n;
 
-    vm_tab_arg(L, 1);
+    lib_tab_arg(L, 1);
     from = luaL_optinteger(L, 2, 1);
-    n = vm_tab_range(L, "unpack", from,
-                     lua_isnoneornil(L, 3) ? vm_tab_len(L, 1)
-                                           : luaL_checkinteger(L, 3));
+    n = lib_tab_range(L, "unpack", from,
+                      lua_isnoneornil(L, 3) ? lib_tab_len(L, 1)
+                                            : luaL_checkinteger(L, 3));
     if (!lua_checkstack(L, (int)n))
-        vm_str_raise(L, "too many results to unpack");
+        lib_str_raise(L, "too many results to unpack");
     for (lua_Integer i = 0; i < n; i++)
         lua_rawgeti(L, 1, from + i);
     return (int)n;
@@ -21823,7 +21859,7 @@ vm_tab_unpack(lua_State *L)
 
 /* Is the value at stack index `a` to come before the one at `b`? */
 static bool
-vm_tab_before(lua_State *L, int a, int b)
+lib_tab_before(lua_State *L, int a, int b)
 {
     bool before;
 
@@ -21840,8 +21876,8 @@ vm_tab_before(lua_State *L, int a, int b)
 
 /* Merges [lo, mid) and [mid, hi) of the table at `from` into that at `to`. */
 static void
-vm_tab_merge(lua_State *L, int to, int from, lua_Integer lo, lua_Integer mid,
-             lua_Integer hi)
+lib_tab_merge(lua_State *L, int to, int from, lua_Integer lo, lua_Integer mid,
+              lua_Integer hi)
 {
     lua_Integer l = lo, r = mid, out = lo;
     int left, right;
@@ -21851,7 +21887,7 @@ vm_tab_merge(lua_State *L, int to, int from, lua_Integer lo, lua_Integer mid,
         lua_rawgeti(L, from, r);
         left = lua_gettop(L) - 1;
         right = left + 1;
-        if (vm_tab_before(L, right, left)) {
+        if (lib_tab_before(L, right, left)) {
             lua_rawseti(L, to, out++);
             lua_pop(L, 1);
             r++;
@@ -21862,56 +21898,56 @@ vm_tab_merge(lua_State *L, int to, int from, lua_Integer lo, lua_Integer mid,
         }
     }
     while (l < mid)
-        vm_tab_copy(L, to, out++, from, l++);
+        lib_tab_copy(L, to, out++, from, l++);
     while (r < hi)
-        vm_tab_copy(L, to, out++, from, r++);
+        lib_tab_copy(L, to, out++, from, r++);
 }
 
 /* A merge sort in two tables of our own (stack: list, function, one, other):
  * n log n whatever the order function says, and if it raises, the list is as
  * it was. */
 static int
-vm_tab_sort(lua_State *L)
+lib_tab_sort(lua_State *L)
 {
     lua_Integer n;
     int from = 3, to = 4;
 
-    vm_tab_arg(L, 1);
-    n = vm_tab_len(L, 1);
+    lib_tab_arg(L, 1);
+    n = lib_tab_len(L, 1);
     if (!lua_isnoneornil(L, 2))
         luaL_checktype(L, 2, LUA_TFUNCTION);
     if (n < 2)
         return 0;
-    if (n > VM_TAB_SORT)
-        vm_str_raise(L, "table.sort: more than %d elements", VM_TAB_SORT);
+    if (n > LIB_TAB_SORT)
+        lib_str_raise(L, "table.sort: more than %d elements", LIB_TAB_SORT);
     vm_cost(L, 256 * (size_t)n);
     lua_settop(L, 2);
     lua_createtable(L, (int)n, 0);
     lua_createtable(L, (int)n, 0);
     for (lua_Integer i = 1; i <= n; i++)
-        vm_tab_copy(L, from, i, 1, i);
+        lib_tab_copy(L, from, i, 1, i);
     for (lua_Integer w = 1; w < n; w *= 2) {
         for (lua_Integer lo = 1; lo <= n; lo += 2 * w) {
             lua_Integer mid = lo + w <= n ? lo + w : n + 1;
             lua_Integer hi = lo + 2 * w <= n ? lo + 2 * w : n + 1;
 
-            vm_tab_merge(L, to, from, lo, mid, hi);
+            lib_tab_merge(L, to, from, lo, mid, hi);
         }
         from = 7 - from;
         to = 7 - to;
     }
     for (lua_Integer i = 1; i <= n; i++)
-        vm_tab_copy(L, 1, i, from, i);
+        lib_tab_copy(L, 1, i, from, i);
     return 0;
 }
 
-static const luaL_Reg vm_tab_functions[] = {
-    {"insert", vm_tab_insert},
-    {"remove", vm_tab_remove},
-    {"move", vm_tab_move},
-    {"concat", vm_tab_concat},
-    {"unpack", vm_tab_unpack},
-    {"sort", vm_tab_sort},
+static const luaL_Reg lib_tab_functions[] = {
+    {"insert", lib_tab_insert},
+    {"remove", lib_tab_remove},
+    {"move", lib_tab_move},
+    {"concat", lib_tab_concat},
+    {"unpack", lib_tab_unpack},
+    {"sort", lib_tab_sort},
     {NULL, NULL},
 };
 
@@ -23680,9 +23716,9 @@ bind_open(lua_State *L)
     lua_setmetatable(L, -2);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &bind_identity_mark);
     lua_getglobal(L, "string");
-    luaL_setfuncs(L, vm_str_functions, 0);
+    luaL_setfuncs(L, lib_str_functions, 0);
     lua_getglobal(L, "table");
-    luaL_setfuncs(L, vm_tab_functions, 0);
+    luaL_setfuncs(L, lib_tab_functions, 0);
     lua_pop(L, 2);
     bind_class(L, "gateway.identity", bind_identity_index, bind_identity_gc);
     bind_class(L, "gateway.request", bind_request_index, NULL);
@@ -23977,16 +24013,23 @@ serve_refuse(struct serve *s, const struct bind_answer *a, struct str reason)
 }
 
 static void
-serve_refuse_err(struct serve *s, const char *where, const struct err *e)
+serve_refuse_with(struct serve *s, const char *where, const struct err *e,
+                  const struct hdr_list *headers)
 {
     struct str why = str_dup(s->req->arena, str_of(e->msg));
-    bool tell = s->req->from->explain;
+    struct bind_answer *a = serve_problem(s, err_status(e), S(""),
+                                          s->req->from->explain ? why : S(""));
 
+    if (headers)
+        a->headers = *headers;
     s->where = where;
-    serve_refuse(s,
-                 serve_problem(s, err_status(e), S(""),
-                               tell ? why : (struct str){"", 0}),
-                 why);
+    serve_refuse(s, a, why);
+}
+
+static void
+serve_refuse_err(struct serve *s, const char *where, const struct err *e)
+{
+    serve_refuse_with(s, where, e, NULL);
 }
 
 /* Lets go of upstream and waiting hook; the exchange goes another way. */
@@ -24231,19 +24274,17 @@ serve_new(struct serve_set *set, struct req *r)
 static void
 serve_no_route(struct serve *s, enum route_verdict v, unsigned allow)
 {
+    struct mem_arena *a = s->req->arena;
+    struct hdr_list headers = {0};
     struct err e;
-    struct bind_answer *a;
 
-    s->where = "route";
     if (v == ROUTE_NONE) {
         err_set(&e, ERR_NO_ROUTE, "no route has this path");
-        serve_refuse_err(s, "route", &e);
-        return;
+    } else {
+        err_set(&e, ERR_METHOD, "no route takes this method on this path");
+        hdr_add(a, &headers, S("allow"), route_allow(a, allow));
     }
-    a = serve_problem(s, 405, S(""), S(""));
-    hdr_add(s->req->arena, &a->headers, S("allow"),
-            route_allow(s->req->arena, allow));
-    serve_refuse(s, a, S("no route takes this method on this path"));
+    serve_refuse_with(s, "route", &e, &headers);
 }
 
 /* Target, Host and method, down to a route. */
@@ -25439,17 +25480,17 @@ static const struct req_ops admin_ops = {
 
 /* ==== 29 work: a worker =====================================================
  *
- * Inherits listening sockets, scripts and certificates, opens nothing by name,
- * serves until it is told to drain. One loop, one Lua state, no threads.
+ * Inherits listening sockets, scripts and certificates, opens nothing by name
+ * (but what c-ares reads), serves until it is told to drain. One loop, one Lua
+ * state, no threads.
  *
  * In each turn of the loop the sockets are read first; then, in the check
  * phase (and once more before the loop sleeps), answers are sent and log lines
  * written in one go.
  *
- * Entry   policy_check  work_main
+ * Entry   work_check_policy  work_main
  */
 enum {
-    WORK_CHANNEL = 3,     // descriptor of the channel to the supervisor
     WORK_PING_MS = 1000,  // the supervisor kills what is silent for ten
     WORK_COUNTS = 256,    // slots of the table of identities
 };
@@ -25472,7 +25513,6 @@ struct work {
     struct admin admin;
     struct cfg_limits admin_limits;
     struct work_count *counts[WORK_COUNTS];
-    struct met_row *rows;
     uv_prepare_t prepare;
     uv_check_t check;
     uv_idle_t idle;
@@ -25485,8 +25525,8 @@ struct work {
 
 /* Evaluates the scripts in a fresh Lua state; what they declare, as JSON. */
 static bool
-policy_check(struct mem_arena *a, const struct boot *boot, struct str *json,
-             struct err *e)
+work_check_policy(struct mem_arena *a, const struct boot *boot,
+                  struct str *json, struct err *e)
 {
     struct env env = {.boot = boot};
     struct vm *vm = vm_new(&env, boot, VM_CHECK_BYTES, bind_open);
@@ -25787,7 +25827,7 @@ work_open(struct work *w, struct err *e)
         return false;
     boot_forget_keys(b);
     boot_settle();
-    return msg_chan_init(&w->chan, &w->loop, WORK_CHANNEL, &work_msg_ops, w,
+    return msg_chan_init(&w->chan, &w->loop, BOOT_CHANNEL_FD, &work_msg_ops, w,
                          e) &&
            msg_send(&w->chan, MSG_READY, S(""), e);
 }
@@ -27870,7 +27910,7 @@ sup_verify(const struct cfg *c, const struct boot *b, struct err *e)
  * programs are stood in for, by what the test gives.
  *
  * Down    all rooms below; the runner itself is scripts/gateway/test.lua
- * Entry   test_main
+ * Entry   try_main
  */
 enum { TRY_MAGIC = 0x74727921, TRY_LIFE = 3600 };
 
@@ -28628,7 +28668,7 @@ try_free(struct try *t)
 
 /* `gateway test`; argv[0] is "test". */
 static int
-test_main(int argc, char **argv)
+try_main(int argc, char **argv)
 {
     struct try_args a = {.policy = "scripts/gateway.lua"};
     struct try *t;
@@ -28732,7 +28772,7 @@ cli_load(struct mem_arena *a, const char *policy, struct boot *b, struct cfg *c,
     *b = (struct boot){
         .role = BOOT_CHECK, .broker_fd = -1, .met_fd = -1, .route_met_fd = -1};
     return sup_read_scripts(a, policy, b, e) &&
-           policy_check(a, b, &b->cfg_json, e) &&
+           work_check_policy(a, b, &b->cfg_json, e) &&
            cfg_load(a, b->cfg_json, c, e);
 }
 
@@ -29046,7 +29086,7 @@ static const struct cli_command cli_commands[] = {
      "Runs policy tests: no network, no certificates, "
      "no waiting.",
      "  gateway test scripts/tests/*_test.lua\n", CLI_POLICY, -1, NULL,
-     test_main},
+     try_main},
     {"certs", "init|server|client DIR ...",
      "Makes a development CA and "
      "certificates.",
@@ -29211,7 +29251,7 @@ cli_role_check(struct mem_arena *a, struct boot *b)
         sup_find_user("nobody", &uid, &gid);
         ok = jail_drop(uid, gid, &e);
     }
-    ok = ok && policy_check(a, b, &json, &e);
+    ok = ok && work_check_policy(a, b, &json, &e);
     log_flush();
     return cli_answer(ok, json, &e);
 }

@@ -16,9 +16,6 @@ FUNCTION_LINES = 70
 # Names of a room begin with its name, or with one of these.
 PREFIXES = {
     "mem": ["obj"],  # magic-checked objects
-    "luastr": ["vm_str", "vm_tab"],  # the room is a wing of vm
-    "work": ["policy_check"],  # what sup and cli call to look at a policy
-    "try": ["test_main"],  # `gateway test`
     "cli": ["main"],
 }
 

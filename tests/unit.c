@@ -38,7 +38,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #include "unit_up.inc"
 #include "unit_msg.inc"
 #include "unit_exec.inc"
-#include "unit_luastr.inc"
+#include "unit_lib.inc"
 #include "unit_sup.inc"
 
 static const struct {
@@ -49,7 +49,7 @@ static const struct {
     {"hdr", unit_hdr},   {"schema", unit_schema}, {"route", unit_route},
     {"cfg", unit_cfg},   {"boot", unit_boot},     {"pki", unit_pki},
     {"h1", unit_h1},     {"up", unit_up},         {"msg", unit_msg},
-    {"exec", unit_exec}, {"luastr", unit_luastr}, {"sup", unit_sup},
+    {"exec", unit_exec}, {"lib", unit_lib}, {"sup", unit_sup},
 };
 
 static bool

@@ -51,7 +51,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         L = luaL_newstate();
         *(void **)lua_getextraspace(L) = NULL;  // no vm
         luaL_openlibs(L);
-        luaL_newlib(L, vm_str_functions);
+        luaL_newlib(L, lib_str_functions);
         lua_setglobal(L, "ours");
     }
     if (!n)
