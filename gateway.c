@@ -1047,9 +1047,8 @@ static const struct err_row {
 #undef X
 };
 
-/* Returns false, so that a failing function can `return err_set(...)`. */
-__attribute__((format(printf, 3, 4))) static bool
-err_set(struct err *e, enum err_kind kind, const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static void
+err_put(struct err *e, enum err_kind kind, const char *fmt, ...)
 {
     va_list ap;
 
@@ -1057,12 +1056,20 @@ err_set(struct err *e, enum err_kind kind, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(e->msg, sizeof e->msg, fmt, ap);
     va_end(ap);
+}
+
+static inline bool
+err_false(void)
+{
     return false;
 }
 
-/* Puts "file:line: " or "limits: " before what a lower room said. */
-__attribute__((format(printf, 2, 3))) static bool
-err_prefix(struct err *e, const char *fmt, ...)
+/* False, so that a failing function can `return err_set(...)`. A macro, so that
+ * compilers and analysers see that it is. */
+#define err_set(e, ...) (err_put((e), __VA_ARGS__), err_false())
+
+__attribute__((format(printf, 2, 3))) static void
+err_put_before(struct err *e, const char *fmt, ...)
 {
     char was[sizeof e->msg];
     va_list ap;
@@ -1074,8 +1081,10 @@ err_prefix(struct err *e, const char *fmt, ...)
     va_end(ap);
     if (n >= 0 && (size_t)n < sizeof e->msg)
         snprintf(e->msg + n, sizeof e->msg - (size_t)n, "%s", was);
-    return false;
 }
+
+/* Puts "file:line: " or "limits: " before what a lower room said. */
+#define err_prefix(e, ...) (err_put_before((e), __VA_ARGS__), err_false())
 
 static int
 err_status(const struct err *e)
@@ -11602,7 +11611,7 @@ pki_certs_leaf(struct pki_order *o, struct err *e)
 {
     struct pki_key issuer, key;
     struct mem_buf der = {0};
-    struct pki_cert ca;
+    struct pki_cert ca = {0};
     int dir = -1;
     bool ok = false;
 
@@ -13756,7 +13765,6 @@ h1_client_feed(struct h1_client *c, const char *p, size_t n, struct err *e)
     if (!c->msg.done && n) {
         if (!h1_message_feed(&c->msg, p, n, &used, e))
             return false;
-        p += used;
         n -= used;
     }
     if (n)
@@ -15324,6 +15332,7 @@ up_on_late(uv_timer_t *timer)
     struct up_call *c;
     struct err e;
 
+    // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): up_unwait() takes c off
     while ((c = t->waiting) && c->connect_by <= now) {
         up_unwait(c);
         met_inc(MET_LIMIT_UP_CONNECT);
@@ -19294,32 +19303,29 @@ exec_broker_free(struct exec_broker *b)
     while (uv_loop_alive(b->loop))
         uv_run(b->loop, UV_RUN_ONCE);
     must(uv_loop_close(b->loop) == 0);
-    free(b->loop);
     free(b->stack);
     mem_buf_free(&b->frame);
     mem_arena_free(b->arena);
-    free(b);
 }
 
-/* The broker process. Descriptor 3 is its channel to the supervisor. */
 /* The broker process. Descriptor 3 is its channel to the supervisor. */
 static int
 exec_main(struct boot *boot)
 {
-    struct exec_broker *b = mem_xcalloc(sizeof *b);
-    uv_loop_t *loop = mem_xcalloc(sizeof *loop);
+    static struct exec_broker broker, *b = &broker;
+    static uv_loop_t loop;
     struct err e;
     uid_t uid = boot->drop ? boot->uid : geteuid();
 
     // programs and folders are opened while we still may: they are the policy's
     // word, and may lie where the user we become cannot go
     bool ok = jail_early(4, &e) &&
-              exec_broker_init(b, loop, uid, boot->cfg_json, &e) &&
+              exec_broker_init(b, &loop, uid, boot->cfg_json, &e) &&
               (!boot->drop || jail_drop(boot->uid, boot->gid, &e)) &&
               exec_broker_process(b, &e);
 
     if (ok) {
-        must(uv_loop_init(loop) == 0);
+        must(uv_loop_init(&loop) == 0);
         ok = exec_broker_run(b, &e);
     }
     if (!ok)
@@ -19819,6 +19825,7 @@ vm_on_count(lua_State *L, lua_Debug *ar)
         vm_stop(L, NULL);
         luaL_error(L, "the policy took more than %d ms of CPU to load",
                    VM_LOAD_CPU_MS);
+        return;
     }
     if (!t->over)  // vm_charge() may have brought us here early
         lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
@@ -20286,54 +20293,71 @@ vm_policy_folder(const struct boot *b)
     return f;
 }
 
+/* The two files that "a/b" may be. */
+static const char *const vm_module_forms[] = {"%s%s.lua", "%s%s/init.lua"};
+
+/* A module of ours. Pushes its chunk name if it is there. */
+static bool
+vm_module_ours(lua_State *L, const char *path, struct str *bytes)
+{
+    for (int i = 0; i < 2; i++) {
+        const char *file = lua_pushfstring(L, vm_module_forms[i], "", path);
+
+        if (vm_builtin_find(file, bytes)) {
+            lua_pushfstring(L, "@scripts/%s", file);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The same for one of the policy's, below its folder. */
+static bool
+vm_module_policys(lua_State *L, const char *folder, const char *path,
+                  struct str *bytes)
+{
+    for (int i = 0; i < 2; i++) {
+        const char *file = lua_pushfstring(L, vm_module_forms[i], folder, path);
+
+        if (vm_bundle_find(vm_of(L)->boot, str_of(file), bytes)) {
+            lua_pushfstring(L, "@%s", file);
+            return true;
+        }
+    }
+    return false;
+}
+
 /* require "a.b": the built-in a/b.lua or a/b/init.lua, then the same below the
- * policy's folder. "gateway.core" is there for the library alone. */
+ * policy's folder. */
 static int
 vm_require(lua_State *L)
 {
-    const char *name = luaL_checkstring(L, 1);
-    struct vm *vm = vm_of(L);
-    struct str folder = vm_policy_folder(vm->boot), bytes, text;
-    static const char *const forms[] = {"%s.lua", "%s/init.lua"};
-    const char *path, *file;
+    const char *name = luaL_checkstring(L, 1), *path, *folder;
+    struct str dir = vm_policy_folder(vm_of(L)->boot), bytes;
+    bool ours;
 
     lua_settop(L, 1);
     lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
     if (lua_getfield(L, 2, name) != LUA_TNIL)
         return 1;
     path = luaL_gsub(L, name, ".", "/");
-    for (int i = 0; i < 4; i++) {
-        file = lua_pushfstring(L, forms[i & 1], path);
-        text = str_of(file);
-        if (i < 2 && vm_builtin_find(file, &bytes))
-            file = lua_pushfstring(L, "@scripts/%s", file);
-        else if (i >= 2) {
-            file = lua_pushlstring(L, folder.p, folder.n);
-            lua_pushlstring(L, text.p, text.n);
-            lua_concat(L, 2);
-            text = str_of(lua_tostring(L, -1));
-            if (!vm_bundle_find(vm->boot, text, &bytes))
-                continue;
-            file = lua_pushfstring(L, "@%s", text.p);
-        } else {
-            continue;
-        }
-        vm_load_chunk(L, bytes, file, i < 2);
-        lua_pushvalue(L, 1);
-        lua_call(L, 1, 1);
-        if (lua_isnil(L, -1)) {
-            lua_pushboolean(L, 1);
-            lua_replace(L, -2);
-        }
-        lua_pushvalue(L, -1);
-        lua_setfield(L, 2, name);
-        return 1;
+    folder = lua_pushlstring(L, dir.p, dir.n);
+    ours = vm_module_ours(L, path, &bytes);
+    if (!ours && !vm_module_policys(L, folder, path, &bytes))
+        return luaL_error(L,
+                          "module '%s' not found: it is neither built in nor "
+                          "below the policy's folder '%s'",
+                          name, folder[0] ? folder : "./");
+    vm_load_chunk(L, bytes, lua_tostring(L, -1), ours);
+    lua_pushvalue(L, 1);
+    lua_call(L, 1, 1);
+    if (lua_isnil(L, -1)) {
+        lua_pushboolean(L, 1);
+        lua_replace(L, -2);
     }
-    return luaL_error(L,
-                      "module '%s' not found: it is neither built in nor below "
-                      "the policy's folder '%s'",
-                      name,
-                      folder.n ? lua_pushlstring(L, folder.p, folder.n) : "./");
+    lua_pushvalue(L, -1);
+    lua_setfield(L, 2, name);
+    return 1;
 }
 
 /* ---- birth and load ---- */
@@ -20688,7 +20712,7 @@ vm_task_here(lua_State *L, const char *what)
     struct vm_task *t = vm_of(L)->running;
 
     if (!t)
-        luaL_error(L, "%s: only inside a hook", what);
+        return luaL_error(L, "%s: only inside a hook", what), NULL;
     if (t->L != L)
         luaL_error(L, "%s: cannot wait inside a coroutine of your own", what);
     if (!lua_isyieldable(L))
@@ -27872,6 +27896,7 @@ sup_main(const char *policy)
     s->policy = policy;
     if (!sup_init(s, &e)) {
         log_at(LOG_ERROR, "sup", "cannot start: %s", e.msg);
+        free(s);
         return 1;
     }
     sup_begin(s);

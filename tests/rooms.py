@@ -172,12 +172,13 @@ def prefixes(s):
 
 
 def constants(s):
-    """Enumerators and macros, in capitals, as names are."""
+    """Enumerators and macros, in capitals, as names are; a macro that stands
+    for a function may be named like one."""
     inside = False
     for n, line in enumerate(s.lines, 1):
         room = s.room_of(n)
-        m = re.match(r"#define (\w+)", line)
-        if m and room:
+        m = re.match(r"#define (\w+)(\(?)", line)
+        if m and room and not (m[2] and m[1].startswith(room.name + "_")):
             yield from constant(s, room, n, m[1])
         m = re.match(r"enum(?: \w+)? \{(.*)", line)
         if m or inside:
