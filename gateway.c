@@ -161,7 +161,10 @@
 #include <wolfssl/ssl.h>
 #include <wolfssl/wolfcrypt/asn_public.h>
 #include <wolfssl/wolfcrypt/ecc.h>
+#include <wolfssl/wolfcrypt/ed25519.h>
+#include <wolfssl/wolfcrypt/hash.h>
 #include <wolfssl/wolfcrypt/random.h>
+#include <wolfssl/wolfcrypt/rsa.h>
 #include <wolfssl/wolfcrypt/sha256.h>
 #include <yyjson.h>
 
@@ -6285,6 +6288,8 @@ struct cfg_listener {
     struct cfg_addr address;
     struct str certificate, key, client_ca;  // file names
     bool explain;
+    bool eku_any;    // a client need not be issued for clientAuth
+    uint32_t depth;  // certificates above a client's, at most
     struct cfg_limits limits;
     struct str at;
 };
@@ -6508,7 +6513,12 @@ struct cfg_field {
 
 #define CFG_AT(type, member) offsetof(struct type, member)
 
-enum { CFG_MS_MAX = 24 * 3600 * 1000, CFG_NAME_MAX = 128, CFG_PATH_MAX = 4096 };
+enum {
+    CFG_MS_MAX = 24 * 3600 * 1000,
+    CFG_NAME_MAX = 128,
+    CFG_PATH_MAX = 4096,
+    CFG_DEPTH_MAX = 9,  // certificates above a leaf
+};
 
 /* Puts "file:line: listener x: " before the message that is in r->e. */
 static bool
@@ -7158,6 +7168,9 @@ cfg_read_listener(struct cfg_read *r, yyjson_val *v, void *item)
         {"client_ca", CFG_STR, CFG_AT(cfg_listener, client_ca), 1, CFG_PATH_MAX,
          NULL, true},
         {"explain", CFG_BOOL, CFG_AT(cfg_listener, explain), 0, 0, NULL, false},
+        {"eku_any", CFG_BOOL, CFG_AT(cfg_listener, eku_any), 0, 0, NULL, false},
+        {"depth", CFG_U32, CFG_AT(cfg_listener, depth), 1, CFG_DEPTH_MAX, NULL,
+         false},
         {"limits", CFG_FN, 0, 0, 0, cfg_read_limits, false},
         {"at", CFG_STR, CFG_AT(cfg_listener, at), 0, CFG_PATH_MAX, NULL, false},
         {0},
@@ -7165,6 +7178,7 @@ cfg_read_listener(struct cfg_read *r, yyjson_val *v, void *item)
     struct cfg_listener *l = item;
 
     l->limits = cfg_limits_default;
+    l->depth = CFG_DEPTH_MAX;
     cfg_enter(r, v, "listener", "name");
     return cfg_read_object(r, v, table, l);
 }
@@ -9027,8 +9041,8 @@ req_queued(struct req *r)
  * bytes in names, two extensions of one kind, a SPIFFE ID that is none. What
  * is well-formed but not trusted is the business of whoever verifies.
  *
- * Entry   pki_cert_parse  pki_identity_parse  pki_identity_put  pki_cache_get
- *         pki_describe  pki_pem_read  pki_command
+ * Entry   pki_cert_parse  pki_identity_parse  pki_identity_put  pki_verify
+ *         pki_cache_verify  pki_describe  pki_pem_read  pki_command
  */
 enum {
     PKI_CERT_MAX = 16384,  // bytes of one certificate
@@ -9042,6 +9056,14 @@ enum {
     /* Leaf and chain are copied, the leaf once more as Base64; names grow at
      * most nine-fold (UTF-8 of BMP text, escaped, in two strings). */
     PKI_ARENA_MAX = 1 << 20,
+    PKI_RSA_BITS_MAX = 4096,
+    PKI_DIGEST_INFO_MAX = 19 + 64,  // DigestInfo of SHA-512
+    PKI_SUBTREES_MAX = 256,         // name constraints of one certificate
+    PKI_NAMES_MAX = 2 * PKI_ITEMS_MAX + 1,  // SANs, subject, parts of it
+    PKI_WORK_MAX = 32,  // signatures checked for one verdict
+    PKI_WHO_MAX = 64,   // bytes of a subject in a message
+    PKI_ANCHORS_ARENA = 16 << 20,
+    PKI_VERIFY_ARENA = 4 << 20,
 };
 
 /* Universal tags, and the context tags that a certificate uses. */
@@ -9667,6 +9689,109 @@ pki_dn(struct mem_arena *a, const struct pki_name *name, bool ascii)
     return s;
 }
 
+/* ---- names, compared ---- */
+
+static void
+pki_canon_size(struct mem_buf *b, size_t n)
+{
+    must(n <= UINT16_MAX);
+    mem_buf_add(b, (char[]){(char)(n >> 8), (char)n}, 2);
+}
+
+/* Lower case; blanks at the ends go, and one stands for several. */
+static struct str
+pki_canon_text(struct mem_arena *a, struct str s)
+{
+    char *out = mem_alloc(a, s.n + 1);
+    size_t n = 0;
+
+    for (size_t i = 0; i < s.n; i++)
+        if (s.p[i] != ' ')
+            out[n++] = (char)str_lower_byte((unsigned char)s.p[i]);
+        else if (n && out[n - 1] != ' ')
+            out[n++] = ' ';
+    if (n && out[n - 1] == ' ')
+        n--;
+    return (struct str){out, n};
+}
+
+static struct str
+pki_canon_attr(struct mem_arena *a, const struct pki_name_part *p)
+{
+    bool text = p->text.n != 0;
+    struct str v = text ? pki_canon_text(a, p->text) : p->value.whole, s;
+    struct mem_buf b = {0};
+
+    pki_canon_size(&b, p->oid.n);
+    mem_buf_add(&b, p->oid.p, p->oid.n);
+    mem_buf_add(&b, text ? "t" : "d", 1);
+    pki_canon_size(&b, v.n);
+    mem_buf_add(&b, v.p, v.n);
+    s = str_dup(a, (struct str){mem_buf_ptr(&b), mem_buf_len(&b)});
+    mem_buf_free(&b);
+    return s;
+}
+
+static int
+pki_canon_order(const void *a, const void *b)
+{
+    const struct str *x = a, *y = b;
+    int d = memcmp(x->p, y->p, x->n < y->n ? x->n : y->n);
+
+    return d ? d : (x->n > y->n) - (x->n < y->n);
+}
+
+/* What two names must share to be one name (RFC 5280 section 7.1): types of
+ * string, case of ASCII letters and runs of blanks do not count, nor does the
+ * order within one part. Each part begins with its length, so that the text of
+ * a name that begins another is a prefix of the other's.
+ * `whole` is a Name; the result lies in the arena. */
+static bool
+pki_name_canon(struct mem_arena *a, struct str whole, const char *what,
+               struct str *out, struct err *e)
+{
+    struct str attr[PKI_ITEMS_MAX];
+    struct mem_buf all = {0};
+    struct pki_name name;
+
+    if (!pki_name_parse(a, whole, what, &name, e))
+        return false;
+    for (size_t i = 0, n; i < name.n; i += n) {
+        size_t bytes = 0;
+
+        for (n = 0; i + n < name.n && name.part[i + n].rdn == name.part[i].rdn;
+             n++) {
+            attr[n] = pki_canon_attr(a, &name.part[i + n]);
+            bytes += attr[n].n;
+        }
+        qsort(attr, n, sizeof *attr, pki_canon_order);
+        pki_canon_size(&all, bytes);
+        for (size_t k = 0; k < n; k++)
+            mem_buf_add(&all, attr[k].p, attr[k].n);
+    }
+    *out = str_dup(a, (struct str){mem_buf_ptr(&all), mem_buf_len(&all)});
+    mem_buf_free(&all);
+    return true;
+}
+
+/* Whole Names, both; what cannot be parsed equals nothing but itself. */
+__attribute__((unused)) static bool
+pki_name_equal(struct str a, struct str b)
+{
+    struct mem_arena *arena;
+    struct str x, y;
+    struct err e;
+    bool same;
+
+    if (str_eq(a, b))
+        return true;
+    arena = mem_arena_new(PKI_ARENA_MAX);
+    same = pki_name_canon(arena, a, "name", &x, &e) &&
+           pki_name_canon(arena, b, "name", &y, &e) && str_eq(x, y);
+    mem_arena_free(arena);
+    return same;
+}
+
 /* ---- the certificate ---- */
 
 /* The extensions whose bytes a pki_cert keeps apart. */
@@ -10043,6 +10168,414 @@ pki_key_text(struct mem_arena *a, const struct pki_cert *c, struct str *out,
     return true;
 }
 
+/* ---- signatures ---- */
+
+enum pki_key_kind { PKI_KEY_RSA, PKI_KEY_EC, PKI_KEY_ED25519 };
+
+/* A key that may sign: strong enough, and of a kind that we can check. */
+struct pki_public {
+    enum pki_key_kind kind;
+    bool pss_only;           // an RSA key whose OID is RSASSA-PSS
+    struct str n, exponent;  // RSA, without a leading 00
+    struct str point;        // EC, uncompressed; Ed25519
+    int curve;               // EC
+    size_t bits;             // RSA: of n
+};
+
+static const struct pki_curve {
+    struct str oid;
+    int id;
+    size_t bytes;  // of a coordinate
+} pki_good_curves[] = {
+    {S("\x2a\x86\x48\xce\x3d\x03\x01\x07"), ECC_SECP256R1, 32},
+    {S("\x2b\x81\x04\x00\x22"), ECC_SECP384R1, 48},
+    {S("\x2b\x81\x04\x00\x23"), ECC_SECP521R1, 66},
+};
+
+/* NULL, or why not. */
+static const char *
+pki_public_rsa(struct str key, struct pki_public *k)
+{
+    struct pki_tlv seq;
+    struct err e;
+
+    if (!pki_rsa_bits(key, &k->bits, &e))
+        return "its RSA key is malformed";
+    if (k->bits < 2048)
+        return "its RSA key is too small: use 2048 bits or more, or EC P-256";
+    if (k->bits > PKI_RSA_BITS_MAX)
+        return "its RSA key is larger than 4096 bits: use a smaller one, or EC";
+    must(pki_take(&key, "", PKI_SEQUENCE, &seq, &e) &&
+         pki_take_int(&seq.body, "", &k->n, &e) &&
+         pki_take_int(&seq.body, "", &k->exponent, &e));
+    if (pki_byte(k->n, 0) == 0)
+        k->n = str_from(k->n, 1);
+    if (pki_byte(k->exponent, 0) == 0 && k->exponent.n > 1)
+        k->exponent = str_from(k->exponent, 1);
+    // an exponent of 1 lets a signature be its own message; large ones are slow
+    if (!(pki_byte(k->exponent, k->exponent.n - 1) & 1) || k->exponent.n > 4 ||
+        (k->exponent.n == 1 && pki_byte(k->exponent, 0) < 3))
+        return "its RSA key has an unusual public exponent: use 65537";
+    if (!(pki_byte(k->n, k->n.n - 1) & 1))
+        return "its RSA key is malformed";
+    return NULL;
+}
+
+static const char *
+pki_public_ec(struct str params, struct str key, struct pki_public *k)
+{
+    struct str curve;
+    struct err e;
+
+    if (!pki_take_oid(&params, "curve", &curve, &e) || params.n)
+        return "its EC key names no curve";
+    k->point = key;
+    for (size_t i = 0; i < sizeof pki_good_curves / sizeof *pki_good_curves;
+         i++) {
+        const struct pki_curve *c = &pki_good_curves[i];
+
+        if (!str_eq(c->oid, curve))
+            continue;
+        k->curve = c->id;
+        if (key.n != 1 + 2 * c->bytes || pki_byte(key, 0) != 4)
+            return "its EC key is not an uncompressed point";
+        return NULL;
+    }
+    return "its EC key is too small or of an unusual curve: use P-256, P-384 "
+           "or P-521";
+}
+
+/* `spki` is a whole SubjectPublicKeyInfo. NULL, or why the key will not do. */
+static const char *
+pki_public_read(struct str spki, struct pki_public *k)
+{
+    struct pki_tlv seq, alg;
+    struct str oid, key;
+    struct err e;
+    const char *name;
+
+    *k = (struct pki_public){0};
+    if (!pki_take(&spki, "key", PKI_SEQUENCE, &seq, &e) ||
+        !pki_take(&seq.body, "key", PKI_SEQUENCE, &alg, &e) ||
+        !pki_take_oid(&alg.body, "key", &oid, &e) ||
+        !pki_take_bytes(&seq.body, "key", &key, &e))
+        return "its key is malformed";
+    name = PKI_KEY_NAME(pki_keys, oid);
+    if (name && strcmp(name, "EC") == 0) {
+        k->kind = PKI_KEY_EC;
+        return pki_public_ec(alg.body, key, k);
+    }
+    if (name && strcmp(name, "Ed25519") == 0) {
+        k->kind = PKI_KEY_ED25519;
+        k->point = key;
+        return key.n == 32 && !alg.body.n ? NULL
+                                          : "its Ed25519 key is malformed";
+    }
+    if (name && name[0] == 'R') {
+        k->kind = PKI_KEY_RSA;
+        k->pss_only = strcmp(name, "RSA-PSS") == 0;
+        return pki_public_rsa(key, k);
+    }
+    return "its key is of a kind that we do not know: use EC P-256, RSA or "
+           "Ed25519";
+}
+
+enum pki_scheme { PKI_PKCS1, PKI_PSS, PKI_ECDSA, PKI_EDDSA, PKI_WEAK };
+
+static const struct pki_sig {
+    struct str oid;
+    enum pki_scheme scheme;
+    enum wc_HashType hash;
+    const char *name;
+} pki_sigs[] = {
+#define PKI_SIG_RSA(x) S("\x2a\x86\x48\x86\xf7\x0d\x01\x01" x)
+#define PKI_SIG_EC(x) S("\x2a\x86\x48\xce\x3d\x04" x)
+    {PKI_SIG_RSA("\x0b"), PKI_PKCS1, WC_HASH_TYPE_SHA256, "SHA-256"},
+    {PKI_SIG_RSA("\x0c"), PKI_PKCS1, WC_HASH_TYPE_SHA384, "SHA-384"},
+    {PKI_SIG_RSA("\x0d"), PKI_PKCS1, WC_HASH_TYPE_SHA512, "SHA-512"},
+    {PKI_SIG_RSA("\x0a"), PKI_PSS, WC_HASH_TYPE_NONE, "RSA-PSS"},
+    {PKI_SIG_EC("\x03\x02"), PKI_ECDSA, WC_HASH_TYPE_SHA256, "SHA-256"},
+    {PKI_SIG_EC("\x03\x03"), PKI_ECDSA, WC_HASH_TYPE_SHA384, "SHA-384"},
+    {PKI_SIG_EC("\x03\x04"), PKI_ECDSA, WC_HASH_TYPE_SHA512, "SHA-512"},
+    {S("\x2b\x65\x70"), PKI_EDDSA, WC_HASH_TYPE_NONE, "Ed25519"},
+    {PKI_SIG_RSA("\x02"), PKI_WEAK, WC_HASH_TYPE_NONE, "MD2"},
+    {PKI_SIG_RSA("\x04"), PKI_WEAK, WC_HASH_TYPE_NONE, "MD5"},
+    {PKI_SIG_RSA("\x05"), PKI_WEAK, WC_HASH_TYPE_NONE, "SHA-1"},
+    {PKI_SIG_EC("\x01"), PKI_WEAK, WC_HASH_TYPE_NONE, "SHA-1"},
+    {PKI_SIG_RSA("\x0e"), PKI_WEAK, WC_HASH_TYPE_NONE, "SHA-224"},
+    {PKI_SIG_EC("\x03\x01"), PKI_WEAK, WC_HASH_TYPE_NONE, "SHA-224"},
+};
+
+static const struct pki_sig *
+pki_sig_find(struct str oid)
+{
+    for (size_t i = 0; i < sizeof pki_sigs / sizeof *pki_sigs; i++)
+        if (str_eq(pki_sigs[i].oid, oid))
+            return &pki_sigs[i];
+    return NULL;
+}
+
+/* What RSASSA-PSS-params say: one hash for message and mask (RFC 4055
+ * section 3.1; all of its defaults mean SHA-1). */
+struct pki_pss {
+    enum wc_HashType hash;
+    int salt;
+};
+
+/* AlgorithmIdentifier of a hash, its parameters NULL or absent. */
+static bool
+pki_pss_hash(struct str *in, enum wc_HashType *hash)
+{
+    static const struct str sha2 = S("\x60\x86\x48\x01\x65\x03\x04\x02");
+    struct pki_tlv alg;
+    struct str oid;
+    struct err e;
+
+    if (!pki_take(in, "hash", PKI_SEQUENCE, &alg, &e) ||
+        !pki_take_oid(&alg.body, "hash", &oid, &e) ||
+        (alg.body.n && !str_eq(alg.body, S("\x05\x00"))) || oid.n != 9 ||
+        !str_starts(oid, sha2))
+        return false;
+    switch (pki_byte(oid, 8)) {
+    case 1:
+        *hash = WC_HASH_TYPE_SHA256;
+        return true;
+    case 2:
+        *hash = WC_HASH_TYPE_SHA384;
+        return true;
+    case 3:
+        *hash = WC_HASH_TYPE_SHA512;
+        return true;
+    }
+    return false;
+}
+
+static bool
+pki_pss_mask(struct str in, enum wc_HashType *hash)
+{
+    static const struct str mgf1 = S("\x2a\x86\x48\x86\xf7\x0d\x01\x01\x08");
+    struct pki_tlv alg;
+    struct str oid;
+    struct err e;
+
+    return pki_take(&in, "mask", PKI_SEQUENCE, &alg, &e) && !in.n &&
+           pki_take_oid(&alg.body, "mask", &oid, &e) && str_eq(oid, mgf1) &&
+           pki_pss_hash(&alg.body, hash) && !alg.body.n;
+}
+
+static const char *
+pki_pss_read(struct str params, struct pki_pss *p)
+{
+    const char *why = "its RSA-PSS parameters are not SHA-256, SHA-384 or "
+                      "SHA-512 for both message and mask";
+    enum wc_HashType mask = WC_HASH_TYPE_NONE;
+    struct pki_tlv seq, t;
+    int trailer = 1;
+    struct err e;
+
+    p->salt = 20;
+    if (!pki_take(&params, "", PKI_SEQUENCE, &seq, &e) || params.n ||
+        !pki_take(&seq.body, "", PKI_CONSTRUCTED, &t, &e) ||
+        !pki_pss_hash(&t.body, &p->hash) || t.body.n ||
+        !pki_take(&seq.body, "", PKI_CONSTRUCTED + 1, &t, &e) ||
+        !pki_pss_mask(t.body, &mask) || mask != p->hash)
+        return why;
+    if (pki_at(seq.body, PKI_CONSTRUCTED + 2) &&
+        (!pki_take(&seq.body, "", PKI_CONSTRUCTED + 2, &t, &e) ||
+         !pki_take_small(&t.body, "", &p->salt, &e) || t.body.n))
+        return "its RSA-PSS salt length is malformed";
+    if (pki_at(seq.body, PKI_CONSTRUCTED + 3) &&
+        (!pki_take(&seq.body, "", PKI_CONSTRUCTED + 3, &t, &e) ||
+         !pki_take_small(&t.body, "", &trailer, &e) || t.body.n))
+        return "its RSA-PSS trailer is malformed";
+    return seq.body.n == 0 && trailer == 1 ? NULL : why;
+}
+
+struct pki_digest {
+    unsigned char v[WC_MAX_DIGEST_SIZE];
+    word32 n;
+};
+
+static void
+pki_digest_of(enum wc_HashType hash, struct str data, struct pki_digest *d)
+{
+    d->n = (word32)wc_HashGetDigestSize(hash);
+    must(data.n <= UINT32_MAX &&
+         wc_Hash(hash, (const byte *)data.p, (word32)data.n, d->v, d->n) == 0);
+}
+
+/* PKCS #1 v1.5: the one encoding that the digest has, compared as bytes. */
+static bool
+pki_verify_pkcs1(RsaKey *rsa, enum wc_HashType hash, struct str data,
+                 struct str sig)
+{
+    byte out[PKI_RSA_BITS_MAX / 8], want[PKI_DIGEST_INFO_MAX];
+    struct pki_digest d;
+    word32 n;
+    int rc;
+
+    pki_digest_of(hash, data, &d);
+    n = wc_EncodeSignature(want, d.v, d.n, wc_HashGetOID(hash));
+    rc = wc_RsaSSL_Verify((const byte *)sig.p, (word32)sig.n, out, sizeof out,
+                          rsa);
+    return n && rc == (int)n && memcmp(out, want, n) == 0;
+}
+
+static bool
+pki_verify_pss(RsaKey *rsa, const struct pki_pss *p, size_t bits,
+               struct str data, struct str sig)
+{
+    int mgf = p->hash == WC_HASH_TYPE_SHA256   ? WC_MGF1SHA256
+              : p->hash == WC_HASH_TYPE_SHA384 ? WC_MGF1SHA384
+                                               : WC_MGF1SHA512;
+    byte out[PKI_RSA_BITS_MAX / 8];
+    struct pki_digest d;
+    int rc;
+
+    pki_digest_of(p->hash, data, &d);
+    rc = wc_RsaPSS_Verify_ex((byte *)(uintptr_t)sig.p, (word32)sig.n, out,
+                             sizeof out, p->hash, mgf, p->salt, rsa);
+    return rc > 0 &&
+           wc_RsaPSS_CheckPadding_ex(d.v, d.n, out, (word32)rc, p->hash,
+                                     p->salt, (int)bits) == 0;
+}
+
+static bool
+pki_verify_rsa(const struct pki_public *k, const struct pki_sig *s,
+               const struct pki_pss *p, struct str data, struct str sig)
+{
+    RsaKey rsa;
+    bool ok;
+
+    if (sig.n != k->n.n)
+        return false;
+    must(wc_InitRsaKey(&rsa, NULL) == 0);
+    ok = wc_RsaPublicKeyDecodeRaw((const byte *)k->n.p, (word32)k->n.n,
+                                  (const byte *)k->exponent.p,
+                                  (word32)k->exponent.n, &rsa) == 0 &&
+         (s->scheme == PKI_PSS ? pki_verify_pss(&rsa, p, k->bits, data, sig)
+                               : pki_verify_pkcs1(&rsa, s->hash, data, sig));
+    wc_FreeRsaKey(&rsa);
+    return ok;
+}
+
+static bool
+pki_verify_ec(const struct pki_public *k, enum wc_HashType hash,
+              struct str data, struct str sig)
+{
+    struct pki_digest d;
+    int good = 0;
+    ecc_key ec;
+    bool ok;
+
+    pki_digest_of(hash, data, &d);
+    must(wc_ecc_init(&ec) == 0);
+    ok = wc_ecc_import_x963_ex2((const byte *)k->point.p, (word32)k->point.n,
+                                &ec, k->curve, 1) == 0 &&
+         wc_ecc_verify_hash((const byte *)sig.p, (word32)sig.n, d.v, d.n, &good,
+                            &ec) == 0;
+    wc_ecc_free(&ec);
+    return ok && good == 1;
+}
+
+static bool
+pki_verify_ed25519(const struct pki_public *k, struct str data, struct str sig)
+{
+    ed25519_key ed;
+    int good = 0;
+    bool ok;
+
+    must(wc_ed25519_init(&ed) == 0);
+    ok = wc_ed25519_import_public((const byte *)k->point.p, (word32)k->point.n,
+                                  &ed) == 0 &&
+         wc_ed25519_verify_msg((const byte *)sig.p, (word32)sig.n,
+                               (const byte *)data.p, (word32)data.n, &good,
+                               &ed) == 0;
+    wc_ed25519_free(&ed);
+    return ok && good == 1;
+}
+
+/* Is this way of signing one that we take? NULL, or why not. */
+static const char *
+pki_sig_read(struct str algorithm, const struct pki_sig **s, struct pki_pss *p)
+{
+    struct pki_tlv alg;
+    struct str oid;
+    struct err e;
+
+    *p = (struct pki_pss){0};
+    if (!pki_take(&algorithm, "", PKI_SEQUENCE, &alg, &e) ||
+        !pki_take_oid(&alg.body, "", &oid, &e))
+        return "its signature algorithm is malformed";
+    *s = pki_sig_find(oid);
+    if (!*s)
+        return "its signature algorithm is not one that we know: sign with "
+               "ECDSA, RSA or Ed25519";
+    switch ((*s)->scheme) {
+    case PKI_WEAK:
+        return strcmp((*s)->name, "SHA-1") == 0
+                   ? "it is signed with SHA-1, which can be forged: sign with "
+                     "SHA-256"
+               : strcmp((*s)->name, "MD5") == 0
+                   ? "it is signed with MD5, which can be forged: sign with "
+                     "SHA-256"
+                   : "it is signed with a weak hash: sign with SHA-256";
+    case PKI_PSS:
+        return pki_pss_read(alg.body, p);
+    case PKI_PKCS1:
+        return !alg.body.n || str_eq(alg.body, S("\x05\x00"))
+                   ? NULL
+                   : "its signature algorithm is malformed";
+    case PKI_ECDSA:
+    case PKI_EDDSA:
+        break;
+    }
+    return alg.body.n ? "its signature algorithm is malformed" : NULL;
+}
+
+static bool
+pki_sig_fits(const struct pki_sig *s, const struct pki_public *k)
+{
+    switch (k->kind) {
+    case PKI_KEY_RSA:
+        return s->scheme == PKI_PSS || (s->scheme == PKI_PKCS1 && !k->pss_only);
+    case PKI_KEY_EC:
+        return s->scheme == PKI_ECDSA;
+    case PKI_KEY_ED25519:
+        return s->scheme == PKI_EDDSA;
+    }
+    return false;
+}
+
+/* Did the key of `spki` sign `tbs`? Both that key and the way of signing must
+ * be strong. `algorithm` and `spki` are whole, with tag and length. */
+static bool
+pki_signature_check(struct str algorithm, struct str tbs, struct str signature,
+                    struct str spki, struct err *e)
+{
+    const struct pki_sig *s;
+    struct pki_public k;
+    struct pki_pss pss;
+    const char *why = pki_sig_read(algorithm, &s, &pss);
+    bool ok = false;
+
+    if (why)
+        return err_set(e, ERR_TLS, "%s", why);
+    why = pki_public_read(spki, &k);
+    if (why)
+        return err_set(e, ERR_TLS, "its issuer: %s", why);
+    if (pki_sig_fits(s, &k)) {
+        if (k.kind == PKI_KEY_RSA)
+            ok = pki_verify_rsa(&k, s, &pss, tbs, signature);
+        else if (k.kind == PKI_KEY_EC)
+            ok = pki_verify_ec(&k, s->hash, tbs, signature);
+        else
+            ok = pki_verify_ed25519(&k, tbs, signature);
+    }
+    return ok ||
+           err_set(e, ERR_TLS, "its signature does not match its issuer's key");
+}
+
 /* ---- names in subjectAltName ---- */
 
 /* Labels of letters, digits, '-' and '_', at most 63 bytes each and 253 in
@@ -10182,6 +10715,7 @@ struct pki_identity {
     struct pki_strs uri, dns, ip, email;
     struct pki_strs eku;  // names or OIDs; empty: the extension is not there
     int64_t not_before, not_after;
+    int64_t from, until;     // while the whole path holds
     struct str client_cert;  // RFC 9440, ":BASE64:"
     struct str xfcc;         // "Hash=…;Subject=\"…\";URI=…;DNS=…"
 
@@ -10554,9 +11088,9 @@ pki_identity_parse(struct str leaf, const struct str *chain, size_t n,
 
 /* ---- the cache ---- */
 
-/* Identities by the SHA-256 of leaf and chain, the least recently used thrown
- * out. Bounded in number and in bytes: a CA's clients may be many, and large.
- * One thrown out lives on where a connection still holds it. */
+/* Identities by the SHA-256 of rules, leaf and chain, the least recently used
+ * thrown out. Bounded in number and in bytes: a CA's clients may be many, and
+ * large. One thrown out lives on where a connection still holds it. */
 struct pki_cache {
     unsigned magic;
     size_t n, bytes;
@@ -10660,32 +11194,21 @@ pki_cache_add(struct pki_cache *c, struct pki_identity *id,
         pki_cache_drop(c, c->oldest);
 }
 
-/* Like pki_identity_parse(), but a leaf and chain seen before cost one hash. */
-static bool
-pki_cache_get(struct pki_cache *c, struct str leaf, const struct str *chain,
-              size_t n, struct pki_identity **out, struct err *e)
+/* Borrowed; NULL: not there. */
+static struct pki_identity *
+pki_cache_find(struct pki_cache *c, const unsigned char key[32])
 {
-    unsigned char key[32];
     struct pki_identity *id;
 
     must(c->magic == PKI_CACHE_MAGIC);
-    if (n > PKI_CHAIN_MAX)
-        return pki_bad(e, "chain", "more than 9 issuers");
-    pki_cache_hash(leaf, chain, n, key);
     id = *pki_cache_slot(c, key);
-    while (id && memcmp(id->cache_key, key, sizeof key) != 0)
+    while (id && memcmp(id->cache_key, key, sizeof id->cache_key) != 0)
         id = id->next;
     if (id) {
         pki_cache_unlink(c, id);
         pki_cache_link(c, id);
-        *out = pki_identity_ref(id);
-        return true;
     }
-    if (!pki_identity_parse(leaf, chain, n, &id, e))
-        return false;
-    pki_cache_add(c, id, key);
-    *out = id;
-    return true;
+    return id;
 }
 
 /* ---- for a log line, from a file ---- */
@@ -10837,6 +11360,912 @@ pki_pem_read(struct mem_arena *a, struct str pem, const char *label,
     if (*n == 0)
         return pki_pem_none(all, label, e);
     *ders = pki_strs_dup(a, v, *n).v;
+    return true;
+}
+
+/* ---- name constraints (RFC 5280 section 4.2.1.10) ---- */
+
+struct pki_subtrees {
+    size_t n;
+    struct pki_subtree {
+        unsigned tag;  // PKI_SAN_…
+        bool excluded;
+        struct str base;  // canonical where it is a directory name
+    } v[PKI_SUBTREES_MAX];
+};
+
+/* All names of a certificate that a constraint may speak of. */
+struct pki_names {
+    size_t n;
+    struct pki_general_name {
+        unsigned tag;
+        struct str v;  // canonical where it is a directory name
+    } v[PKI_NAMES_MAX];
+};
+
+static const char *
+pki_subtree_ip_why(struct str base)
+{
+    size_t half = base.n / 2;
+    bool zero = false;
+
+    if (base.n != 8 && base.n != 32)
+        return "an address without its mask";
+    for (size_t i = 0; i < half * 8; i++) {
+        bool bit = pki_byte(base, half + i / 8) & (0x80u >> i % 8);
+
+        if (bit && zero)
+            return "a mask with a hole";
+        zero |= !bit;
+    }
+    return NULL;
+}
+
+/* A host, or ".domain"; the empty name stands for all. */
+static const char *
+pki_subtree_host_why(struct str base)
+{
+    if (base.n && base.p[0] == '.')
+        base = str_from(base, 1);
+    if (base.n && memchr(base.p, '*', base.n))
+        return "a name with a '*'";
+    return base.n ? pki_dns_why(base) : NULL;
+}
+
+static const char *
+pki_subtree_email_why(struct str base)
+{
+    return base.n && memchr(base.p, '@', base.n) ? pki_email_why(base)
+                                                 : pki_subtree_host_why(base);
+}
+
+static const char *
+pki_subtree_why(struct mem_arena *a, struct pki_subtree *t)
+{
+    struct err e;
+
+    switch (t->tag) {
+    case PKI_SAN_IP:
+        return pki_subtree_ip_why(t->base);
+    case PKI_SAN_DNS:
+    case PKI_SAN_URI:
+        return pki_subtree_host_why(t->base);
+    case PKI_SAN_EMAIL:
+        return pki_subtree_email_why(t->base);
+    case PKI_SAN_DIRECTORY:
+        return pki_name_canon(a, t->base, "", &t->base, &e)
+                   ? NULL
+                   : "a malformed directory name";
+    case PKI_SAN_OTHER:
+    case PKI_SAN_X400:
+    case PKI_SAN_EDI:
+    case PKI_SAN_RID:
+        return NULL;
+    }
+    return "a name of an unknown kind";
+}
+
+/* One list: [0] what is permitted, [1] what is excluded. NULL, or why not. */
+static const char *
+pki_subtrees_list(struct mem_arena *a, struct str in, bool excluded,
+                  struct pki_subtrees *s)
+{
+    struct pki_tlv one, base;
+    const char *why;
+    struct err e;
+
+    if (!in.n)
+        return "an empty list";
+    while (in.n) {
+        struct pki_subtree *t = &s->v[s->n];
+
+        if (s->n == PKI_SUBTREES_MAX)
+            return "more than 256 names";
+        if (!pki_take(&in, "", PKI_SEQUENCE, &one, &e) ||
+            !pki_next(&one.body, "", &base, &e))
+            return "a broken list";
+        if (one.body.n)
+            return "a minimum or maximum";
+        *t = (struct pki_subtree){base.tag, excluded, base.body};
+        why = pki_subtree_why(a, t);
+        if (why)
+            return why;
+        s->n++;
+    }
+    return NULL;
+}
+
+/* NULL, or what it holds that it must not. */
+static const char *
+pki_subtrees_read(struct mem_arena *a, struct str ext, struct pki_subtrees *s)
+{
+    struct pki_tlv seq, list;
+    const char *why = NULL;
+    struct err e;
+
+    s->n = 0;
+    if (!pki_take(&ext, "", PKI_SEQUENCE, &seq, &e) || ext.n || !seq.body.n)
+        return "nothing";
+    for (unsigned i = 0; i < 2 && !why; i++)
+        if (pki_at(seq.body, PKI_CONSTRUCTED + i))
+            why = pki_next(&seq.body, "", &list, &e)
+                      ? pki_subtrees_list(a, list.body, i == 1, s)
+                      : "a broken list";
+    return why ? why : seq.body.n ? "bytes after the end" : NULL;
+}
+
+/* PKI_UNCLEAR: nobody can say, so it is neither permitted nor kept out. */
+enum pki_within { PKI_OUTSIDE, PKI_WITHIN, PKI_UNCLEAR };
+
+static bool
+pki_ends_with(struct str s, struct str end)
+{
+    return s.n >= end.n && str_eqi(str_from(s, s.n - end.n), end);
+}
+
+/* ".example.org" is what is below it; `exact`: "example.org" is only itself,
+ * as for the hosts of URIs and email, and not what is below it, too. */
+static bool
+pki_host_within(struct str host, struct str base, bool exact)
+{
+    if (!base.n)
+        return true;
+    if (base.p[0] == '.')
+        return host.n > base.n && pki_ends_with(host, base);
+    if (str_eqi(host, base))
+        return true;
+    return !exact && host.n > base.n && pki_ends_with(host, base) &&
+           host.p[host.n - base.n - 1] == '.';
+}
+
+/* "*.example.org" also stands for names that only a part of it is within: it
+ * counts as kept out if any of them is. */
+static enum pki_within
+pki_dns_within(struct str name, const struct pki_subtree *t)
+{
+    struct str base = t->base;
+
+    if (pki_host_within(name, base, false))
+        return PKI_WITHIN;
+    if (!t->excluded || !str_starts(name, S("*.")))
+        return PKI_OUTSIDE;
+    if (base.n && base.p[0] == '.')
+        base = str_from(base, 1);
+    return pki_host_within(base, str_from(name, 2), false) ? PKI_WITHIN
+                                                           : PKI_OUTSIDE;
+}
+
+static enum pki_within
+pki_email_within(struct str name, struct str base)
+{
+    const char *at = memchr(name.p, '@', name.n);
+    struct str host = str_from(name, (size_t)(at - name.p) + 1), local, domain;
+
+    if (memchr(host.p, '@', host.n))
+        return PKI_UNCLEAR;
+    if (!str_cut(base, '@', &local, &domain))
+        return pki_host_within(host, base, true) ? PKI_WITHIN : PKI_OUTSIDE;
+    name.n -= host.n + 1;
+    return str_eq(name, local) && str_eqi(host, domain) ? PKI_WITHIN
+                                                        : PKI_OUTSIDE;
+}
+
+/* A URI whose host is no name (an address, none at all, one that is encoded)
+ * cannot be constrained, and is refused where there is a constraint. */
+static enum pki_within
+pki_uri_within(struct str uri, struct str base)
+{
+    struct str scheme, rest, host, tail;
+    bool letter = false;
+
+    if (!str_cut(uri, ':', &scheme, &rest) || !str_starts(rest, S("//")))
+        return PKI_UNCLEAR;
+    host = str_from(rest, 2);
+    for (size_t i = 0; i < host.n; i++)
+        if (strchr("/?#", host.p[i])) {
+            host.n = i;
+            break;
+        }
+    if (str_cut(host, '@', &tail, &rest))
+        host = rest;
+    if (str_cut(host, ':', &tail, &rest))
+        host = tail;
+    for (size_t i = 0; i < host.n; i++)
+        letter |= isalpha(pki_byte(host, i)) != 0;
+    if (!letter || pki_dns_why(host) || host.p[0] == '*')
+        return PKI_UNCLEAR;
+    return pki_host_within(host, base, true) ? PKI_WITHIN : PKI_OUTSIDE;
+}
+
+static enum pki_within
+pki_ip_within(struct str ip, struct str base)
+{
+    if (base.n != 2 * ip.n)
+        return PKI_OUTSIDE;
+    for (size_t i = 0; i < ip.n; i++)
+        if ((pki_byte(ip, i) ^ pki_byte(base, i)) & pki_byte(base, ip.n + i))
+            return PKI_OUTSIDE;
+    return PKI_WITHIN;
+}
+
+static enum pki_within
+pki_name_within(const struct pki_general_name *n, const struct pki_subtree *t)
+{
+    switch (t->tag) {
+    case PKI_SAN_DNS:
+        return pki_dns_within(n->v, t);
+    case PKI_SAN_EMAIL:
+        return pki_email_within(n->v, t->base);
+    case PKI_SAN_URI:
+        return pki_uri_within(n->v, t->base);
+    case PKI_SAN_IP:
+        return pki_ip_within(n->v, t->base);
+    case PKI_SAN_DIRECTORY:
+        return str_starts(n->v, t->base) ? PKI_WITHIN : PKI_OUTSIDE;
+    }
+    return PKI_UNCLEAR;
+}
+
+static bool
+pki_name_allowed(const struct pki_general_name *n, const struct pki_subtrees *s)
+{
+    bool limited = false, permitted = false;
+
+    for (size_t i = 0; i < s->n; i++) {
+        const struct pki_subtree *t = &s->v[i];
+        enum pki_within w;
+
+        if (t->tag != n->tag)
+            continue;
+        w = pki_name_within(n, t);
+        if (w == PKI_UNCLEAR || (t->excluded && w == PKI_WITHIN))
+            return false;
+        limited |= !t->excluded;
+        permitted |= !t->excluded && w == PKI_WITHIN;
+    }
+    return permitted || !limited;
+}
+
+static bool
+pki_names_add(struct pki_names *names, unsigned tag, struct str v)
+{
+    if (names->n == PKI_NAMES_MAX)
+        return false;
+    names->v[names->n++] = (struct pki_general_name){tag, v};
+    return true;
+}
+
+/* Names in the subject that stand where a SAN should: an email address, and,
+ * where the leaf has no DNS name, a CN that reads like one. */
+static bool
+pki_names_subject(struct mem_arena *a, const struct pki_cert *c, bool dns,
+                  struct pki_names *names, struct err *e)
+{
+    struct pki_name name;
+
+    if (!pki_name_parse(a, c->subject, "subject", &name, e))
+        return false;
+    for (size_t i = 0; i < name.n; i++) {
+        const struct pki_type *t = name.part[i].known;
+        struct str v = name.part[i].text;
+        bool full = false;
+
+        if (t && strcmp(t->key, "emailAddress") == 0 && !pki_email_why(v))
+            full = !pki_names_add(names, PKI_SAN_EMAIL, v);
+        else if (t && dns && strcmp(t->key, "cn") == 0 && !pki_dns_why(v) &&
+                 memchr(v.p, '.', v.n))
+            full = !pki_names_add(names, PKI_SAN_DNS, v);
+        if (full)
+            return pki_bad(e, "subject", "too many names");
+    }
+    return true;
+}
+
+static bool
+pki_names_read(struct mem_arena *a, const struct pki_cert *c, struct str canon,
+               struct pki_names *names, struct err *e)
+{
+    struct str san = c->ext[PKI_EXT_SAN];
+    struct pki_sans sans;
+    struct pki_tlv seq, t;
+    bool dns = false;
+
+    names->n = 0;
+    sans.uri.n = sans.dns.n = sans.ip.n = sans.email.n = 0;
+    if (canon.n)
+        pki_names_add(names, PKI_SAN_DIRECTORY, canon);
+    if (san.p) {
+        if (!pki_san_parse(a, san, &sans, e))
+            return false;
+        must(pki_take(&san, "", PKI_SEQUENCE, &seq, e));
+        while (seq.body.n) {
+            must(pki_next(&seq.body, "", &t, e));
+            if (t.tag == PKI_SAN_DIRECTORY &&
+                !pki_name_canon(a, t.body, "subjectAltName", &t.body, e))
+                return false;
+            must(pki_names_add(names, t.tag, t.body));
+            dns |= t.tag == PKI_SAN_DNS;
+        }
+    }
+    return pki_names_subject(a, c, !dns && !c->ca, names, e);
+}
+
+/* ---- anchors, and the certificates of a chain ---- */
+
+/* A certificate with what path building asks for again and again. */
+struct pki_link {
+    struct pki_cert cert;
+    struct str subject, issuer;    // canonical
+    struct str key_id, issuer_id;  // n == 0: not there
+    bool self_issued;
+};
+
+static bool
+pki_link_key_ids(struct pki_link *l, struct err *e)
+{
+    struct str in = l->cert.ext[PKI_EXT_SKID];
+    struct pki_tlv t, seq;
+
+    if (in.p) {
+        if (!pki_take(&in, "subjectKeyIdentifier", PKI_OCTETS, &t, e) ||
+            !pki_end(in, "subjectKeyIdentifier", e))
+            return false;
+        l->key_id = t.body;
+    }
+    in = l->cert.ext[PKI_EXT_AKID];
+    if (!in.p)
+        return true;
+    if (!pki_take(&in, "authorityKeyIdentifier", PKI_SEQUENCE, &seq, e) ||
+        !pki_end(in, "authorityKeyIdentifier", e))
+        return false;
+    if (pki_at(seq.body, PKI_CONTEXT)) {
+        if (!pki_next(&seq.body, "authorityKeyIdentifier", &t, e))
+            return false;
+        l->issuer_id = t.body;
+    }
+    return true;
+}
+
+static bool
+pki_link_read(struct mem_arena *a, struct str der, struct pki_link *l,
+              struct err *e)
+{
+    *l = (struct pki_link){0};
+    if (!pki_cert_parse(der, &l->cert, e) || !pki_link_key_ids(l, e) ||
+        !pki_name_canon(a, l->cert.subject, "subject", &l->subject, e) ||
+        !pki_name_canon(a, l->cert.issuer, "issuer", &l->issuer, e))
+        return false;
+    l->self_issued = str_eq(l->subject, l->issuer);
+    return true;
+}
+
+/* May a certificate of this kind issue others at all? NULL, or why not. What
+ * depends on the path (time, length, names) is asked elsewhere. */
+static const char *
+pki_issuer_why(const struct pki_cert *c)
+{
+    struct pki_public k;
+
+    if (c->version != 3 || !c->ca)
+        return "it is no CA certificate (basicConstraints without CA): issue "
+               "it as a CA";
+    if (c->ext[PKI_EXT_KEY_USAGE].p && !(c->uses & PKI_USE_CERT_SIGN))
+        return "its key usage lacks keyCertSign: issue it as a CA";
+    if (c->unknown.p)
+        return "it has a critical extension that we do not know";
+    return pki_public_read(c->spki, &k);
+}
+
+/* The CAs that a listener, or an upstream, trusts. */
+struct pki_anchors {
+    struct mem_arena *arena;  // owned; this struct lies in it, too
+    size_t n;
+    struct pki_link *v;
+    unsigned char hash[32];  // of their DER, in order
+};
+
+static void
+pki_anchors_free(struct pki_anchors *t)
+{
+    if (t)
+        mem_arena_free(t->arena);
+}
+
+/* "CN=Example CA": for messages, cut short. */
+static void
+pki_subject_text(const struct pki_cert *c, char *out, size_t size)
+{
+    struct mem_arena *a = mem_arena_new(PKI_ARENA_MAX);
+    struct str dn = S("(subject unreadable)");
+    struct pki_name name;
+    struct err e;
+
+    if (pki_name_parse(a, c->subject, "subject", &name, &e))
+        dn = pki_dn(a, &name, true);
+    snprintf(out, size, "%.*s", STR_FMT(dn));
+    mem_arena_free(a);
+}
+
+static bool
+pki_anchor_add(struct pki_anchors *t, struct str der, size_t i, struct err *e)
+{
+    struct pki_link *l = &t->v[t->n];
+    struct pki_subtrees *s = mem_xmalloc(sizeof *s);
+    char who[PKI_WHO_MAX];
+    const char *why;
+
+    for (size_t k = 0; k < t->n; k++)
+        if (str_eq(t->v[k].cert.der, der)) {
+            free(s);
+            return true;
+        }
+    if (!pki_link_read(t->arena, der, l, e)) {
+        free(s);
+        e->kind = ERR_CONFIG;
+        return err_prefix(e, "number %zu: ", i + 1);
+    }
+    why = pki_issuer_why(&l->cert);
+    if (!why && l->cert.ext[PKI_EXT_CONSTRAINTS].p &&
+        pki_subtrees_read(t->arena, l->cert.ext[PKI_EXT_CONSTRAINTS], s))
+        why = "its name constraints are malformed";
+    free(s);
+    pki_subject_text(&l->cert, who, sizeof who);
+    if (why)
+        return err_set(e, ERR_CONFIG, "number %zu, %s: %s", i + 1, who, why);
+    t->n++;
+    return true;
+}
+
+/* The CA certificates of a PEM file. One that cannot be an anchor spoils it;
+ * one that has expired does not (old and new stand in one file for a while).
+ * The messages leave the file's name to the caller (err_prefix). */
+static bool
+pki_anchors_new(struct str pem, struct pki_anchors **out, struct err *e)
+{
+    struct mem_arena *a = mem_arena_new(PKI_ANCHORS_ARENA);
+    struct pki_anchors *t = mem_alloc(a, sizeof *t);
+    struct str *der;
+    bool ok;
+    size_t n;
+
+    t->arena = a;
+    ok = pki_pem_read(a, pem, "CERTIFICATE", &der, &n, e);
+    if (ok) {
+        t->v = mem_alloc(a, n * sizeof *t->v);
+        for (size_t i = 0; ok && i < n; i++)
+            ok = pki_anchor_add(t, der[i], i, e);
+    }
+    if (!ok) {
+        pki_anchors_free(t);
+        return false;
+    }
+    pki_cache_hash(S("anchors"), der, n, t->hash);
+    *out = t;
+    return true;
+}
+
+/* ---- the verdict on a chain ---- */
+
+enum pki_role { PKI_CLIENT, PKI_SERVER };
+
+/* What a chain must satisfy; the same for a listener's life. */
+struct pki_rules {
+    enum pki_role role;                 // what the leaf is to be used as
+    const struct pki_anchors *anchors;  // borrowed
+    bool eku_any;                       // extended key usages are not asked for
+    unsigned depth;                     // certificates above the leaf, at most
+    unsigned char hash[32];             // of all that
+};
+
+static void
+pki_rules_init(struct pki_rules *r, enum pki_role role,
+               const struct pki_anchors *anchors, bool eku_any, unsigned depth)
+{
+    char text[3] = {(char)role, (char)eku_any, (char)depth};
+    struct str part = {(const char *)anchors->hash, sizeof anchors->hash};
+
+    *r = (struct pki_rules){role, anchors, eku_any, depth, {0}};
+    pki_cache_hash((struct str){text, sizeof text}, &part, 1, r->hash);
+}
+
+/* The path that was found: whom it goes through, and while it holds. */
+struct pki_path {
+    size_t n;
+    struct str issuer[PKI_CHAIN_MAX];  // DER, the leaf's first, the anchor last
+    int64_t from, until;
+};
+
+struct pki_search {
+    const struct pki_rules *rules;
+    int64_t now;
+    struct mem_arena *arena;  // owned
+    size_t links;             // [0] is the leaf
+    struct pki_link link[PKI_CHAIN_MAX + 1];
+    size_t n;  // of the path so far
+    const struct pki_link *path[PKI_CHAIN_MAX + 1];
+    unsigned work;  // signatures checked
+    int rank;       // of `why`: how far the path had come that failed so
+    struct err why;
+};
+
+/* Keeps the reason of the attempt that came furthest. `c` is the certificate
+ * that the sentence is about; a leaf is "it". */
+static bool
+pki_fault(struct pki_search *s, int rank, const struct pki_cert *c,
+          const char *why)
+{
+    char who[PKI_WHO_MAX];
+
+    rank += (int)s->n * 4;
+    if (rank <= s->rank)
+        return false;
+    s->rank = rank;
+    if (c == &s->link[0].cert)
+        return err_set(&s->why, ERR_TLS, "%s", why);
+    pki_subject_text(c, who, sizeof who);
+    return err_set(&s->why, ERR_TLS, "its issuer %s: %s", who, why);
+}
+
+/* What a parser said of `c`: "certificate: keyUsage: is empty". */
+static bool
+pki_malformed(struct pki_search *s, const struct pki_cert *c,
+              const struct err *e)
+{
+    char why[sizeof e->msg];
+    struct str head, rest, msg = str_of(e->msg);
+
+    if (!str_cut(msg, ' ', &head, &rest))
+        rest = msg;
+    snprintf(why, sizeof why, "it is malformed: %.*s", STR_FMT(rest));
+    return pki_fault(s, 3, c, why);
+}
+
+static const char *
+pki_date_why(const struct pki_cert *c, int64_t now)
+{
+    if (now > c->not_after)
+        return "it has expired: renew it, or set this machine's clock";
+    if (now < c->not_before)
+        return "it is not valid yet: set this machine's clock, or wait";
+    return NULL;
+}
+
+/* Is the purpose among the extended key usages? A CA may say any; a leaf
+ * that does says nothing. NULL, or why not. */
+static const char *
+pki_eku_why(const struct pki_cert *c, enum pki_role role, bool leaf)
+{
+    struct str in = c->ext[PKI_EXT_EKU], oid;
+    struct pki_tlv seq;
+    const char *name;
+    struct err e;
+    bool found = false;
+
+    if (!in.p)
+        return !leaf ? NULL
+               : role == PKI_CLIENT
+                   ? "it has no extended key usage: issue it with clientAuth"
+                   : "it has no extended key usage: issue it with serverAuth";
+    if (!pki_take(&in, "", PKI_SEQUENCE, &seq, &e) || in.n || !seq.body.n)
+        return "its extended key usage is malformed";
+    while (seq.body.n) {
+        if (!pki_take_oid(&seq.body, "", &oid, &e))
+            return "its extended key usage is malformed";
+        name = PKI_KEY_NAME(pki_purposes, oid);
+        found |= name && strcmp(name, role == PKI_CLIENT ? "clientAuth"
+                                                         : "serverAuth") == 0;
+        found |= name && !leaf && strcmp(name, "anyExtendedKeyUsage") == 0;
+    }
+    if (found)
+        return NULL;
+    return role == PKI_CLIENT
+               ? "its extended key usage lacks clientAuth: issue it with "
+                 "clientAuth"
+               : "its extended key usage lacks serverAuth: issue it with "
+                 "serverAuth";
+}
+
+static const char *
+pki_leaf_san_why(struct mem_arena *a, const struct pki_cert *c,
+                 enum pki_role role)
+{
+    struct pki_sans sans;
+    struct err e;
+
+    sans.uri.n = sans.dns.n = sans.ip.n = sans.email.n = 0;
+    if (!c->ext[PKI_EXT_SAN].p ||
+        !pki_san_parse(a, c->ext[PKI_EXT_SAN], &sans, &e))
+        return NULL;  // pki_identity_parse() says what is wrong with it
+    for (size_t i = 0; role == PKI_CLIENT && i < sans.dns.n; i++)
+        if (sans.dns.v[i].p[0] == '*')
+            return "it has a wildcard DNS name, which names no client";
+    return NULL;
+}
+
+static const char *
+pki_leaf_why(struct pki_search *s)
+{
+    const struct pki_cert *c = &s->link[0].cert;
+    const char *why;
+    struct pki_public k;
+
+    if (c->version != 3)
+        return "it is not of X.509 version 3";
+    if (c->ca)
+        return "it is a CA certificate: give the peer a certificate of its own";
+    if (c->ext[PKI_EXT_KEY_USAGE].p && !(c->uses & PKI_USE_SIGN))
+        return "its key usage does not allow digitalSignature";
+    if (c->uses & PKI_USE_CERT_SIGN)
+        return "its key usage allows keyCertSign, though it is no CA";
+    if (c->ext[PKI_EXT_CONSTRAINTS].p)
+        return "it has name constraints, though it is no CA";
+    if (c->unknown.p)
+        return "it has a critical extension that we do not know";
+    why = pki_date_why(c, s->now);
+    if (!why)
+        why = pki_public_read(c->spki, &k);
+    if (!why && !s->rules->eku_any)
+        why = pki_eku_why(c, s->rules->role, true);
+    return why ? why : pki_leaf_san_why(s->arena, c, s->rules->role);
+}
+
+/* All names below a CA must be within its constraints; those of certificates
+ * that a CA issued to itself are its own, and so are not asked for. */
+static bool
+pki_path_names_below(struct pki_search *s, struct mem_arena *a, size_t at)
+{
+    struct pki_subtrees *t = mem_alloc(a, sizeof *t);
+    struct pki_names *names = mem_alloc(a, sizeof *names);
+    struct str ext = s->path[at]->cert.ext[PKI_EXT_CONSTRAINTS];
+
+    if (pki_subtrees_read(a, ext, t))
+        return pki_fault(s, 3, &s->path[at]->cert,
+                         "its name constraints are malformed");
+    for (size_t i = 0; i < at; i++) {
+        const struct pki_link *l = s->path[i];
+        struct err e;
+
+        if (i != 0 && l->self_issued)
+            continue;
+        if (!pki_names_read(a, &l->cert, l->subject, names, &e))
+            return pki_malformed(s, &l->cert, &e);
+        for (size_t k = 0; k < names->n; k++)
+            if (!pki_name_allowed(&names->v[k], t))
+                return pki_fault(s, 3, &s->path[at]->cert,
+                                 "its name constraints do not allow a name of "
+                                 "what is below it: issue within them");
+    }
+    return true;
+}
+
+static bool
+pki_path_names(struct pki_search *s)
+{
+    bool ok = true;
+
+    for (size_t at = 1; ok && at < s->n; at++) {
+        struct mem_arena *a;
+
+        if (!s->path[at]->cert.ext[PKI_EXT_CONSTRAINTS].p)
+            continue;
+        a = mem_arena_new(PKI_VERIFY_ARENA);
+        ok = pki_path_names_below(s, a, at);
+        mem_arena_free(a);
+    }
+    return ok;
+}
+
+/* Intermediates below the next issuer count, but not those that a CA issued
+ * to itself (RFC 5280 section 6.1.4 (l)). */
+static bool
+pki_path_fits(const struct pki_search *s, const struct pki_cert *issuer)
+{
+    int below = 0;
+
+    for (size_t i = 1; i < s->n; i++)
+        below += !s->path[i]->self_issued;
+    return issuer->path_len < 0 || below <= issuer->path_len;
+}
+
+static bool
+pki_path_holds(const struct pki_search *s, const struct pki_link *l)
+{
+    for (size_t i = 0; i < s->n; i++)
+        if (s->path[i] == l || (str_eq(s->path[i]->cert.spki, l->cert.spki) &&
+                                str_eq(s->path[i]->subject, l->subject)))
+            return true;
+    return false;
+}
+
+/* Did `l` issue the last certificate of the path, and was it allowed to? */
+static bool
+pki_issuer_check(struct pki_search *s, const struct pki_link *l)
+{
+    const struct pki_cert *below = &s->path[s->n - 1]->cert;
+    const char *why = pki_issuer_why(&l->cert);
+    struct err e;
+
+    if (!why)
+        why = pki_date_why(&l->cert, s->now);
+    if (!why && !s->rules->eku_any)
+        why = pki_eku_why(&l->cert, s->rules->role, false);
+    if (!why && !pki_path_fits(s, &l->cert))
+        why = "its path length does not allow a chain as long as this";
+    if (why)
+        return pki_fault(s, 2, &l->cert, why);
+    if (s->work == PKI_WORK_MAX)
+        return pki_fault(s, 3, below,
+                         "its chain takes too many signatures to check");
+    s->work++;
+    return pki_signature_check(below->algorithm, below->tbs, below->signature,
+                               l->cert.spki, &e) ||
+           pki_fault(s, 1, below, e.msg);
+}
+
+static bool pki_path_extend(struct pki_search *s);
+
+/* Tries `l` as the next issuer; the path stays as it was if it fails. */
+static bool
+pki_path_try(struct pki_search *s, const struct pki_link *l, bool anchor)
+{
+    if (!pki_issuer_check(s, l))
+        return false;
+    s->path[s->n++] = l;
+    if (anchor ? pki_path_names(s) : pki_path_extend(s))
+        return true;
+    s->n--;
+    return false;
+}
+
+/* A key identifier is a hint, not a rule: candidates that agree with it come
+ * first, and anchors before what the peer sent. */
+static bool
+pki_path_extend(struct pki_search *s)
+{
+    const struct pki_link *last = s->path[s->n - 1];
+    const struct pki_anchors *t = s->rules->anchors;
+    bool any = false;
+
+    if (s->n > s->rules->depth)
+        return pki_fault(s, 3, &last->cert, "its chain is too long");
+    for (int round = 0; round < 4; round++) {
+        bool anchor = !(round & 1);
+        size_t n = anchor ? t->n : s->links;
+
+        for (size_t i = anchor ? 0 : 1; i < n; i++) {
+            const struct pki_link *l = anchor ? &t->v[i] : &s->link[i];
+            bool hinted = last->issuer_id.n && l->key_id.n &&
+                          !str_eq(last->issuer_id, l->key_id);
+
+            if (hinted != (round >= 2) || !str_eq(l->subject, last->issuer) ||
+                pki_path_holds(s, l))
+                continue;
+            any = true;
+            if (pki_path_try(s, l, anchor))
+                return true;
+        }
+    }
+    return !any && pki_fault(s, 0, &last->cert,
+                             s->rules->role == PKI_CLIENT
+                                 ? "no CA of client_ca issued it: add its CA "
+                                   "to client_ca, or let the client send its "
+                                   "intermediates"
+                                 : "no CA of `ca` issued it: add its CA to "
+                                   "`ca`, or let the server send its "
+                                   "intermediates");
+}
+
+/* Do wolfSSL, whose handshake proves that the peer has the leaf's key, and we,
+ * who decide on the leaf, read the same key out of it? */
+static bool
+pki_same_key(const struct pki_cert *c)
+{
+    byte key[PKI_CERT_MAX];
+    word32 n = sizeof key;
+
+    return wc_GetSubjectPubKeyInfoDerFromCert((const byte *)c->der.p,
+                                              (word32)c->der.n, key, &n) == 0 &&
+           str_eq(c->spki, (struct str){(const char *)key, n});
+}
+
+static void
+pki_path_found(const struct pki_search *s, struct pki_path *p)
+{
+    p->n = s->n - 1;
+    p->from = s->link[0].cert.not_before;
+    p->until = s->link[0].cert.not_after;
+    for (size_t i = 1; i < s->n; i++) {
+        const struct pki_cert *c = &s->path[i]->cert;
+
+        p->issuer[i - 1] = c->der;
+        p->from = c->not_before > p->from ? c->not_before : p->from;
+        p->until = c->not_after < p->until ? c->not_after : p->until;
+    }
+}
+
+/* The leaf and what the peer sent with it, in any order. What cannot be read
+ * among the latter is passed over: only those on the path count. */
+static bool
+pki_search_init(struct pki_search *s, struct str leaf,
+                const struct str *presented, size_t n)
+{
+    struct err e;
+
+    if (!pki_link_read(s->arena, leaf, &s->link[0], &e))
+        return pki_malformed(s, &s->link[0].cert, &e);
+    s->links = 1;
+    for (size_t i = 0; i < n && s->links <= PKI_CHAIN_MAX; i++)
+        s->links +=
+            pki_link_read(s->arena, presented[i], &s->link[s->links], &e);
+    s->path[s->n++] = &s->link[0];
+    return true;
+}
+
+/* Does a path lead from the leaf to an anchor, by the rules of RFC 5280
+ * section 6 and of ours? `presented` is what else the peer sent. The path's
+ * slices are those of `presented` and of the anchors. */
+static bool
+pki_verify(const struct pki_rules *rules, struct str leaf,
+           const struct str *presented, size_t n, int64_t now,
+           struct pki_path *path, struct err *e)
+{
+    struct pki_search *s = mem_xcalloc(sizeof *s);
+    const char *why;
+    bool ok;
+
+    s->rules = rules;
+    s->now = now;
+    s->rank = -1;
+    s->arena = mem_arena_new(PKI_VERIFY_ARENA);
+    ok = pki_search_init(s, leaf, presented, n);
+    if (ok) {
+        why = pki_leaf_why(s);
+        ok = why ? pki_fault(s, 3, &s->link[0].cert, why) : pki_path_extend(s);
+    }
+    if (ok && !pki_same_key(&s->link[0].cert))
+        ok = pki_fault(s, 100, &s->link[0].cert, "its key is malformed");
+    if (ok)
+        pki_path_found(s, path);
+    else
+        *e = s->why;
+    mem_arena_free(s->arena);
+    free(s);
+    return ok;
+}
+
+/* Who holds this leaf, if the rules let it in? A chain that was seen before
+ * costs one hash, while its certificates are in date. The caller owns one
+ * reference. */
+static bool
+pki_cache_verify(struct pki_cache *c, const struct pki_rules *rules,
+                 struct str leaf, const struct str *presented, size_t n,
+                 int64_t now, struct pki_identity **out, struct err *e)
+{
+    struct str all[PKI_CHAIN_MAX + 1] = {leaf};
+    struct pki_identity *id;
+    struct pki_path path;
+    unsigned char key[32];
+
+    if (n > PKI_CHAIN_MAX)
+        return err_set(e, ERR_TLS, "its chain is too long");
+    for (size_t i = 0; i < n; i++)
+        all[i + 1] = presented[i];
+    pki_cache_hash((struct str){(const char *)rules->hash, 32}, all, n + 1,
+                   key);
+    id = pki_cache_find(c, key);
+    if (id && now >= id->from && now <= id->until) {
+        *out = pki_identity_ref(id);
+        return true;
+    }
+    if (id)
+        pki_cache_drop(c, id);
+    if (!pki_verify(rules, leaf, presented, n, now, &path, e) ||
+        !pki_identity_parse(leaf, path.issuer, path.n, &id, e))
+        return false;
+    id->from = path.from;
+    id->until = path.until;
+    pki_cache_add(c, id, key);
+    *out = id;
     return true;
 }
 
@@ -12005,7 +13434,9 @@ struct tls_ops {
 
 /* What the sessions of one listener share. */
 struct tls_ctx {
-    WOLFSSL_CTX *ctx;         // owned
+    WOLFSSL_CTX *ctx;             // owned
+    struct pki_anchors *anchors;  // owned
+    struct pki_rules rules;
     struct pki_cache *cache;  // borrowed
     char *plain;              // owned: scratch for one tls_feed() at a time
 };
@@ -12034,51 +13465,18 @@ static const char tls_ciphers[] =
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
     "ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305";
 
-/* One sentence, and the mend, for why wolfSSL refuses a certificate. */
+/* Why wolfSSL cannot go on with a leaf. */
 static const char *
 tls_cert_reason(int code)
 {
     switch (code) {
-    case ASN_NO_SIGNER_E:
-    case ASN_SELF_SIGNED_E:
-        return "no CA of client_ca issued it: add its CA to client_ca, or let "
-               "the client send its intermediates";
-    case ASN_AFTER_DATE_E:
-        return "it has expired: renew it, or set this machine's clock";
-    case ASN_BEFORE_DATE_E:
-        return "it is not valid yet: set this machine's clock, or wait";
-    case ASN_SIG_CONFIRM_E:
-    case ASN_SIG_HASH_E:
-    case ASN_SIG_KEY_E:
-    case ASN_SIG_OID_E:
-        return "its signature does not match its issuer's key";
-    case EXTKEYUSE_AUTH_E:
-        return "its extended key usage lacks clientAuth: issue it with "
-               "clientAuth";
-    case KEYUSE_SIGNATURE_E:
-    case KEYUSE_ENCIPHER_E:
-        return "its key usage does not allow digitalSignature";
-    case ASN_NAME_INVALID_E:
-        return "its name lies outside its CA's name constraints";
-    case ASN_PATHLEN_SIZE_E:
-    case ASN_PATHLEN_INV_E:
-        return "its chain is longer than a CA's path length allows";
     case ASN_CRIT_EXT_E:
-        return "it has a critical extension we do not know";
-    case ASN_PARSE_E:
-    case ASN_DH_KEY_E:
-    case ASN_OBJECT_ID_E:
-    case ASN_TAG_NULL_E:
-    case ASN_EXPECT_0_E:
-    case ASN_VERSION_E:
-        return "it is malformed";
-    case MAX_CHAIN_ERROR:
-        return "its chain is too long";
+        return "it has a critical extension that we do not know";
     case RSA_KEY_SIZE_E:
     case ECC_KEY_SIZE_E:
         return "its key is too small: use RSA 2048, P-256 or larger";
     }
-    return NULL;
+    return "it is malformed";
 }
 
 static bool
@@ -12104,46 +13502,65 @@ tls_cert_str(const WOLFSSL_X509_STORE_CTX *store, int i)
     return (struct str){(const char *)b->buffer, b->length};
 }
 
-/* The chain is complete and wolfSSL accepts it: who is it? */
+/* Errors of wolfSSL's own verdict on the chain, which does not count. Any other
+ * one leaves its session without a key to prove, or without a whole leaf. */
+static bool
+tls_is_opinion(int code)
+{
+    switch (code) {
+    case 0:
+    case ASN_NO_SIGNER_E:
+    case ASN_SELF_SIGNED_E:
+    case ASN_AFTER_DATE_E:
+    case ASN_BEFORE_DATE_E:
+    case ASN_SIG_CONFIRM_E:
+    case ASN_SIG_HASH_E:
+    case ASN_SIG_KEY_E:
+    case ASN_SIG_OID_E:
+    case ASN_NAME_INVALID_E:
+    case ASN_PATHLEN_SIZE_E:
+    case ASN_PATHLEN_INV_E:
+    case ASN_VERSION_E:
+    case EXTKEYUSE_AUTH_E:
+    case KEYUSE_SIGNATURE_E:
+        return true;
+    }
+    return false;
+}
+
+/* The leaf, and what came with it: who is it, and may it come in? */
 static bool
 tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
 {
     struct str chain[TLS_DEPTH_MAX];
-    size_t n = 0;
     struct err e;
+    size_t n = 0;
 
     if (store->totalCerts < 1 || store->totalCerts > TLS_DEPTH_MAX)
         return tls_refuse(t, "its chain is too long");
-    for (int i = 0; i < store->totalCerts; i++)
-        if (tls_cert_at(store, i)->length > TLS_CERT_MAX)
-            return tls_refuse(t, "a certificate of it is over 16 KiB");
+    if (!tls_is_opinion(store->error))
+        return tls_refuse(t, tls_cert_reason(store->error));
     for (int i = 1; i < store->totalCerts; i++)
         chain[n++] = tls_cert_str(store, i);
     pki_identity_put(t->identity);
     t->identity = NULL;
-    if (!pki_cache_get(t->ctx->cache, tls_cert_str(store, 0), chain, n,
-                       &t->identity, &e))
+    if (!pki_cache_verify(t->ctx->cache, &t->ctx->rules, tls_cert_str(store, 0),
+                          chain, n, time(NULL), &t->identity, &e))
         return tls_refuse(t, e.msg);
     return true;
 }
 
-/* wolfSSL asks once for each certificate of a chain, the leaf (depth 0)
- * last. */
+/* wolfSSL asks for each certificate it has doubts about, and always for the
+ * leaf, at depth 0, last. pki_ decides, once the leaf is there. */
 static int
 tls_on_verify(int good, WOLFSSL_X509_STORE_CTX *store)
 {
     struct tls *t = OBJ(struct tls, TLS, store->userCtx);
-    const char *why = tls_cert_reason(store->error);
 
+    (void)good;
     t->saw_certs = true;
-    if (good && store->error_depth != 0)
+    if (store->error_depth != 0 || tls_on_leaf(t, store))
         return 1;
-    if (good && store->totalCerts > 0 && tls_on_leaf(t, store))
-        return 1;
-    if (!good)
-        tls_refuse(t, why ? why
-                          : wolfSSL_ERR_reason_error_string(
-                                (unsigned long)store->error));
     if (store->totalCerts > 0 && !t->leaf) {
         t->leaf = mem_xmalloc(TLS_LEAF_TEXT);
         pki_describe(tls_cert_str(store, 0), t->leaf, TLS_LEAF_TEXT);
@@ -12181,6 +13598,7 @@ tls_ctx_free(struct tls_ctx *c)
     if (!c)
         return;
     wolfSSL_CTX_free(c->ctx);
+    pki_anchors_free(c->anchors);
     free(c->plain);
     free(c);
 }
@@ -12190,16 +13608,8 @@ tls_ctx_load(WOLFSSL_CTX *ctx, const struct boot_listener *files, struct err *e)
 {
     const unsigned char *cert = (const unsigned char *)files->certificate.p;
     const unsigned char *key = (const unsigned char *)files->key.p;
-    const unsigned char *ca = (const unsigned char *)files->client_ca.p;
     int rc;
 
-    rc = wolfSSL_CTX_load_verify_buffer(ctx, ca, (long)files->client_ca.n,
-                                        WOLFSSL_FILETYPE_PEM);
-    if (rc != WOLFSSL_SUCCESS)
-        return err_set(e, ERR_CONFIG,
-                       "client_ca: no usable CA certificate in it (%s): give a "
-                       "PEM file with the CAs of your clients",
-                       wolfSSL_ERR_reason_error_string((unsigned long)rc));
     rc = wolfSSL_CTX_use_certificate_chain_buffer(ctx, cert,
                                                   (long)files->certificate.n);
     if (rc != WOLFSSL_SUCCESS)
@@ -12220,10 +13630,11 @@ tls_ctx_load(WOLFSSL_CTX *ctx, const struct boot_listener *files, struct err *e)
     return true;
 }
 
-/* `files` are the listener's PEM texts; wolfSSL copies what it needs. */
+/* `files` are the listener's PEM texts; wolfSSL copies what it needs, and is
+ * told of no CA: pki_ knows them. */
 static struct tls_ctx *
-tls_ctx_new(const struct boot_listener *files, struct pki_cache *cache,
-            struct err *e)
+tls_ctx_new(const struct cfg_listener *cfg, const struct boot_listener *files,
+            struct pki_cache *cache, struct err *e)
 {
     struct tls_ctx *c = mem_xcalloc(sizeof *c);
 
@@ -12240,19 +13651,26 @@ tls_ctx_new(const struct boot_listener *files, struct pki_cache *cache,
     must(wolfSSL_CTX_no_ticket_TLSv13(c->ctx) == 0);
     wolfSSL_CTX_SetIORecv(c->ctx, tls_on_recv);
     wolfSSL_CTX_SetIOSend(c->ctx, tls_on_send);
+    if (!pki_anchors_new(files->client_ca, &c->anchors, e)) {
+        err_prefix(e, "client_ca: ");
+        tls_ctx_free(c);
+        return NULL;
+    }
     if (!tls_ctx_load(c->ctx, files, e)) {
         tls_ctx_free(c);
         return NULL;
     }
+    pki_rules_init(&c->rules, PKI_CLIENT, c->anchors, cfg->eku_any, cfg->depth);
     c->plain = mem_xmalloc(TLS_PLAIN);
     return c;
 }
 
 /* Would this listener's certificate, key and client_ca be usable? */
 static bool
-tls_check(const struct boot_listener *files, struct err *e)
+tls_check(const struct cfg_listener *cfg, const struct boot_listener *files,
+          struct err *e)
 {
-    struct tls_ctx *c = tls_ctx_new(files, NULL, e);
+    struct tls_ctx *c = tls_ctx_new(cfg, files, NULL, e);
 
     tls_ctx_free(c);
     return c != NULL;
@@ -25672,7 +27090,7 @@ work_listen(struct work *w, struct err *e)
         l->req_ops = c ? &w->env.serve->ops : &w->admin.ops;
         l->explain = c && c->explain;
         if (c) {
-            l->tls = tls_ctx_new(&b->listeners[i], w->env.identities, e);
+            l->tls = tls_ctx_new(c, &b->listeners[i], w->env.identities, e);
             if (!l->tls)
                 return err_prefix(e, "%.*s: ", STR_FMT(c->at));
         }
@@ -27917,7 +29335,7 @@ sup_verify(const struct cfg *c, const struct boot *b, struct err *e)
     if (!cfg_check_schemas(c, e))
         return false;
     for (size_t i = 0; i < c->listeners_n; i++)
-        if (!tls_check(&b->listeners[i], e))
+        if (!tls_check(&c->listeners[i], &b->listeners[i], e))
             return err_prefix(
                 e, "%.*s: listener %.*s: ", STR_FMT(c->listeners[i].at),
                 STR_FMT(c->listeners[i].name));

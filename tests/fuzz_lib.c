@@ -65,8 +65,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     fuzz_compare(L, "gsub", subject, pattern, "<%0>");
     fuzz_compare(L, "gsub", subject, pattern, "%1%%");
     if (fuzz_call(L, "ours", "gmatch", subject, pattern, NULL))
-        while (lua_pushvalue(L, 1), lua_pcall(L, 0, 1, 0) == LUA_OK &&
-                                        !lua_isnil(L, -1))
+        while (lua_pushvalue(L, 1),
+               lua_pcall(L, 0, 1, 0) == LUA_OK && !lua_isnil(L, -1))
             lua_settop(L, 1);
     lua_settop(L, 0);
     return 0;

@@ -29,8 +29,7 @@ fuzz_begin(void)
 
     log_out.fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
     must(log_out.fd >= 0 && uv_loop_init(&fuzz_loop) == 0);
-    if (!exec_broker_init(b, &fuzz_loop, geteuid(), str_of(fuzz_cfg),
-                          &e)) {
+    if (!exec_broker_init(b, &fuzz_loop, geteuid(), str_of(fuzz_cfg), &e)) {
         fprintf(stderr, "%s\n", e.msg);
         abort();
     }

@@ -49,7 +49,7 @@ static const struct {
     {"hdr", unit_hdr},   {"schema", unit_schema}, {"route", unit_route},
     {"cfg", unit_cfg},   {"boot", unit_boot},     {"pki", unit_pki},
     {"h1", unit_h1},     {"up", unit_up},         {"msg", unit_msg},
-    {"exec", unit_exec}, {"lib", unit_lib}, {"sup", unit_sup},
+    {"exec", unit_exec}, {"lib", unit_lib},       {"sup", unit_sup},
 };
 
 static bool

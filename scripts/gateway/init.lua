@@ -50,6 +50,14 @@ local LIMITS_SPEC <const> = {
 
 local LATER <const> = "comes with a later version"
 
+-- Must a client's certificate be issued for clientAuth? True: it need not.
+local function any_purpose(value)
+  if value == "any" or value == "clientAuth" then
+    return value == "any"
+  end
+  return nil, '"clientAuth" or "any"'
+end
+
 local LISTEN_SPEC <const> = {
   name = { options.text },
   address = { options.text, required = true },
@@ -60,7 +68,8 @@ local LISTEN_SPEC <const> = {
   limits = { options.table, default = {} },
   crl = { later = LATER .. ": revoked certificates are not refused yet" },
   sni = { later = LATER },
-  eku = { later = LATER .. ": write id.eku in authorize" },
+  eku = { any_purpose, default = false },
+  depth = { options.integer(1, 9), default = 9 },
   tickets = { later = LATER .. ": no session is resumed yet" },
 }
 
@@ -113,6 +122,7 @@ function M.listen(given)
   for name, value in pairs(limits) do
     read.limits[LIMITS_SPEC[name].json or name] = value
   end
+  read.eku_any, read.eku = read.eku, nil
   read.name = read.name or read.address
   policy.unique(at, what, "listeners", read.name)
   read.at = at
