@@ -10547,6 +10547,9 @@ pki_sig_fits(const struct pki_sig *s, const struct pki_public *k)
     return false;
 }
 
+static const char pki_other_key[] =
+    "its signature does not match its issuer's key";
+
 /* Did the key of `spki` sign `tbs`? Both that key and the way of signing must
  * be strong. `algorithm` and `spki` are whole, with tag and length. */
 static bool
@@ -12077,6 +12080,16 @@ pki_path_holds(const struct pki_search *s, const struct pki_link *l)
     return false;
 }
 
+/* Does the key identifier that `below` was issued with point at `l`? A hint,
+ * not a rule (RFC 5280 section 4.2.1.1). */
+static enum pki_within
+pki_hint(const struct pki_link *below, const struct pki_link *l)
+{
+    if (!below->issuer_id.n || !l->key_id.n)
+        return PKI_UNCLEAR;
+    return str_eq(below->issuer_id, l->key_id) ? PKI_WITHIN : PKI_OUTSIDE;
+}
+
 /* Did `l` issue the last certificate of the path, and was it allowed to? */
 static bool
 pki_issuer_check(struct pki_search *s, const struct pki_link *l)
@@ -12097,9 +12110,15 @@ pki_issuer_check(struct pki_search *s, const struct pki_link *l)
         return pki_fault(s, 3, below,
                          "its chain takes too many signatures to check");
     s->work++;
-    return pki_signature_check(below->algorithm, below->tbs, below->signature,
-                               l->cert.spki, &e) ||
-           pki_fault(s, 1, below, e.msg);
+    if (pki_signature_check(below->algorithm, below->tbs, below->signature,
+                            l->cert.spki, &e))
+        return true;
+    if (pki_hint(s->path[s->n - 1], l) == PKI_OUTSIDE &&
+        strcmp(e.msg, pki_other_key) == 0)
+        return pki_fault(s, 1, below,
+                         "a CA of its issuer's name is there, but with another "
+                         "key: add the CA that issued it");
+    return pki_fault(s, 1, below, e.msg);
 }
 
 static bool pki_path_extend(struct pki_search *s);
@@ -12117,8 +12136,8 @@ pki_path_try(struct pki_search *s, const struct pki_link *l, bool anchor)
     return false;
 }
 
-/* A key identifier is a hint, not a rule: candidates that agree with it come
- * first, and anchors before what the peer sent. */
+/* Candidates that a key identifier speaks against come last, and anchors before
+ * what the peer sent. */
 static bool
 pki_path_extend(struct pki_search *s)
 {
@@ -12134,10 +12153,9 @@ pki_path_extend(struct pki_search *s)
 
         for (size_t i = anchor ? 0 : 1; i < n; i++) {
             const struct pki_link *l = anchor ? &t->v[i] : &s->link[i];
-            bool hinted = last->issuer_id.n && l->key_id.n &&
-                          !str_eq(last->issuer_id, l->key_id);
+            bool against = pki_hint(last, l) == PKI_OUTSIDE;
 
-            if (hinted != (round >= 2) || !str_eq(l->subject, last->issuer) ||
+            if (against != (round >= 2) || !str_eq(l->subject, last->issuer) ||
                 pki_path_holds(s, l))
                 continue;
             any = true;
@@ -13086,12 +13104,15 @@ out:
 
 static const char pki_help[] =
     "usage: gateway certs init|server|client DIR ...\n"
+    "       gateway certs doctor CERT.pem --ca CA.pem\n"
     "\n"
     "A development CA in a folder: EC P-256 keys, no openssl needed.\n"
     "\n"
     "  gateway certs init DIR              a CA: DIR/ca.crt and DIR/ca.key\n"
     "  gateway certs server DIR NAME       a server: DIR/NAME.crt and .key\n"
     "  gateway certs client DIR NAME       a client: DIR/NAME.crt and .key\n"
+    "\n"
+    "  gateway certs doctor CERT.pem ...   would this client be accepted?\n"
     "\n"
     "Whoever reads ca.key can make certificates that the gateway trusts.\n"
     "Each command has --help.\n"
@@ -13384,6 +13405,193 @@ pki_command_run(const struct pki_command *c, int argc, char **argv)
     return ok ? 0 : e.kind == ERR_SYNTAX ? 2 : 1;
 }
 
+/* ---- gateway certs doctor ---- */
+
+static const char pki_help_doctor[] =
+    "usage: gateway certs doctor CERT.pem --ca CA.pem [options]\n"
+    "\n"
+    "Would a listener whose client_ca is CA.pem accept this client, and if\n"
+    "not, why? CERT.pem holds the client's certificate first, and then what\n"
+    "the client sends with it. Exit code 0: accepted, 1: refused.\n"
+    "\n"
+    "  --ca FILE           the CAs that are trusted; may be repeated\n"
+    "  --eku any           as `eku = \"any\"` of a listener\n"
+    "  --depth N           as `depth` of a listener (1 to 9)\n"
+    "  --server            judge a server's certificate, as an upstream's is\n"
+    "  --at DATE           at another time: 2026-01-31 or "
+    "2026-01-31T12:00:00Z\n"
+    "  --help              this text\n"
+    "\n"
+    "examples:\n"
+    "  gateway certs doctor alice.crt --ca certs/ca.crt\n"
+    "  gateway certs doctor alice.crt --ca certs/ca.crt --at 2027-06-01\n";
+
+static const struct option pki_doctor_options[] = {
+    {"ca", 1, NULL, 'C'},
+    {"eku", 1, NULL, 'k'},
+    {"depth", 1, NULL, 'd'},
+    {"server", 0, NULL, 's'},
+    {"at", 1, NULL, 'a'},
+    {"help", 0, NULL, 'h'},
+    {0},
+};
+
+struct pki_doctor {
+    struct mem_arena *a;
+    const char *file;   // CERT.pem
+    struct mem_buf ca;  // owned: all of --ca
+    enum pki_role role;
+    bool eku_any, help;
+    uint64_t depth;
+    int64_t at;
+};
+
+static bool
+pki_doctor_file(struct pki_doctor *d, const char *file, struct str *out,
+                struct err *e)
+{
+    struct stat st;
+    int fd = open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    if (fd < 0)
+        return err_set(e, ERR_CONFIG, "%s: %s", file, strerror(errno));
+    close(fd);
+    return pki_file_read(d->a, AT_FDCWD, file, out, &st, e) ||
+           err_prefix(e, "%s: ", file);
+}
+
+static bool
+pki_doctor_option(struct pki_doctor *d, int code, const char *s, struct err *e)
+{
+    struct str text;
+
+    switch (code) {
+    case 'C':
+        if (!pki_doctor_file(d, s, &text, e))
+            return false;
+        mem_buf_add(&d->ca, text.p, text.n);
+        mem_buf_add(&d->ca, "\n", 1);
+        return true;
+    case 'k':
+        d->eku_any = strcmp(s, "any") == 0;
+        return d->eku_any || strcmp(s, "clientAuth") == 0 ||
+               err_set(e, ERR_SYNTAX, "--eku \"%s\": write clientAuth or any",
+                       s);
+    case 'd':
+        return (str_u64(str_of(s), &d->depth) && d->depth >= 1 &&
+                d->depth <= PKI_CHAIN_MAX) ||
+               err_set(e, ERR_SYNTAX, "--depth \"%s\": write 1 to 9", s);
+    case 's':
+        d->role = PKI_SERVER;
+        return true;
+    case 'a':
+        return pki_option_date("at", s, &d->at, e);
+    default:
+        return d->help = true;
+    }
+}
+
+static bool
+pki_doctor_args(struct pki_doctor *d, int argc, char **argv, struct err *e)
+{
+    int code;
+
+    optind = 0;
+    opterr = 0;
+    while ((code = getopt_long(argc, argv, ":h", pki_doctor_options, NULL)) !=
+           -1) {
+        if (code == ':' || code == '?')
+            return err_set(e, ERR_SYNTAX,
+                           code == ':' ? "%s needs a value"
+                                       : "unknown option %s",
+                           argv[optind - 1]);
+        if (!pki_doctor_option(d, code, optarg, e))
+            return false;
+        if (d->help)
+            return true;
+    }
+    if (argc - optind != 1 || !mem_buf_len(&d->ca))
+        return err_set(e, ERR_SYNTAX, "expected CERT.pem and --ca CA.pem");
+    d->file = argv[optind];
+    return true;
+}
+
+/* False with ERR_TLS: refused. */
+static bool
+pki_doctor_ask(struct pki_doctor *d, struct pki_identity **id, struct err *e)
+{
+    struct str pem, *der, ca = {mem_buf_ptr(&d->ca), mem_buf_len(&d->ca)};
+    struct pki_anchors *anchors = NULL;
+    struct pki_rules rules;
+    struct pki_path path;
+    size_t n;
+    bool ok;
+
+    if (!pki_anchors_new(ca, &anchors, e))
+        return err_prefix(e, "--ca: ");
+    pki_rules_init(&rules, d->role, anchors, d->eku_any, (unsigned)d->depth);
+    ok = pki_doctor_file(d, d->file, &pem, e) &&
+         (pki_pem_read(d->a, pem, "CERTIFICATE", &der, &n, e) ||
+          err_prefix(e, "%s: ", d->file)) &&
+         (n <= PKI_CHAIN_MAX || err_set(e, ERR_TLS, "its chain is too long")) &&
+         pki_verify(&rules, der[0], der + 1, n - 1, d->at, &path, e) &&
+         pki_identity_parse(der[0], path.issuer, path.n, id, e);
+    if (ok) {
+        (*id)->from = path.from;
+        (*id)->until = path.until;
+    }
+    pki_anchors_free(anchors);
+    return ok;
+}
+
+static int
+pki_doctor_run(struct pki_doctor *d)
+{
+    struct pki_identity *id;
+    char until[32];
+    struct err e;
+
+    if (!pki_doctor_ask(d, &id, &e)) {
+        if (e.kind != ERR_TLS) {
+            fprintf(stderr, "gateway certs doctor: %s\n", e.msg);
+            return 2;
+        }
+        printf("refused: %s\n", e.msg);
+        return 1;
+    }
+    pki_date_text(id->until, until);
+    printf("accepted: %.*s, issued by %.*s, until %s\n", STR_FMT(id->dn),
+           STR_FMT(id->issuer_dn), until);
+    pki_identity_put(id);
+    return 0;
+}
+
+/* argv[0] is "doctor". Returns the exit code. */
+static int
+pki_doctor(int argc, char **argv)
+{
+    struct pki_doctor d = {.a = mem_arena_new(PKI_ANCHORS_ARENA),
+                           .depth = PKI_CHAIN_MAX,
+                           .at = time(NULL)};
+    struct err e;
+    int code = 0;
+
+    must(wolfCrypt_Init() == 0);
+    if (!pki_doctor_args(&d, argc, argv, &e)) {
+        fprintf(stderr,
+                "gateway certs doctor: %s\ntry: gateway certs doctor --help\n",
+                e.msg);
+        code = 2;
+    } else if (d.help) {
+        fputs(pki_help_doctor, stdout);
+    } else {
+        code = pki_doctor_run(&d);
+    }
+    mem_buf_free(&d.ca);
+    mem_arena_free(d.a);
+    return code;
+}
+
 /* `gateway certs …`: argv[0] is "certs". Returns the exit code. */
 static int
 pki_command(int argc, char **argv)
@@ -13393,6 +13601,8 @@ pki_command(int argc, char **argv)
     for (size_t i = 0; i < sizeof pki_commands / sizeof *pki_commands; i++)
         if (strcmp(pki_commands[i].name, name) == 0)
             return pki_command_run(&pki_commands[i], argc - 1, argv + 1);
+    if (strcmp(name, "doctor") == 0)
+        return pki_doctor(argc - 1, argv + 1);
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
         fputs(pki_help, stdout);
         return 0;
