@@ -6465,6 +6465,7 @@ struct cfg {
     struct str text;  // the JSON itself
     struct cfg_process process;
     struct cfg_strs env;
+    struct cfg_strs cas;  // files of CAs that identities are asked for
     struct cfg_listener *listeners;
     size_t listeners_n;
     struct cfg_admin *admin;
@@ -7078,6 +7079,15 @@ cfg_read_env(struct cfg_read *r, yyjson_val *v, void *object)
             return cfg_fail(r, "env: \"%.*s\" is not the name of a variable",
                             STR_FMT(c->env.v[i]));
     return true;
+}
+
+static bool
+cfg_read_cas(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    static const struct cfg_field f = {"cas",         CFG_STRS, 0,    0,
+                                       CFG_ITEMS_MAX, NULL,     false};
+
+    return cfg_read_strs(r, &f, v, &((struct cfg *)object)->cas);
 }
 
 static const struct cfg_limits cfg_limits_default = {
@@ -8231,6 +8241,7 @@ cfg_load(struct mem_arena *boot, struct str json, struct cfg *c, struct err *e)
     static const struct cfg_field table[] = {
         {"process", CFG_FN, 0, 0, 0, cfg_read_process, false},
         {"env", CFG_FN, 0, 0, 0, cfg_read_env, false},
+        {"cas", CFG_FN, 0, 0, 0, cfg_read_cas, false},
         {"listeners", CFG_LATER, 0, 0, 0, NULL, false},
         {"admin", CFG_LATER, 0, 0, 0, NULL, false},
         {"upstreams", CFG_LATER, 0, 0, 0, NULL, false},
@@ -8523,6 +8534,8 @@ struct boot {
     size_t env_n;
     struct boot_listener *listeners;
     size_t listeners_n;
+    struct str *cas;  // PEM, in the order of cfg.cas
+    size_t cas_n;
     int *admin_fds;
     size_t admin_n;
     unsigned index, workers;  // this worker, and how many there are
@@ -8603,6 +8616,9 @@ boot_format(const struct boot *b, struct mem_buf *out)
         boot_put_str(out, b->listeners[i].key);
         boot_put_str(out, b->listeners[i].client_ca);
     }
+    boot_put_u32(out, b->cas_n);
+    for (size_t i = 0; i < b->cas_n; i++)
+        boot_put_str(out, b->cas[i]);
 }
 
 static bool
@@ -8725,6 +8741,15 @@ boot_get_listeners(struct boot_in *in, struct mem_arena *a, struct boot *b)
     }
 }
 
+static void
+boot_get_cas(struct boot_in *in, struct mem_arena *a, struct boot *b)
+{
+    b->cas_n = boot_get_u32(in, CFG_ITEMS_MAX);
+    b->cas = mem_alloc(a, b->cas_n * sizeof *b->cas);
+    for (size_t i = 0; i < b->cas_n; i++)
+        b->cas[i] = boot_get_str(in);
+}
+
 /* Gives each descriptor its number, in the order of the contract: a role that
  * listens has the sockets, then the slabs, then its end to the broker. */
 static void
@@ -8770,6 +8795,7 @@ boot_parse(struct str text, struct mem_arena *a, struct boot *b, struct err *e)
     boot_get_scripts(&in, a, b);
     boot_get_env(&in, a, b);
     boot_get_listeners(&in, a, b);
+    boot_get_cas(&in, a, b);
     boot_number_fds(a, b, met, route_met, broker);
     if (in.bad || in.left.n)
         return err_set(e, ERR_CONFIG, "malformed boot bundle");
@@ -9775,7 +9801,7 @@ pki_name_canon(struct mem_arena *a, struct str whole, const char *what,
 }
 
 /* Whole Names, both; what cannot be parsed equals nothing but itself. */
-__attribute__((unused)) static bool
+static bool
 pki_name_equal(struct str a, struct str b)
 {
     struct mem_arena *arena;
@@ -10717,6 +10743,7 @@ struct pki_identity {
     struct str key;            // "EC P-256"
     struct pki_strs uri, dns, ip, email;
     struct pki_strs eku;  // names or OIDs; empty: the extension is not there
+    struct pki_strs ca;   // those of pki_cas that the path goes through
     int64_t not_before, not_after;
     int64_t from, until;     // while the whole path holds
     struct str client_cert;  // RFC 9440, ":BASE64:"
@@ -11847,6 +11874,53 @@ pki_anchors_new(struct str pem, struct pki_anchors **out, struct err *e)
     return true;
 }
 
+/* Sets of CAs that a policy calls by the name of their file (id.ca). */
+struct pki_cas {
+    size_t n;
+    struct pki_ca {
+        struct str name;
+        struct pki_anchors *anchors;  // owned
+    } * v;                            // owned
+};
+
+static void
+pki_cas_free(struct pki_cas *s)
+{
+    for (size_t i = 0; i < s->n; i++)
+        pki_anchors_free(s->v[i].anchors);
+    free(s->v);
+    *s = (struct pki_cas){0};
+}
+
+/* `name` must outlive the set; the PEM text need not. */
+static bool
+pki_cas_add(struct pki_cas *s, struct str name, struct str pem, struct err *e)
+{
+    struct pki_anchors *anchors;
+
+    if (!pki_anchors_new(pem, &anchors, e))
+        return err_prefix(e, "%.*s: ", STR_FMT(name));
+    s->v = realloc(s->v, (s->n + 1) * sizeof *s->v);
+    must(s->v != NULL);
+    s->v[s->n++] = (struct pki_ca){name, anchors};
+    return true;
+}
+
+static bool
+pki_anchors_hold(const struct pki_anchors *t, struct str der)
+{
+    struct pki_cert c;
+    struct err e;
+
+    if (!pki_cert_parse(der, &c, &e))
+        return false;
+    for (size_t i = 0; i < t->n; i++)
+        if (str_eq(t->v[i].cert.spki, c.spki) &&
+            pki_name_equal(t->v[i].cert.subject, c.subject))
+            return true;
+    return false;
+}
+
 /* ---- the verdict on a chain ---- */
 
 enum pki_role { PKI_CLIENT, PKI_SERVER };
@@ -11858,6 +11932,7 @@ struct pki_rules {
     bool eku_any;                       // extended key usages are not asked for
     unsigned depth;                     // certificates above the leaf, at most
     unsigned char hash[32];             // of all that
+    const struct pki_cas *cas;          // borrowed; NULL: none
 };
 
 static void
@@ -11867,7 +11942,7 @@ pki_rules_init(struct pki_rules *r, enum pki_role role,
     char text[3] = {(char)role, (char)eku_any, (char)depth};
     struct str part = {(const char *)anchors->hash, sizeof anchors->hash};
 
-    *r = (struct pki_rules){role, anchors, eku_any, depth, {0}};
+    *r = (struct pki_rules){role, anchors, eku_any, depth, {0}, NULL};
     pki_cache_hash((struct str){text, sizeof text}, &part, 1, r->hash);
 }
 
@@ -12251,6 +12326,20 @@ pki_verify(const struct pki_rules *rules, struct str leaf,
     return ok;
 }
 
+/* Which of the sets that the policy names does the path go through? */
+static void
+pki_identity_cas(struct pki_identity *id, const struct pki_cas *cas)
+{
+    id->ca =
+        (struct pki_strs){mem_alloc(id->arena, cas->n * sizeof *id->ca.v), 0};
+    for (size_t i = 0; i < cas->n; i++)
+        for (size_t k = 0; k < id->chain_n; k++)
+            if (pki_anchors_hold(cas->v[i].anchors, id->chain[k])) {
+                id->ca.v[id->ca.n++] = str_dup(id->arena, cas->v[i].name);
+                break;
+            }
+}
+
 /* Who holds this leaf, if the rules let it in? A chain that was seen before
  * costs one hash, while its certificates are in date. The caller owns one
  * reference. */
@@ -12282,6 +12371,8 @@ pki_cache_verify(struct pki_cache *c, const struct pki_rules *rules,
         return false;
     id->from = path.from;
     id->until = path.until;
+    if (rules->cas)
+        pki_identity_cas(id, rules->cas);
     pki_cache_add(c, id, key);
     *out = id;
     return true;
@@ -13844,7 +13935,7 @@ tls_ctx_load(WOLFSSL_CTX *ctx, const struct boot_listener *files, struct err *e)
  * told of no CA: pki_ knows them. */
 static struct tls_ctx *
 tls_ctx_new(const struct cfg_listener *cfg, const struct boot_listener *files,
-            struct pki_cache *cache, struct err *e)
+            struct pki_cache *cache, const struct pki_cas *cas, struct err *e)
 {
     struct tls_ctx *c = mem_xcalloc(sizeof *c);
 
@@ -13871,6 +13962,7 @@ tls_ctx_new(const struct cfg_listener *cfg, const struct boot_listener *files,
         return NULL;
     }
     pki_rules_init(&c->rules, PKI_CLIENT, c->anchors, cfg->eku_any, cfg->depth);
+    c->rules.cas = cas;
     c->plain = mem_xmalloc(TLS_PLAIN);
     return c;
 }
@@ -13880,7 +13972,7 @@ static bool
 tls_check(const struct cfg_listener *cfg, const struct boot_listener *files,
           struct err *e)
 {
-    struct tls_ctx *c = tls_ctx_new(cfg, files, NULL, e);
+    struct tls_ctx *c = tls_ctx_new(cfg, files, NULL, NULL, e);
 
     tls_ctx_free(c);
     return c != NULL;
@@ -23966,6 +24058,8 @@ bind_identity_list(const struct pki_identity *id, struct str field)
         return id->email;
     if (str_eq(field, S("eku")))
         return id->eku;
+    if (str_eq(field, S("ca")))
+        return id->ca;
     return (struct pki_strs){NULL, 0};
 }
 
@@ -24069,6 +24163,8 @@ bind_push_identity_field(lua_State *L, const struct pki_identity *id,
         bind_push_san(L, id);
     else if (str_eq(field, S("eku")))
         bind_push_list(L, id->eku.v, id->eku.n);
+    else if (str_eq(field, S("ca")))
+        bind_push_list(L, id->ca.v, id->ca.n);
     else if (str_eq(field, S("chain")))
         bind_push_list(L, id->chain, id->chain_n);
     else if (str_eq(field, S("not_before")))
@@ -27160,6 +27256,7 @@ struct work {
     struct mem_arena *boot_arena;
     struct cfg cfg;
     struct conn_set conns;
+    struct pki_cas cas;
     struct conn_listener *listeners;  // the policy's, then admin
     size_t listeners_n;
     struct admin admin;
@@ -27300,7 +27397,8 @@ work_listen(struct work *w, struct err *e)
         l->req_ops = c ? &w->env.serve->ops : &w->admin.ops;
         l->explain = c && c->explain;
         if (c) {
-            l->tls = tls_ctx_new(c, &b->listeners[i], w->env.identities, e);
+            l->tls =
+                tls_ctx_new(c, &b->listeners[i], w->env.identities, &w->cas, e);
             if (!l->tls)
                 return err_prefix(e, "%.*s: ", STR_FMT(c->at));
         }
@@ -27475,6 +27573,9 @@ work_open(struct work *w, struct err *e)
         if (!w->env.exec)
             return false;
     }
+    for (size_t i = 0; i < b->cas_n; i++)
+        if (!pki_cas_add(&w->cas, w->cfg.cas.v[i], b->cas[i], e))
+            return false;
     if (!work_listen(w, e))
         return false;
     boot_forget_keys(b);
@@ -27501,6 +27602,7 @@ work_close(struct work *w)
     pki_cache_free(w->env.identities);
     for (size_t i = 0; i < w->listeners_n; i++)
         tls_ctx_free(w->listeners[i].tls);
+    pki_cas_free(&w->cas);
     sock_pool_fini(&w->conns.pool);
     if (uv_loop_close(&w->loop) != 0)
         log_at(LOG_WARN, "work", "a handle was still open at the end");
@@ -27883,6 +27985,12 @@ sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
             return err_prefix(e, "%.*s: listener %.*s: ", STR_FMT(l->at),
                               STR_FMT(l->name));
     }
+    b->cas_n = c->cas.n;
+    b->cas = mem_alloc(a, c->cas.n * sizeof *b->cas);
+    for (size_t i = 0; i < c->cas.n; i++)
+        if (!sup_read_file(a, str_c(a, c->cas.v[i]), SUP_FILE_BYTES, &b->cas[i],
+                           e))
+            return err_prefix(e, "id.ca, or client_ca of a route: ");
     return true;
 }
 
@@ -29537,12 +29645,25 @@ sup_main(const char *policy)
 
 /* ---- what the throw-away processes do ------------------------------------ */
 
+static bool
+sup_verify_cas(const struct cfg *c, const struct boot *b, struct err *e)
+{
+    struct pki_cas cas = {0};
+    bool ok = true;
+
+    for (size_t i = 0; ok && i < b->cas_n; i++)
+        ok = pki_cas_add(&cas, c->cas.v[i], b->cas[i], e) ||
+             err_prefix(e, "id.ca, or client_ca of a route: ");
+    pki_cas_free(&cas);
+    return ok;
+}
+
 /* Everything about a configuration that takes more than reading it: schemas,
  * certificates, programs. */
 static bool
 sup_verify(const struct cfg *c, const struct boot *b, struct err *e)
 {
-    if (!cfg_check_schemas(c, e))
+    if (!cfg_check_schemas(c, e) || !sup_verify_cas(c, b, e))
         return false;
     for (size_t i = 0; i < c->listeners_n; i++)
         if (!tls_check(&c->listeners[i], &b->listeners[i], e))
@@ -29585,7 +29706,9 @@ try {
     struct cfg cfg;
     const char *policy;  // the one that is loaded; NULL: none
     struct met_route *met;
-    struct pki_key key;  // of every test identity
+    struct pki_key key;            // of every test identity
+    struct str ca[PKI_ITEMS_MAX];  // of the one that is being made
+    size_t ca_n;
     struct try_story *story;
 };
 
@@ -30044,8 +30167,20 @@ try_add_eku(lua_State *L, struct pki_order *o, const char *name, struct str v)
         luaL_error(L, "t.identity: eku: %s", e.msg);
 }
 
-/* core.test_identity{ cn, o, ou, uri, dns, email, ip, spiffe, eku }: a real
- * certificate, made and parsed here. */
+static void
+try_add_ca(lua_State *L, struct pki_order *o, const char *name, struct str v)
+{
+    struct try *t = try_of(L);
+
+    (void)o;
+    (void)name;
+    if (t->ca_n == PKI_ITEMS_MAX)
+        luaL_error(L, "t.identity: too many ca");
+    t->ca[t->ca_n++] = v;
+}
+
+/* core.test_identity{ cn, o, ou, uri, dns, email, ip, spiffe, eku, ca }: a real
+ * certificate, made and parsed here; `ca` are the files its CA would be in. */
 static int
 try_core_identity(lua_State *L)
 {
@@ -30073,11 +30208,16 @@ try_core_identity(lua_State *L)
     try_each(L, 1, "email", o, try_add_san);
     try_each(L, 1, "ip", o, try_add_san);
     try_each(L, 1, "eku", o, try_add_eku);
+    t->ca_n = 0;
+    try_each(L, 1, "ca", o, try_add_ca);
     ok = pki_make(o, &t->key, &t->key, S(""), &der, &e) &&
          pki_identity_parse((struct str){der.p, der.n}, NULL, 0, &id, &e);
     mem_buf_free(&der);
     if (!ok)
         return luaL_error(L, "t.identity: %s", e.msg);
+    for (size_t i = 0; i < t->ca_n; i++)
+        t->ca[i] = str_dup(id->arena, t->ca[i]);
+    id->ca = pki_strs_dup(id->arena, t->ca, t->ca_n);
     bind_push_identity(L, id);
     pki_identity_put(id);
     return 1;

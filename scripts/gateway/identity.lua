@@ -12,6 +12,7 @@
 -- instead of \"alice\"". It goes to the log, not to the client.
 
 local options <const> = require "gateway.options"
+local policy <const> = require "gateway.policy"
 local M = {}
 
 local Condition = {}
@@ -254,6 +255,17 @@ function M.dns(...)
       end
     end
     return false, why_not("san.dns", identity.san.dns, wanted)
+  end)
+end
+
+
+--- ca "certs/tenant-a.crt": the chain goes through one of the CAs in that PEM
+-- file. The listener's client_ca must lead to it.
+function M.ca(...)
+  local wanted = one_text("ca", "certs/tenant-a.crt", ...)
+  policy.ask_ca(wanted)
+  return entry("ca", "the chain's CA", wanted, function(identity)
+    return identity.ca
   end)
 end
 

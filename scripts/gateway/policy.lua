@@ -24,7 +24,7 @@ function M.reset()
   book = {
     sealed = false,
     process = nil, process_at = nil,
-    env = {}, listeners = {}, admin = {}, upstreams = {}, commands = {},
+    env = {}, cas = {}, listeners = {}, admin = {}, upstreams = {}, commands = {},
     routes = {}, warnings = {}, files = {},
     hooks = {}, hook_numbers = {}, pure = {},
   }
@@ -147,6 +147,17 @@ function M.ask_env(name)
 end
 
 
+--- ask_ca(file): the CAs in it will be asked for.
+function M.ask_ca(file)
+  for _, known in ipairs(book.cas) do
+    if known == file then
+      return
+    end
+  end
+  book.cas[#book.cas + 1] = file
+end
+
+
 -- A buffered body without a limit of its own takes the roomiest listener's.
 local function fill_body_limits()
   local max = 0
@@ -225,6 +236,7 @@ function M.finish(main)
   local json = core.encode {
     process = book.process or PROCESS_DEFAULT,
     env = core.array(book.env),
+    cas = core.array(book.cas),
     listeners = core.array(book.listeners),
     admin = core.array(book.admin),
     upstreams = core.array(book.upstreams),

@@ -36,14 +36,14 @@ local SPEC <const> = {
   host = { options.text, default = "" },
   listener = { options.text, default = "" },
   limit = { later = "comes with a later version (rate limits)" },
-  client_ca = { later = "comes with a later version: use the listener's" },
+  client_ca = { options.text },
   upgrade = { later = "comes with a later version" },
 }
 
 local GROUP_SPEC <const> = {
   authorize = SPEC.authorize, check = SPEC.check, respond = SPEC.respond,
   log = SPEC.log, limits = SPEC.limits, host = SPEC.host,
-  listener = SPEC.listener, limit = SPEC.limit,
+  listener = SPEC.listener, limit = SPEC.limit, client_ca = SPEC.client_ca,
 }
 
 local VALIDATE_SPEC <const> = {
@@ -328,6 +328,19 @@ local function inherit(at, what, name, own, inherited)
 end
 
 
+-- The group's authorize, and what `read` adds to it: its CA, its own.
+local function read_who(at, what, group, read)
+  local who = { table.unpack(group.authorize) }
+  if read.client_ca then
+    who[#who + 1] = read_authorize(at, what, identity.ca(read.client_ca))
+  end
+  if read.authorize ~= nil then
+    who[#who + 1] = read_authorize(at, what, read.authorize)
+  end
+  return who
+end
+
+
 -- Declares one route.
 local function declare(word, group, methods, path, given)
   local what = "gateway." .. word
@@ -339,10 +352,8 @@ local function declare(word, group, methods, path, given)
   local captures = read_path(at, what, path)
   methods = read_methods(at, what, methods)
   local read = options.read(at, what, given, SPEC)
-  local authorize = { table.unpack(group.authorize) }
-  if read.authorize ~= nil then
-    authorize[#authorize + 1] = read_authorize(at, what, read.authorize)
-  elseif #authorize == 0 then
+  local authorize = read_who(at, what, group, read)
+  if read.authorize == nil and #group.authorize == 0 then
     options.fail(at, what, "option 'authorize' is missing: say who may call"
       .. " this, such as authorize = id.ou \"ops\", or id.anyone")
   end
@@ -425,12 +436,9 @@ local function new_group(outer, prefix, given)
       options.show(prefix)))
   end
   local read = options.read(at, what, given or {}, GROUP_SPEC)
-  local authorize = { table.unpack(outer.authorize) }
-  if read.authorize ~= nil then
-    authorize[#authorize + 1] = read_authorize(at, what, read.authorize)
-  end
   local state = {
-    prefix = outer.prefix .. prefix, authorize = authorize,
+    prefix = outer.prefix .. prefix,
+    authorize = read_who(at, what, outer, read),
     check = join(outer.check, read_hooks(at, what, "check", read.check)),
     respond = join(read_hooks(at, what, "respond", read.respond),
       outer.respond),

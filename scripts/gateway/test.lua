@@ -29,7 +29,7 @@ local IDENTITY_FIELDS <const> = {
   cn = true, o = true, ou = true, c = true, l = true, st = true, dc = true,
   uid = true, uri = true, dns = true, email = true, ip = true, eku = true,
   spiffe = true, serial = true, issuer = true, fingerprint = true, spki = true,
-  not_before = true, not_after = true,
+  not_before = true, not_after = true, ca = true,
 }
 local REQUEST_FIELDS <const> = {
   headers = true, body = true, json = true, raw = true, stub = true,
