@@ -264,8 +264,14 @@ end
 function M.ca(...)
   local wanted = one_text("ca", "certs/tenant-a.crt", ...)
   policy.ask_ca(wanted)
-  return entry("ca", "the chain's CA", wanted, function(identity)
-    return identity.ca
+  local text = "ca " .. options.show(wanted)
+  return condition(text, function(identity)
+    for _, found in ipairs(identity.ca) do
+      if found == wanted then
+        return true
+      end
+    end
+    return false, "the chain goes through no CA of " .. options.show(wanted), 0
   end)
 end
 

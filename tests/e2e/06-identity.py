@@ -19,6 +19,9 @@ CONDITIONS = [
     ('id.email "ops@example.org"', ["second-ops"], ["ops"]),
     ('id.fingerprint "@FINGER@"', ["ops"], ["boss"]),
     ('id.eku "clientAuth"', ["ops"], []),
+    ('id.ca "@PKI@/second-ca.crt"', ["second-ops", "middle-ops"],
+     ["ops", "rsa-ops"]),
+    ('id.ca "@PKI@/middle-ca.crt"', ["middle-ops"], ["second-ops", "ops"]),
     ("id.anyone", ["guest", "ops"], []),
     ("function(i) return i:has('ou', 'ops') end", ["ops"], ["guest"]),
     ("function(i) return i.serial == '@SERIAL@' end", ["ops"], ["boss"]),
@@ -39,6 +42,9 @@ gateway.get("/me", { authorize = id.anyone, handle = function(_, i)
     chain = #i.chain, resumed = i.resumed,
     dates = i.not_after > i.not_before } end })
 local v1 = gateway.group("/v1", { authorize = id.ou "ops" })
+gateway.get("/tenant", { client_ca = "@PKI@/second-ca.crt",
+  authorize = id.ou "ops", handle = function(_, i)
+    return gateway.json(i.ca) end })
 v1:get("/both", { authorize = id.ou "managers",
   handle = function() return gateway.text "in" end })
 """, FINGER=hashlib.sha256(cert_der("ops")).hexdigest(),
@@ -85,6 +91,15 @@ def test_a_group_adds_and_never_replaces(g):
     equal(g.get("/v1/both", who="boss").status, 200)
     equal(g.get("/v1/both", who="ops").status, 403)
     equal(g.get("/v1/both", who="guest").status, 403)
+
+
+def test_a_route_with_its_own_ca(g):
+    equal(g.get("/tenant", who="second-ops").json(), [PKI + "/second-ca.crt"])
+    equal(g.get("/tenant", who="middle-ops").json(),
+          [PKI + "/second-ca.crt", PKI + "/middle-ca.crt"])
+    mark = g.mark()
+    equal(g.get("/tenant", who="ops").status, 403)
+    g.wait_line("goes through no CA of", "second-ca.crt", since=mark)
 
 
 def test_deny_by_default(g):
