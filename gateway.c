@@ -1141,6 +1141,7 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(CONNS_OVER, C, "gateway_connections_total", "{result=\"over_worker_limit\"}", "") \
     X(CONNS_OVER_HANDSHAKES, C, "gateway_connections_total", "{result=\"over_handshake_limit\"}", "") \
     X(CONNS_OVER_IDENTITY, C, "gateway_connections_total", "{result=\"over_identity_limit\"}", "") \
+    X(CONNS_EXPIRED, C, "gateway_connections_total", "{result=\"certificate_expired\"}", "") \
     X(HS_OK, C, "gateway_tls_handshakes_total", "{result=\"ok\"}", "TLS handshakes by result.") \
     X(HS_NO_CERT, C, "gateway_tls_handshakes_total", "{result=\"no_certificate\"}", "") \
     X(HS_BAD_CERT, C, "gateway_tls_handshakes_total", "{result=\"bad_certificate\"}", "") \
@@ -15855,7 +15856,8 @@ enum {
     CONN_BACKLOG = 4096,
     CONN_LINGER_MS = 2000,
     CONN_LINGER_BYTES = 1 << 20,
-    CONN_STALE_MS = 1000,  // an older handshake gives way to one that waits
+    CONN_STALE_MS = 1000,   // an older handshake gives way to one that waits
+    CONN_EXPIRE_MS = 5000,  // for the last answer to an expired certificate
 };
 
 /* Up: work, which counts connections by identity. */
@@ -15901,6 +15903,7 @@ struct conn {
     struct conn_queue *queue;  // shaking or waiting; NULL: in neither
     struct conn *queue_prev, *queue_next;
     uint64_t since;            // ms of uv_now(): accepted, or slot taken
+    uint64_t expired;          // ms of uv_now() since when it may not go on
     struct mem_buf early;      // first bytes of one that waits
     bool admitted;             // took a slot; conn_begin_late() comes
     struct conn *prev, *next;  // all of a worker
@@ -15913,6 +15916,7 @@ struct conn_set {
     struct conn *first, *later;
     size_t n;
     uint64_t next_id;
+    int64_t expires;  // Unix seconds: before this no open connection does
     struct sock_pool pool;
 };
 
@@ -16409,6 +16413,13 @@ conn_begin_late(struct conn *c)
     mem_buf_free(&early);
 }
 
+static void
+conn_expires_by(struct conn_set *set, int64_t until)
+{
+    if (until < set->expires)
+        set->expires = until;
+}
+
 /* The handshake is done, or there is none: the codec may start. */
 static void
 conn_on_open(void *data)
@@ -16419,6 +16430,7 @@ conn_on_open(void *data)
     if (c->tls) {
         met_inc(MET_HS_OK);
         c->from.identity = c->tls->identity;
+        conn_expires_by(conn_set_of(c), c->tls->identity->until);
         c->from.tls_version = tls_version(c->tls);
         c->from.tls_cipher = tls_cipher(c->tls);
         c->from.sni = tls_sni(c->tls);
@@ -16596,6 +16608,43 @@ conn_listen(struct conn_listener *l, int fd, struct err *e)
         return err_set(e, ERR_CONFIG, "%.*s: %s", STR_FMT(l->name),
                        uv_strerror(rc));
     return true;
+}
+
+/* A certificate on its path is out of date, or a list of revoked ones: the
+ * request under way is the last, and has CONN_EXPIRE_MS to end. */
+static void
+conn_expire_one(struct conn_set *set, struct conn *c, int64_t now)
+{
+    uint64_t ms = uv_now(c->listener->env->loop);
+    struct err e;
+
+    if (now <= c->from.identity->until) {
+        conn_expires_by(set, c->from.identity->until);
+        return;
+    }
+    conn_expires_by(set, now);
+    if (!c->expired) {
+        met_inc(MET_CONNS_EXPIRED);
+        c->expired = ms;
+        h1_server_stop(c->h1);
+    } else if (ms - c->expired >= CONN_EXPIRE_MS) {
+        err_set(&e, ERR_TLS,
+                "the client's certificate, or a CA of it, has "
+                "expired since it connected");
+        conn_fail(c, &e);
+    }
+}
+
+/* Once a second. `now` is Unix seconds. */
+static void
+conn_expire(struct conn_set *set, int64_t now)
+{
+    if (now <= set->expires)
+        return;
+    set->expires = INT64_MAX;
+    for (struct conn *c = set->first; c; c = c->next)
+        if (c->state == CONN_SERVING && c->from.identity)
+            conn_expire_one(set, c, now);
 }
 
 /* Drain: what is being answered is answered, with Connection: close. */
@@ -27466,6 +27515,7 @@ work_on_ping(uv_timer_t *timer)
     met_add(MET_LUA_BYTES,
             (int64_t)w->env.vm->bytes - (int64_t)met_mine->v[MET_LUA_BYTES]);
     msg_send(&w->chan, MSG_PING, S(""), &e);
+    conn_expire(&w->conns, time(NULL));
 }
 
 /* While it is started, the loop does not sleep. */
@@ -27626,6 +27676,7 @@ work_main(struct boot *boot)
                           .cfg = &w->cfg,
                           .conns = &w->conns,
                           .identities = pki_cache_new()};
+    w->conns.expires = INT64_MAX;
     w->conns.pool =
         (struct sock_pool){.loop = &w->loop, .scratch = mem_xmalloc(SOCK_READ)};
     if (!work_open(w, &e)) {
@@ -27765,7 +27816,7 @@ struct sup_load {
 
 struct sup {
     uv_loop_t *loop;
-    uv_signal_t signals[4];
+    uv_signal_t signals[5];
     uv_timer_t timer;  // armed for the earliest deadline of all
     uint64_t timer_at;
     enum sup_state state;
@@ -27783,6 +27834,7 @@ struct sup {
     bool *slots;  // which rows are leased
     unsigned number;
     bool reload_again;
+    bool policy_too;  // the next load reads the scripts, and not files alone
     int exit_code;
 };
 
@@ -27962,6 +28014,26 @@ sup_read_scripts(struct mem_arena *a, const char *policy, struct boot *b,
     b->policy = str_dup(a, str_of(policy));
     b->scripts = s.v;
     b->scripts_n = s.n;
+    return true;
+}
+
+/* The scripts that serve now, out of the bundle of their workers: a policy that
+ * is being edited does not keep new certificates out. */
+static bool
+sup_keep_scripts(struct sup *s, struct mem_arena *a, struct boot *b)
+{
+    int fd = s->current->worker_boot;
+    struct boot old;
+    struct stat st;
+    char *p;
+
+    must(fstat(fd, &st) == 0);
+    p = mem_alloc_raw(a, (size_t)st.st_size);
+    must(pread(fd, p, (size_t)st.st_size, 0) == st.st_size &&
+         boot_parse((struct str){p, (size_t)st.st_size}, a, &old, &s->why));
+    b->policy = old.policy;
+    b->scripts = old.scripts;
+    b->scripts_n = old.scripts_n;
     return true;
 }
 
@@ -28947,7 +29019,10 @@ sup_begin(struct sup *s)
     l->boot = (struct boot){
         .role = BOOT_CHECK, .met_fd = -1, .route_met_fd = -1, .broker_fd = -1};
     sup_enter(s, SUP_CHECKING, SUP_STEP_MS);
-    ok = sup_read_scripts(l->arena, s->policy, &l->boot, &s->why);
+    ok = s->policy_too || !s->current
+             ? sup_read_scripts(l->arena, s->policy, &l->boot, &s->why)
+             : sup_keep_scripts(s, l->arena, &l->boot);
+    s->policy_too = false;
     if (ok) {
         fd = boot_write(&l->boot, &s->why);
         ok = fd >= 0 && sup_start_check(s, BOOT_CHECK, fd, &s->why);
@@ -29549,9 +29624,10 @@ sup_on_signal(uv_signal_t *h, int signum)
 
     if (signum == SIGCHLD)
         sup_reap(s);
-    else if (signum == SIGHUP)
+    else if (signum == SIGHUP || signum == SIGUSR1) {
+        s->policy_too |= signum == SIGHUP;
         sup_do(s, SUP_EV_HUP);
-    else
+    } else
         sup_do(s, SUP_EV_TERM);
 }
 
@@ -29575,7 +29651,7 @@ sup_reopen_log(void)
 static bool
 sup_init(struct sup *s, struct err *e)
 {
-    static const int signals[] = {SIGCHLD, SIGHUP, SIGTERM, SIGINT};
+    static const int signals[] = {SIGCHLD, SIGHUP, SIGUSR1, SIGTERM, SIGINT};
 
     signal(SIGPIPE, SIG_IGN);
     sup_reopen_log();
@@ -30864,8 +30940,8 @@ cli_version(const struct cli *cli)
 
 static const struct cli_command cli_commands[] = {
     {"run", "[POLICY]",
-     "Serves. SIGHUP reloads, SIGTERM drains, a second "
-     "SIGTERM stops at once.",
+     "Serves. SIGHUP reloads; SIGUSR1 reloads certificates, keys and CAs, but "
+     "not the policy; SIGTERM drains, a second one stops at once.",
      "  gateway run\n"
      "  gateway run /etc/gateway/gateway.lua\n",
      CLI_POLICY, 1, cli_run, NULL},
