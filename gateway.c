@@ -6280,6 +6280,7 @@ struct cfg_process {
     enum log_level log_level;
     uint64_t lua_memory;  // bytes, per worker
     uint32_t drain_ms;
+    bool clock_floor;  // an unset clock reads as the day of the build
     struct cfg_strs accept_missing, must_have;  // names of cfg_layers
     struct str at;
 };
@@ -7047,6 +7048,8 @@ cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
          (uint64_t)1 << 36, NULL, false},
         {"drain_ms", CFG_U32, CFG_AT(cfg_process, drain_ms), 0, CFG_MS_MAX,
          NULL, false},
+        {"clock_floor", CFG_BOOL, CFG_AT(cfg_process, clock_floor), 0, 0, NULL,
+         false},
         {"accept_missing", CFG_STRS, CFG_AT(cfg_process, accept_missing), 0, 64,
          NULL, false},
         {"must_have", CFG_STRS, CFG_AT(cfg_process, must_have), 0, 64, NULL,
@@ -9424,6 +9427,19 @@ pki_take_time(struct str *in, const char *what, int64_t *out, struct err *e)
     if (year == 2)
         f[0] += f[0] < 50 ? 2000 : 1900;
     return pki_seconds(f, out) || pki_bad(e, what, "no such time");
+}
+
+/* A time before this program was made is no time: a device without a battery
+ * for its clock starts in 1970, where everything is valid that once was. */
+static bool pki_clock_floor;  // set at start: such a time reads as that day
+
+/* Unix seconds; -1: nobody knows. */
+static int64_t
+pki_now(int64_t clock)
+{
+    return clock >= GATEWAY_EPOCH ? clock
+           : pki_clock_floor      ? GATEWAY_EPOCH
+                                  : -1;
 }
 
 /* ---- text ---- */
@@ -13835,6 +13851,7 @@ static bool
 tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
 {
     struct str chain[TLS_DEPTH_MAX];
+    int64_t now = pki_now(time(NULL));
     struct err e;
     size_t n = 0;
 
@@ -13846,8 +13863,11 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
         chain[n++] = tls_cert_str(store, i);
     pki_identity_put(t->identity);
     t->identity = NULL;
+    if (now < 0)
+        return tls_refuse(t, "this machine's clock is not set, so nobody knows "
+                             "whether it has expired: set the clock");
     if (!pki_cache_verify(t->ctx->cache, &t->ctx->rules, tls_cert_str(store, 0),
-                          chain, n, time(NULL), &t->identity, &e))
+                          chain, n, now, &t->identity, &e))
         return tls_refuse(t, e.msg);
     return true;
 }
@@ -27232,6 +27252,8 @@ admin_on_head(struct req *r)
         admin_answer(r, 200, text, S("ok\n"));
     else if (get && str_eq(r->target, S("/readyz")) && a->env->draining)
         admin_answer(r, 503, text, S("draining\n"));
+    else if (get && str_eq(r->target, S("/readyz")) && pki_now(time(NULL)) < 0)
+        admin_answer(r, 503, text, S("the clock is not set\n"));
     else if (get && str_eq(r->target, S("/readyz")))
         admin_answer(r, 200, text, S("ready\n"));
     else
@@ -27515,7 +27537,7 @@ work_on_ping(uv_timer_t *timer)
     met_add(MET_LUA_BYTES,
             (int64_t)w->env.vm->bytes - (int64_t)met_mine->v[MET_LUA_BYTES]);
     msg_send(&w->chan, MSG_PING, S(""), &e);
-    conn_expire(&w->conns, time(NULL));
+    conn_expire(&w->conns, pki_now(time(NULL)));
 }
 
 /* While it is started, the loop does not sleep. */
@@ -27612,6 +27634,13 @@ work_open(struct work *w, struct err *e)
         !work_map_metrics(w, &route_met, e) || !work_load_policy(w, e))
         return false;
     log_out.level = w->cfg.process.log_level;
+    pki_clock_floor = w->cfg.process.clock_floor;
+    if (time(NULL) < GATEWAY_EPOCH)
+        log_at(LOG_WARN, "work",
+               "this machine's clock is not set (it reads a "
+               "time before this program was built): %s",
+               pki_clock_floor ? "taking the day of the build for today"
+                               : "no client is let in until it is");
     w->env.upstreams = up_new(&w->env, w->boot_arena);
     if (!bind_set_new(&w->env, w->boot_arena, e))
         return false;

@@ -95,7 +95,7 @@ local PROCESS_SPEC <const> = {
   drain = { options.seconds, default = 30000 },
   accept_missing = { options.texts, default = core.array {} },
   must_have = { options.texts, default = core.array {} },
-  clock = { later = LATER },
+  clock = { options.one_of("wait", "floor"), default = "wait" },
 }
 
 local ADMIN_SPEC <const> = { address = { options.text, required = true } }
@@ -107,6 +107,7 @@ function M.process(given)
   local at = policy.declare(what)
   local read = options.read(at, what, given, PROCESS_SPEC)
   read.drain_ms, read.drain = read.drain, nil
+  read.clock_floor, read.clock = read.clock == "floor", nil
   read.at = at
   policy.set_process(at, read)
 end
