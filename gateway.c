@@ -10918,8 +10918,9 @@ pki_san_parse(struct mem_arena *a, struct str ext, struct pki_sans *s,
     return true;
 }
 
-/* A SPIFFE certificate has exactly one URI (X509-SVID 5.2): with two, the
- * policy and the next reader might not look at the same one. */
+/* A SPIFFE certificate has exactly one URI: with two, the policy and the next
+ * reader might not look at the same one. And it signs neither certificates nor
+ * lists (X509-SVID 5.2). */
 static bool
 pki_identity_san(struct pki_identity *id, const struct pki_cert *c,
                  struct err *e)
@@ -10938,8 +10939,12 @@ pki_identity_san(struct pki_identity *id, const struct pki_cert *c,
     for (size_t i = 0; i < id->uri.n; i++)
         if (pki_spiffe_scheme(id->uri.v[i]))
             id->spiffe = id->uri.v[i];
-    return id->spiffe.n == 0 || id->uri.n == 1 ||
-           pki_bad(e, "subjectAltName", "a second URI beside a SPIFFE ID");
+    if (id->spiffe.n && id->uri.n != 1)
+        return pki_bad(e, "subjectAltName", "a second URI beside a SPIFFE ID");
+    if (id->spiffe.n && (c->uses & (PKI_USE_CERT_SIGN | PKI_USE_CRL_SIGN)))
+        return pki_bad(e, "keyUsage",
+                       "keyCertSign or cRLSign beside a SPIFFE ID");
+    return true;
 }
 
 static const struct pki_key_name pki_purposes[] = {

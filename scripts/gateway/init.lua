@@ -124,6 +124,11 @@ function M.listen(given)
     read.limits[LIMITS_SPEC[name].json or name] = value
   end
   read.eku_any, read.eku = read.eku, nil
+  if read.eku_any then
+    policy.warn(at, what .. [[: eku = "any" lets in certificates that were]]
+      .. " issued for something else, such as a web server's: let authorize name"
+      .. " who may call, never id.anyone")
+  end
   read.name = read.name or read.address
   policy.unique(at, what, "listeners", read.name)
   read.at = at
