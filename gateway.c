@@ -9859,6 +9859,11 @@ static const struct str pki_ext_oids[PKI_EXTS] = {
     [PKI_EXT_EKU] = {"\x55\x1d\x25", 3},
 };
 
+/* Critical ones that ask nothing of who names no policy: certificatePolicies and
+ * inhibitAnyPolicy. policyConstraints does (it may demand one), so we refuse. */
+static const struct str pki_ext_passive[] = {S("\x55\x1d\x20"),
+                                             S("\x55\x1d\x36")};
+
 /* keyUsage, bit n of RFC 5280 as bit n here. */
 enum {
     PKI_USE_SIGN = 1 << 0,
@@ -10029,6 +10034,10 @@ pki_ext_keep(struct pki_cert *c, const struct str *seen, size_t n,
             c->critical |= critical ? 1u << i : 0;
             return true;
         }
+    for (size_t i = 0; i < sizeof pki_ext_passive / sizeof *pki_ext_passive;
+         i++)
+        if (str_eq(pki_ext_passive[i], oid))
+            return true;
     if (critical && !c->unknown.p)
         c->unknown = oid;
     return true;
