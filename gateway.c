@@ -137,6 +137,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -1145,6 +1146,10 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(HS_OK, C, "gateway_tls_handshakes_total", "{result=\"ok\"}", "TLS handshakes by result.") \
     X(HS_NO_CERT, C, "gateway_tls_handshakes_total", "{result=\"no_certificate\"}", "") \
     X(HS_BAD_CERT, C, "gateway_tls_handshakes_total", "{result=\"bad_certificate\"}", "") \
+    X(HS_REVOKED, C, "gateway_tls_handshakes_total", "{result=\"revoked\"}", "") \
+    X(HS_CRL_MISSING, C, "gateway_tls_handshakes_total", "{result=\"crl_missing\"}", "") \
+    X(HS_CRL_EXPIRED, C, "gateway_tls_handshakes_total", "{result=\"crl_expired\"}", "") \
+    X(HS_CRL_UNUSABLE, C, "gateway_tls_handshakes_total", "{result=\"crl_unusable\"}", "") \
     X(HS_FAILED, C, "gateway_tls_handshakes_total", "{result=\"failed\"}", "") \
     X(HS_TIMEOUT, C, "gateway_tls_handshakes_total", "{result=\"timeout\"}", "") \
     X(LIMIT_URI, C, "gateway_limits_total", "{limit=\"uri\"}", "Requests and connections ended by a limit.") \
@@ -6289,6 +6294,8 @@ struct cfg_listener {
     struct str name;
     struct cfg_addr address;
     struct str certificate, key, client_ca;  // file names
+    struct cfg_strs crl;                     // files and folders
+    bool crl_missing_ok, crl_expired_ok;
     bool explain;
     bool eku_any;    // a client need not be issued for clientAuth
     uint32_t depth;  // certificates above a client's, at most
@@ -7181,6 +7188,11 @@ cfg_read_listener(struct cfg_read *r, yyjson_val *v, void *item)
          true},
         {"client_ca", CFG_STR, CFG_AT(cfg_listener, client_ca), 1, CFG_PATH_MAX,
          NULL, true},
+        {"crl", CFG_STRS, CFG_AT(cfg_listener, crl), 0, 64, NULL, false},
+        {"crl_missing_ok", CFG_BOOL, CFG_AT(cfg_listener, crl_missing_ok), 0, 0,
+         NULL, false},
+        {"crl_expired_ok", CFG_BOOL, CFG_AT(cfg_listener, crl_expired_ok), 0, 0,
+         NULL, false},
         {"explain", CFG_BOOL, CFG_AT(cfg_listener, explain), 0, 0, NULL, false},
         {"eku_any", CFG_BOOL, CFG_AT(cfg_listener, eku_any), 0, 0, NULL, false},
         {"depth", CFG_U32, CFG_AT(cfg_listener, depth), 1, CFG_DEPTH_MAX, NULL,
@@ -8458,9 +8470,12 @@ cfg_print_doors(const struct cfg *c, FILE *f)
     for (size_t i = 0; i < c->listeners_n; i++) {
         const struct cfg_listener *l = &c->listeners[i];
 
-        fprintf(f, "  %.*s  certificate %.*s  client CA %.*s%s    (%.*s)\n",
+        fprintf(f, "  %.*s  certificate %.*s  client CA %.*s",
                 STR_FMT(l->address.text), STR_FMT(l->certificate),
-                STR_FMT(l->client_ca), l->explain ? "  explain" : "",
+                STR_FMT(l->client_ca));
+        for (size_t j = 0; j < l->crl.n; j++)
+            fprintf(f, "  CRL %.*s", STR_FMT(l->crl.v[j]));
+        fprintf(f, "%s    (%.*s)\n", l->explain ? "  explain" : "",
                 STR_FMT(l->at));
     }
     for (size_t i = 0; i < c->admin_n; i++)
@@ -8522,10 +8537,14 @@ struct boot_env {
     bool set;
 };
 
-/* The bytes of one listener's files (PEM), and its listening socket. */
+/* The bytes of one listener's files (PEM; lists may be DER), and its listening
+ * socket. */
 struct boot_listener {
     int fd;
     struct str certificate, key, client_ca;
+    struct boot_file *crls;
+    size_t crls_n;
+    bool crl_missing_ok, crl_expired_ok;
 };
 
 struct boot {
@@ -8540,6 +8559,7 @@ struct boot {
     size_t listeners_n;
     struct str *cas;  // PEM, in the order of cfg.cas
     size_t cas_n;
+    struct str crl_numbers;  // of the lists in force: pki_crls_verify()
     int *admin_fds;
     size_t admin_n;
     unsigned index, workers;  // this worker, and how many there are
@@ -8561,6 +8581,8 @@ enum {
     BOOT_SCRIPT_BYTES = 8 << 20,  // of all scripts together
     BOOT_ENV = 1024,
     BOOT_LISTENERS = 64,
+    BOOT_CRLS = 256,            // files of one listener
+    BOOT_CRL_BYTES = 48 << 20,  // of all listeners together
     BOOT_ADMINS = 16,
     BOOT_BYTES = 64 << 20,
     BOOT_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE,
@@ -8582,6 +8604,18 @@ boot_put_str(struct mem_buf *b, struct str s)
 {
     boot_put_u32(b, s.n);
     mem_buf_add(b, s.p, s.n);
+}
+
+static void
+boot_put_crls(struct mem_buf *out, const struct boot_listener *l)
+{
+    boot_put_u32(out, l->crl_missing_ok);
+    boot_put_u32(out, l->crl_expired_ok);
+    boot_put_u32(out, l->crls_n);
+    for (size_t i = 0; i < l->crls_n; i++) {
+        boot_put_str(out, l->crls[i].name);
+        boot_put_str(out, l->crls[i].bytes);
+    }
 }
 
 /* `index`, `met_slot` and the descriptors are not in it: one bundle serves all
@@ -8619,7 +8653,9 @@ boot_format(const struct boot *b, struct mem_buf *out)
         boot_put_str(out, b->listeners[i].certificate);
         boot_put_str(out, b->listeners[i].key);
         boot_put_str(out, b->listeners[i].client_ca);
+        boot_put_crls(out, &b->listeners[i]);
     }
+    boot_put_str(out, b->crl_numbers);
     boot_put_u32(out, b->cas_n);
     for (size_t i = 0; i < b->cas_n; i++)
         boot_put_str(out, b->cas[i]);
@@ -8734,6 +8770,19 @@ boot_get_env(struct boot_in *in, struct mem_arena *a, struct boot *b)
 }
 
 static void
+boot_get_crls(struct boot_in *in, struct mem_arena *a, struct boot_listener *l)
+{
+    l->crl_missing_ok = boot_get_u32(in, 1);
+    l->crl_expired_ok = boot_get_u32(in, 1);
+    l->crls_n = boot_get_u32(in, BOOT_CRLS);
+    l->crls = mem_alloc(a, l->crls_n * sizeof *l->crls);
+    for (size_t i = 0; i < l->crls_n; i++) {
+        l->crls[i].name = boot_get_str(in);
+        l->crls[i].bytes = boot_get_str(in);
+    }
+}
+
+static void
 boot_get_listeners(struct boot_in *in, struct mem_arena *a, struct boot *b)
 {
     b->listeners_n = boot_get_u32(in, BOOT_LISTENERS);
@@ -8742,7 +8791,9 @@ boot_get_listeners(struct boot_in *in, struct mem_arena *a, struct boot *b)
         b->listeners[i].certificate = boot_get_str(in);
         b->listeners[i].key = boot_get_str(in);
         b->listeners[i].client_ca = boot_get_str(in);
+        boot_get_crls(in, a, &b->listeners[i]);
     }
+    b->crl_numbers = boot_get_str(in);
 }
 
 static void
@@ -9844,6 +9895,7 @@ enum pki_ext {
     PKI_EXT_SAN,
     PKI_EXT_BASIC,
     PKI_EXT_CONSTRAINTS,
+    PKI_EXT_CRL_POINTS,
     PKI_EXT_AKID,
     PKI_EXT_EKU,
     PKI_EXTS
@@ -9855,6 +9907,7 @@ static const struct str pki_ext_oids[PKI_EXTS] = {
     [PKI_EXT_SAN] = {"\x55\x1d\x11", 3},
     [PKI_EXT_BASIC] = {"\x55\x1d\x13", 3},
     [PKI_EXT_CONSTRAINTS] = {"\x55\x1d\x1e", 3},
+    [PKI_EXT_CRL_POINTS] = {"\x55\x1d\x1f", 3},
     [PKI_EXT_AKID] = {"\x55\x1d\x23", 3},
     [PKI_EXT_EKU] = {"\x55\x1d\x25", 3},
 };
@@ -11388,16 +11441,14 @@ pki_pem_none(struct str pem, const char *label, struct err *e)
  * passed over. One bad block spoils the file. The messages leave the file's
  * name to the caller (err_prefix). */
 static bool
-pki_pem_read(struct mem_arena *a, struct str pem, const char *label,
-             struct str **ders, size_t *n, struct err *e)
+pki_pem_blocks(struct mem_arena *a, struct str pem, const char *label,
+               struct str **ders, size_t *n, struct err *e)
 {
     const char *begin = mem_printf(a, "-----BEGIN %s-----", label);
     const char *end = mem_printf(a, "-----END %s-----", label);
     struct str v[PKI_PEM_MAX], body, all = pem;
     size_t at, len;
 
-    if (pem.n > PKI_PEM_BYTES)
-        return err_set(e, ERR_CONFIG, "is over 4 MiB");
     for (*n = 0; (at = pki_pem_find(pem, begin)) != SIZE_MAX; ++*n) {
         if (*n == PKI_PEM_MAX)
             return err_set(e, ERR_CONFIG, "more than %d %s blocks", PKI_PEM_MAX,
@@ -11422,6 +11473,16 @@ pki_pem_read(struct mem_arena *a, struct str pem, const char *label,
         return pki_pem_none(all, label, e);
     *ders = pki_strs_dup(a, v, *n).v;
     return true;
+}
+
+/* The same of a file of certificates or keys. */
+static bool
+pki_pem_read(struct mem_arena *a, struct str pem, const char *label,
+             struct str **ders, size_t *n, struct err *e)
+{
+    if (pem.n > PKI_PEM_BYTES)
+        return err_set(e, ERR_CONFIG, "is over 4 MiB");
+    return pki_pem_blocks(a, pem, label, ders, n, e);
 }
 
 /* ---- name constraints (RFC 5280 section 4.2.1.10) ---- */
@@ -11952,6 +12013,1036 @@ pki_anchors_hold(const struct pki_anchors *t, struct str der)
     return false;
 }
 
+/* ---- revocation lists ---- */
+
+/* A CRL is read once, as strictly as a certificate, and stays slices of its
+ * DER: what is kept for an entry is where it begins, in the order of the serial
+ * numbers. Complete lists of version 2 only. What covers a part of the
+ * certificates (a distribution point; users; CAs) is asked about those alone;
+ * what cannot be answered for is refused at load: delta and indirect lists,
+ * lists of some reasons or of attribute certificates. */
+enum {
+    PKI_CRL_BYTES = 16 << 20,   // one file
+    PKI_CRLS_BYTES = 48 << 20,  // the files of one listener
+    PKI_CRLS_MAX = 256,         // and the lists in them
+    PKI_CRL_ISSUERS = 32,       // issuers that a set remembers
+    PKI_CRL_NUMBERS = 4096,     // lines that go from one load to the next
+    /* PEM becomes 3/4 of itself, and an entry of 20 bytes or more a pointer */
+    PKI_CRLS_ARENA = 96 << 20,
+};
+
+#define PKI_CE(x) S("\x55\x1d" x)  // 2.5.29.x, extensions
+#define PKI_OID_CRL_NUMBER PKI_CE("\x14")
+#define PKI_OID_CRL_REASON PKI_CE("\x15")
+#define PKI_OID_CRL_DELTA PKI_CE("\x1b")
+#define PKI_OID_CRL_SCOPE PKI_CE("\x1c")
+#define PKI_OID_CRL_ISSUER PKI_CE("\x1d")
+
+struct pki_crl {
+    struct str der, tbs, algorithm, signature;  // tbs and algorithm are whole
+    struct str issuer, name;                    // whole, and canonical
+    int64_t this_update, next_update;           // Unix seconds
+    struct str number;     // crlNumber, without a leading 00
+    struct str key_id;     // of the issuer's key; p == NULL: it does not say
+    struct str scope;      // issuingDistributionPoint; p == NULL: everything
+    struct str points;     // names in it; p == NULL: none
+    bool users, cas;       // only those
+    const char **revoked;  // entries in the order of their serial numbers
+    size_t revoked_n;
+    struct str file;  // where it came from
+};
+
+struct pki_crl_entry {
+    struct str serial;
+    int64_t date;
+    unsigned reason;
+};
+
+static const char *const pki_crl_reasons[] = {
+    "unspecified",     "keyCompromise",
+    "cACompromise",    "affiliationChanged",
+    "superseded",      "cessationOfOperation",
+    "certificateHold", NULL,
+    "removeFromCRL",   "privilegeWithdrawn",
+    "aACompromise",
+};
+
+static void pki_date_text(int64_t seconds, char out[32]);
+
+/* What the reader says of certificates, said of a list. */
+__attribute__((format(printf, 2, 3))) static bool
+pki_crl_blame(struct err *e, const char *fmt, ...)
+{
+    static const char was[] = "certificate: ";
+    size_t n = strncmp(e->msg, was, sizeof was - 1) ? 0 : sizeof was - 1;
+    char before[160];
+    va_list ap;
+
+    memmove(e->msg, e->msg + n, strlen(e->msg + n) + 1);
+    va_start(ap, fmt);
+    vsnprintf(before, sizeof before, fmt, ap);
+    va_end(ap);
+    return err_prefix(e, "%s", before);
+}
+
+/* Numbers without a sign: crlNumber, serials. */
+static int
+pki_number_cmp(struct str a, struct str b)
+{
+    if (a.n != b.n)
+        return a.n < b.n ? -1 : 1;
+    return memcmp(a.p, b.p, a.n);
+}
+
+static struct str
+pki_number_trim(struct str v)
+{
+    return v.n > 1 && pki_byte(v, 0) == 0 ? str_from(v, 1) : v;
+}
+
+typedef bool pki_crl_on_ext(void *, struct str oid, bool critical,
+                            struct str value, struct err *);
+
+/* The extensions of a list or of an entry, none of them twice. */
+static bool
+pki_crl_extensions(struct str in, pki_crl_on_ext *each, void *data,
+                   struct err *e)
+{
+    const char *what = "extensions";
+    struct str seen[PKI_ITEMS_MAX];
+    struct pki_tlv seq, one, value;
+    bool critical;
+
+    if (!pki_take(&in, what, PKI_SEQUENCE, &seq, e) || !pki_end(in, what, e))
+        return false;
+    if (seq.body.n == 0)
+        return pki_bad(e, what, "is empty");
+    for (size_t n = 0; seq.body.n; n++) {
+        if (n == PKI_ITEMS_MAX)
+            return pki_bad(e, what, "more than 64");
+        if (!pki_take(&seq.body, what, PKI_SEQUENCE, &one, e) ||
+            !pki_take_oid(&one.body, what, &seen[n], e) ||
+            !pki_take_bool(&one.body, what, &critical, e) ||
+            !pki_take(&one.body, what, PKI_OCTETS, &value, e) ||
+            !pki_end(one.body, what, e))
+            return false;
+        for (size_t i = 0; i < n; i++)
+            if (str_eq(seen[i], seen[n]))
+                return pki_bad(e, what, "one extension is there twice");
+        if (!each(data, seen[n], critical, value.body, e))
+            return false;
+    }
+    return true;
+}
+
+static bool
+pki_crl_unknown(struct str oid, struct err *e)
+{
+    struct mem_arena *a = mem_arena_new(PKI_ARENA_MAX);
+    struct str text = pki_oid_text(a, oid);
+
+    err_set(e, ERR_TLS, "critical extension %.*s, which gateway does not know",
+            STR_FMT(text));
+    mem_arena_free(a);
+    return false;
+}
+
+static bool
+pki_crl_reason(struct str in, unsigned *reason, struct err *e)
+{
+    const char *what = "reasonCode";
+    struct pki_tlv t;
+
+    if (!pki_take(&in, what, 0x0a, &t, e) || !pki_end(in, what, e))
+        return false;
+    if (t.body.n != 1 || pki_byte(t.body, 0) > 10 || pki_byte(t.body, 0) == 7)
+        return pki_bad(e, what, "is none of RFC 5280");
+    *reason = pki_byte(t.body, 0);
+    return *reason != 8 || pki_bad(e, what,
+                                   "removeFromCRL, which is for delta lists: "
+                                   "give gateway the CA's complete list");
+}
+
+static bool
+pki_crl_entry_ext(void *data, struct str oid, bool critical, struct str value,
+                  struct err *e)
+{
+    struct pki_crl_entry *x = data;
+
+    if (str_eq(oid, PKI_OID_CRL_REASON))
+        return pki_crl_reason(value, &x->reason, e);
+    if (str_eq(oid, PKI_OID_CRL_ISSUER))
+        return pki_bad(e, "certificateIssuer",
+                       "this is an indirect list: give gateway one list of "
+                       "each CA, signed by that CA");
+    return !critical || pki_crl_unknown(oid, e);
+}
+
+/* Takes one entry from the front of `in`. */
+static bool
+pki_crl_entry_take(struct str *in, struct pki_crl_entry *x, struct err *e)
+{
+    const char *what = "serial number";
+    struct pki_tlv t;
+
+    *x = (struct pki_crl_entry){0};
+    if (!pki_take(in, "entry", PKI_SEQUENCE, &t, e) ||
+        !pki_take_int(&t.body, what, &x->serial, e) ||
+        !pki_take_time(&t.body, "revocation date", &x->date, e))
+        return false;
+    return t.body.n == 0 || pki_crl_extensions(t.body, pki_crl_entry_ext, x, e);
+}
+
+/* The serial number of an entry that pki_crl_entry_take() passed; it is
+ * shorter than 128 bytes. */
+static struct str
+pki_crl_serial(const char *entry)
+{
+    unsigned len = (unsigned char)entry[1];
+    const char *p = entry + 2 + (len & 0x80 ? len & 0x7f : 0);
+
+    return pki_number_trim((struct str){p + 2, (unsigned char)p[1]});
+}
+
+static int
+pki_crl_entry_cmp(const void *a, const void *b)
+{
+    const char *x, *y;
+
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return pki_number_cmp(pki_crl_serial(x), pki_crl_serial(y));
+}
+
+/* A serial number that no certificate has which pki_cert_parse() takes. */
+static bool
+pki_crl_serial_odd(struct str v)
+{
+    return v.n > 20 || (pki_byte(v, 0) & 0x80) != 0;
+}
+
+static bool
+pki_crl_entries(struct mem_arena *a, struct str all, struct pki_crl *c,
+                struct err *e)
+{
+    struct pki_crl_entry x;
+    size_t n = 0;
+
+    for (struct str in = all; in.n; n++)
+        if (!pki_crl_entry_take(&in, &x, e))
+            return pki_crl_blame(e, "entry %zu: ", n + 1);
+    c->revoked = mem_alloc_raw(a, n * sizeof *c->revoked);
+    for (struct str in = all; in.n;) {
+        const char *entry = in.p;
+
+        must(pki_crl_entry_take(&in, &x, e));
+        if (!pki_crl_serial_odd(x.serial))
+            c->revoked[c->revoked_n++] = entry;
+    }
+    if (c->revoked_n)
+        qsort(c->revoked, c->revoked_n, sizeof *c->revoked, pki_crl_entry_cmp);
+    return true;
+}
+
+static bool
+pki_crl_number(struct pki_crl *c, struct str in, struct err *e)
+{
+    const char *what = "crlNumber";
+    struct str v;
+
+    if (!pki_take_int(&in, what, &v, e) || !pki_end(in, what, e))
+        return false;
+    if (pki_byte(v, 0) & 0x80)
+        return pki_bad(e, what, "is negative");
+    if (v.n > 20)
+        return pki_bad(e, what, "is longer than 20 bytes");
+    c->number = pki_number_trim(v);
+    return true;
+}
+
+/* authorityKeyIdentifier: the key's identifier; issuer and serial number say
+ * nothing that the signature does not. */
+static bool
+pki_crl_key_id(struct pki_crl *c, struct str in, struct err *e)
+{
+    const char *what = "authorityKeyIdentifier";
+    struct pki_tlv seq, t;
+
+    if (!pki_take(&in, what, PKI_SEQUENCE, &seq, e) || !pki_end(in, what, e))
+        return false;
+    if (pki_at(seq.body, PKI_CONTEXT)) {
+        if (!pki_next(&seq.body, what, &t, e))
+            return false;
+        if (t.body.n == 0)
+            return pki_bad(e, what, "key identifier is empty");
+        c->key_id = t.body;
+    }
+    if (pki_at(seq.body, PKI_CONSTRUCTED + 1) &&
+        !pki_next(&seq.body, what, &t, e))
+        return false;
+    if (pki_at(seq.body, PKI_CONTEXT + 2) && !pki_next(&seq.body, what, &t, e))
+        return false;
+    return pki_end(seq.body, what, e);
+}
+
+/* DistributionPointName. `names` becomes the GeneralNames in it; a name
+ * relative to the issuer's leaves it as it was. */
+static bool
+pki_crl_point(struct str *in, const char *what, struct str *names,
+              struct err *e)
+{
+    struct pki_tlv outer, t, one;
+
+    if (!pki_take(in, what, PKI_CONSTRUCTED, &outer, e) ||
+        !pki_next(&outer.body, what, &t, e) || !pki_end(outer.body, what, e))
+        return false;
+    if (t.tag == PKI_CONSTRUCTED + 1)
+        return true;
+    if (t.tag != PKI_CONSTRUCTED || t.body.n == 0)
+        return pki_bad(e, what, "distribution point without a name");
+    for (struct str left = t.body; left.n;)
+        if (!pki_next(&left, what, &one, e))
+            return false;
+    *names = t.body;
+    return true;
+}
+
+/* [tag] BOOLEAN DEFAULT FALSE */
+static bool
+pki_crl_flag(struct str *in, const char *what, unsigned tag, bool *out,
+             struct err *e)
+{
+    struct pki_tlv t;
+
+    if (!pki_at(*in, tag))
+        return true;
+    if (!pki_next(in, what, &t, e))
+        return false;
+    if (t.body.n != 1 ||
+        (pki_byte(t.body, 0) != 0 && pki_byte(t.body, 0) != 0xff))
+        return pki_bad(e, what, "boolean is neither 00 nor ff");
+    *out = pki_byte(t.body, 0) != 0;
+    return true;
+}
+
+/* issuingDistributionPoint (RFC 5280 section 5.2.5): what the list covers. */
+static bool
+pki_crl_scope(struct pki_crl *c, struct str in, struct err *e)
+{
+    const char *what = "issuingDistributionPoint";
+    bool indirect = false, attributes = false, named;
+    struct pki_tlv seq;
+
+    c->scope = in;
+    if (!pki_take(&in, what, PKI_SEQUENCE, &seq, e) || !pki_end(in, what, e))
+        return false;
+    if (seq.body.n == 0)
+        return pki_bad(e, what, "is empty");
+    named = pki_at(seq.body, PKI_CONSTRUCTED);
+    if ((named && !pki_crl_point(&seq.body, what, &c->points, e)) ||
+        !pki_crl_flag(&seq.body, what, PKI_CONTEXT + 1, &c->users, e) ||
+        !pki_crl_flag(&seq.body, what, PKI_CONTEXT + 2, &c->cas, e))
+        return false;
+    if (named && !c->points.p)
+        return pki_bad(e, what,
+                       "its name is relative to the issuer's, which gateway "
+                       "does not read: let the CA write a full name");
+    if (pki_at(seq.body, PKI_CONTEXT + 3))
+        return pki_bad(e, what,
+                       "the list covers some reasons only: give gateway the "
+                       "one that covers them all");
+    if (!pki_crl_flag(&seq.body, what, PKI_CONTEXT + 4, &indirect, e) ||
+        !pki_crl_flag(&seq.body, what, PKI_CONTEXT + 5, &attributes, e) ||
+        !pki_end(seq.body, what, e))
+        return false;
+    if (indirect)
+        return pki_bad(e, what,
+                       "this is an indirect list: give gateway one list of "
+                       "each CA, signed by that CA");
+    if (attributes)
+        return pki_bad(e, what,
+                       "the list covers attribute certificates, which gateway "
+                       "does not take: leave it out");
+    return !(c->users && c->cas) ||
+           pki_bad(e, what, "only users and only CAs: that is nobody");
+}
+
+static bool
+pki_crl_ext(void *data, struct str oid, bool critical, struct str value,
+            struct err *e)
+{
+    struct pki_crl *c = data;
+
+    if (str_eq(oid, PKI_OID_CRL_NUMBER))
+        return pki_crl_number(c, value, e);
+    if (str_eq(oid, pki_ext_oids[PKI_EXT_AKID]))
+        return pki_crl_key_id(c, value, e);
+    if (str_eq(oid, PKI_OID_CRL_SCOPE))
+        return pki_crl_scope(c, value, e);
+    if (str_eq(oid, PKI_OID_CRL_DELTA))
+        return pki_bad(e, "deltaCRLIndicator",
+                       "this is a delta list: give gateway the CA's complete "
+                       "list");
+    return !critical || pki_crl_unknown(oid, e);
+}
+
+static bool
+pki_crl_version(struct str *tbs, struct err *e)
+{
+    int v;
+
+    if (!pki_at(*tbs, PKI_INTEGER))
+        return pki_bad(e, "version",
+                       "is 1, and such a list has no number: let the CA issue "
+                       "version 2 with crlNumber (openssl: crl_extensions)");
+    return pki_take_small(tbs, "version", &v, e) &&
+           (v == 1 || pki_bad(e, "version", "is not 2"));
+}
+
+static bool
+pki_crl_issuer_name(struct mem_arena *a, struct str *tbs, struct pki_crl *c,
+                    struct err *e)
+{
+    struct pki_tlv t;
+
+    if (!pki_take(tbs, "issuer", PKI_SEQUENCE, &t, e))
+        return false;
+    if (t.whole.n > PKI_CERT_MAX)
+        return pki_bad(e, "issuer", "is over 16 KiB");
+    c->issuer = t.whole;
+    return pki_name_canon(a, t.whole, "issuer", &c->name, e) &&
+           (c->name.n != 0 || pki_bad(e, "issuer", "is empty"));
+}
+
+static bool
+pki_crl_dates(struct str *tbs, struct pki_crl *c, struct err *e)
+{
+    if (!pki_take_time(tbs, "thisUpdate", &c->this_update, e))
+        return false;
+    if (!pki_at(*tbs, PKI_UTC_TIME) && !pki_at(*tbs, PKI_TIME))
+        return pki_bad(e, "nextUpdate",
+                       "is missing, so nobody can say when the list is out of "
+                       "date: let the CA write it");
+    return pki_take_time(tbs, "nextUpdate", &c->next_update, e) &&
+           (c->this_update <= c->next_update ||
+            pki_bad(e, "nextUpdate", "is before thisUpdate"));
+}
+
+/* TBSCertList, field by field (RFC 5280 section 5.1). */
+static bool
+pki_crl_tbs(struct mem_arena *a, struct str in, struct pki_crl *c,
+            struct err *e)
+{
+    const char *what = "signature algorithm";
+    struct str revoked = {0};
+    struct pki_tlv t;
+
+    if (!pki_crl_version(&in, e) || !pki_take(&in, what, PKI_SEQUENCE, &t, e))
+        return false;
+    if (!str_eq(t.whole, c->algorithm))
+        return pki_bad(e, what, "differs inside and outside");
+    if (!pki_crl_issuer_name(a, &in, c, e) || !pki_crl_dates(&in, c, e))
+        return false;
+    if (pki_at(in, PKI_SEQUENCE)) {
+        if (!pki_next(&in, "revoked certificates", &t, e))
+            return false;
+        revoked = t.body;
+    }
+    if (pki_at(in, PKI_CONSTRUCTED) &&
+        (!pki_next(&in, "extensions", &t, e) ||
+         !pki_crl_extensions(t.body, pki_crl_ext, c, e)))
+        return false;
+    if (!c->number.p)
+        return pki_bad(e, "crlNumber",
+                       "is missing: let the CA number its lists (openssl: "
+                       "crlnumber), so that an old one cannot come back");
+    return pki_end(in, "list", e) && pki_crl_entries(a, revoked, c, e);
+}
+
+static bool
+pki_crl_outer(struct mem_arena *a, struct pki_crl *c, struct err *e)
+{
+    const char *what = "signature algorithm";
+    struct pki_tlv outer, tbs, alg;
+    struct str in = c->der;
+
+    if (!pki_take(&in, "list", PKI_SEQUENCE, &outer, e) ||
+        !pki_end(in, "list", e) ||
+        !pki_take(&outer.body, "list", PKI_SEQUENCE, &tbs, e) ||
+        !pki_take(&outer.body, what, PKI_SEQUENCE, &alg, e) ||
+        !pki_algorithm_check(alg.body, what, e) ||
+        !pki_take_bytes(&outer.body, "signature", &c->signature, e) ||
+        !pki_end(outer.body, "list", e))
+        return false;
+    c->tbs = tbs.whole;
+    c->algorithm = alg.whole;
+    return pki_crl_tbs(a, tbs.body, c, e);
+}
+
+/* `der` must outlive `c`; the order of the entries lies in the arena. */
+static bool
+pki_crl_parse(struct mem_arena *a, struct str der, struct pki_crl *c,
+              struct err *e)
+{
+    *c = (struct pki_crl){.der = der};
+    if (der.n > PKI_CRL_BYTES)
+        return err_set(e, ERR_TLS, "CRL: size: is over 16 MiB");
+    return pki_crl_outer(a, c, e) || pki_crl_blame(e, "CRL: ");
+}
+
+/* The entry about this serial number (without a leading 00), or NULL. */
+static const char *
+pki_crl_find(const struct pki_crl *c, struct str serial)
+{
+    size_t lo = 0, hi = c->revoked_n;
+
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        int d = pki_number_cmp(serial, pki_crl_serial(c->revoked[mid]));
+
+        if (d == 0)
+            return c->revoked[mid];
+        if (d < 0)
+            hi = mid;
+        else
+            lo = mid + 1;
+    }
+    return NULL;
+}
+
+/* Whether one of the names of the list's distribution point is one that the
+ * certificate gives for its own, byte for byte. */
+static bool
+pki_crl_points_meet(struct str points, struct str names)
+{
+    struct pki_tlv a, b;
+    struct err e;
+
+    while (names.n && pki_next(&names, "", &a, &e))
+        for (struct str p = points; p.n && pki_next(&p, "", &b, &e);)
+            if (str_eq(a.whole, b.whole))
+                return true;
+    return false;
+}
+
+/* The same for all distribution points of a certificate that stand for every
+ * reason and for the CA's own lists. */
+static bool
+pki_crl_points_of(struct str points, const struct pki_cert *cert)
+{
+    const char *what = "cRLDistributionPoints";
+    struct str in = cert->ext[PKI_EXT_CRL_POINTS];
+    struct pki_tlv seq, one;
+    struct err e;
+
+    if (!in.p || !pki_take(&in, what, PKI_SEQUENCE, &seq, &e))
+        return false;
+    while (seq.body.n && pki_take(&seq.body, what, PKI_SEQUENCE, &one, &e)) {
+        struct str names = {0};
+
+        if (pki_at(one.body, PKI_CONSTRUCTED) &&
+            pki_crl_point(&one.body, what, &names, &e) && one.body.n == 0 &&
+            pki_crl_points_meet(points, names))
+            return true;
+    }
+    return false;
+}
+
+/* Whether the list speaks of such certificates (RFC 5280 section 6.3.3). */
+static bool
+pki_crl_covers(const struct pki_crl *c, const struct pki_cert *cert)
+{
+    if (cert->ca ? c->users : c->cas)
+        return false;
+    return !c->points.p || pki_crl_points_of(c->points, cert);
+}
+
+/* Whether the list may be this issuer's: by name and, where both tell, by
+ * key. Only the signature proves it. */
+static bool
+pki_crl_named(const struct pki_crl *c, const struct pki_link *issuer)
+{
+    return str_eq(c->name, issuer->subject) &&
+           (!c->key_id.p || !issuer->key_id.n ||
+            str_eq(c->key_id, issuer->key_id));
+}
+
+/* ---- the revocation lists of a listener ---- */
+
+enum pki_crl_result {
+    PKI_CRL_FINE,
+    PKI_CRL_REVOKED,
+    PKI_CRL_MISSING,
+    PKI_CRL_EXPIRED,   // or not valid yet
+    PKI_CRL_UNUSABLE,  // not signed by the issuer, or it may not sign lists
+    PKI_CRL_RESULTS
+};
+
+/* How a refused handshake is counted. */
+static const enum met_id pki_crl_met[PKI_CRL_RESULTS] = {
+    [PKI_CRL_FINE] = MET_HS_BAD_CERT,
+    [PKI_CRL_REVOKED] = MET_HS_REVOKED,
+    [PKI_CRL_MISSING] = MET_HS_CRL_MISSING,
+    [PKI_CRL_EXPIRED] = MET_HS_CRL_EXPIRED,
+    [PKI_CRL_UNUSABLE] = MET_HS_CRL_UNUSABLE,
+};
+
+/* What a set knows of one issuer: which lists may be its own, and which of
+ * them it has signed. */
+struct pki_crl_issuer {
+    unsigned char key[32];  // SHA-256 of its certificate
+    size_t n;
+    struct pki_crl_own {
+        const struct pki_crl *crl;
+        bool known, good;  // its signature was looked at; it is right
+    } * v;                 // owned; NULL: the place is free
+};
+
+struct pki_crls {
+    struct mem_arena *a;          // owned; this struct lives in it
+    bool missing_ok, expired_ok;  // crl_missing, crl_expired = "allow"
+    size_t n, bytes;
+    struct pki_crl v[PKI_CRLS_MAX];
+    struct pki_crl_issuer seen[PKI_CRL_ISSUERS];
+    unsigned next;             // the place in `seen` to be used again
+    unsigned char hash[32];    // of all that decides
+    int64_t until;             // of pki_crl_check(): see there
+    enum pki_crl_result last;  // of pki_crl_check(): why it refused
+};
+
+static void
+pki_crls_forget(void *data)
+{
+    struct pki_crls *s = data;
+
+    for (size_t i = 0; i < PKI_CRL_ISSUERS; i++)
+        free(s->seen[i].v);
+}
+
+static struct pki_crls *
+pki_crls_new(void)
+{
+    struct mem_arena *a = mem_arena_new(PKI_CRLS_ARENA);
+    struct pki_crls *s = mem_alloc(a, sizeof *s);
+
+    s->a = a;
+    mem_defer(a, pki_crls_forget, s);
+    return s;
+}
+
+static void
+pki_crls_free(struct pki_crls *s)
+{
+    if (s)
+        mem_arena_free(s->a);
+}
+
+/* A name for a log line. */
+static void
+pki_crl_who(struct str name, char who[PKI_WHO_MAX])
+{
+    const struct pki_cert c = {.subject = name};
+
+    pki_subject_text(&c, who, PKI_WHO_MAX);
+}
+
+/* Adds the lists of a file, PEM ("X509 CRL") or DER, which must outlive the
+ * set. Then pki_crls_settle(). */
+static bool
+pki_crls_add(struct pki_crls *s, struct str file, struct str bytes,
+             struct err *e)
+{
+    struct str one[1] = {bytes}, *ders = one;
+    size_t n = 1;
+
+    if (bytes.n > PKI_CRL_BYTES)
+        return err_set(e, ERR_CONFIG, "%.*s: is over 16 MiB", STR_FMT(file));
+    s->bytes += bytes.n;
+    if (s->bytes > PKI_CRLS_BYTES)
+        return err_set(e, ERR_CONFIG,
+                       "%.*s: the lists of this listener are together over "
+                       "48 MiB",
+                       STR_FMT(file));
+    // no list is shorter than 128 bytes, and no text begins like this
+    if ((bytes.n < 2 || pki_byte(bytes, 0) != PKI_SEQUENCE ||
+         pki_byte(bytes, 1) < 0x80) &&
+        !pki_pem_blocks(s->a, bytes, "X509 CRL", &ders, &n, e))
+        return err_prefix(e, "%.*s: ", STR_FMT(file));
+    for (size_t i = 0; i < n; i++) {
+        if (s->n == PKI_CRLS_MAX)
+            return err_set(e, ERR_CONFIG, "%.*s: more than %d lists",
+                           STR_FMT(file), PKI_CRLS_MAX);
+        if (!pki_crl_parse(s->a, ders[i], &s->v[s->n], e))
+            return err_prefix(e, "%.*s: block %zu: ", STR_FMT(file), i + 1);
+        s->v[s->n++].file = file;
+    }
+    return true;
+}
+
+/* Whether one of the two takes the other's place. */
+static bool
+pki_crl_same(const struct pki_crl *a, const struct pki_crl *b)
+{
+    if (a->scope.p ? !b->scope.p || !str_eq(a->scope, b->scope)
+                   : b->scope.p != NULL)
+        return false;
+    if (a->key_id.p && b->key_id.p && !str_eq(a->key_id, b->key_id))
+        return false;
+    return str_eq(a->name, b->name);
+}
+
+/* False with e->kind ERR_KINDS: nothing is newer than s->v[i]. */
+static bool
+pki_crl_superseded(const struct pki_crls *s, size_t i, struct err *e)
+{
+    const struct pki_crl *a = &s->v[i];
+    char who[PKI_WHO_MAX];
+
+    e->kind = ERR_KINDS;
+    for (size_t j = 0; j < s->n; j++) {
+        const struct pki_crl *b = &s->v[j];
+        int d = i == j ? 1 : pki_number_cmp(a->number, b->number);
+
+        if (d > 0 || !pki_crl_same(a, b))
+            continue;
+        if (d < 0 || (str_eq(a->der, b->der) && j < i))
+            return true;
+        if (str_eq(a->der, b->der))
+            continue;
+        pki_crl_who(a->issuer, who);
+        return err_set(e, ERR_CONFIG,
+                       "%.*s and %.*s: two different CRLs of %s have the same "
+                       "number: keep the CA's newest",
+                       STR_FMT(a->file), STR_FMT(b->file), who);
+    }
+    return false;
+}
+
+static void
+pki_crls_hash(struct pki_crls *s)
+{
+    const char how[2] = {(char)s->missing_ok, (char)s->expired_ok};
+    struct str der[PKI_CRLS_MAX];
+
+    for (size_t i = 0; i < s->n; i++)
+        der[i] = s->v[i].der;
+    pki_cache_hash((struct str){how, sizeof how}, der, s->n, s->hash);
+}
+
+/* Of the lists of one issuer and scope the highest number counts, and the
+ * others are forgotten. */
+static bool
+pki_crls_settle(struct pki_crls *s, struct err *e)
+{
+    bool old[PKI_CRLS_MAX];
+    size_t n = 0;
+
+    for (size_t i = 0; i < s->n; i++) {
+        old[i] = pki_crl_superseded(s, i, e);
+        if (!old[i] && e->kind != ERR_KINDS)
+            return false;
+    }
+    for (size_t i = 0; i < s->n; i++)
+        if (!old[i])
+            s->v[n++] = s->v[i];
+    s->n = n;
+    pki_crls_hash(s);
+    return true;
+}
+
+static bool
+pki_crl_signed(const struct pki_crl *c, const struct pki_cert *issuer,
+               struct err *e)
+{
+    if (issuer->ext[PKI_EXT_KEY_USAGE].p && !(issuer->uses & PKI_USE_CRL_SIGN))
+        return err_set(e, ERR_TLS, "the issuer's keyUsage lacks cRLSign");
+    return pki_signature_check(c->algorithm, c->tbs, c->signature, issuer->spki,
+                               e);
+}
+
+static bool
+pki_crl_in_time(const struct pki_crls *s, const struct pki_crl *c, int64_t now,
+                struct err *e)
+{
+    char who[PKI_WHO_MAX], date[32];
+
+    if (now >= c->this_update && (now <= c->next_update || s->expired_ok))
+        return true;
+    pki_crl_who(c->issuer, who);
+    if (now < c->this_update) {
+        pki_date_text(c->this_update, date);
+        return err_set(e, ERR_TLS,
+                       "the CRL of %s (%.*s) is not valid before %s: set this "
+                       "machine's clock",
+                       who, STR_FMT(c->file), date);
+    }
+    pki_date_text(c->next_update, date);
+    return err_set(e, ERR_TLS,
+                   "the CRL of %s (%.*s) expired at %s: fetch the CA's newest "
+                   "and reload",
+                   who, STR_FMT(c->file), date);
+}
+
+/* At load: each list that names a CA of client_ca must be signed by it. Which
+ * of two CAs of one name has signed it, the signature tells. */
+static bool
+pki_crl_anchored(const struct pki_crl *c, const struct pki_anchors *t,
+                 struct err *e)
+{
+    bool named = false;
+    struct err why;
+    char who[PKI_WHO_MAX];
+
+    for (size_t i = 0; i < t->n; i++)
+        if (pki_crl_named(c, &t->v[i])) {
+            if (pki_crl_signed(c, &t->v[i].cert, &why))
+                return true;
+            named = true;
+        }
+    if (!named)
+        return true;
+    pki_crl_who(c->issuer, who);
+    return err_set(e, ERR_CONFIG,
+                   "%.*s: this CRL is not signed by the %s of client_ca (%s): "
+                   "fetch it again from that CA",
+                   STR_FMT(c->file), who, why.msg);
+}
+
+static bool
+pki_crls_anchored(const struct pki_crls *s, struct str client_ca, int64_t now,
+                  struct err *e)
+{
+    struct pki_anchors *t;
+    bool ok = pki_anchors_new(client_ca, &t, e);
+
+    if (!ok)
+        return err_prefix(e, "client_ca: ");
+    for (size_t i = 0; ok && i < s->n; i++)
+        ok = pki_crl_anchored(&s->v[i], t, e) &&
+             pki_crl_in_time(s, &s->v[i], now, e);
+    pki_anchors_free(t);
+    return ok;
+}
+
+/* The lists of a listener, ready for pki_crl_check(); NULL: `e` says why. An
+ * empty set where it has none. */
+static struct pki_crls *
+pki_crls_load(const struct boot_listener *files, struct err *e)
+{
+    struct pki_crls *s = pki_crls_new();
+    bool ok = true;
+
+    s->missing_ok = files->crl_missing_ok;
+    s->expired_ok = files->crl_expired_ok;
+    for (size_t i = 0; ok && i < files->crls_n; i++)
+        ok = pki_crls_add(s, files->crls[i].name, files->crls[i].bytes, e);
+    if (ok && pki_crls_settle(s, e))
+        return s;
+    err_prefix(e, "crl: ");
+    pki_crls_free(s);
+    return NULL;
+}
+
+/* ---- numbers that never go back ---- */
+
+enum { PKI_CRL_KEY = 64 };
+
+/* A load leaves a line for each list in force, "key number\n", both in hex,
+ * and the next load reads them: by listener, issuer, its key, and scope. */
+static void
+pki_crl_key(struct mem_arena *a, struct str listener, const struct pki_crl *c,
+            struct str *key)
+{
+    const struct str parts[] = {c->issuer, c->scope, c->key_id};
+    unsigned char hash[32];
+
+    pki_cache_hash(listener, parts, sizeof parts / sizeof *parts, hash);
+    *key = str_hex(a, hash, sizeof hash);
+}
+
+/* The number of that key in `lines`; empty: none. The line's digits are those
+ * of pki_number_cmp()'s order: two a byte, none of the bytes a leading 00. */
+static struct str
+pki_crl_number_of(struct str lines, struct str key)
+{
+    struct str line;
+
+    while (str_cut(lines, '\n', &line, &lines))
+        if (line.n > PKI_CRL_KEY + 1 && str_starts(line, key))
+            return str_from(line, PKI_CRL_KEY + 1);
+    return S("");
+}
+
+static bool
+pki_crl_not_older(struct mem_arena *a, const struct pki_crl *c,
+                  struct str listener, struct str before, struct mem_buf *after,
+                  struct err *e)
+{
+    struct str key, was, now = str_hex(a, c->number.p, c->number.n);
+    char who[PKI_WHO_MAX];
+
+    pki_crl_key(a, listener, c, &key);
+    was = pki_crl_number_of(before, key);
+    mem_buf_printf(after, "%.*s %.*s\n", STR_FMT(key), STR_FMT(now));
+    if (pki_number_cmp(now, was) >= 0)
+        return true;
+    pki_crl_who(c->issuer, who);
+    return err_set(e, ERR_CONFIG,
+                   "%.*s: this CRL of %s has number 0x%.*s, and 0x%.*s is in "
+                   "force: an older list would let the revoked in again; put "
+                   "the newer one back, or restart gateway to take it",
+                   STR_FMT(c->file), who, STR_FMT(now), STR_FMT(was));
+}
+
+/* What lists were there before, and are not now, is kept: one that goes away
+ * for a while does not come back older. */
+static void
+pki_crls_remember(struct str before, struct mem_buf *after)
+{
+    struct str line, key;
+    size_t n = 0;
+
+    while (n++ < PKI_CRL_NUMBERS && str_cut(before, '\n', &line, &before)) {
+        key = line;
+        key.n = key.n < PKI_CRL_KEY ? key.n : PKI_CRL_KEY;
+        if (!pki_crl_number_of(
+                 (struct str){mem_buf_ptr(after), mem_buf_len(after)}, key)
+                 .n)
+            mem_buf_printf(after, "%.*s\n", STR_FMT(line));
+    }
+}
+
+/* What `run` and `check` demand of a listener's lists before anybody relies on
+ * them; a worker that starts later asks only pki_crl_check(). `before` are the
+ * numbers of the lists in force, and `after` gets those of these. */
+static bool
+pki_crls_verify(const struct boot_listener *files, struct str listener,
+                struct str before, struct mem_buf *after, struct err *e)
+{
+    struct pki_crls *s = pki_crls_load(files, e);
+    bool ok;
+
+    if (!s)
+        return false;
+    ok = !s->n || pki_crls_anchored(s, files->client_ca, time(NULL), e);
+    for (size_t i = 0; ok && i < s->n; i++)
+        ok = pki_crl_not_older(s->a, &s->v[i], listener, before, after, e);
+    pki_crls_free(s);
+    return ok || err_prefix(e, "crl: ");
+}
+
+/* The lists that may be this issuer's: looked for once, then remembered. An
+ * issuer whose place is taken by another is looked for anew. */
+static struct pki_crl_issuer *
+pki_crls_of(struct pki_crls *s, const struct pki_cert *issuer)
+{
+    struct pki_crl_issuer *is;
+    struct pki_link link = {.cert = *issuer};
+    unsigned char key[32];
+    struct mem_arena *a;
+    struct err e;
+    bool ok;
+
+    pki_sha256(issuer->der.p, issuer->der.n, key);
+    for (size_t i = 0; i < PKI_CRL_ISSUERS; i++)
+        if (s->seen[i].v && memcmp(s->seen[i].key, key, sizeof key) == 0)
+            return &s->seen[i];
+    is = &s->seen[s->next];
+    s->next = (s->next + 1) % PKI_CRL_ISSUERS;
+    memcpy(is->key, key, sizeof key);
+    is->n = 0;
+    is->v = mem_xrealloc(is->v, s->n * sizeof *is->v);
+    a = mem_arena_new(PKI_ARENA_MAX);
+    ok = pki_link_key_ids(&link, &e) &&
+         pki_name_canon(a, issuer->subject, "", &link.subject, &e);
+    for (size_t i = 0; ok && i < s->n; i++)
+        if (pki_crl_named(&s->v[i], &link))
+            is->v[is->n++] = (struct pki_crl_own){.crl = &s->v[i]};
+    mem_arena_free(a);
+    return is;
+}
+
+static bool
+pki_crl_usable(struct pki_crls *s, struct pki_crl_own *own,
+               const struct pki_cert *issuer, int64_t now, struct err *e)
+{
+    char who[PKI_WHO_MAX];
+    struct err why;
+
+    if (!own->known) {
+        own->good = pki_crl_signed(own->crl, issuer, &why);
+        own->known = true;
+    }
+    if (own->good) {
+        s->last = PKI_CRL_EXPIRED;
+        if (!s->expired_ok && own->crl->next_update < s->until)
+            s->until = own->crl->next_update;
+        return pki_crl_in_time(s, own->crl, now, e);
+    }
+    s->last = PKI_CRL_UNUSABLE;
+    pki_crl_who(own->crl->issuer, who);
+    return err_set(e, ERR_TLS,
+                   "the CRL of %s (%.*s) is not signed by the CA that issued "
+                   "the certificate, or that CA's keyUsage lacks cRLSign: "
+                   "fetch the list again",
+                   who, STR_FMT(own->crl->file));
+}
+
+static bool
+pki_crl_revoked(struct pki_crls *s, const struct pki_crl *c,
+                const struct pki_cert *cert, struct err *e)
+{
+    const char *at = pki_crl_find(c, cert->serial);
+    struct str in;
+    struct pki_crl_entry x;
+    char date[32];
+
+    if (!at)
+        return true;
+    in = (struct str){at, (size_t)(c->der.p + c->der.n - at)};
+    must(pki_crl_entry_take(&in, &x, e));
+    pki_date_text(x.date, date);
+    s->last = PKI_CRL_REVOKED;
+    return err_set(e, ERR_TLS,
+                   "it was revoked at %s (%s, %.*s): issue a new one to "
+                   "whoever may still come in",
+                   date, pki_crl_reasons[x.reason], STR_FMT(c->file));
+}
+
+/* Is `cert`, which `issuer` has issued, still good? Every list that covers it
+ * is asked, and what cannot be answered is refused; why is in s->last. A yes
+ * holds until the first of them expires: s->until is lowered to that. Costs a
+ * hash of the issuer and a search; the first time, a signature. */
+static bool
+pki_crl_check(struct pki_crls *s, const struct pki_cert *issuer,
+              const struct pki_cert *cert, int64_t now, struct err *e)
+{
+    struct pki_crl_issuer *is;
+    bool covered = false;
+    char who[PKI_WHO_MAX];
+
+    if (!s || !s->n)
+        return true;
+    is = pki_crls_of(s, issuer);
+    for (size_t i = 0; i < is->n; i++) {
+        if (!pki_crl_covers(is->v[i].crl, cert))
+            continue;
+        covered = true;
+        if (!pki_crl_usable(s, &is->v[i], issuer, now, e) ||
+            !pki_crl_revoked(s, is->v[i].crl, cert, e))
+            return false;
+    }
+    s->last = PKI_CRL_FINE;
+    if (covered || s->missing_ok)
+        return true;
+    s->last = PKI_CRL_MISSING;
+    pki_crl_who(issuer->subject, who);
+    return err_set(e, ERR_TLS,
+                   "no CRL of %s covers it: add that CA's list to crl, or set "
+                   "crl_missing = \"allow\"",
+                   who);
+}
+
 /* ---- the verdict on a chain ---- */
 
 enum pki_role { PKI_CLIENT, PKI_SERVER };
@@ -11962,6 +13053,7 @@ struct pki_rules {
     const struct pki_anchors *anchors;  // borrowed
     bool eku_any;                       // extended key usages are not asked for
     unsigned depth;                     // certificates above the leaf, at most
+    struct pki_crls *crls;              // borrowed; NULL: nobody is revoked
     unsigned char hash[32];             // of all that
     const struct pki_cas *cas;          // borrowed; NULL: none
 };
@@ -11973,8 +13065,23 @@ pki_rules_init(struct pki_rules *r, enum pki_role role,
     char text[3] = {(char)role, (char)eku_any, (char)depth};
     struct str part = {(const char *)anchors->hash, sizeof anchors->hash};
 
-    *r = (struct pki_rules){role, anchors, eku_any, depth, {0}, NULL};
+    *r = (struct pki_rules){role, anchors, eku_any, depth, NULL, {0}, NULL};
     pki_cache_hash((struct str){text, sizeof text}, &part, 1, r->hash);
+}
+
+/* And nobody on the path may be in these lists. */
+static void
+pki_rules_crls(struct pki_rules *r, struct pki_crls *crls)
+{
+    struct str part[] = {
+        {(const char *)r->hash, sizeof r->hash},
+        {(const char *)crls->hash, sizeof crls->hash},
+    };
+    unsigned char hash[32];
+
+    r->crls = crls;
+    pki_cache_hash(S("crl"), part, 2, hash);
+    memcpy(r->hash, hash, sizeof hash);
 }
 
 /* The path that was found: whom it goes through, and while it holds. */
@@ -12164,6 +13271,23 @@ pki_path_names(struct pki_search *s)
     return ok;
 }
 
+/* Asked last, of a path that is good in all else: a list may be large. */
+static bool
+pki_path_crls(struct pki_search *s)
+{
+    struct pki_crls *crls = s->rules->crls;
+    struct err e;
+
+    if (!crls)
+        return true;
+    crls->until = INT64_MAX;
+    for (size_t i = 0; i + 1 < s->n; i++)
+        if (!pki_crl_check(crls, &s->path[i + 1]->cert, &s->path[i]->cert,
+                           s->now, &e))
+            return pki_fault(s, 3, &s->path[i]->cert, e.msg);
+    return true;
+}
+
 /* Intermediates below the next issuer count, but not those that a CA issued
  * to itself (RFC 5280 section 6.1.4 (l)). */
 static bool
@@ -12236,7 +13360,7 @@ pki_path_try(struct pki_search *s, const struct pki_link *l, bool anchor)
     if (!pki_issuer_check(s, l))
         return false;
     s->path[s->n++] = l;
-    if (anchor ? pki_path_names(s) : pki_path_extend(s))
+    if (anchor ? pki_path_names(s) && pki_path_crls(s) : pki_path_extend(s))
         return true;
     s->n--;
     return false;
@@ -12298,6 +13422,8 @@ pki_path_found(const struct pki_search *s, struct pki_path *p)
     p->n = s->n - 1;
     p->from = s->link[0].cert.not_before;
     p->until = s->link[0].cert.not_after;
+    if (s->rules->crls && s->rules->crls->until < p->until)
+        p->until = s->rules->crls->until;
     for (size_t i = 1; i < s->n; i++) {
         const struct pki_cert *c = &s->path[i]->cert;
 
@@ -12653,10 +13779,14 @@ struct pki_order {
     struct pki_tlv san[PKI_ITEMS_MAX];  // tag and body
     size_t san_n;
     int64_t not_before, not_after;
+    struct str serial[PKI_ITEMS_MAX];  // to be revoked
+    size_t serial_n;
 
     /* how the command line put it */
-    const char *command;  // "init", "server" or "client"
+    const char *command;  // a name of pki_commands
     const char *dir, *name;
+    char **names;  // the certificates to be revoked
+    int names_n;
     int64_t days;     // 0: the default of the command
     int64_t now;      // Unix seconds
     bool force;       // overwrite
@@ -13205,6 +14335,260 @@ out:
     return ok;
 }
 
+/* ---- gateway certs revoke ---- */
+
+/* The list of a folder: what was in it, and what is added. */
+struct pki_list {
+    struct pki_cert ca;
+    struct pki_crl old;      // of ca.crl; all empty where there is none
+    struct mem_buf entries;  // owned: those of `old`, and the new ones
+    size_t n;                // how many
+    struct str number;       // of the new list
+};
+
+static void
+pki_put_number(struct mem_buf *b, struct str number)
+{
+    size_t at = pki_open(b, PKI_INTEGER);
+
+    if (pki_byte(number, 0) & 0x80)
+        mem_buf_add(b, "", 1);
+    mem_buf_add(b, number.p, number.n);
+    pki_close(b, at);
+}
+
+static void
+pki_put_crl_extensions(struct mem_buf *b, const struct pki_list *l)
+{
+    size_t outer = pki_open(b, PKI_CONSTRUCTED);
+    size_t list = pki_open(b, PKI_SEQUENCE), at;
+    struct str in = l->ca.ext[PKI_EXT_SKID];
+    struct mem_buf v = {0};
+    struct pki_tlv id;
+    struct err e;
+
+    if (in.p && pki_take(&in, "", PKI_OCTETS, &id, &e)) {
+        at = pki_open(&v, PKI_SEQUENCE);
+        pki_put(&v, PKI_CONTEXT, id.body);
+        pki_close(&v, at);
+        pki_put_ext(b, pki_ext_oids[PKI_EXT_AKID], false,
+                    (struct str){v.p, v.n});
+        v.n = 0;
+    }
+    pki_put_number(&v, l->number);
+    pki_put_ext(b, PKI_OID_CRL_NUMBER, false, (struct str){v.p, v.n});
+    mem_buf_free(&v);
+    pki_close(b, list);
+    pki_close(b, outer);
+}
+
+/* The list, signed with the CA's key. */
+static bool
+pki_make_crl(const struct pki_order *o, const struct pki_list *l,
+             struct pki_key *key, struct mem_buf *out, struct err *e)
+{
+    struct mem_buf b = {0};
+    size_t tbs = pki_open(&b, PKI_SEQUENCE), at;
+    unsigned char hash[32], sig[ECC_MAX_SIG_SIZE];
+    word32 sig_n = sizeof sig;
+    bool ok;
+
+    pki_put_small(&b, 1);  // version 2
+    pki_put_sign_algorithm(&b);
+    mem_buf_add(&b, l->ca.subject.p, l->ca.subject.n);
+    pki_put_time(&b, o->not_before);
+    pki_put_time(&b, o->not_after);
+    if (l->n)
+        pki_put(&b, PKI_SEQUENCE, (struct str){l->entries.p, l->entries.n});
+    pki_put_crl_extensions(&b, l);
+    pki_close(&b, tbs);
+    pki_sha256(b.p, b.n, hash);
+    ok = wc_ecc_sign_hash(hash, sizeof hash, sig, &sig_n, &key->rng,
+                          &key->ecc) == 0 ||
+         err_set(e, ERR_CONFIG, "the CA's key does not sign");
+    if (ok) {
+        at = pki_open(out, PKI_SEQUENCE);
+        mem_buf_add(out, b.p, b.n);
+        pki_put_sign_algorithm(out);
+        pki_put_bytes(out, (struct str){(const char *)sig, sig_n});
+        pki_close(out, at);
+    }
+    mem_buf_free(&b);
+    return ok;
+}
+
+/* One more, in the one shortest form. */
+static struct str
+pki_number_next(struct mem_arena *a, struct str number)
+{
+    char *p = mem_alloc(a, number.n + 1);
+    size_t i = number.n;
+
+    if (i)
+        memcpy(p + 1, number.p, i);
+    while (++p[i] == 0 && i > 0)
+        i--;
+    return pki_number_trim((struct str){p, number.n + 1});
+}
+
+/* Reads ca.crl, which must be this CA's own; none is an empty one. */
+static bool
+pki_list_load(const struct pki_order *o, int dir, struct pki_list *l,
+              struct err *e)
+{
+    struct str text, *v;
+    struct stat st;
+    size_t n;
+
+    if (fstatat(dir, "ca.crl", &st, 0) != 0 && errno == ENOENT) {
+        l->number = S("\1");
+        return true;
+    }
+    if (!pki_file_read(o->a, dir, "ca.crl", &text, &st, e) ||
+        !pki_pem_read(o->a, text, "X509 CRL", &v, &n, e) ||
+        !pki_crl_parse(o->a, v[0], &l->old, e))
+        return err_prefix(e, "%s/ca.crl: ", o->dir);
+    if (n != 1 || !pki_name_equal(l->old.issuer, l->ca.subject) ||
+        !pki_crl_signed(&l->old, &l->ca, e))
+        return err_set(e, ERR_CONFIG,
+                       "%s/ca.crl: is not the one list of ca.crt: put the "
+                       "right one back, or remove it to begin an empty one",
+                       o->dir);
+    l->number = pki_number_next(o->a, l->old.number);
+    for (l->n = 0; l->n < l->old.revoked_n; l->n++) {
+        const char *at = l->old.revoked[l->n];
+        struct str in = {at, (size_t)(v[0].p + v[0].n - at)};
+        struct pki_crl_entry x;
+
+        must(pki_crl_entry_take(&in, &x, e));
+        mem_buf_add(&l->entries, at, (size_t)(in.p - at));
+    }
+    return true;
+}
+
+/* An entry, unless the serial number has one. */
+static void
+pki_list_add(const struct pki_order *o, struct pki_list *l, struct str serial)
+{
+    size_t at;
+
+    for (struct str in = {mem_buf_ptr(&l->entries), l->entries.n}; in.n;) {
+        const char *entry = in.p;
+        struct pki_crl_entry x;
+        struct err e;
+
+        must(pki_crl_entry_take(&in, &x, &e));
+        if (pki_number_cmp(pki_crl_serial(entry), serial) == 0)
+            return;
+    }
+    at = pki_open(&l->entries, PKI_SEQUENCE);
+    pki_put_number(&l->entries, serial);
+    pki_put_time(&l->entries, o->now);
+    pki_close(&l->entries, at);
+    l->n++;
+}
+
+/* The certificate of that name, which must be this CA's. */
+static bool
+pki_list_add_name(const struct pki_order *o, int dir, const char *name,
+                  struct pki_list *l, struct err *e)
+{
+    const char *file = mem_printf(o->a, "%s.crt", name);
+    struct pki_cert c;
+    struct str text, *v;
+    struct stat st;
+    size_t n;
+
+    if (fstatat(dir, file, &st, 0) != 0)
+        return err_set(e, ERR_CONFIG,
+                       "%s/%s: %s: name a certificate of this folder, or give "
+                       "its --serial",
+                       o->dir, file, strerror(errno));
+    if (!pki_file_read(o->a, dir, file, &text, &st, e) ||
+        !pki_pem_read(o->a, text, "CERTIFICATE", &v, &n, e) ||
+        !pki_cert_parse(v[0], &c, e))
+        return err_prefix(e, "%s/%s: ", o->dir, file);
+    if (!pki_name_equal(c.issuer, l->ca.subject) ||
+        !pki_signature_check(c.algorithm, c.tbs, c.signature, l->ca.spki, e))
+        return err_set(e, ERR_CONFIG,
+                       "%s/%s: was not issued by %s/ca.crt, so this CA cannot "
+                       "revoke it",
+                       o->dir, file, o->dir);
+    pki_list_add(o, l, c.serial);
+    return true;
+}
+
+/* Under another name first, so that ca.crl is always a whole list. */
+static bool
+pki_list_save(const struct pki_order *o, int dir, const struct pki_list *l,
+              struct str der, struct err *e)
+{
+    struct pki_file f = {.name = "ca.crl", .mode = 0644};
+    struct str number;
+    char until[32];
+    bool ok;
+
+    pki_put_pem(o->a, &f.text, "X509 CRL", der);
+    ok = mem_buf_len(&f.text) <= PKI_FILE_MAX ||
+         err_set(e, ERR_CONFIG, "%s/ca.crl: would be over 1 MiB", o->dir);
+    ok = ok && (pki_file_write(dir, &f, e) || err_prefix(e, "%s/", o->dir));
+    if (ok && renameat(dir, f.tmp, dir, f.name) == 0)
+        f.tmp[0] = 0;
+    else if (ok)
+        ok = err_set(e, ERR_CONFIG, "%s/ca.crl: %s", o->dir, strerror(errno));
+    if (f.tmp[0])
+        unlinkat(dir, f.tmp, 0);
+    mem_buf_free(&f.text);
+    if (!ok)
+        return false;
+    pki_date_text(o->not_after, until);
+    number = str_hex(o->a, l->number.p, l->number.n);
+    printf("wrote %s/ca.crl  number 0x%.*s, %zu revoked  until %s\n", o->dir,
+           STR_FMT(number), l->n, until);
+    return true;
+}
+
+static bool
+pki_list_make(struct pki_order *o, int dir, struct pki_list *l,
+              struct pki_key *key, struct err *e)
+{
+    struct mem_buf der = {0};
+    bool ok =
+        pki_ca_load(o, dir, &l->ca, key, e) && pki_list_load(o, dir, l, e);
+
+    for (int i = 0; ok && i < o->names_n; i++)
+        ok = pki_list_add_name(o, dir, o->names[i], l, e);
+    for (size_t i = 0; ok && i < o->serial_n; i++)
+        pki_list_add(o, l, o->serial[i]);
+    ok = ok && pki_make_crl(o, l, key, &der, e) &&
+         pki_list_save(o, dir, l, (struct str){der.p, der.n}, e);
+    mem_buf_free(&der);
+    return ok;
+}
+
+static bool
+pki_certs_revoke(struct pki_order *o, struct err *e)
+{
+    struct pki_list l = {0};
+    struct pki_key key;
+    bool ok = false;
+    int dir;
+
+    if (!pki_certs_dates(o, e) || !pki_dir_open(o, false, &dir, e))
+        return false;
+    // two at once would lose what one of them adds
+    if (flock(dir, LOCK_EX) != 0) {
+        err_set(e, ERR_CONFIG, "%s: cannot be locked: %s", o->dir,
+                strerror(errno));
+    } else if (pki_key_init(&key, e)) {
+        ok = pki_list_make(o, dir, &l, &key, e);
+        pki_key_fini(&key);
+    }
+    mem_buf_free(&l.entries);
+    close(dir);
+    return ok;
+}
+
 /* ---- its command line ---- */
 
 #define PKI_HELP_DATES                                                         \
@@ -13225,7 +14609,7 @@ out:
     "  --eku PURPOSE       clientAuth, serverAuth or none\n" PKI_HELP_DATES
 
 static const char pki_help[] =
-    "usage: gateway certs init|server|client DIR ...\n"
+    "usage: gateway certs init|server|client|revoke DIR ...\n"
     "       gateway certs doctor CERT.pem --ca CA.pem\n"
     "\n"
     "A development CA in a folder: EC P-256 keys, no openssl needed.\n"
@@ -13233,6 +14617,8 @@ static const char pki_help[] =
     "  gateway certs init DIR              a CA: DIR/ca.crt and DIR/ca.key\n"
     "  gateway certs server DIR NAME       a server: DIR/NAME.crt and .key\n"
     "  gateway certs client DIR NAME       a client: DIR/NAME.crt and .key\n"
+    "  gateway certs revoke DIR [NAME...]  the CA's revocation list: "
+    "DIR/ca.crl\n"
     "\n"
     "  gateway certs doctor CERT.pem ...   would this client be accepted?\n"
     "\n"
@@ -13279,15 +14665,38 @@ static const char pki_help_client[] =
     "  gateway certs client certs old --not-before 2020-01-01 "
     "--not-after 2020-12-31\n";
 
+static const char pki_help_revoke[] =
+    "usage: gateway certs revoke DIR [NAME...] [options]\n"
+    "\n"
+    "Writes DIR/ca.crl, the list of the certificates that DIR's CA has taken\n"
+    "back, for `crl` of gateway.listen: what was in it, and DIR/NAME.crt of\n"
+    "each NAME. Its number is one more each time. Without a NAME the list is\n"
+    "made anew with what is in it, so that it does not expire: it is good for\n"
+    "90 days if nothing else is said. Then: kill -HUP the gateway.\n"
+    "\n"
+    "  --serial HEX        one whose file is lost, by the serial number in "
+    "the\n"
+    "                      log; may be repeated\n"
+    "  --days N            the list is good for N days from now (1 to 36500)\n"
+    "  --not-before DATE   for tests: 2026-01-31 or 2026-01-31T12:00:00Z\n"
+    "  --not-after DATE\n"
+    "  --help              this text\n"
+    "\n"
+    "examples:\n"
+    "  gateway certs revoke certs\n"
+    "  gateway certs revoke certs alice cam1\n"
+    "  gateway certs revoke certs --serial 531e8ea168a03d800d1560b8061162af\n";
+
 static const struct pki_command {
     const char *name, *help;
     bool (*run)(struct pki_order *, struct err *);
     const char *eku;
-    int words;  // DIR, or DIR and NAME
+    int words;  // DIR, or DIR and NAME; 0: DIR and any number of NAMEs
 } pki_commands[] = {
     {"init", pki_help_init, pki_certs_init, NULL, 1},
     {"server", pki_help_server, pki_certs_leaf, "serverAuth", 2},
     {"client", pki_help_client, pki_certs_leaf, "clientAuth", 2},
+    {"revoke", pki_help_revoke, pki_certs_revoke, NULL, 0},
 };
 
 enum { PKI_OPT_LEAF_ONLY = 7 };  // how many options `init` does not have
@@ -13308,6 +14717,12 @@ static const struct option pki_options[] = {
     {"force", 0, NULL, 'f'},
     {"help", 0, NULL, 'h'},
     {0},
+};
+
+static const struct option pki_options_revoke[] = {
+    {"serial", 1, NULL, 's'},     {"days", 1, NULL, 'd'},
+    {"not-before", 1, NULL, 'b'}, {"not-after", 1, NULL, 'a'},
+    {"help", 0, NULL, 'h'},       {0},
 };
 
 /* "2026-01-31" (its first second) or "2026-01-31T12:00:00Z". */
@@ -13421,9 +14836,32 @@ pki_option_days(struct pki_order *o, const char *s, struct err *e)
 }
 
 static bool
+pki_option_serial(struct pki_order *o, const char *s, struct err *e)
+{
+    size_t n = strlen(s), odd = n & 1;
+    char *p = mem_alloc(o->a, n / 2 + 1);
+
+    if (o->serial_n == PKI_ITEMS_MAX)
+        return err_set(e, ERR_SYNTAX, "more than %d times --serial",
+                       PKI_ITEMS_MAX);
+    for (size_t i = 0; i < n; i++) {
+        int d = str_hex_digit(s[i]);
+
+        if (d < 0 || n > 40)
+            return err_set(e, ERR_SYNTAX,
+                           "--serial \"%s\": write 1 to 40 hex digits", s);
+        p[(i + odd) / 2] = (char)(p[(i + odd) / 2] << 4 | d);
+    }
+    o->serial[o->serial_n++] = pki_number_trim((struct str){p, (n + odd) / 2});
+    return n > 0 || err_set(e, ERR_SYNTAX, "--serial: give it a value");
+}
+
+static bool
 pki_option(struct pki_order *o, int code, const char *s, struct err *e)
 {
     switch (code) {
+    case 's':
+        return pki_option_serial(o, s, e);
     case 'u':
         if (o->ou_n == PKI_ITEMS_MAX / 2)
             return err_set(e, ERR_SYNTAX, "more than %d times --ou",
@@ -13470,7 +14908,8 @@ pki_args(const struct pki_command *c, int argc, char **argv,
          struct pki_order *o, struct err *e)
 {
     const struct option *options =
-        pki_options + (c->words == 1 ? PKI_OPT_LEAF_ONLY : 0);
+        c->words == 0 ? pki_options_revoke
+                      : pki_options + (c->words == 1 ? PKI_OPT_LEAF_ONLY : 0);
     int code;
 
     optind = 0;  // glibc and musl: begin anew
@@ -13486,18 +14925,23 @@ pki_args(const struct pki_command *c, int argc, char **argv,
         if (o->help)
             return true;
     }
-    if (argc - optind != c->words)
+    if (c->words ? argc - optind != c->words : argc == optind)
         return err_set(e, ERR_SYNTAX, "expected %s",
-                       c->words == 1 ? "one folder" : "a folder and a name");
+                       c->words == 1   ? "one folder"
+                       : c->words == 2 ? "a folder and a name"
+                                       : "a folder, and names");
     o->dir = argv[optind];
-    if (c->words == 1)
-        return true;
     o->name = argv[optind + 1];
-    return pki_name_ok(o->name) ||
-           err_set(e, ERR_SYNTAX,
-                   "NAME \"%s\": it names files, so write letters, digits, "
-                   "'.', '-' and '_' (and not \"ca\"); --cn takes any text",
-                   o->name);
+    o->names = argv + optind + 1;
+    o->names_n = argc - optind - 1;
+    for (int i = 0; i < o->names_n; i++)
+        if (!pki_name_ok(o->names[i]))
+            return err_set(e, ERR_SYNTAX,
+                           "NAME \"%s\": it names files, so write letters, "
+                           "digits, '.', '-' and '_' (and not \"ca\"); --cn "
+                           "takes any text",
+                           o->names[i]);
+    return true;
 }
 
 static int
@@ -13768,6 +15212,7 @@ struct tls_ops {
 struct tls_ctx {
     WOLFSSL_CTX *ctx;             // owned
     struct pki_anchors *anchors;  // owned
+    struct pki_crls *crls;        // owned
     struct pki_rules rules;
     struct pki_cache *cache;  // borrowed
     char *plain;              // owned: scratch for one tls_feed() at a time
@@ -13785,6 +15230,7 @@ struct tls {
     struct str in;                  // what is left of the bytes being fed
     bool saw_certs;                 // intermediates may have been loaded
     bool bad_cert, no_cert;         // why the handshake failed
+    enum pki_crl_result crl;        // what a revocation list had to do with it
     struct pki_identity *identity;  // a reference; NULL before the handshake
     char *leaf;    // owned: the leaf for the log, if it was refused
     char *reason;  // owned: why, and the mend
@@ -13881,8 +15327,10 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
         return tls_refuse(t, "this machine's clock is not set, so nobody knows "
                              "whether it has expired: set the clock");
     if (!pki_cache_verify(t->ctx->cache, &t->ctx->rules, tls_cert_str(store, 0),
-                          chain, n, now, &t->identity, &e))
+                          chain, n, now, &t->identity, &e)) {
+        t->crl = t->ctx->crls->last;
         return tls_refuse(t, e.msg);
+    }
     return true;
 }
 
@@ -13935,6 +15383,7 @@ tls_ctx_free(struct tls_ctx *c)
         return;
     wolfSSL_CTX_free(c->ctx);
     pki_anchors_free(c->anchors);
+    pki_crls_free(c->crls);
     free(c->plain);
     free(c);
 }
@@ -13992,11 +15441,13 @@ tls_ctx_new(const struct cfg_listener *cfg, const struct boot_listener *files,
         tls_ctx_free(c);
         return NULL;
     }
-    if (!tls_ctx_load(c->ctx, files, e)) {
+    c->crls = pki_crls_load(files, e);
+    if (!c->crls || !tls_ctx_load(c->ctx, files, e)) {
         tls_ctx_free(c);
         return NULL;
     }
     pki_rules_init(&c->rules, PKI_CLIENT, c->anchors, cfg->eku_any, cfg->depth);
+    pki_rules_crls(&c->rules, c->crls);
     c->rules.cas = cas;
     c->plain = mem_xmalloc(TLS_PLAIN);
     return c;
@@ -16228,7 +17679,7 @@ conn_log_refusal(struct conn *c, const struct err *e)
     struct log_line l;
 
     met_inc(e->kind == ERR_TIMEOUT ? MET_HS_TIMEOUT
-            : c->tls->bad_cert     ? MET_HS_BAD_CERT
+            : c->tls->bad_cert     ? pki_crl_met[c->tls->crl]
             : c->tls->no_cert      ? MET_HS_NO_CERT
                                    : MET_HS_FAILED);
     if (!log_begin(&l, LOG_WARN, "handshake"))
@@ -27831,6 +29282,7 @@ struct sup_gen {
     unsigned ready;            // workers
     unsigned children;         // alive or with an open channel
     bool told;                 // MSG_DRAIN was sent
+    char *crl_numbers;         // owned: what the next load may not go below
 };
 
 /* Freed when it is reaped and its channel is closed. */
@@ -28080,11 +29532,71 @@ sup_keep_scripts(struct sup *s, struct mem_arena *a, struct boot *b)
     return true;
 }
 
-/* Certificates, keys and CAs: read here, as root where we are root. */
+static bool
+sup_read_crl(struct mem_arena *a, const char *path, struct boot_listener *to,
+             size_t *bytes, struct err *e)
+{
+    struct boot_file *f = &to->crls[to->crls_n];
+
+    if (to->crls_n == BOOT_CRLS)
+        return err_set(e, ERR_CONFIG, "%s: more than %d files of CRLs", path,
+                       BOOT_CRLS);
+    if (!sup_read_file(a, path, PKI_CRL_BYTES, &f->bytes, e))
+        return false;
+    *bytes += f->bytes.n;
+    if (*bytes > BOOT_CRL_BYTES)
+        return err_set(e, ERR_CONFIG,
+                       "%s: the CRLs of all listeners are together larger than "
+                       "%d MiB",
+                       path, BOOT_CRL_BYTES >> 20);
+    f->name = str_of(path);
+    to->crls_n++;
+    return true;
+}
+
+/* A file of revocation lists, or every *.crl in a folder. */
+static bool
+sup_read_crl_path(struct mem_arena *a, const char *path,
+                  struct boot_listener *to, size_t *bytes, struct err *e)
+{
+    struct sup_scripts s = {.a = a};
+    size_t n, before = to->crls_n;
+    struct stat st;
+    char **names;
+
+    if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode))
+        return sup_read_crl(a, path, to, bytes, e);
+    if (!sup_list(&s, path, &names, &n, e))
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if (str_ends(str_of(names[i]), S(".crl")) &&
+            !sup_read_crl(a, mem_printf(a, "%s/%s", path, names[i]), to, bytes,
+                          e))
+            return false;
+    return to->crls_n > before ||
+           err_set(e, ERR_CONFIG, "%s: no *.crl file in this folder", path);
+}
+
+static bool
+sup_read_crls(struct mem_arena *a, const struct cfg_listener *l,
+              struct boot_listener *to, size_t *bytes, struct err *e)
+{
+    to->crl_missing_ok = l->crl_missing_ok;
+    to->crl_expired_ok = l->crl_expired_ok;
+    to->crls = mem_alloc(a, (l->crl.n ? BOOT_CRLS : 0) * sizeof *to->crls);
+    for (size_t i = 0; i < l->crl.n; i++)
+        if (!sup_read_crl_path(a, str_c(a, l->crl.v[i]), to, bytes, e))
+            return err_prefix(e, "crl: ");
+    return true;
+}
+
+/* Certificates, keys, CAs, CRLs: read here, as root where we are root. */
 static bool
 sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
                       struct err *e)
 {
+    size_t crl_bytes = 0;
+
     b->listeners_n = c->listeners_n;
     b->listeners = mem_alloc(a, c->listeners_n * sizeof *b->listeners);
     for (size_t i = 0; i < c->listeners_n; i++) {
@@ -28096,7 +29608,8 @@ sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
                            &to->certificate, e) ||
             !sup_read_file(a, str_c(a, l->key), SUP_FILE_BYTES, &to->key, e) ||
             !sup_read_file(a, str_c(a, l->client_ca), SUP_FILE_BYTES,
-                           &to->client_ca, e))
+                           &to->client_ca, e) ||
+            !sup_read_crls(a, l, to, &crl_bytes, e))
             return err_prefix(e, "%.*s: listener %.*s: ", STR_FMT(l->at),
                               STR_FMT(l->name));
     }
@@ -28516,6 +30029,7 @@ sup_gen_free(struct sup_gen *g)
     sup_close(g->route_met_fd);
     free(g->sockets);
     free(g->respawn);
+    free(g->crl_numbers);
     free(g);
 }
 
@@ -28534,6 +30048,8 @@ sup_gen_clone(struct sup *s, const struct sup_gen *old)
     g->route_met_fd = fcntl(old->route_met_fd, F_DUPFD_CLOEXEC, 0);
     g->sockets = memcpy(mem_xmalloc(bytes), old->sockets, bytes);
     g->respawn = mem_xcalloc(g->workers * sizeof *g->respawn);
+    g->crl_numbers = strdup(old->crl_numbers);
+    must(g->crl_numbers != NULL);
     g->broker = NULL;
     g->ready = g->children = 0;
     g->told = false;
@@ -28591,7 +30107,7 @@ sup_boot_env(struct mem_arena *a, const struct cfg *c, struct boot *b)
 /* One bundle per role, each with what that role needs and nothing more. */
 static bool
 sup_gen_bundles(struct sup_gen *g, const struct cfg *c, const struct boot *all,
-                struct err *e)
+                struct str numbers, struct err *e)
 {
     struct boot b = *all;
 
@@ -28602,6 +30118,7 @@ sup_gen_bundles(struct sup_gen *g, const struct cfg *c, const struct boot *all,
         return false;
     b.scripts_n = b.env_n = b.admin_n = 0;
     b.met_fd = b.route_met_fd = b.broker_fd = -1;
+    b.crl_numbers = numbers;
     b.role = BOOT_VERIFY;
     g->verify_boot = boot_write(&b, e);
     if (g->verify_boot < 0)
@@ -28609,6 +30126,7 @@ sup_gen_bundles(struct sup_gen *g, const struct cfg *c, const struct boot *all,
     if (!c->commands_n)
         return true;
     b.listeners_n = 0;
+    b.crl_numbers = S("");
     b.role = BOOT_BROKER;
     g->broker_boot = boot_write(&b, e);
     return g->broker_boot >= 0;
@@ -28665,7 +30183,8 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->met_fd = s->met_fd;
     b->met_rows = s->met_rows;
     b->route_met_fd = g->route_met_fd;
-    return sup_gen_bundles(g, &c, b, e);
+    return sup_gen_bundles(
+        g, &c, b, str_of(s->current ? s->current->crl_numbers : ""), e);
 }
 
 /* ---- children ------------------------------------------------------------ */
@@ -29129,14 +30648,32 @@ sup_start_all(struct sup *s, struct sup_gen *g, struct err *e)
     return true;
 }
 
+/* Keeps what the process wrote for the one that will look at the next load. */
+static bool
+sup_keep_numbers(struct sup *s)
+{
+    struct mem_arena *a = mem_arena_new(2 * SUP_RESULT_BYTES);
+    struct str text;
+    bool ok = sup_result(s, s->checker->result, a, &text);
+
+    if (ok) {
+        s->next->crl_numbers = strdup(text.p);
+        must(s->next->crl_numbers != NULL);
+    }
+    mem_arena_free(a);
+    return ok;
+}
+
 /* Step 3: all is well on paper; start the processes. */
 static void
 sup_verified(struct sup *s)
 {
+    bool ok = sup_keep_numbers(s);
+
     sup_close(s->next->verify_boot);
     s->next->verify_boot = -1;
     sup_enter(s, SUP_STARTING, SUP_STEP_MS);
-    if (!sup_start_all(s, s->next, &s->why))
+    if (!ok || !sup_start_all(s, s->next, &s->why))
         sup_do(s, SUP_EV_FAILED);
 }
 
@@ -29778,20 +31315,24 @@ sup_verify_cas(const struct cfg *c, const struct boot *b, struct err *e)
 }
 
 /* Everything about a configuration that takes more than reading it: schemas,
- * certificates, programs. */
+ * certificates, programs. `numbers` gets those of the revocation lists. */
 static bool
-sup_verify(const struct cfg *c, const struct boot *b, struct err *e)
+sup_verify(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
+           struct err *e)
 {
     if (!cfg_check_schemas(c, e) || !sup_verify_cas(c, b, e))
         return false;
     for (size_t i = 0; i < c->listeners_n; i++)
-        if (!tls_check(&c->listeners[i], &b->listeners[i], e))
+        if (!tls_check(&c->listeners[i], &b->listeners[i], e) ||
+            !pki_crls_verify(&b->listeners[i], c->listeners[i].name,
+                             b->crl_numbers, numbers, e))
             return err_prefix(
                 e, "%.*s: listener %.*s: ", STR_FMT(c->listeners[i].at),
                 STR_FMT(c->listeners[i].name));
     for (size_t i = 0; i < c->commands_n; i++)
         if (!exec_program_check(&c->commands[i], b->uid, e))
             return false;
+    pki_crls_remember(b->crl_numbers, numbers);
     return true;
 }
 
@@ -30692,6 +32233,7 @@ static int
 cli_check(const struct cli *cli)
 {
     struct mem_arena *a = mem_arena_new((size_t)512 << 20);
+    struct mem_buf numbers = {0};
     struct boot b;
     struct cfg c;
     struct err e;
@@ -30699,7 +32241,8 @@ cli_check(const struct cli *cli)
 
     ok = cli_load(a, cli->policy, &b, &c, &e) && sup_servable(&c, &e) &&
          sup_user(a, &c.process, &b, &e) &&
-         sup_read_certificates(a, &c, &b, &e) && sup_verify(&c, &b, &e);
+         sup_read_certificates(a, &c, &b, &e) &&
+         sup_verify(&c, &b, &numbers, &e);
     if (ok && cli->json) {
         fwrite(b.cfg_json.p, 1, b.cfg_json.n, stdout);
         putchar('\n');
@@ -30715,6 +32258,7 @@ cli_check(const struct cli *cli)
     if (ok && fflush(stdout) != 0)
         ok = cli_fail("standard output: %s", strerror(errno)) == 0;
     boot_forget_keys(&b);
+    mem_buf_free(&numbers);
     mem_arena_free(a);
     return ok ? 0 : 1;
 }
@@ -31171,12 +32715,18 @@ cli_role_check(struct mem_arena *a, struct boot *b)
 static int
 cli_role_verify(struct mem_arena *a, struct boot *b)
 {
+    struct mem_buf numbers = {0};
     struct cfg c;
     struct err e;
-    bool ok = cfg_load(a, b->cfg_json, &c, &e) && sup_verify(&c, b, &e);
+    bool ok =
+        cfg_load(a, b->cfg_json, &c, &e) && sup_verify(&c, b, &numbers, &e);
+    int code;
 
     log_flush();
-    return cli_answer(ok, S(""), &e);
+    code = cli_answer(
+        ok, (struct str){mem_buf_ptr(&numbers), mem_buf_len(&numbers)}, &e);
+    mem_buf_free(&numbers);
+    return code;
 }
 
 /* The death of the supervisor ends us, also where it had no time to say so. A

@@ -66,7 +66,9 @@ local LISTEN_SPEC <const> = {
   client_ca = { options.text, required = true },
   explain = { options.boolean, default = false },
   limits = { options.table, default = {} },
-  crl = { later = LATER .. ": revoked certificates are not refused yet" },
+  crl = { options.files, default = core.array {} },
+  crl_missing = { options.one_of("deny", "allow"), default = "deny" },
+  crl_expired = { options.one_of("deny", "allow"), default = "deny" },
   sni = { later = LATER },
   eku = { any_purpose, default = false },
   depth = { options.integer(1, 9), default = 9 },
@@ -129,6 +131,9 @@ function M.listen(given)
       .. " issued for something else, such as a web server's: let authorize name"
       .. " who may call, never id.anyone")
   end
+  read.crl_missing_ok = read.crl_missing == "allow"
+  read.crl_expired_ok = read.crl_expired == "allow"
+  read.crl_missing, read.crl_expired = nil, nil
   read.name = read.name or read.address
   policy.unique(at, what, "listeners", read.name)
   read.at = at

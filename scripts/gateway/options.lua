@@ -286,6 +286,13 @@ function M.texts(value)
 end
 
 
+--- Reader: a file or folder, or a list of them.
+function M.files(value)
+  local list = M.texts(M.text(value) and { value } or value)
+  return list and list[1] and list, "a file, a folder, or a list of them"
+end
+
+
 --- Reader: a table from names to strings.
 function M.text_map(value)
   if type(value) ~= "table" then
