@@ -12962,18 +12962,40 @@ pki_crls_of(struct pki_crls *s, const struct pki_cert *issuer)
     return is;
 }
 
+/* Whether the issuer has signed the list; looked at once. */
 static bool
-pki_crl_usable(struct pki_crls *s, struct pki_crl_own *own,
-               const struct pki_cert *issuer, int64_t now, struct err *e)
+pki_crl_proven(struct pki_crl_own *own, const struct pki_cert *issuer)
 {
-    char who[PKI_WHO_MAX];
     struct err why;
 
     if (!own->known) {
         own->good = pki_crl_signed(own->crl, issuer, &why);
         own->known = true;
     }
-    if (own->good) {
+    return own->good;
+}
+
+/* Looks at the signatures of the anchors' lists at once: to hash a large list
+ * takes time that no client should wait for. */
+static void
+pki_crls_warm(struct pki_crls *s, const struct pki_anchors *t)
+{
+    for (size_t i = 0; s->n && i < t->n && i < PKI_CRL_ISSUERS; i++) {
+        const struct pki_cert *issuer = &t->v[i].cert;
+        struct pki_crl_issuer *is = pki_crls_of(s, issuer);
+
+        for (size_t k = 0; k < is->n; k++)
+            pki_crl_proven(&is->v[k], issuer);
+    }
+}
+
+static bool
+pki_crl_usable(struct pki_crls *s, struct pki_crl_own *own,
+               const struct pki_cert *issuer, int64_t now, struct err *e)
+{
+    char who[PKI_WHO_MAX];
+
+    if (pki_crl_proven(own, issuer)) {
         s->last = PKI_CRL_EXPIRED;
         if (!s->expired_ok && own->crl->next_update < s->until)
             s->until = own->crl->next_update;
@@ -13007,6 +13029,18 @@ pki_crl_revoked(struct pki_crls *s, const struct pki_crl *c,
                    "it was revoked at %s (%s, %.*s): issue a new one to "
                    "whoever may still come in",
                    date, pki_crl_reasons[x.reason], STR_FMT(c->file));
+}
+
+/* When the first of the lists expires; INT64_MAX: there is none. */
+static int64_t
+pki_crls_next(const struct pki_crls *s)
+{
+    int64_t next = INT64_MAX;
+
+    for (size_t i = 0; i < s->n; i++)
+        if (s->v[i].next_update < next)
+            next = s->v[i].next_update;
+    return next;
 }
 
 /* Is `cert`, which `issuer` has issued, still good? Every list that covers it
@@ -13080,6 +13114,7 @@ pki_rules_crls(struct pki_rules *r, struct pki_crls *crls)
     unsigned char hash[32];
 
     r->crls = crls;
+    pki_crls_warm(crls, r->anchors);
     pki_cache_hash(S("crl"), part, 2, hash);
     memcpy(r->hash, hash, sizeof hash);
 }
@@ -14981,6 +15016,7 @@ static const char pki_help_doctor[] =
     "the client sends with it. Exit code 0: accepted, 1: refused.\n"
     "\n"
     "  --ca FILE           the CAs that are trusted; may be repeated\n"
+    "  --crl FILE          as `crl` of a listener; may be repeated\n"
     "  --eku any           as `eku = \"any\"` of a listener\n"
     "  --depth N           as `depth` of a listener (1 to 9)\n"
     "  --server            judge a server's certificate, as an upstream's is\n"
@@ -14993,19 +15029,17 @@ static const char pki_help_doctor[] =
     "  gateway certs doctor alice.crt --ca certs/ca.crt --at 2027-06-01\n";
 
 static const struct option pki_doctor_options[] = {
-    {"ca", 1, NULL, 'C'},
-    {"eku", 1, NULL, 'k'},
-    {"depth", 1, NULL, 'd'},
-    {"server", 0, NULL, 's'},
-    {"at", 1, NULL, 'a'},
-    {"help", 0, NULL, 'h'},
-    {0},
+    {"ca", 1, NULL, 'C'},     {"crl", 1, NULL, 'r'},
+    {"eku", 1, NULL, 'k'},    {"depth", 1, NULL, 'd'},
+    {"server", 0, NULL, 's'}, {"at", 1, NULL, 'a'},
+    {"help", 0, NULL, 'h'},   {0},
 };
 
 struct pki_doctor {
     struct mem_arena *a;
-    const char *file;   // CERT.pem
-    struct mem_buf ca;  // owned: all of --ca
+    const char *file;       // CERT.pem
+    struct mem_buf ca;      // owned: all of --ca
+    struct pki_crls *crls;  // owned: all of --crl
     enum pki_role role;
     bool eku_any, help;
     uint64_t depth;
@@ -15038,6 +15072,9 @@ pki_doctor_option(struct pki_doctor *d, int code, const char *s, struct err *e)
         mem_buf_add(&d->ca, text.p, text.n);
         mem_buf_add(&d->ca, "\n", 1);
         return true;
+    case 'r':
+        return pki_doctor_file(d, s, &text, e) &&
+               pki_crls_add(d->crls, str_of(s), text, e);
     case 'k':
         d->eku_any = strcmp(s, "any") == 0;
         return d->eku_any || strcmp(s, "clientAuth") == 0 ||
@@ -15093,9 +15130,12 @@ pki_doctor_ask(struct pki_doctor *d, struct pki_identity **id, struct err *e)
     size_t n;
     bool ok;
 
+    if (!pki_crls_settle(d->crls, e))
+        return false;
     if (!pki_anchors_new(ca, &anchors, e))
         return err_prefix(e, "--ca: ");
     pki_rules_init(&rules, d->role, anchors, d->eku_any, (unsigned)d->depth);
+    pki_rules_crls(&rules, d->crls);
     ok = pki_doctor_file(d, d->file, &pem, e) &&
          (pki_pem_read(d->a, pem, "CERTIFICATE", &der, &n, e) ||
           err_prefix(e, "%s: ", d->file)) &&
@@ -15137,6 +15177,7 @@ static int
 pki_doctor(int argc, char **argv)
 {
     struct pki_doctor d = {.a = mem_arena_new(PKI_ANCHORS_ARENA),
+                           .crls = pki_crls_new(),
                            .depth = PKI_CHAIN_MAX,
                            .at = time(NULL)};
     struct err e;
@@ -15154,6 +15195,7 @@ pki_doctor(int argc, char **argv)
         code = pki_doctor_run(&d);
     }
     mem_buf_free(&d.ca);
+    pki_crls_free(d.crls);
     mem_arena_free(d.a);
     return code;
 }
@@ -18114,8 +18156,8 @@ conn_expire_one(struct conn_set *set, struct conn *c, int64_t now)
         h1_server_stop(c->h1);
     } else if (ms - c->expired >= CONN_EXPIRE_MS) {
         err_set(&e, ERR_TLS,
-                "the client's certificate, or a CA of it, has "
-                "expired since it connected");
+                "the client's certificate, a CA of it, or a CRL has expired "
+                "since it connected");
         conn_fail(c, &e);
     }
 }
@@ -28639,6 +28681,7 @@ struct admin {
     const struct met_row *rows;
     unsigned rows_n;
     const struct met_route *routes;  // rows_n × routes
+    struct mem_buf crls;             // owned: lines of admin_note_crls()
 };
 
 static void
@@ -28653,20 +28696,46 @@ admin_answer(struct req *r, int status, struct str type, struct str body)
     req_end(r);
 }
 
-/* "GET /path" as a label's value: backslash and quote escaped. */
+/* A label's value: backslash and quote escaped. */
+static const char *
+admin_escape(struct mem_arena *a, struct str s)
+{
+    char *p = mem_alloc(a, 2 * s.n + 1), *w = p;
+
+    for (size_t i = 0; i < s.n; i++) {
+        if (s.p[i] == '\\' || s.p[i] == '"')
+            *w++ = '\\';
+        *w++ = s.p[i];
+    }
+    return p;
+}
+
+/* "GET /path" as a label's value. */
 static const char *
 admin_label(struct mem_arena *a, const struct cfg_route *r)
 {
-    char *p = mem_alloc(a, 2 * r->path.n + 16), *w = p;
     struct str method = r->methods.n ? r->methods.v[0] : S("*");
 
-    w += snprintf(w, 16, "%.10s ", method.p);
-    for (size_t i = 0; i < r->path.n; i++) {
-        if (r->path.p[i] == '\\' || r->path.p[i] == '"')
-            *w++ = '\\';
-        *w++ = r->path.p[i];
-    }
-    return p;
+    return mem_printf(a, "%.10s %s", method.p, admin_escape(a, r->path));
+}
+
+/* What a listener's files say, which does not change while they serve: when
+ * the first of its revocation lists expires. */
+static void
+admin_note_crls(struct admin *a, struct mem_arena *arena, struct str listener,
+                int64_t next)
+{
+    static const char name[] = "gateway_crl_next_update_seconds";
+
+    if (next == INT64_MAX)
+        return;
+    if (!a->crls.n)
+        mem_buf_printf(&a->crls,
+                       "# HELP %s When the first CRL of a listener expires, in "
+                       "Unix time.\n# TYPE %s gauge\n",
+                       name, name);
+    mem_buf_printf(&a->crls, "%s{listener=\"%s\"} %" PRId64 "\n", name,
+                   admin_escape(arena, listener), next);
 }
 
 /* A family's lines stand together, as the format asks. */
@@ -28692,6 +28761,7 @@ admin_metrics(struct admin *a, struct req *r)
     struct str text;
 
     met_render(&b, a->rows, a->rows_n);
+    mem_buf_add(&b, mem_buf_ptr(&a->crls), mem_buf_len(&a->crls));
     mem_buf_printf(
         &b, "# HELP http_server_request_duration_seconds Time to the answer.\n"
             "# TYPE http_server_request_duration_seconds histogram\n");
@@ -28937,6 +29007,8 @@ work_listen(struct work *w, struct err *e)
                 tls_ctx_new(c, &b->listeners[i], w->env.identities, &w->cas, e);
             if (!l->tls)
                 return err_prefix(e, "%.*s: ", STR_FMT(c->at));
+            admin_note_crls(&w->admin, w->boot_arena, c->name,
+                            pki_crls_next(l->tls->crls));
         }
         if (!conn_listen(l, c ? b->listeners[i].fd : b->admin_fds[i - n], e))
             return false;
@@ -29146,6 +29218,7 @@ work_close(struct work *w)
     pki_cache_free(w->env.identities);
     for (size_t i = 0; i < w->listeners_n; i++)
         tls_ctx_free(w->listeners[i].tls);
+    mem_buf_free(&w->admin.crls);
     pki_cas_free(&w->cas);
     sock_pool_fini(&w->conns.pool);
     if (uv_loop_close(&w->loop) != 0)

@@ -158,6 +158,19 @@ def test_revoke_and_reload():
 test_revoke_and_reload.timeout = 60
 
 
+def test_files_alone_and_connections():
+    """SIGUSR1 takes the new list, and who is connected has to come again."""
+    ca = folder()
+    with own(ca) as g:
+        with g.connect(ca + "/alice") as c:
+            equal(c.get("/ok").status, 200)
+            certs("revoke", ca, "alice")
+            g.signal(signal.SIGUSR1)
+            g.wait_ready(1)
+            assert c.is_closed(20), "it outlived the old list"
+        assert not let_in(g, ca + "/alice"), "alice comes again"
+
+
 def test_an_older_list_does_not_come_back():
     ca = folder()
     shutil.copy(ca + "/ca.crl", ca + "/old")
@@ -257,6 +270,10 @@ def test_expires_while_it_runs():
         certs("revoke", ca, "--not-after",
               time.strftime("%Y-%m-%dT%H:%M:%SZ", soon))
         g.reload()
+        end = g.metric("gateway_crl_next_update_seconds")
+        assert abs(end - time.time()) < 600, end
+        with g.connect(ca + "/bob") as c:
+            assert c.is_closed(20), "a connection outlived the list"
         # also who is known already, and a worker that starts afterwards
         until(lambda: not let_in(g, ca + "/bob"), "it expired", 10)
         g.wait_line('"handshake"', "the CRL of", "expired at")
@@ -451,6 +468,22 @@ def test_the_command():
     done = certs("revoke", ca, want=1)
     assert "is not the one list of ca.crt" in done.err, done.err
     equal([f for f in os.listdir(ca) if f.startswith(".")], [], "left over")
+
+
+def test_the_doctor_reads_lists():
+    ca = folder()
+    certs("revoke", ca, "alice")
+    more = ("--ca", ca + "/ca.crt", "--crl", ca + "/ca.crl")
+    done = certs("doctor", ca + "/alice.crt", *more, want=1)
+    assert "refused: it was revoked at" in done.out, done.out
+    done = certs("doctor", ca + "/bob.crt", *more)
+    assert "accepted: CN=bob" in done.out, done.out
+    certs("revoke", ca, "--days", "1")
+    at = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 3 * DAY))
+    done = certs("doctor", ca + "/bob.crt", *more, "--at", at, want=1)
+    assert "the CRL of" in done.out and "expired at" in done.out, done.out
+    certs("doctor", ca + "/bob.crt", "--ca", ca + "/ca.crt", "--crl",
+          ca + "/ca.crt", want=2)
 
 
 def test_many_at_once():
