@@ -143,9 +143,13 @@ def test_revoke_and_reload():
             line = g.wait_line('"handshake"', "it was revoked at", since=mark)
             assert "CN=alice" in line[0] and "ca.crl" in line[0], line
             assert let_in(g, ca + "/bob", version), "bob is not revoked"
-        assert g.metric("gateway_tls_handshakes_total", result="revoked") >= 2
+        revoked = g.metric("gateway_tls_handshakes_total", result="revoked")
+        assert revoked >= 2, revoked
+        assert not let_in(g, "wrong-ops"), "a stranger"
         equal(g.metric("gateway_tls_handshakes_total",
-                       result="bad_certificate"), 0)
+                       result="bad_certificate"), 1)
+        equal(g.metric("gateway_tls_handshakes_total", result="revoked"),
+              revoked, "revoked ones after a stranger")
         # a new worker, which knows no more than the list
         old = g.workers()[0]
         os.kill(old, signal.SIGKILL)
