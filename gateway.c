@@ -9123,7 +9123,8 @@ req_queued(struct req *r)
  * is well-formed but not trusted is the business of whoever verifies.
  *
  * Entry   pki_cert_parse  pki_identity_parse  pki_identity_put  pki_verify
- *         pki_cache_verify  pki_describe  pki_pem_read  pki_command
+ *         pki_cache_verify  pki_crls_load  pki_crls_verify  pki_describe
+ *         pki_pem_read  pki_command
  */
 enum {
     PKI_CERT_MAX = 16384,  // bytes of one certificate
@@ -12557,14 +12558,13 @@ pki_crl_covers(const struct pki_crl *c, const struct pki_cert *cert)
     return !c->points.p || pki_crl_points_of(c->points, cert);
 }
 
-/* Whether the list may be this issuer's: by name and, where both tell, by
- * key. Only the signature proves it. */
+/* Whether the list speaks of another key than this issuer of its name has. A
+ * hint: if the issuer's key has signed it all the same, it is the issuer's. */
 static bool
-pki_crl_named(const struct pki_crl *c, const struct pki_link *issuer)
+pki_crl_of_other(const struct pki_crl *c, const struct pki_link *issuer)
 {
-    return str_eq(c->name, issuer->subject) &&
-           (!c->key_id.p || !issuer->key_id.n ||
-            str_eq(c->key_id, issuer->key_id));
+    return c->key_id.p && issuer->key_id.n &&
+           !str_eq(c->key_id, issuer->key_id);
 }
 
 /* ---- the revocation lists of a listener ---- */
@@ -12594,6 +12594,7 @@ struct pki_crl_issuer {
     size_t n;
     struct pki_crl_own {
         const struct pki_crl *crl;
+        bool other;        // pki_crl_of_other()
         bool known, good;  // its signature was looked at; it is right
     } * v;                 // owned; NULL: the place is free
 };
@@ -12794,7 +12795,8 @@ pki_crl_anchored(const struct pki_crl *c, const struct pki_anchors *t,
     char who[PKI_WHO_MAX];
 
     for (size_t i = 0; i < t->n; i++)
-        if (pki_crl_named(c, &t->v[i])) {
+        if (str_eq(c->name, t->v[i].subject) &&
+            !pki_crl_of_other(c, &t->v[i])) {
             if (pki_crl_signed(c, &t->v[i].cert, &why))
                 return true;
             named = true;
@@ -12958,8 +12960,9 @@ pki_crls_of(struct pki_crls *s, const struct pki_cert *issuer)
     ok = pki_link_key_ids(&link, &e) &&
          pki_name_canon(a, issuer->subject, "", &link.subject, &e);
     for (size_t i = 0; ok && i < s->n; i++)
-        if (pki_crl_named(&s->v[i], &link))
-            is->v[is->n++] = (struct pki_crl_own){.crl = &s->v[i]};
+        if (str_eq(s->v[i].name, link.subject))
+            is->v[is->n++] = (struct pki_crl_own){
+                .crl = &s->v[i], .other = pki_crl_of_other(&s->v[i], &link)};
     mem_arena_free(a);
     return is;
 }
@@ -13061,7 +13064,8 @@ pki_crl_check(struct pki_crls *s, const struct pki_cert *issuer,
         return true;
     is = pki_crls_of(s, issuer);
     for (size_t i = 0; i < is->n; i++) {
-        if (!pki_crl_covers(is->v[i].crl, cert))
+        if (!pki_crl_covers(is->v[i].crl, cert) ||
+            (is->v[i].other && !pki_crl_proven(&is->v[i], issuer)))
             continue;
         covered = true;
         if (!pki_crl_usable(s, &is->v[i], issuer, now, e) ||

@@ -360,6 +360,18 @@ def test_who_signed_it():
            "fetch it again")
     write(out, join(*split(mine)))
     expect(check(t.root.crt, out))
+    # of a CA that is no anchor it is seen when a client comes
+    lists = tmpdir("lists")
+    openssl_list(t.root, lists + "/root.crl", 1)
+    middle = read(openssl_list(t.middle, t.crl("m"), 1, der=True))
+    write(lists + "/middle.crl", join(split(middle)[0], split(theirs)[1]))
+    with gateway(t.root.crt, 'crl = "%s"' % lists) as g:
+        assert let_in(g, t.leaf), "beside it"
+        assert not let_in(g, t.inside), "nobody signed its CA's list"
+        g.wait_line('"handshake"', "the CRL of CN=Tree middle",
+                    "is not signed by the CA")
+        equal(g.metric("gateway_tls_handshakes_total", result="crl_unusable"),
+              1)
 
 
 def split(der):
