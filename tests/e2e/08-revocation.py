@@ -444,6 +444,18 @@ def test_scopes():
 test_scopes.timeout = 60
 
 
+def test_limits():
+    ca = folder()
+    for count, size, words in ((1, (16 << 20) + 1, "larger than 16777216"),
+                               (4, 13 << 20, "together larger than 48 MiB"),
+                               (257, 1, "more than 256 files of CRLs")):
+        lists = tmpdir("lists")
+        for n in range(count):
+            os.truncate(write("%s/%d.crl" % (lists, n), ""), size)
+        expect(check(ca + "/ca.crt", lists), "crl: ", words)
+    expect(check(ca + "/ca.crt", ca + "/none.crl"), "none.crl", "No such file")
+
+
 # ---- the command -----------------------------------------------------------
 
 def numbers(ca):
