@@ -9913,8 +9913,8 @@ static const struct str pki_ext_oids[PKI_EXTS] = {
     [PKI_EXT_EKU] = {"\x55\x1d\x25", 3},
 };
 
-/* Critical ones that ask nothing of who names no policy: certificatePolicies and
- * inhibitAnyPolicy. policyConstraints does (it may demand one), so we refuse. */
+/* Critical ones that ask nothing of who names no policy: certificatePolicies,
+ * inhibitAnyPolicy. policyConstraints may demand one, and so is refused. */
 static const struct str pki_ext_passive[] = {S("\x55\x1d\x20"),
                                              S("\x55\x1d\x36")};
 
@@ -10327,6 +10327,19 @@ pki_public_rsa(struct str key, struct pki_public *k)
     return NULL;
 }
 
+static bool
+pki_on_curve(const struct pki_public *k)
+{
+    ecc_key ec;
+    bool ok;
+
+    must(wc_ecc_init(&ec) == 0);
+    ok = wc_ecc_import_x963_ex2((const byte *)k->point.p, (word32)k->point.n,
+                                &ec, k->curve, 1) == 0;
+    wc_ecc_free(&ec);
+    return ok;
+}
+
 static const char *
 pki_public_ec(struct str params, struct str key, struct pki_public *k)
 {
@@ -10345,7 +10358,7 @@ pki_public_ec(struct str params, struct str key, struct pki_public *k)
         k->curve = c->id;
         if (key.n != 1 + 2 * c->bytes || pki_byte(key, 0) != 4)
             return "its EC key is not an uncompressed point";
-        return NULL;
+        return pki_on_curve(k) ? NULL : "its EC key is malformed";
     }
     return "its EC key is too small or of an unusual curve: use P-256, P-384 "
            "or P-521";
@@ -10576,8 +10589,8 @@ pki_verify_ec(const struct pki_public *k, enum wc_HashType hash,
 
     pki_digest_of(hash, data, &d);
     must(wc_ecc_init(&ec) == 0);
-    ok = wc_ecc_import_x963_ex2((const byte *)k->point.p, (word32)k->point.n,
-                                &ec, k->curve, 1) == 0 &&
+    ok = wc_ecc_import_x963_ex((const byte *)k->point.p, (word32)k->point.n,
+                               &ec, k->curve) == 0 &&
          wc_ecc_verify_hash((const byte *)sig.p, (word32)sig.n, d.v, d.n, &good,
                             &ec) == 0;
     wc_ecc_free(&ec);
@@ -13143,6 +13156,8 @@ struct pki_search {
     unsigned work;  // signatures checked
     int rank;       // of `why`: how far the path had come that failed so
     struct err why;
+    bool unread;  // one of what the peer sent is: `junk` says why
+    struct err junk;
 };
 
 /* Keeps the reason of the attempt that came furthest. `c` is the certificate
@@ -13392,6 +13407,27 @@ pki_issuer_check(struct pki_search *s, const struct pki_link *l)
     return pki_fault(s, 1, below, e.msg);
 }
 
+static bool
+pki_no_issuer(struct pki_search *s, const struct pki_cert *c)
+{
+    char why[sizeof s->junk.msg];
+    struct str head, rest;
+
+    if (s->unread) {
+        str_cut(str_of(s->junk.msg), ' ', &head, &rest);
+        snprintf(why, sizeof why,
+                 "a certificate that was sent with it is malformed: %.*s",
+                 STR_FMT(rest));
+        return pki_fault(s, 0, c, why);
+    }
+    return pki_fault(s, 0, c,
+                     s->rules->role == PKI_CLIENT
+                         ? "no CA of client_ca issued it: add its CA to "
+                           "client_ca, or let the client send its intermediates"
+                         : "no CA of `ca` issued it: add its CA to `ca`, or "
+                           "let the server send its intermediates");
+}
+
 static bool pki_path_extend(struct pki_search *s);
 
 /* Tries `l` as the next issuer; the path stays as it was if it fails. */
@@ -13434,14 +13470,7 @@ pki_path_extend(struct pki_search *s)
                 return true;
         }
     }
-    return !any && pki_fault(s, 0, &last->cert,
-                             s->rules->role == PKI_CLIENT
-                                 ? "no CA of client_ca issued it: add its CA "
-                                   "to client_ca, or let the client send its "
-                                   "intermediates"
-                                 : "no CA of `ca` issued it: add its CA to "
-                                   "`ca`, or let the server send its "
-                                   "intermediates");
+    return !any && pki_no_issuer(s, &last->cert);
 }
 
 /* Do wolfSSL, whose handshake proves that the peer has the leaf's key, and we,
@@ -13486,8 +13515,10 @@ pki_search_init(struct pki_search *s, struct str leaf,
         return pki_malformed(s, &s->link[0].cert, &e);
     s->links = 1;
     for (size_t i = 0; i < n && s->links <= PKI_CHAIN_MAX; i++)
-        s->links +=
-            pki_link_read(s->arena, presented[i], &s->link[s->links], &e);
+        if (pki_link_read(s->arena, presented[i], &s->link[s->links], &s->junk))
+            s->links++;
+        else
+            s->unread = true;
     s->path[s->n++] = &s->link[0];
     return true;
 }
