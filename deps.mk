@@ -41,11 +41,20 @@ WOLFSSL_FLAGS = --disable-shared --enable-static --enable-curve25519 \
     --disable-sys-ca-certs --disable-crypttests --disable-examples \
     --disable-mlkem --disable-pqc-hybrids $(WOLFSSL_ARCH.$(CPU))
 WOLFSSL_DEFS = -DWOLFSSL_ALWAYS_VERIFY_CB -DWOLFSSL_ALT_NAMES \
-    -DMICRO_SESSION_CACHE -DWOLFSSL_MULTI_ATTRIB
+    -DMICRO_SESSION_CACHE -DWOLFSSL_MULTI_ATTRIB -DWOLFSSL_ASN_ALLOW_0_SERIAL
 WOLFSSL_ABSENT = OPENSSL_EXTRA OPENSSL_COMPATIBLE_DEFAULTS \
     WOLFSSL_TRUST_PEER_CERT KEEP_PEER_CERT SESSION_CERTS HAVE_CRL HAVE_OCSP
 
+# wolfSSL's template of a name knows one attribute in an RDN.  RFC 5280 allows
+# several: the sed lets each further one be read without a SET of its own.  What
+# is laxer by that is for pki_ to refuse, which reads every name strictly.
+WOLFSSL_MORE = (input[srcIdx] == (ASN_SEQUENCE | ASN_CONSTRUCTED))
+
 define wolfssl_BUILD
+sed -i 's/GetASN_Items(rdnASN, dataASN, rdnASN_Length, 1, input,/GetASN_Items( \
+  rdnASN + $(WOLFSSL_MORE), dataASN + $(WOLFSSL_MORE), \
+  (int)rdnASN_Length - $(WOLFSSL_MORE), 0, input,/' wolfcrypt/src/asn.c
+grep -q 'rdnASN + (input' wolfcrypt/src/asn.c
 ./autogen.sh
 ./configure $(HOST) $(WOLFSSL_FLAGS) CFLAGS="$$CFLAGS $(WOLFSSL_DEFS)"
 for name in $(WOLFSSL_ABSENT); do
