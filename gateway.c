@@ -9914,9 +9914,11 @@ static const struct str pki_ext_oids[PKI_EXTS] = {
 };
 
 /* Critical ones that ask nothing of who names no policy: certificatePolicies,
- * inhibitAnyPolicy. policyConstraints may demand one, and so is refused. */
+ * inhibitAnyPolicy. policyConstraints may demand one, and so it is refused, be
+ * it critical or (against RFC 5280) not. */
 static const struct str pki_ext_passive[] = {S("\x55\x1d\x20"),
                                              S("\x55\x1d\x36")};
+static const struct str pki_ext_demand = S("\x55\x1d\x24");
 
 /* keyUsage, bit n of RFC 5280 as bit n here. */
 enum {
@@ -10092,7 +10094,7 @@ pki_ext_keep(struct pki_cert *c, const struct str *seen, size_t n,
          i++)
         if (str_eq(pki_ext_passive[i], oid))
             return true;
-    if (critical && !c->unknown.p)
+    if ((critical || str_eq(oid, pki_ext_demand)) && !c->unknown.p)
         c->unknown = oid;
     return true;
 }

@@ -930,6 +930,8 @@ def extensions(t):
     t.no("policies are required and there are none", "polic|critical", A,
          with_ca({"x": ext("policy_constraints", seq(implicit(0, b"\0")),
                            True)}))
+    t.no("policies are required, and not even critically", "polic|critical", A,
+         with_ca({"x": ext("policy_constraints", seq(implicit(0, b"\0")))}))
     t.ok("extensions in any order", A,
          client(order="aki eku ski ku bc"))
     names = {"san": san(("uri", "https://a.b/c"))}
