@@ -90,7 +90,7 @@
  *
  *   req_ops        h1 -> serve, admin      req_wire       req -> h1
  *   h1_io          h1 -> conn, try         h1_client_ops  h1 -> up, try
- *   tls_ops        tls -> conn             sock_ops       sock -> conn, up
+ *   tls_ops        tls -> conn, up         sock_ops       sock -> conn, up
  *   conn_ops       conn -> work            up_ops         up -> proxy, bind
  *   proxy_ops      proxy -> serve          msg_ops        msg -> exec, work,
  *                                                         sup
@@ -1177,8 +1177,11 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(UP_CONNECTS, C, "gateway_upstream_connections_total", "{result=\"opened\"}", "Upstream connections by result.") \
     X(UP_REUSED, C, "gateway_upstream_connections_total", "{result=\"reused\"}", "") \
     X(UP_FAILED, C, "gateway_upstream_connections_total", "{result=\"failed\"}", "") \
-    X(UP_BAD, C, "gateway_upstream_errors_total", "{reason=\"malformed\"}", "Upstream answers that were not passed on whole.") \
+    X(UP_TLS_FULL, C, "gateway_upstream_tls_handshakes_total", "{result=\"full\"}", "TLS handshakes with upstreams that succeeded.") \
+    X(UP_TLS_RESUMED, C, "gateway_upstream_tls_handshakes_total", "{result=\"resumed\"}", "") \
+    X(UP_BAD, C, "gateway_upstream_errors_total", "{reason=\"malformed\"}", "What went wrong with upstreams.") \
     X(UP_EARLY, C, "gateway_upstream_errors_total", "{reason=\"closed_early\"}", "") \
+    X(UP_TLS, C, "gateway_upstream_errors_total", "{reason=\"tls\"}", "")      \
     X(EXEC_OK, C, "gateway_exec_runs_total", "{result=\"ok\"}", "Program runs by result.") \
     X(EXEC_FAILED, C, "gateway_exec_runs_total", "{result=\"failed\"}", "")      \
     X(EXEC_TIMEOUT, C, "gateway_exec_runs_total", "{result=\"timeout\"}", "")    \
@@ -6253,8 +6256,18 @@ struct cfg_addr {
     struct str text;  // as written
 };
 
+/* Whom the certificate of an https server must name. */
+struct cfg_server {
+    struct str name;    // a DNS name or IP address, lower case; empty: any
+    bool ip;            // `name` is an address
+    struct str spiffe;  // a SPIFFE ID; empty: any, but then `name` is not
+    struct str sni;     // what is asked for; empty: nothing
+};
+
 /* One server of an upstream. */
 struct cfg_target {
+    bool tls;
+    struct cfg_server server;
     bool is_unix, numeric;  // numeric or is_unix: `sa` is filled in
     struct str host;        // a name for c-ares unless numeric
     uint16_t port;
@@ -6315,6 +6328,9 @@ struct cfg_upstream {
     uint32_t connect_ms, head_ms, idle_ms, keepalive_ms;
     uint32_t keepalive;  // idle connections kept, per worker
     bool identity_headers;
+    bool tls;                         // its targets are https
+    struct str ca, certificate, key;  // file names; the last two may be empty
+    struct str server_name, server_spiffe;
     struct str at;
 };
 
@@ -6923,7 +6939,8 @@ cfg_target_tcp(struct str s, struct cfg_target *t, struct err *e)
     if (!cfg_host_port(authority, &t->host, &port, &v6))
         return err_set(e, ERR_CONFIG, "\"%.*s\" is not host:port",
                        STR_FMT(authority));
-    t->port = 80;
+    t->port = t->tls ? 443 : 80;
+    t->server.name = t->host;
     if (port.n && !cfg_port_parse(port, &t->port, e))
         return false;
     if (t->port == 0 || (!port.n && authority.p[authority.n - 1] == ':'))
@@ -6937,15 +6954,11 @@ cfg_target_tcp(struct str s, struct cfg_target *t, struct err *e)
     return true;
 }
 
-/* "http://host[:port]" or "http+unix:/path". */
+/* "http://host[:port]", the same with https, or "http+unix:/path". */
 static bool
 cfg_target_parse(struct str s, struct cfg_target *t, struct err *e)
 {
     *t = (struct cfg_target){.text = s};
-    if (str_starts(s, S("https:")))
-        return err_set(e, ERR_CONFIG,
-                       "upstream TLS comes with a later version: "
-                       "use http:// or http+unix:");
     if (str_starts(s, S("http+unix:"))) {
         t->is_unix = true;
         t->path = str_from(s, 10);
@@ -6955,9 +6968,12 @@ cfg_target_parse(struct str s, struct cfg_target *t, struct err *e)
     }
     if (str_starts(s, S("http://")))
         return cfg_target_tcp(str_from(s, 7), t, e);
+    t->tls = str_starts(s, S("https://"));
+    if (t->tls)
+        return cfg_target_tcp(str_from(s, 8), t, e);
     return err_set(e, ERR_CONFIG,
                    "\"%.*s\" is not an upstream: write "
-                   "http://host:port or http+unix:/path",
+                   "http://host:port, https://host:port or http+unix:/path",
                    STR_FMT(s));
 }
 
@@ -7249,6 +7265,85 @@ cfg_read_targets(struct cfg_read *r, yyjson_val *v, void *object)
     return true;
 }
 
+/* ---- https upstreams: whom we trust, and who we are ---- */
+
+/* A DNS name or an address in the one form that is compared. */
+static bool
+cfg_server_name(struct cfg_read *r, struct str name, struct cfg_server *out)
+{
+    struct sockaddr_storage sa;
+    char text[INET6_ADDRSTRLEN];
+    socklen_t len;
+    bool v6 = name.n && memchr(name.p, ':', name.n);
+    char *p;
+
+    out->ip = cfg_ip_parse(name, v6, 0, &sa, &len);
+    if (out->ip) {
+        const void *bytes =
+            v6 ? (const void *)&((struct sockaddr_in6 *)(void *)&sa)->sin6_addr
+               : (const void *)&((struct sockaddr_in *)(void *)&sa)->sin_addr;
+
+        must(inet_ntop(sa.ss_family, bytes, text, sizeof text));
+        out->name = str_dup(r->a, str_of(text));
+        return true;
+    }
+    if (!cfg_is_host(name))
+        return cfg_fail(r,
+                        "server_name \"%.*s\" is neither a host name nor an "
+                        "address",
+                        STR_FMT(name));
+    p = mem_dup(r->a, name.p, name.n);
+    for (size_t i = 0; i < name.n; i++)
+        p[i] = (char)str_lower_byte((unsigned char)p[i]);
+    out->name = (struct str){p, name.n};
+    return true;
+}
+
+/* A SPIFFE ID alone is enough; a name given beside it must hold too. */
+static bool
+cfg_target_server(struct cfg_read *r, const struct cfg_upstream *u,
+                  struct cfg_target *t)
+{
+    struct str name = u->server_name.n ? u->server_name : t->server.name;
+
+    if (!cfg_server_name(r, name, &t->server))
+        return false;
+    t->server.spiffe = u->server_spiffe;
+    t->server.sni = t->server.ip ? S("") : t->server.name;
+    if (u->server_spiffe.n && !u->server_name.n)
+        t->server.name = S("");
+    return true;
+}
+
+/* What goes together, and what does not. */
+static bool
+cfg_upstream_tls(struct cfg_read *r, struct cfg_upstream *u)
+{
+    size_t tls = 0;
+
+    for (size_t i = 0; i < u->targets_n; i++)
+        tls += u->targets[i].tls;
+    if (tls && tls < u->targets_n)
+        return cfg_fail(r, "some of its servers are https:// and some are "
+                           "not: make two upstreams of them");
+    u->tls = tls > 0;
+    if (!u->tls && (u->ca.n || u->certificate.n || u->key.n ||
+                    u->server_name.n || u->server_spiffe.n))
+        return cfg_fail(r, "ca, certificate, key, server_name and "
+                           "server_spiffe are for https:// servers: write "
+                           "https://, or leave them out");
+    if (u->tls && !u->ca.n)
+        return cfg_fail(r, "https:// needs ca = \"FILE\", the CA that issued "
+                           "the server's certificate: no other is trusted");
+    if (!u->certificate.n != !u->key.n)
+        return cfg_fail(r, "certificate and key belong together: give both, "
+                           "or neither");
+    for (size_t i = 0; u->tls && i < u->targets_n; i++)
+        if (!cfg_target_server(r, u, &u->targets[i]))
+            return false;
+    return true;
+}
+
 static bool
 cfg_read_upstream(struct cfg_read *r, yyjson_val *v, void *item)
 {
@@ -7268,6 +7363,15 @@ cfg_read_upstream(struct cfg_read *r, yyjson_val *v, void *item)
          false},
         {"identity_headers", CFG_BOOL, CFG_AT(cfg_upstream, identity_headers),
          0, 0, NULL, false},
+        {"ca", CFG_STR, CFG_AT(cfg_upstream, ca), 1, CFG_PATH_MAX, NULL, false},
+        {"certificate", CFG_STR, CFG_AT(cfg_upstream, certificate), 1,
+         CFG_PATH_MAX, NULL, false},
+        {"key", CFG_STR, CFG_AT(cfg_upstream, key), 1, CFG_PATH_MAX, NULL,
+         false},
+        {"server_name", CFG_STR, CFG_AT(cfg_upstream, server_name), 1, 253,
+         NULL, false},
+        {"server_spiffe", CFG_STR, CFG_AT(cfg_upstream, server_spiffe), 1, 2048,
+         NULL, false},
         {"at", CFG_STR, CFG_AT(cfg_upstream, at), 0, CFG_PATH_MAX, NULL, false},
         {0},
     };
@@ -7282,7 +7386,7 @@ cfg_read_upstream(struct cfg_read *r, yyjson_val *v, void *item)
         .identity_headers = true,
     };
     cfg_enter(r, v, "upstream", "name");
-    return cfg_read_object(r, v, table, u);
+    return cfg_read_object(r, v, table, u) && cfg_upstream_tls(r, u);
 }
 
 /* ---- commands ---- */
@@ -8463,6 +8567,19 @@ cfg_print_command(FILE *f, const struct cfg_command *c)
     fprintf(f, ", %u at once, %u waiting\n", c->concurrency, c->queue);
 }
 
+/* Also, whom an https server must be. */
+static void
+cfg_print_target(FILE *f, const struct cfg_target *t)
+{
+    fprintf(f, " %.*s", STR_FMT(t->text));
+    if (!t->tls)
+        return;
+    fprintf(f, " (%.*s", STR_FMT(t->server.name));
+    fputs(t->server.name.n && t->server.spiffe.n ? ", " : "", f);
+    cfg_print_str(f, t->server.spiffe);
+    fputc(')', f);
+}
+
 static void
 cfg_print_doors(const struct cfg *c, FILE *f)
 {
@@ -8485,7 +8602,7 @@ cfg_print_doors(const struct cfg *c, FILE *f)
     for (size_t i = 0; i < c->upstreams_n; i++) {
         fprintf(f, "  %.*s ", STR_FMT(c->upstreams[i].name));
         for (size_t j = 0; j < c->upstreams[i].targets_n; j++)
-            fprintf(f, " %.*s", STR_FMT(c->upstreams[i].targets[j].text));
+            cfg_print_target(f, &c->upstreams[i].targets[j]);
         fprintf(f, "    (%.*s)\n", STR_FMT(c->upstreams[i].at));
     }
 }
@@ -8547,6 +8664,11 @@ struct boot_listener {
     bool crl_missing_ok, crl_expired_ok;
 };
 
+/* The bytes of one upstream's files (PEM); empty for plain HTTP. */
+struct boot_upstream {
+    struct str ca, certificate, key;
+};
+
 struct boot {
     enum boot_role role;
     struct boot_file *scripts;
@@ -8560,6 +8682,8 @@ struct boot {
     struct str *cas;  // PEM, in the order of cfg.cas
     size_t cas_n;
     struct str crl_numbers;  // of the lists in force: pki_crls_verify()
+    struct boot_upstream *upstreams;
+    size_t upstreams_n;
     int *admin_fds;
     size_t admin_n;
     unsigned index, workers;  // this worker, and how many there are
@@ -8659,6 +8783,12 @@ boot_format(const struct boot *b, struct mem_buf *out)
     boot_put_u32(out, b->cas_n);
     for (size_t i = 0; i < b->cas_n; i++)
         boot_put_str(out, b->cas[i]);
+    boot_put_u32(out, b->upstreams_n);
+    for (size_t i = 0; i < b->upstreams_n; i++) {
+        boot_put_str(out, b->upstreams[i].ca);
+        boot_put_str(out, b->upstreams[i].certificate);
+        boot_put_str(out, b->upstreams[i].key);
+    }
 }
 
 static bool
@@ -8805,6 +8935,18 @@ boot_get_cas(struct boot_in *in, struct mem_arena *a, struct boot *b)
         b->cas[i] = boot_get_str(in);
 }
 
+static void
+boot_get_upstreams(struct boot_in *in, struct mem_arena *a, struct boot *b)
+{
+    b->upstreams_n = boot_get_u32(in, CFG_ITEMS_MAX);
+    b->upstreams = mem_alloc(a, b->upstreams_n * sizeof *b->upstreams);
+    for (size_t i = 0; i < b->upstreams_n; i++) {
+        b->upstreams[i].ca = boot_get_str(in);
+        b->upstreams[i].certificate = boot_get_str(in);
+        b->upstreams[i].key = boot_get_str(in);
+    }
+}
+
 /* Gives each descriptor its number, in the order of the contract: a role that
  * listens has the sockets, then the slabs, then its end to the broker. */
 static void
@@ -8851,6 +8993,7 @@ boot_parse(struct str text, struct mem_arena *a, struct boot *b, struct err *e)
     boot_get_env(&in, a, b);
     boot_get_listeners(&in, a, b);
     boot_get_cas(&in, a, b);
+    boot_get_upstreams(&in, a, b);
     boot_number_fds(a, b, met, route_met, broker);
     if (in.bad || in.left.n)
         return err_set(e, ERR_CONFIG, "malformed boot bundle");
@@ -8903,17 +9046,22 @@ boot_read(int fd, struct mem_arena *a, struct boot *b, struct err *e)
     return boot_parse((struct str){text, n}, a, b, e);
 }
 
+static void
+boot_forget_key(struct str *key)
+{
+    if (key->n)
+        explicit_bzero((void *)(uintptr_t)key->p, key->n);
+    *key = S("");
+}
+
 /* Wipes the private keys, for a child that has handed them to TLS. */
 static void
 boot_forget_keys(struct boot *b)
 {
-    for (size_t i = 0; i < b->listeners_n; i++) {
-        struct str *key = &b->listeners[i].key;
-
-        if (key->n)
-            explicit_bzero((void *)(uintptr_t)key->p, key->n);
-        *key = S("");
-    }
+    for (size_t i = 0; i < b->listeners_n; i++)
+        boot_forget_key(&b->listeners[i].key);
+    for (size_t i = 0; i < b->upstreams_n; i++)
+        boot_forget_key(&b->upstreams[i].key);
 }
 
 /* glibc keeps what is freed until it is told; others have no such call. */
@@ -15263,6 +15411,7 @@ pki_command(int argc, char **argv)
 /* ==== 15 tls: wolfSSL over two buffers ======================================
  *
  * Sans-I/O: ciphertext in by tls_feed(), ciphertext out by tls_ops.on_cipher.
+ * Both sides: what clients connect to, and what connects to https upstreams.
  * Mutual TLS 1.3 and 1.2 (ECDHE with AEAD): a client certificate is demanded,
  * and the identity is read from the DER that the verify callback sees, so that
  * wolfSSL need not keep it (KEEP_PEER_CERT costs 20 KB a connection).
@@ -15271,9 +15420,10 @@ pki_command(int argc, char **argv)
  * and so one client's chain would complete another's: they are unloaded after
  * each step of a handshake that saw certificates.
  *
- * Owner   conn makes and frees a struct tls; work a struct tls_ctx.
+ * Owner   conn and up make and free a struct tls; work and up a struct tls_ctx.
  * Down    wolfSSL pki        Up  struct tls_ops
- * Entry   tls_ctx_new  tls_new  tls_feed  tls_write  tls_bye
+ * Entry   tls_ctx_new  tls_new  tls_client_ctx_new  tls_client_new
+ *         tls_feed  tls_write  tls_bye
  */
 enum {
     TLS_MAGIC = 0x746c7321,
@@ -15313,9 +15463,24 @@ struct tls {
     bool bad_cert, no_cert;         // why the handshake failed
     enum pki_crl_result crl;        // what a revocation list had to do with it
     struct pki_identity *identity;  // a reference; NULL before the handshake
+    struct tls_peer *peer;          // owned: of a client session; or NULL
     char *leaf;    // owned: the leaf for the log, if it was refused
     char *reason;  // owned: why, and the mend
 };
+
+/* A client session's other side, the server: whom we want, what we found. */
+struct tls_peer {
+    const struct cfg_server *want;  // borrowed
+    int64_t until;    // its chain is valid so long; 0: not verified (yet)
+    int64_t full_at;  // when it was last verified, in a full handshake
+    bool offered;     // we asked to resume: `until` and `full_at` are of then
+    bool verified;    // its certificate was seen and accepted
+    bool ticket;      // it gave us a ticket
+};
+
+static bool tls_on_server(struct tls *, const WOLFSSL_X509_STORE_CTX *);
+static bool tls_server_known(struct tls *);
+static bool tls_client_fail(struct tls *, int code, struct err *);
 
 static const char tls_ciphers[] =
     "TLS13-AES128-GCM-SHA256:TLS13-AES256-GCM-SHA384:"
@@ -15425,7 +15590,8 @@ tls_on_verify(int good, WOLFSSL_X509_STORE_CTX *store)
 
     (void)good;
     t->saw_certs = true;
-    if (store->error_depth != 0 || tls_on_leaf(t, store))
+    if (store->error_depth != 0 ||
+        (t->peer ? tls_on_server(t, store) : tls_on_leaf(t, store)))
         return 1;
     if (store->totalCerts > 0 && !t->leaf) {
         t->leaf = mem_xmalloc(TLS_LEAF_TEXT);
@@ -15572,6 +15738,7 @@ tls_free(struct tls *t)
         return;
     wolfSSL_free(t->ssl);
     pki_identity_put(t->identity);
+    free(t->peer);
     free(t->leaf);
     free(t->reason);
     obj_free(t);
@@ -15585,6 +15752,8 @@ tls_fail(struct tls *t, int rc, struct err *e)
     char text[WOLFSSL_MAX_ERROR_SZ];
 
     t->state = TLS_BROKEN;
+    if (t->peer)
+        return tls_client_fail(t, code, e);
     if (t->bad_cert)
         return err_set(e, ERR_TLS, "client certificate refused: %s", t->reason);
     t->no_cert = code == NO_PEER_CERT;
@@ -15602,7 +15771,7 @@ tls_fail(struct tls *t, int rc, struct err *e)
 static bool
 tls_handshake(struct tls *t, struct err *e)
 {
-    int rc = wolfSSL_accept(t->ssl);
+    int rc = t->peer ? wolfSSL_connect(t->ssl) : wolfSSL_accept(t->ssl);
 
     if (t->saw_certs) {
         wolfSSL_CertManagerUnloadIntermediateCerts(
@@ -15611,8 +15780,8 @@ tls_handshake(struct tls *t, struct err *e)
     }
     if (rc == WOLFSSL_SUCCESS) {
         // both hold by construction; a handshake without them must not pass
-        if (!t->identity || t->bad_cert)
-            return err_set(e, ERR_TLS, "no client certificate was verified");
+        if (t->bad_cert || !(t->peer ? tls_server_known(t) : !!t->identity))
+            return err_set(e, ERR_TLS, "no certificate was verified");
         t->state = TLS_OPEN;
         t->ops->on_open(t->data);
         return true;
@@ -15688,7 +15857,7 @@ tls_write(struct tls *t, const char *p, size_t n, struct err *e)
     return true;
 }
 
-/* Sends close_notify, so that the client knows the answer is whole. */
+/* Sends close_notify, so that the peer knows that nothing was cut off. */
 static void
 tls_bye(struct tls *t)
 {
@@ -15717,6 +15886,386 @@ tls_sni(const struct tls *t)
         wolfSSL_SNI_GetRequest(t->ssl, WOLFSSL_SNI_HOST_NAME, &name);
 
     return (struct str){name ? name : "", name ? n : 0};
+}
+
+/* ---- the client side: to upstreams ----
+ *
+ * The same struct tls, with a tls_peer. The server's certificate is always
+ * verified: there is no switch. pki_ decides on the chain, as for clients; the
+ * names that count are those of subjectAltName, never a CN.
+ *
+ * A resumed handshake shows no certificate. So a session is kept with the time
+ * until which the chain of its last full handshake is valid, and is offered
+ * only before it, only to the same target, and only by the worker that kept
+ * it: a reload, which may bring other CAs, begins with none.
+ */
+enum {
+    TLS_RESUME_S = 8 * 3600,  // after a full handshake
+    TLS_NAMES_TEXT = 160,     // of a certificate's names in the log
+};
+
+/* A session that may be resumed. All zero: none. */
+struct tls_session {
+    WOLFSSL_SESSION *session;  // owned
+    int64_t until, full_at;    // as in struct tls_peer
+};
+
+static void
+tls_session_drop(struct tls_session *k)
+{
+    if (k->session)
+        wolfSSL_SESSION_free(k->session);
+    *k = (struct tls_session){0};
+}
+
+/* Both lower case. A wildcard is the whole left-most label, and stands for one
+ * label (RFC 9525 section 6.3). */
+static bool
+tls_dns_matches(struct str pattern, struct str name)
+{
+    struct str first, rest;
+
+    if (!str_starts(pattern, S("*.")))
+        return str_eq(pattern, name);
+    return str_cut(name, '.', &first, &rest) && first.n > 0 &&
+           str_eq(str_from(pattern, 2), rest);
+}
+
+static bool
+tls_has_name(const struct pki_sans *s, const struct cfg_server *want)
+{
+    const struct pki_san_list *list = want->ip ? &s->ip : &s->dns;
+
+    for (size_t i = 0; i < list->n; i++)
+        if (want->ip ? str_eq(list->v[i], want->name)
+                     : tls_dns_matches(list->v[i], want->name))
+            return true;
+    return false;
+}
+
+/* "DNS:a, IP:192.0.2.1": what it is for, as far as there is room. */
+static void
+tls_names_text(const struct pki_sans *s, char *out, size_t n)
+{
+    const struct {
+        const struct pki_san_list *list;
+        const char *kind;
+    } all[] = {{&s->dns, "DNS"}, {&s->ip, "IP"}, {&s->uri, "URI"}};
+    size_t at = 0;
+
+    snprintf(out, n, "no name");
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        for (size_t k = 0; k < all[i].list->n; k++) {
+            int wrote = snprintf(out + at, n - at, "%s%s:%.*s", at ? ", " : "",
+                                 all[i].kind, STR_FMT(all[i].list->v[k]));
+
+            at += (size_t)wrote;
+            if (at >= n)
+                return;
+        }
+}
+
+/* Is this certificate for the server that we want? A SPIFFE certificate has
+ * one URI (X509-SVID 5.2). */
+static bool
+tls_server_names(struct mem_arena *a, const struct cfg_server *want,
+                 const struct pki_cert *c, struct err *e)
+{
+    char names[TLS_NAMES_TEXT];
+    struct pki_sans s;
+
+    s.uri.n = s.dns.n = s.ip.n = s.email.n = 0;
+    if (!c->ext[PKI_EXT_SAN].p)
+        return err_set(e, ERR_TLS,
+                       "it has no subjectAltName, and its CN is not asked: "
+                       "issue it with subjectAltName");
+    if (!pki_san_parse(a, c->ext[PKI_EXT_SAN], &s, e))
+        return false;
+    tls_names_text(&s, names, sizeof names);
+    if (want->name.n && !tls_has_name(&s, want))
+        return err_set(e, ERR_TLS,
+                       "it is for %s, not for %.*s: set server_name, or issue "
+                       "it for that name",
+                       names, STR_FMT(want->name));
+    if (want->spiffe.n && (s.uri.n != 1 || !str_eq(s.uri.v[0], want->spiffe)))
+        return err_set(e, ERR_TLS,
+                       "it is for %s, not for %.*s alone: set server_spiffe, "
+                       "or issue it for that ID",
+                       names, STR_FMT(want->spiffe));
+    return want->name.n || want->spiffe.n ||
+           err_set(e, ERR_TLS, "nothing says whom it must name");
+}
+
+/* The chain, by pki_; then the leaf's names. */
+static bool
+tls_server_check(struct tls *t, struct mem_arena *a,
+                 const WOLFSSL_X509_STORE_CTX *store, struct err *e)
+{
+    struct str chain[TLS_DEPTH_MAX], leaf = tls_cert_str(store, 0);
+    struct pki_path path;
+    struct pki_cert c;
+    size_t n = 0;
+
+    for (int i = 1; i < store->totalCerts; i++)
+        chain[n++] = tls_cert_str(store, i);
+    if (!pki_verify(&t->ctx->rules, leaf, chain, n, time(NULL), &path, e) ||
+        !pki_cert_parse(leaf, &c, e) ||
+        !tls_server_names(a, t->peer->want, &c, e))
+        return false;
+    t->peer->until = path.until;
+    t->peer->full_at = time(NULL);
+    t->peer->verified = true;
+    return true;
+}
+
+/* The leaf, and what came with it: is it the right server? */
+static bool
+tls_on_server(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
+{
+    struct mem_arena *a;
+    struct err e;
+    bool ok;
+
+    if (store->totalCerts < 1 || store->totalCerts > TLS_DEPTH_MAX)
+        return tls_refuse(t, "its chain is too long");
+    if (!tls_is_opinion(store->error))
+        return tls_refuse(t, tls_cert_reason(store->error));
+    a = mem_arena_new(PKI_ARENA_MAX);
+    ok = tls_server_check(t, a, store, &e);
+    mem_arena_free(a);
+    return ok || tls_refuse(t, e.msg);
+}
+
+/* At the end of a handshake: in this one its certificate was verified, or it
+ * resumed a TLS 1.3 session of one in which it was. */
+static bool
+tls_server_known(struct tls *t)
+{
+    struct tls_peer *p = t->peer;
+
+    if (p->verified)
+        return !wolfSSL_session_reused(t->ssl);
+    return p->offered && wolfSSL_session_reused(t->ssl) &&
+           wolfSSL_version(t->ssl) == TLS1_3_VERSION && time(NULL) < p->until;
+}
+
+static const char *
+tls_alert_name(int code)
+{
+    static const struct {
+        int code;
+        const char *name;
+    } names[] = {
+        {0, "close_notify"},           {10, "unexpected_message"},
+        {20, "bad_record_mac"},        {40, "handshake_failure"},
+        {42, "bad_certificate"},       {43, "unsupported_certificate"},
+        {44, "certificate_revoked"},   {45, "certificate_expired"},
+        {46, "certificate_unknown"},   {48, "unknown_ca"},
+        {49, "access_denied"},         {51, "decrypt_error"},
+        {70, "protocol_version"},      {71, "insufficient_security"},
+        {80, "internal_error"},        {112, "unrecognized_name"},
+        {116, "certificate_required"}, {120, "no_application_protocol"},
+    };
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (names[i].code == code)
+            return names[i].name;
+    return "unknown";
+}
+
+/* What to do about an alert; or nothing. */
+static const char *
+tls_alert_mend(int code)
+{
+    if (code == 116)
+        return ": it wants a certificate of ours: give certificate and key";
+    if (code >= 42 && code <= 49)
+        return ": it does not accept our certificate";
+    if (code == 70 || code == 71 || code == 40)
+        return ": it may know neither TLS 1.3 nor 1.2 with our ciphers, or want"
+               " a certificate of ours";
+    if (code == 120)
+        return ": it does not speak HTTP/1.1";
+    return "";
+}
+
+/* Why the session with a server is over. */
+static bool
+tls_client_fail(struct tls *t, int code, struct err *e)
+{
+    char text[WOLFSSL_MAX_ERROR_SZ];
+    WOLFSSL_ALERT_HISTORY h;
+
+    if (t->bad_cert)
+        return err_set(e, ERR_TLS, "server certificate %s refused: %s",
+                       t->leaf ? t->leaf : "(none)", t->reason);
+    if (code == FATAL_ERROR &&
+        wolfSSL_get_alert_history(t->ssl, &h) == WOLFSSL_SUCCESS)
+        return err_set(e, ERR_TLS, "the server sent the alert %s (%d)%s",
+                       tls_alert_name(h.last_rx.code), h.last_rx.code,
+                       tls_alert_mend(h.last_rx.code));
+    if (code == UNKNOWN_RECORD_TYPE)
+        return err_set(e, ERR_TLS,
+                       "it does not speak TLS: write http://, if "
+                       "it is plain HTTP");
+    if (code == VERSION_ERROR || code == UNSUPPORTED_PROTO_VERSION)
+        return err_set(e, ERR_TLS, "it speaks neither TLS 1.3 nor 1.2");
+    wolfSSL_ERR_error_string_n((unsigned long)code, text, sizeof text);
+    return err_set(e, ERR_TLS, "%s", text);
+}
+
+/* `files` are the upstream's PEM texts. */
+static bool
+tls_client_load(WOLFSSL_CTX *ctx, const struct boot_upstream *files,
+                struct err *e)
+{
+    const unsigned char *cert = (const unsigned char *)files->certificate.p;
+    const unsigned char *key = (const unsigned char *)files->key.p;
+    int rc;
+
+    if (!files->certificate.n && !files->key.n)
+        return true;
+    rc = wolfSSL_CTX_use_certificate_chain_buffer(ctx, cert,
+                                                  (long)files->certificate.n);
+    if (rc != WOLFSSL_SUCCESS)
+        return err_set(e, ERR_CONFIG,
+                       "certificate: not usable (%s): give a PEM file with our "
+                       "client certificate first",
+                       wolfSSL_ERR_reason_error_string((unsigned long)rc));
+    rc = wolfSSL_CTX_use_PrivateKey_buffer(ctx, key, (long)files->key.n,
+                                           WOLFSSL_FILETYPE_PEM);
+    if (rc != WOLFSSL_SUCCESS)
+        return err_set(e, ERR_CONFIG,
+                       "key: not usable (%s): give the PEM private key, not "
+                       "encrypted, of `certificate`",
+                       wolfSSL_ERR_reason_error_string((unsigned long)rc));
+    if (wolfSSL_CTX_check_private_key(ctx) != WOLFSSL_SUCCESS)
+        return err_set(e, ERR_CONFIG,
+                       "key: it does not belong to `certificate`");
+    return true;
+}
+
+/* What all sessions of one https upstream share. */
+static struct tls_ctx *
+tls_client_ctx_new(const struct boot_upstream *files, struct err *e)
+{
+    struct tls_ctx *c = mem_xcalloc(sizeof *c);
+
+    c->ctx = wolfSSL_CTX_new(wolfSSLv23_client_method());
+    must(c->ctx != NULL);
+    must(wolfSSL_CTX_SetMinVersion(c->ctx, WOLFSSL_TLSV1_2) == WOLFSSL_SUCCESS);
+    must(wolfSSL_CTX_set_cipher_list(c->ctx, tls_ciphers) == WOLFSSL_SUCCESS);
+    wolfSSL_CTX_set_verify(c->ctx, WOLFSSL_VERIFY_PEER, tls_on_verify);
+    wolfSSL_CTX_set_session_cache_mode(c->ctx, WOLFSSL_SESS_CACHE_OFF);
+    // a resumed session, too, gets fresh keys
+    must(wolfSSL_CTX_only_dhe_psk(c->ctx) == 0);
+    wolfSSL_CTX_SetIORecv(c->ctx, tls_on_recv);
+    wolfSSL_CTX_SetIOSend(c->ctx, tls_on_send);
+    if (!pki_anchors_new(files->ca, &c->anchors, e)) {
+        err_prefix(e, "ca: ");
+        tls_ctx_free(c);
+        return NULL;
+    }
+    if (!tls_client_load(c->ctx, files, e)) {
+        tls_ctx_free(c);
+        return NULL;
+    }
+    pki_rules_init(&c->rules, PKI_SERVER, c->anchors, false, TLS_DEPTH_MAX);
+    c->plain = mem_xmalloc(TLS_PLAIN);
+    return c;
+}
+
+/* Would this upstream's ca, certificate and key be usable? */
+static bool
+tls_client_check(const struct boot_upstream *files,
+                 const struct cfg_upstream *u, struct err *e)
+{
+    const char *why =
+        u->server_spiffe.n ? pki_spiffe_why(u->server_spiffe) : NULL;
+    struct tls_ctx *c;
+
+    if (why)
+        return err_set(e, ERR_CONFIG, "server_spiffe: %s", why);
+    c = tls_client_ctx_new(files, e);
+    tls_ctx_free(c);
+    return c != NULL;
+}
+
+static int
+tls_on_ticket(WOLFSSL *ssl, const unsigned char *ticket, int n, void *data)
+{
+    struct tls *t = OBJ(struct tls, TLS, data);
+
+    (void)ssl;
+    (void)ticket;
+    t->peer->ticket = n > 0;
+    return 0;
+}
+
+/* Resumes what `kept` holds, if that may still be. wolfSSL writes into a
+ * session while it uses it, so it gets a copy. */
+static void
+tls_client_offer(struct tls *t, const struct tls_session *kept)
+{
+    WOLFSSL_SESSION *copy;
+
+    if (!kept->session || time(NULL) >= kept->until)
+        return;
+    copy = wolfSSL_SESSION_dup(kept->session);
+    if (copy && wolfSSL_set_session(t->ssl, copy) == WOLFSSL_SUCCESS) {
+        t->peer->offered = true;
+        t->peer->until = kept->until;
+        t->peer->full_at = kept->full_at;
+    }
+    wolfSSL_SESSION_free(copy);
+}
+
+/* A session with the server `want`; tls_feed() with no bytes begins it. */
+static struct tls *
+tls_client_new(const struct tls_ctx *ctx, const struct cfg_server *want,
+               const struct tls_session *kept, const struct tls_ops *ops,
+               void *data)
+{
+    struct tls *t = tls_new(ctx, ops, data);
+
+    t->peer = mem_xcalloc(sizeof *t->peer);
+    t->peer->want = want;
+    if (want->sni.n)
+        must(wolfSSL_UseSNI(t->ssl, WOLFSSL_SNI_HOST_NAME, want->sni.p,
+                            (unsigned short)want->sni.n) == WOLFSSL_SUCCESS);
+    must(wolfSSL_set_SessionTicket_cb(t->ssl, tls_on_ticket, t) ==
+         WOLFSSL_SUCCESS);
+    tls_client_offer(t, kept);
+    return t;
+}
+
+/* Has what we know about the server an end, and is it past? */
+static bool
+tls_client_stale(const struct tls *t)
+{
+    return time(NULL) >= t->peer->until;
+}
+
+/* Puts the session into `kept` if the server gave a new ticket: an old one
+ * does not go with the secrets of this connection. */
+static void
+tls_client_keep(struct tls *t, struct tls_session *kept)
+{
+    struct tls_peer *p = t->peer;
+    WOLFSSL_SESSION *own;
+
+    if (!p->ticket || t->state != TLS_OPEN ||
+        wolfSSL_version(t->ssl) != TLS1_3_VERSION)
+        return;
+    p->ticket = false;
+    tls_session_drop(kept);
+    own = wolfSSL_get1_session(t->ssl);
+    kept->session = wolfSSL_SESSION_dup(own);
+    kept->full_at = p->full_at;
+    kept->until = p->full_at + TLS_RESUME_S < p->until
+                      ? p->full_at + TLS_RESUME_S
+                      : p->until;
+    wolfSSL_SESSION_free(own);
 }
 
 /* ==== 16 h1: HTTP/1.1, both sides ===========================================
@@ -18230,15 +18779,18 @@ conn_stop_all(struct conn_set *set)
  * connection; whoever makes it gives the head's bytes and gets the answer in
  * pieces, with back-pressure both ways.
  *
- *   call: WAIT (resolve, connect) --> SEND --> HEAD --> BODY --> done
+ *   call: WAIT (resolve, connect, TLS) --> SEND --> HEAD --> BODY --> done
+ *
+ * To an https upstream, bytes go through a struct tls on their way to and from
+ * the socket; a connection in the pool keeps its TLS session.
  *
  * One retry, on a fresh connection: when nothing was sent, or when a reused
  * connection of an idempotent request gave no byte back (RFC 9110, 9.2.2).
  *
  * Owner   up_call() makes a call; it ends by exactly one of on_end, on_fail,
  *         up_cancel(). up_on_closed() frees a connection.
- * Down    sock h1 c-ares        Up  struct up_ops
- * Entry   up_new  up_call  up_go  up_send  up_send_end  up_pause  up_cancel
+ * Down    sock tls h1 c-ares        Up  struct up_ops
+ * Entry   up_new  up_open_tls  up_call  up_go  up_send  up_send_end  up_pause  up_cancel
  */
 enum {
     UP_CALL_MAGIC = 0x75706361,
@@ -18272,6 +18824,7 @@ struct up_target {
     bool resolving;
     struct up_call *waiting, **waiting_end;  // for the name; oldest first
     uv_timer_t late;                         // for the oldest's connect_by
+    struct tls_session session;              // to resume
 };
 
 struct up_pool {
@@ -18279,6 +18832,7 @@ struct up_pool {
     struct up_set *set;              // borrowed
     struct up_target *targets;
     size_t n;
+    struct tls_ctx *tls;  // owned; NULL for plain HTTP
 };
 
 /* Per worker. */
@@ -18331,7 +18885,9 @@ struct up_conn {
     struct up_target *target;  // borrowed
     struct up_call *call;      // borrowed; NULL while idle
     uv_connect_t connect;
+    struct tls *tls;  // owned; NULL for plain HTTP, and before it is connected
     bool reused, paused;
+    bool spoilt;                  // TLS broke while sending
     struct up_conn *prev, *next;  // in target->idle
 };
 
@@ -18342,7 +18898,9 @@ static void up_on_late(uv_timer_t *);
 static void up_connect(struct up_call *);
 static void up_on_connect(uv_connect_t *, int);
 static void up_start(struct up_call *, struct up_conn *);
+static void up_secure(struct up_conn *);
 static void up_on_read(void *, const char *, size_t);
+static void up_on_plain(void *, const char *, size_t);
 static void up_done(struct up_conn *);
 static void up_broken(struct up_conn *, const struct err *);
 static void up_on_closed(void *);
@@ -18606,14 +19164,28 @@ up_conn_close(struct up_conn *u)
     if (u->state == UP_IDLE)
         up_idle_remove(u);
     u->state = UP_CLOSING;
+    if (u->tls && !u->sock.closing) {
+        tls_bye(u->tls);
+        sock_flush(&u->sock);
+    }
     sock_close(&u->sock);
 }
 
-static void
-up_go(struct up_call *c)
+/* An idle connection, the last one used; not one whose server's certificate
+ * has expired since. */
+static struct up_conn *
+up_idle_take(struct up_target *t)
 {
-    struct up_target *t = up_pick(c->pool, c->target, up_now(c));
-    struct up_conn *u = c->tries ? NULL : t->idle;
+    while (t->idle && t->idle->tls && tls_client_stale(t->idle->tls))
+        up_conn_close(t->idle);
+    return t->idle;
+}
+
+/* Gives the call to target `t`. */
+static void
+up_go_to(struct up_call *c, struct up_target *t)
+{
+    struct up_conn *u = c->tries ? NULL : up_idle_take(t);
 
     up_call_detach(c);
     c->target = t;
@@ -18632,6 +19204,12 @@ up_go(struct up_call *c)
     } else {
         up_resolve(c);
     }
+}
+
+static void
+up_go(struct up_call *c)
+{
+    up_go_to(c, up_pick(c->pool, c->target, up_now(c)));
 }
 
 /* The first try's target refused, or its name has no address. */
@@ -18680,6 +19258,20 @@ up_on_late(uv_timer_t *timer)
         uv_timer_start(timer, up_on_late, c->connect_by - now, 0);
 }
 
+/* The connection ended: is the answer whole? With TLS, anybody on the way can
+ * end a connection, but only the server says close_notify. */
+static bool
+up_at_end(struct up_conn *u, struct err *e)
+{
+    if (!h1_client_eof(&u->call->parser, e))
+        return false;
+    return !u->tls || u->tls->state == TLS_PEER_CLOSED ||
+           err_set(e, ERR_UPSTREAM,
+                   "%.*s: closed without TLS close_notify: its answer may be "
+                   "cut",
+                   STR_FMT(u->target->cfg->text));
+}
+
 static void
 up_on_gone(void *data, int code)
 {
@@ -18691,8 +19283,7 @@ up_on_gone(void *data, int code)
         up_conn_close(u);
         return;
     }
-    if (u->state == UP_BUSY && code == UV_EOF &&
-        h1_client_eof(&c->parser, &e)) {
+    if (u->state == UP_BUSY && code == UV_EOF && up_at_end(u, &e)) {
         up_done(u);  // it was the end of the body
         return;
     }
@@ -18728,10 +19319,15 @@ up_on_time(void *data)
         up_conn_close(u);  // idle for keepalive_ms
         return;
     }
-    if (u->state == UP_CONNECTING) {
+    if (u->spoilt) {
+        err_set(&e, ERR_UPSTREAM, "%.*s: TLS: broke while sending",
+                STR_FMT(u->target->cfg->text));
+    } else if (u->state == UP_CONNECTING) {
         met_inc(MET_LIMIT_UP_CONNECT);
-        err_set(&e, ERR_UPSTREAM_TIME, "%.*s: no connection within %u ms",
-                STR_FMT(u->target->cfg->text), c->pool->cfg->connect_ms);
+        err_set(&e, ERR_UPSTREAM_TIME, "%.*s: no %s within %u ms",
+                STR_FMT(u->target->cfg->text),
+                u->tls ? "TLS handshake" : "connection",
+                c->pool->cfg->connect_ms);
     } else if (c->state == UP_BODY) {
         met_inc(MET_LIMIT_UP_IDLE);
         err_set(&e, ERR_UPSTREAM_TIME, "%.*s: no byte for %u ms",
@@ -18822,8 +19418,110 @@ up_on_connect(uv_connect_t *req, int status)
         up_broken(u, &e);
         return;
     }
+    if (u->target->pool->tls) {
+        up_secure(u);
+        return;
+    }
     met_inc(MET_UP_CONNECTS);
     up_start(u->call, u);
+}
+
+/* ---- TLS, between the socket and the call ---- */
+
+static void
+up_on_cipher(void *data, const char *p, size_t n)
+{
+    struct up_conn *u = up_conn_check(data);
+
+    sock_add(&u->sock, p, n);
+}
+
+/* The server is who it should be. Its first call goes out now. */
+static void
+up_on_secure(void *data)
+{
+    struct up_conn *u = up_conn_check(data);
+
+    met_inc(MET_UP_CONNECTS);
+    met_inc(wolfSSL_session_reused(u->tls->ssl) ? MET_UP_TLS_RESUMED
+                                                : MET_UP_TLS_FULL);
+    up_start(u->call, u);
+}
+
+static const struct tls_ops up_tls_ops = {
+    .on_cipher = up_on_cipher,
+    .on_open = up_on_secure,
+    .on_plain = up_on_plain,
+};
+
+/* TLS broke. What was offered to resume may be the reason: then a full
+ * handshake follows, never an error. */
+static void
+up_tls_broken(struct up_conn *u, struct err *e)
+{
+    struct up_call *c = u->call;
+    bool offered =
+        u->state == UP_CONNECTING && u->tls->peer->offered && !u->tls->bad_cert;
+
+    tls_session_drop(&u->target->session);
+    if (c && offered && c->tries < 2) {
+        c->conn = NULL;
+        u->call = NULL;
+        up_conn_close(u);
+        up_go_to(c, c->target);
+        return;
+    }
+    met_inc(MET_UP_TLS);
+    e->kind = ERR_UPSTREAM;
+    err_prefix(e, "%.*s: TLS: ", STR_FMT(u->target->cfg->text));
+    if (c)
+        up_broken(u, e);
+    else
+        up_conn_close(u);
+}
+
+/* Ciphertext came, or nothing: then the handshake begins. */
+static void
+up_feed(struct up_conn *u, const char *p, size_t n)
+{
+    struct err e;
+
+    if (!tls_feed(u->tls, p, n, &e)) {
+        sock_flush(&u->sock);  // the alert
+        if (u->state != UP_CLOSING)
+            up_tls_broken(u, &e);
+    } else if (u->state != UP_CLOSING) {
+        sock_flush(&u->sock);
+        if (u->tls->state == TLS_PEER_CLOSED)
+            up_on_gone(u, UV_EOF);
+    }
+}
+
+/* Connected: a TLS handshake, within the time that is left for connecting. */
+static void
+up_secure(struct up_conn *u)
+{
+    struct up_target *t = u->target;
+
+    u->tls = tls_client_new(t->pool->tls, &t->cfg->server, &t->session,
+                            &up_tls_ops, u);
+    sock_read(&u->sock, true);
+    up_feed(u, NULL, 0);
+}
+
+/* Puts bytes into the queue; sock_flush() sends them. A failure here is told
+ * in the next turn of the loop: whoever writes is not ready for it now. */
+static void
+up_write(struct up_conn *u, const char *p, size_t n)
+{
+    struct err e;
+
+    if (!u->tls) {
+        sock_add(&u->sock, p, n);
+    } else if (!u->spoilt && n && !tls_write(u->tls, p, n, &e)) {
+        u->spoilt = true;
+        sock_deadline(&u->sock, 1);
+    }
 }
 
 /* ---- step 2: the request ---- */
@@ -18860,17 +19558,17 @@ up_start(struct up_call *c, struct up_conn *u)
     c->state = UP_SEND;
     h1_client_fini(&c->parser);
     h1_client_init(&c->parser, &up_parser_ops, c, c->arena, c->want.to_head);
-    sock_add(&u->sock, c->want.head.p, c->want.head.n);
-    if (c->want.body.n)
-        sock_add(&u->sock, c->want.body.p, c->want.body.n);
-    if (mem_buf_len(&c->early)) {
-        c->sent_stream = true;
-        sock_add(&u->sock, mem_buf_ptr(&c->early), mem_buf_len(&c->early));
-        mem_buf_free(&c->early);
-    }
     if (!c->want.stream || c->early_end)
         c->state = UP_HEAD;
     sock_deadline(&u->sock, c->state == UP_HEAD ? c->want.head_ms : 0);
+    up_write(u, c->want.head.p, c->want.head.n);
+    if (c->want.body.n)
+        up_write(u, c->want.body.p, c->want.body.n);
+    if (mem_buf_len(&c->early)) {
+        c->sent_stream = true;
+        up_write(u, mem_buf_ptr(&c->early), mem_buf_len(&c->early));
+        mem_buf_free(&c->early);
+    }
     u->paused = false;
     sock_read(&u->sock, true);
     sock_flush(&u->sock);
@@ -18878,24 +19576,49 @@ up_start(struct up_call *c, struct up_conn *u)
         c->ops->on_drain(c->data);
 }
 
+/* A piece of a body, framed, at the end of `b`. */
+static void
+up_put(const struct up_call *c, struct mem_buf *b, const char *p, size_t n)
+{
+    if (c->want.chunked)
+        h1_write_chunk_size(b, n);
+    mem_buf_add(b, p, n);
+    if (c->want.chunked)
+        mem_buf_add(b, "\r\n", 2);
+}
+
+/* The same, encrypted: in one buffer, so that it makes few records. */
+static void
+up_send_tls(struct up_call *c, const char *p, size_t n)
+{
+    struct mem_buf b = {0};
+
+    if (c->want.chunked) {
+        up_put(c, &b, p, n);
+        p = mem_buf_ptr(&b);
+        n = mem_buf_len(&b);
+    }
+    up_write(c->conn, p, n);
+    sock_flush(&c->conn->sock);
+    mem_buf_free(&b);
+}
+
 /* More of a streamed body. Returns false while the queue is long: wait for
  * on_drain(). */
 static bool
 up_send(struct up_call *c, const char *p, size_t n)
 {
-    struct mem_buf *b = c->conn && c->conn->state == UP_BUSY
-                            ? sock_out(&c->conn->sock)
-                            : &c->early;
-
-    if (c->want.chunked)
-        h1_write_chunk_size(b, n);
-    if (b == &c->early) {
-        mem_buf_add(b, p, n);
-        if (c->want.chunked)
-            mem_buf_add(b, "\r\n", 2);
+    if (!c->conn || c->conn->state != UP_BUSY) {
+        up_put(c, &c->early, p, n);
         return false;
     }
     c->sent_stream = true;
+    if (c->conn->tls) {
+        up_send_tls(c, p, n);
+        return sock_queued(&c->conn->sock) <= SOCK_HIGH;
+    }
+    if (c->want.chunked)
+        h1_write_chunk_size(sock_out(&c->conn->sock), n);
     sock_send(&c->conn->sock, p, n);
     if (c->want.chunked)
         sock_send(&c->conn->sock, "\r\n", 2);
@@ -18912,13 +19635,13 @@ up_send_end(struct up_call *c)
         return;
     }
     c->sent_stream = true;  // an end alone, too, is not sent twice
-    if (c->want.chunked)
-        sock_add(&c->conn->sock, "0\r\n\r\n", 5);
-    sock_flush(&c->conn->sock);
     if (c->state == UP_SEND) {
         c->state = UP_HEAD;
         sock_deadline(&c->conn->sock, c->want.head_ms);
     }
+    if (c->want.chunked)
+        up_write(c->conn, "0\r\n\r\n", 5);
+    sock_flush(&c->conn->sock);
 }
 
 /* ---- step 3: the answer ---- */
@@ -18945,11 +19668,13 @@ up_done(struct up_conn *u)
     const struct up_ops *ops = c->ops;
     struct up_target *t = u->target;
     void *data = c->data;
-    bool keep = c->parser.answer.keep && !sock_queued(&u->sock) &&
+    bool keep = c->parser.answer.keep && !sock_queued(&u->sock) && !u->spoilt &&
                 (!c->want.stream || c->early_end) &&
                 t->idle_n < c->pool->cfg->keepalive;
 
     t->down_until = 0;
+    if (u->tls)
+        tls_client_keep(u->tls, &t->session);
     up_call_free(c);
     if (keep) {
         u->state = UP_IDLE;
@@ -18968,6 +19693,18 @@ up_done(struct up_conn *u)
 
 static void
 up_on_read(void *data, const char *p, size_t n)
+{
+    struct up_conn *u = up_conn_check(data);
+
+    if (!u->tls)
+        up_on_plain(u, p, n);
+    else
+        up_feed(u, p, n);
+}
+
+/* Bytes of an answer, decrypted where they were encrypted. */
+static void
+up_on_plain(void *data, const char *p, size_t n)
 {
     struct up_conn *u = up_conn_check(data);
     struct up_call *c = u->call;
@@ -19031,6 +19768,7 @@ up_on_closed(void *data)
 {
     struct up_conn *u = up_conn_check(data);
 
+    tls_free(u->tls);
     obj_free(u);
 }
 
@@ -19104,18 +19842,38 @@ up_new(struct env *env, struct mem_arena *boot)
     return set;
 }
 
+/* TLS for the https upstreams, from their files. */
+static bool
+up_open_tls(struct up_set *set, const struct boot_upstream *files,
+            struct err *e)
+{
+    for (size_t i = 0; i < set->n; i++) {
+        struct up_pool *p = &set->pools[i];
+
+        if (!p->cfg->tls)
+            continue;
+        p->tls = tls_client_ctx_new(&files[i], e);
+        if (!p->tls)
+            return err_prefix(e, "%.*s: ", STR_FMT(p->cfg->at));
+    }
+    return true;
+}
+
 /* The worker leaves, and no call is under way. */
 static void
 up_free(struct up_set *set)
 {
-    for (size_t i = 0; i < set->n; i++)
+    for (size_t i = 0; i < set->n; i++) {
         for (size_t j = 0; j < set->pools[i].n; j++) {
             struct up_target *t = &set->pools[i].targets[j];
 
             while (t->idle)
                 up_conn_close(t->idle);
+            tls_session_drop(&t->session);
             uv_close((uv_handle_t *)&t->late, NULL);
         }
+        tls_ctx_free(set->pools[i].tls);
+    }
     if (set->ares)
         ares_destroy(set->ares);
     uv_close((uv_handle_t *)&set->ares_timer, NULL);
@@ -29219,7 +29977,9 @@ work_open(struct work *w, struct err *e)
                pki_clock_floor ? "taking the day of the build for today"
                                : "no client is let in until it is");
     w->env.upstreams = up_new(&w->env, w->boot_arena);
-    if (!bind_set_new(&w->env, w->boot_arena, e))
+    must(b->upstreams_n == w->cfg.upstreams_n);
+    if (!up_open_tls(w->env.upstreams, b->upstreams, e) ||
+        !bind_set_new(&w->env, w->boot_arena, e))
         return false;
     w->env.serve = serve_set_new(&w->env, w->boot_arena, route_met, e);
     if (!w->env.serve)
@@ -29703,6 +30463,31 @@ sup_read_crls(struct mem_arena *a, const struct cfg_listener *l,
     return true;
 }
 
+/* The same for https upstreams. */
+static bool
+sup_read_upstreams(struct mem_arena *a, const struct cfg *c, struct boot *b,
+                   struct err *e)
+{
+    b->upstreams_n = c->upstreams_n;
+    b->upstreams = mem_alloc(a, c->upstreams_n * sizeof *b->upstreams);
+    for (size_t i = 0; i < c->upstreams_n; i++) {
+        const struct cfg_upstream *u = &c->upstreams[i];
+        struct boot_upstream *to = &b->upstreams[i];
+
+        *to = (struct boot_upstream){S(""), S(""), S("")};
+        if ((u->ca.n &&
+             !sup_read_file(a, str_c(a, u->ca), SUP_FILE_BYTES, &to->ca, e)) ||
+            (u->certificate.n &&
+             !sup_read_file(a, str_c(a, u->certificate), SUP_FILE_BYTES,
+                            &to->certificate, e)) ||
+            (u->key.n &&
+             !sup_read_file(a, str_c(a, u->key), SUP_FILE_BYTES, &to->key, e)))
+            return err_prefix(e, "%.*s: upstream %.*s: ", STR_FMT(u->at),
+                              STR_FMT(u->name));
+    }
+    return true;
+}
+
 /* Certificates, keys, CAs, CRLs: read here, as root where we are root. */
 static bool
 sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
@@ -29732,7 +30517,7 @@ sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
         if (!sup_read_file(a, str_c(a, c->cas.v[i]), SUP_FILE_BYTES, &b->cas[i],
                            e))
             return err_prefix(e, "id.ca, or client_ca of a route: ");
-    return true;
+    return sup_read_upstreams(a, c, b, e);
 }
 
 /* ---- users --------------------------------------------------------------- */
@@ -30238,7 +31023,7 @@ sup_gen_bundles(struct sup_gen *g, const struct cfg *c, const struct boot *all,
         return false;
     if (!c->commands_n)
         return true;
-    b.listeners_n = 0;
+    b.listeners_n = b.upstreams_n = 0;
     b.crl_numbers = S("");
     b.role = BOOT_BROKER;
     g->broker_boot = boot_write(&b, e);
@@ -31442,6 +32227,12 @@ sup_verify(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
             return err_prefix(
                 e, "%.*s: listener %.*s: ", STR_FMT(c->listeners[i].at),
                 STR_FMT(c->listeners[i].name));
+    for (size_t i = 0; i < c->upstreams_n; i++)
+        if (c->upstreams[i].tls &&
+            !tls_client_check(&b->upstreams[i], &c->upstreams[i], e))
+            return err_prefix(
+                e, "%.*s: upstream %.*s: ", STR_FMT(c->upstreams[i].at),
+                STR_FMT(c->upstreams[i].name));
     for (size_t i = 0; i < c->commands_n; i++)
         if (!exec_program_check(&c->commands[i], b->uid, e))
             return false;
@@ -32451,7 +33242,7 @@ cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
     int sup[2], worker[2], fds[BOOT_FIRST_FD], type = SOCK_STREAM;
 
     b.role = BOOT_BROKER;
-    b.scripts_n = b.env_n = b.admin_n = b.listeners_n = 0;
+    b.scripts_n = b.env_n = b.admin_n = b.listeners_n = b.upstreams_n = 0;
     fds[BOOT_FD] = boot_write(&b, e);
     if (fds[BOOT_FD] < 0)
         return -1;

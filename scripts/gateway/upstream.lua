@@ -14,15 +14,17 @@ local M = {}
 
 local SPEC <const> = {
   name = { options.text },
-  connect_timeout = { options.seconds, default = 1000 },
+  connect_timeout = { options.seconds },  -- its default depends: see declare
   head_timeout = { options.seconds, default = 30000 },
   idle_timeout = { options.seconds, default = 30000 },
   keepalive_timeout = { options.seconds, default = 60000 },
   keepalive = { options.integer(0, 10000), default = 64 },
   identity_headers = { options.boolean, default = true },
-  ca = { later = "comes with a later version: upstreams speak plain HTTP" },
-  certificate = { later = "comes with a later version: upstreams speak plain"
-    .. " HTTP" },
+  ca = { options.text },
+  certificate = { options.text },
+  key = { options.text },
+  server_name = { options.text },
+  server_spiffe = { options.text },
   health = { later = "comes with a later version" },
 }
 
@@ -54,16 +56,13 @@ local function check_target(target)
   if not options.text(target) then
     return nil, "a target is a string, not " .. options.show(target)
   end
-  if target:find("^https://") then
-    return nil, "upstream TLS comes with a later version: use http:// or"
-      .. " http+unix:"
-  end
-  if target:find("^http%+unix:/[^/]") or target:find("^http://[^/?#@%s]+/?$")
+  if target:find("^http%+unix:/[^/]") or target:find("^https?://[^/?#@%s]+/?$")
   then
     return target
   end
-  local mend = 'write "http://HOST:PORT" or "http+unix:/PATH"'
-  if target:find("^http://[^/?#@%s]+/") then
+  local mend = 'write "http://HOST:PORT", "https://HOST:PORT" or'
+    .. ' "http+unix:/PATH"'
+  if target:find("^https?://[^/?#@%s]+/") then
     mend = "a target has no path: write it in app:to \"/path/{name}\""
   elseif target:find("^unix:") then
     mend = "write http+" .. target
@@ -74,9 +73,28 @@ end
 
 -- The identity headers are only worth something where nobody else can connect.
 local function is_local(target)
-  local host = target:match("^http://(.+)$")
-  return not host or host:find("^127%.") or host:find("^localhost")
-    or host:find("^%[::1%]")
+  local host = target:match("^https?://([^/]+)/?$")
+  host = host and host:gsub(":%d+$", "")
+  return not host or host:find("^127%.%d+%.%d+%.%d+$") or host == "localhost"
+    or host == "[::1]"
+end
+
+
+-- Why an upstream should not be sent identity headers as it stands, or nil.
+local function exposed(target, read)
+  if not read.identity_headers or is_local(target) then
+    return nil
+  end
+  if not target:find("^https:") then
+    return ("%s gets the client's identity as plain headers over the network;"
+      .. " anyone who can reach it can forge them: write https://, or"
+      .. " identity_headers = false"):format(target)
+  end
+  if not read.certificate then
+    return ("%s gets the client's identity in headers, but cannot tell us from"
+      .. " another client: give certificate and key, and let it demand them,"
+      .. " or write identity_headers = false"):format(target)
+  end
 end
 
 
@@ -116,16 +134,20 @@ function M.declare(given)
   local name = read.name or targets[1]
   policy.unique(at, what, "upstreams", name)
   for _, target in ipairs(targets) do
-    if read.identity_headers and not is_local(target) then
-      policy.warn(at, ("%s gets the client's identity as plain headers over the"
-        .. " network; anyone who can reach it can forge them"):format(target))
+    local why = exposed(target, read)
+    if why then
+      policy.warn(at, why)
     end
   end
+  -- a TLS handshake is two more round trips, and a signature at each end
+  local connect = targets[1]:find("^https:") and 2000 or 1000
   local index = policy.add("upstreams", {
     name = name, targets = core.array(targets), at = at,
-    connect_ms = read.connect_timeout, head_ms = read.head_timeout,
+    connect_ms = read.connect_timeout or connect, head_ms = read.head_timeout,
     idle_ms = read.idle_timeout, keepalive_ms = read.keepalive_timeout,
     keepalive = read.keepalive, identity_headers = read.identity_headers,
+    ca = read.ca, certificate = read.certificate, key = read.key,
+    server_name = read.server_name, server_spiffe = read.server_spiffe,
   })
   return setmetatable({
     name = name, index = index,
