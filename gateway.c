@@ -15865,6 +15865,13 @@ tls_bye(struct tls *t)
         wolfSSL_shutdown(t->ssl);
 }
 
+/* Open, and every byte that came was handed on. */
+static bool
+tls_settled(const struct tls *t)
+{
+    return t->state == TLS_OPEN && !t->in.n && !wolfSSL_pending(t->ssl);
+}
+
 static const char *
 tls_version(const struct tls *t)
 {
@@ -16104,10 +16111,10 @@ tls_client_fail(struct tls *t, int code, struct err *e)
         return err_set(e, ERR_TLS, "the server sent the alert %s (%d)%s",
                        tls_alert_name(h.last_rx.code), h.last_rx.code,
                        tls_alert_mend(h.last_rx.code));
-    if (code == UNKNOWN_RECORD_TYPE)
+    if (code == UNKNOWN_RECORD_TYPE || code == LENGTH_ERROR)
         return err_set(e, ERR_TLS,
-                       "it does not speak TLS: write http://, if "
-                       "it is plain HTTP");
+                       "it does not speak TLS: write http://, if it is plain "
+                       "HTTP");
     if (code == VERSION_ERROR || code == UNSUPPORTED_PROTO_VERSION)
         return err_set(e, ERR_TLS, "it speaks neither TLS 1.3 nor 1.2");
     wolfSSL_ERR_error_string_n((unsigned long)code, text, sizeof text);
@@ -16239,7 +16246,14 @@ tls_client_new(const struct tls_ctx *ctx, const struct cfg_server *want,
     return t;
 }
 
-/* Has what we know about the server an end, and is it past? */
+/* The handshake is over: did it resume a session? */
+static bool
+tls_client_resumed(const struct tls *t)
+{
+    return !t->peer->verified;
+}
+
+/* Is what we know about the server no longer true? */
 static bool
 tls_client_stale(const struct tls *t)
 {
@@ -16254,7 +16268,7 @@ tls_client_keep(struct tls *t, struct tls_session *kept)
     struct tls_peer *p = t->peer;
     WOLFSSL_SESSION *own;
 
-    if (!p->ticket || t->state != TLS_OPEN ||
+    if (!p->ticket || t->state == TLS_BROKEN ||
         wolfSSL_version(t->ssl) != TLS1_3_VERSION)
         return;
     p->ticket = false;
@@ -18799,6 +18813,7 @@ enum {
     UP_NAME_TTL_MAX = 60,
     UP_DOWN_MS = 2000,  // a target that refused is tried last for so long
     UP_ADDRS = 8,       // of one name
+    UP_REPLIES_MAX = 256 << 10,  // bytes of TLS's own that a server leaves
 };
 
 /* Up: what becomes of a call. */
@@ -18887,7 +18902,9 @@ struct up_conn {
     uv_connect_t connect;
     struct tls *tls;  // owned; NULL for plain HTTP, and before it is connected
     bool reused, paused;
-    bool spoilt;                  // TLS broke while sending
+    bool spoilt;     // TLS broke while sending
+    bool writing;    // what is encrypted now is ours, not an answer of TLS
+    size_t replies;  // bytes of such answers since the queue was empty
     struct up_conn *prev, *next;  // in target->idle
 };
 
@@ -18899,6 +18916,7 @@ static void up_connect(struct up_call *);
 static void up_on_connect(uv_connect_t *, int);
 static void up_start(struct up_call *, struct up_conn *);
 static void up_secure(struct up_conn *);
+static bool up_offered(struct up_conn *);
 static void up_on_read(void *, const char *, size_t);
 static void up_on_plain(void *, const char *, size_t);
 static void up_done(struct up_conn *);
@@ -19287,7 +19305,12 @@ up_on_gone(void *data, int code)
         up_done(u);  // it was the end of the body
         return;
     }
-    if (code != UV_EOF || u->state != UP_BUSY)
+    if (up_offered(u))
+        return;
+    if (code == UV_EOF && u->tls && u->state == UP_CONNECTING)
+        err_set(&e, ERR_UPSTREAM, "%.*s: closed in the TLS handshake",
+                STR_FMT(u->target->cfg->text));
+    else if (code != UV_EOF || u->state != UP_BUSY)
         err_set(&e, ERR_UPSTREAM, "%.*s: %s", STR_FMT(u->target->cfg->text),
                 uv_strerror(code));
     up_broken(u, &e);
@@ -19433,6 +19456,8 @@ up_on_cipher(void *data, const char *p, size_t n)
 {
     struct up_conn *u = up_conn_check(data);
 
+    if (!u->writing)
+        u->replies += n;
     sock_add(&u->sock, p, n);
 }
 
@@ -19443,8 +19468,7 @@ up_on_secure(void *data)
     struct up_conn *u = up_conn_check(data);
 
     met_inc(MET_UP_CONNECTS);
-    met_inc(wolfSSL_session_reused(u->tls->ssl) ? MET_UP_TLS_RESUMED
-                                                : MET_UP_TLS_FULL);
+    met_inc(tls_client_resumed(u->tls) ? MET_UP_TLS_RESUMED : MET_UP_TLS_FULL);
     up_start(u->call, u);
 }
 
@@ -19454,23 +19478,32 @@ static const struct tls_ops up_tls_ops = {
     .on_plain = up_on_plain,
 };
 
-/* TLS broke. What was offered to resume may be the reason: then a full
- * handshake follows, never an error. */
+/* A handshake failed that wanted to resume: that may be why, so a full one
+ * follows, on a connection of its own. False: it is another case. */
+static bool
+up_offered(struct up_conn *u)
+{
+    struct up_call *c = u->call;
+
+    if (!c || u->state != UP_CONNECTING || !u->tls || !u->tls->peer->offered ||
+        u->tls->bad_cert || c->tries > 1)
+        return false;
+    tls_session_drop(&u->target->session);
+    c->conn = NULL;
+    u->call = NULL;
+    up_conn_close(u);
+    up_go_to(c, c->target);
+    return true;
+}
+
 static void
 up_tls_broken(struct up_conn *u, struct err *e)
 {
     struct up_call *c = u->call;
-    bool offered =
-        u->state == UP_CONNECTING && u->tls->peer->offered && !u->tls->bad_cert;
 
-    tls_session_drop(&u->target->session);
-    if (c && offered && c->tries < 2) {
-        c->conn = NULL;
-        u->call = NULL;
-        up_conn_close(u);
-        up_go_to(c, c->target);
+    if (up_offered(u))
         return;
-    }
+    tls_session_drop(&u->target->session);
     met_inc(MET_UP_TLS);
     e->kind = ERR_UPSTREAM;
     err_prefix(e, "%.*s: TLS: ", STR_FMT(u->target->cfg->text));
@@ -19485,16 +19518,20 @@ static void
 up_feed(struct up_conn *u, const char *p, size_t n)
 {
     struct err e;
+    bool ok;
 
-    if (!tls_feed(u->tls, p, n, &e)) {
-        sock_flush(&u->sock);  // the alert
-        if (u->state != UP_CLOSING)
-            up_tls_broken(u, &e);
-    } else if (u->state != UP_CLOSING) {
-        sock_flush(&u->sock);
-        if (u->tls->state == TLS_PEER_CLOSED)
-            up_on_gone(u, UV_EOF);
-    }
+    if (!sock_queued(&u->sock))
+        u->replies = 0;
+    ok = tls_feed(u->tls, p, n, &e);
+    if (ok && u->replies > UP_REPLIES_MAX)
+        ok = err_set(&e, ERR_UPSTREAM, "it wants answers and takes none");
+    sock_flush(&u->sock);
+    if (u->state == UP_CLOSING)
+        return;
+    if (!ok)
+        up_tls_broken(u, &e);
+    else if (u->tls->state == TLS_PEER_CLOSED)
+        up_on_gone(u, UV_EOF);
 }
 
 /* Connected: a TLS handshake, within the time that is left for connecting. */
@@ -19518,10 +19555,14 @@ up_write(struct up_conn *u, const char *p, size_t n)
 
     if (!u->tls) {
         sock_add(&u->sock, p, n);
-    } else if (!u->spoilt && n && !tls_write(u->tls, p, n, &e)) {
+        return;
+    }
+    u->writing = true;
+    if (!u->spoilt && n && !tls_write(u->tls, p, n, &e)) {
         u->spoilt = true;
         sock_deadline(&u->sock, 1);
     }
+    u->writing = false;
 }
 
 /* ---- step 2: the request ---- */
@@ -19669,6 +19710,7 @@ up_done(struct up_conn *u)
     struct up_target *t = u->target;
     void *data = c->data;
     bool keep = c->parser.answer.keep && !sock_queued(&u->sock) && !u->spoilt &&
+                (!u->tls || tls_settled(u->tls)) &&
                 (!c->want.stream || c->early_end) &&
                 t->idle_n < c->pool->cfg->keepalive;
 

@@ -154,6 +154,7 @@ class Connection:
 
     def run(self):
         try:
+            self.secure()
             count = 0
             while not self.close:
                 request = self.read_head()
@@ -163,10 +164,27 @@ class Connection:
                 if self.stale:
                     break
                 self.answer(request)
-        except (Gone, OSError, ValueError):
+            self.goodbye()
+        except (Gone, OSError, ValueError):  # ssl.SSLError is an OSError
             pass
         finally:
             self.server.gone(self)
+
+    def secure(self):
+        """The TLS handshake, where there is one."""
+        if self.server.tls:
+            self.sock = self.server.tls.wrap_socket(self.sock, server_side=True)
+            with self.server.lock:
+                self.server.sessions.append({
+                    "reused": self.sock.session_reused,
+                    "version": self.sock.version(),
+                    "peer": self.sock.getpeercert() or {}})
+
+    def goodbye(self):
+        """close_notify, so that the other side knows it has everything."""
+        if self.server.tls and self.server.notify:
+            self.sock.settimeout(2)
+            self.sock.unwrap()
 
     def fill(self):
         data = self.sock.recv(262144)
@@ -355,10 +373,14 @@ class Connection:
 class Upstream:
     """The server: a listening socket, and a thread for each connection.
 
-    `requests` and `connections` are the witness that tests ask."""
+    `requests` and `connections` are the witness that tests ask. With an
+    ssl.SSLContext in `tls` it speaks TLS, and `sessions` tells of each
+    handshake; `notify = False` leaves out close_notify."""
 
-    def __init__(self, host="127.0.0.1", port=0, unix=None, on_request=None):
+    def __init__(self, host="127.0.0.1", port=0, unix=None, on_request=None,
+                 tls=None):
         self.requests, self.open = [], set()
+        self.tls, self.sessions, self.notify = tls, [], True
         self.connections = self.sent = 0
         self.on_request = on_request
         self.hold = False  # while true, bodies are not read
