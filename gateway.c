@@ -18804,7 +18804,8 @@ conn_stop_all(struct conn_set *set)
  * Owner   up_call() makes a call; it ends by exactly one of on_end, on_fail,
  *         up_cancel(). up_on_closed() frees a connection.
  * Down    sock tls h1 c-ares        Up  struct up_ops
- * Entry   up_new  up_open_tls  up_call  up_go  up_send  up_send_end  up_pause  up_cancel
+ * Entry   up_new  up_open_tls  up_call  up_go  up_send  up_send_end  up_pause
+ *         up_cancel
  */
 enum {
     UP_CALL_MAGIC = 0x75706361,

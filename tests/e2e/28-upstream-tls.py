@@ -153,7 +153,7 @@ class World:
                                   "ECDHE-ECDSA-AES128-SHA256"))
         self.odd("plainhttp", lambda s: s.sendall(
             b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"))
-        self.odd("hangsup", lambda s: s.recv(9) and None)
+        self.odd("hangsup", lambda s: s.recv(4096) and None)
         self.odd("silent", self.silent, more=NAMED + ", connect_timeout = 0.4")
         self.odd("garbage", lambda s: self.garbage(s, pair))
 
