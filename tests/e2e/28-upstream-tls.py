@@ -6,7 +6,8 @@ import ssl
 import threading
 import time
 
-from gw import PKI, Gateway, OpensslCa, Upstream, cert, equal, tmpdir
+from gw import (PKI, Gateway, OpensslCa, Upstream, cert, equal, read, sh,
+                tmpdir, write)
 
 ROUTE = """
 gateway.any("/%(name)s/{path...}", { authorize = id.anyone,
@@ -28,8 +29,8 @@ def policy(name, port, ca, more="", host="127.0.0.1"):
 def context(pair, ca=None, versions=None, ciphers=None):
     """What a TLS server has: (certificate, key), and whose clients it wants."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.set_ciphers(ciphers or "DEFAULT:@SECLEVEL=0")
     if versions:
-        tls.set_ciphers(ciphers or "DEFAULT:@SECLEVEL=0")
         tls.minimum_version, tls.maximum_version = versions
     tls.load_cert_chain(*pair)
     if ca:
@@ -84,6 +85,10 @@ WRONG = {
                        "end": -DAY}, NAMED, None, "expired"),
     "future": ("ca", {"san": "DNS:app.internal", "start": DAY,
                       "end": 9 * DAY}, NAMED, None, "not valid yet"),
+    "nopurpose": ("ca", {"san": "DNS:app.internal", "eku": None}, NAMED, None,
+                  "serverAuth"),
+    "constrained": ("low", {"san": "DNS:app.internal"}, NAMED, None,
+                    "name constraints"),
     "clientonly": ("ca", {"san": "DNS:app.internal", "eku": "clientAuth"},
                    NAMED, None, "serverAuth"),
     "otherspiffe": ("ca", {"san": "URI:spiffe://example.org/ns/eu/sa/apps"},
@@ -98,6 +103,11 @@ WRONG = {
 }
 
 
+# The same, but made by hand: see World.special().
+BY_HAND = {"sha1": "SHA-1", "authority": "CA certificate", "lone": "no CA of",
+           "small": "key"}
+
+
 class World:
     """CAs, servers of every kind, and one gateway in front of them all."""
 
@@ -108,6 +118,7 @@ class World:
         self.cas["twin"] = OpensslCa(self.dir + "/twin", "twin", cn="ca")
         self.cas["middle"] = OpensslCa(self.dir, "middle",
                                        issuer=self.cas["ca"])
+        self.constrained()
         self.ca = self.cas["ca"].crt
         self.servers, self.names, self.stops = {}, {}, []
         self.text = ""
@@ -116,6 +127,45 @@ class World:
         self.special()
         self.gateway = Gateway("gateway.admin { address = \"127.0.0.1:@ADMIN@\""
                                " }\n" + self.text)
+
+    def constrained(self):
+        """ca -> high, which may name *.corp only -> low, which says nothing."""
+        high = OpensslCa(self.dir, "high", issuer=self.cas["ca"])
+        self.cas["ca"].sign("high", [
+            "basicConstraints=critical,CA:TRUE", "subjectKeyIdentifier=hash",
+            "keyUsage=critical,keyCertSign,cRLSign",
+            "nameConstraints=critical,permitted;DNS:corp"])
+        high.chain = read(high.crt)
+        self.cas["low"] = OpensslCa(self.dir, "low", issuer=high)
+
+    def by_hand(self):
+        """Certificates that no CA should issue."""
+        ca, folder = self.cas["ca"], self.dir
+        ext = write(folder + "/ext", "subjectAltName=DNS:app.internal\n"
+                    "extendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n")
+        for name, options in (("sha1", ["-sha1"]), ("small", ["-sha256"])):
+            ca.csr("s-" + name, "ec", "/CN=" + name)
+            if name == "small":
+                sh("openssl", "req", "-new", "-newkey", "rsa:1024", "-nodes",
+                   "-keyout", folder + "/s-small.key", "-subj", "/CN=small",
+                   "-out", folder + "/s-small.csr")
+            sh("openssl", "x509", "-req", *options, "-in",
+               "%s/s-%s.csr" % (folder, name), "-CA", ca.crt, "-CAkey", ca.key,
+               "-CAcreateserial", "-days", "9", "-extfile", ext, "-out",
+               "%s/s-%s.crt" % (folder, name))
+        ca.csr("s-authority", "ec", "/CN=authority")
+        ca.sign("s-authority", [
+            "basicConstraints=critical,CA:TRUE", "extendedKeyUsage=serverAuth",
+            "subjectAltName=DNS:app.internal"])
+        sh("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+           "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=lone", "-days",
+           "9", "-addext", "basicConstraints=critical,CA:FALSE", "-addext",
+           "subjectAltName=DNS:app.internal", "-addext",
+           "extendedKeyUsage=serverAuth", "-keyout", folder + "/s-lone.key",
+           "-out", folder + "/s-lone.crt")
+        for name in BY_HAND:
+            path = "%s/s-%s" % (folder, name)
+            self.serve(name, context((path + ".crt", path + ".key")))
 
     def leaf(self, name, issuer="ca", **options):
         for date in ("start", "end"):
@@ -135,6 +185,7 @@ class World:
         self.serve(name, context(pair), more, host or "127.0.0.1")
 
     def special(self):
+        self.by_hand()
         pair = self.leaf("plain", san="DNS:app.internal")
         ours = 'certificate = "%s", key = "%s", ' % cert("ops") + NAMED
         theirs = 'certificate = "%s", key = "%s", ' % cert("wrong-ops") + NAMED
@@ -218,12 +269,13 @@ def test_the_right_server_is_spoken_to(w):
 def test_the_wrong_server_is_not(w):
     """502; nothing of the request reached it; the log names certificate and
     reason, the client learns neither."""
-    for name, row in WRONG.items():
+    words = dict({name: row[4] for name, row in WRONG.items()}, **BY_HAND)
+    for name, word in words.items():
         g, mark = w.gateway, w.gateway.mark()
         before = g.metric("gateway_upstream_errors_total", reason="tls")
         r = g.get("/%s/x" % name)
         equal((name, r.status), (name, 502))
-        line = g.wait_line("server certificate", row[4], since=mark)[0]
+        line = g.wait_line("server certificate", word, since=mark)[0]
         assert "serial" in line, line
         assert "serial" not in r.text and "internal" not in r.text, r
         equal(w.servers[name].requests, [], name)
