@@ -42,6 +42,9 @@ WOLFSSL_FLAGS = --disable-shared --enable-static --enable-curve25519 \
     --disable-mlkem --disable-pqc-hybrids $(WOLFSSL_ARCH.$(CPU))
 WOLFSSL_DEFS = -DWOLFSSL_ALWAYS_VERIFY_CB -DWOLFSSL_ALT_NAMES \
     -DMICRO_SESSION_CACHE -DWOLFSSL_MULTI_ATTRIB -DWOLFSSL_ASN_ALLOW_0_SERIAL
+# Servers give tickets whose nonce is longer than 8 bytes (mbedTLS, rustls: 32);
+# without this, each of their connections ends in an error.
+WOLFSSL_DEFS += -DWOLFSSL_TICKET_NONCE_MALLOC
 WOLFSSL_ABSENT = OPENSSL_EXTRA OPENSSL_COMPATIBLE_DEFAULTS \
     WOLFSSL_TRUST_PEER_CERT KEEP_PEER_CERT SESSION_CERTS HAVE_CRL HAVE_OCSP
 

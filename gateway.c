@@ -180,6 +180,9 @@
 #if !defined(WOLFSSL_ALWAYS_VERIFY_CB)
 #error "build wolfSSL with -DWOLFSSL_ALWAYS_VERIFY_CB: see deps.mk"
 #endif
+#if !defined(WOLFSSL_TICKET_NONCE_MALLOC)
+#error "build wolfSSL with -DWOLFSSL_TICKET_NONCE_MALLOC: see deps.mk"
+#endif
 
 struct req;
 struct conn;
