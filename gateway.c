@@ -15555,6 +15555,10 @@ tls_is_opinion(int code)
     return false;
 }
 
+static const char tls_no_clock[] =
+    "this machine's clock is not set, so nobody knows whether it has expired: "
+    "set the clock";
+
 /* The leaf, and what came with it: who is it, and may it come in? */
 static bool
 tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
@@ -15573,8 +15577,7 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
     pki_identity_put(t->identity);
     t->identity = NULL;
     if (now < 0)
-        return tls_refuse(t, "this machine's clock is not set, so nobody knows "
-                             "whether it has expired: set the clock");
+        return tls_refuse(t, tls_no_clock);
     t->ctx->crls->last = PKI_CRL_FINE;
     if (!pki_cache_verify(t->ctx->cache, &t->ctx->rules, tls_cert_str(store, 0),
                           chain, n, now, &t->identity, &e)) {
@@ -16012,18 +16015,21 @@ tls_server_check(struct tls *t, struct mem_arena *a,
                  const WOLFSSL_X509_STORE_CTX *store, struct err *e)
 {
     struct str chain[TLS_DEPTH_MAX], leaf = tls_cert_str(store, 0);
+    int64_t now = pki_now(time(NULL));
     struct pki_path path;
     struct pki_cert c;
     size_t n = 0;
 
+    if (now < 0)
+        return err_set(e, ERR_TLS, "%s", tls_no_clock);
     for (int i = 1; i < store->totalCerts; i++)
         chain[n++] = tls_cert_str(store, i);
-    if (!pki_verify(&t->ctx->rules, leaf, chain, n, time(NULL), &path, e) ||
+    if (!pki_verify(&t->ctx->rules, leaf, chain, n, now, &path, e) ||
         !pki_cert_parse(leaf, &c, e) ||
         !tls_server_names(a, t->peer->want, &c, e))
         return false;
     t->peer->until = path.until;
-    t->peer->full_at = time(NULL);
+    t->peer->full_at = now;
     t->peer->verified = true;
     return true;
 }
@@ -16046,6 +16052,15 @@ tls_on_server(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
     return ok || tls_refuse(t, e.msg);
 }
 
+/* Is it known to be not past? */
+static bool
+tls_until(int64_t until)
+{
+    int64_t now = pki_now(time(NULL));
+
+    return now >= 0 && now <= until;
+}
+
 /* At the end of a handshake: in this one its certificate was verified, or it
  * resumed a TLS 1.3 session of one in which it was. */
 static bool
@@ -16056,7 +16071,7 @@ tls_server_known(struct tls *t)
     if (p->verified)
         return !wolfSSL_session_reused(t->ssl);
     return p->offered && wolfSSL_session_reused(t->ssl) &&
-           wolfSSL_version(t->ssl) == TLS1_3_VERSION && time(NULL) < p->until;
+           wolfSSL_version(t->ssl) == TLS1_3_VERSION && tls_until(p->until);
 }
 
 static const char *
@@ -16219,7 +16234,7 @@ tls_client_offer(struct tls *t, const struct tls_session *kept)
 {
     WOLFSSL_SESSION *copy;
 
-    if (!kept->session || time(NULL) >= kept->until)
+    if (!kept->session || !tls_until(kept->until))
         return;
     copy = wolfSSL_SESSION_dup(kept->session);
     if (copy && wolfSSL_set_session(t->ssl, copy) == WOLFSSL_SUCCESS) {
@@ -16260,7 +16275,7 @@ tls_client_resumed(const struct tls *t)
 static bool
 tls_client_stale(const struct tls *t)
 {
-    return time(NULL) >= t->peer->until;
+    return !tls_until(t->peer->until);
 }
 
 /* Puts the session into `kept` if the server gave a new ticket: an old one
