@@ -226,7 +226,8 @@ local MISTAKES <const> = {
     } } }, "the default 9 breaks its own schema" },
 
   -- upstreams
-  { upstream "https://127.0.0.1", "upstream TLS comes with a later version" },
+  { upstream "https://127.0.0.1/api", "a target has no path" },
+  { upstream "https://", "no target" },
   { upstream "unix:/run/app.sock", "write http+unix:/run/app.sock" },
   { upstream "http://127.0.0.1/api", "a target has no path" },
   { upstream "127.0.0.1:80", "no target" },

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import ssl
 import time
 
@@ -137,8 +138,36 @@ def test_a_reload_takes_the_new_ca_and_shakes_hands_anew():
         g.reload(good=False)
         equal(g.get("/p/x").status, 200, "what was, serves on")
         write(g.ca.crt, kept)
-        g.reload()
+        ready = len([r for r in g.log() if r.get("event") == "ready"])
+        g.signal(signal.SIGUSR1)  # files only
+        g.wait_ready(ready)
         equal(g.get("/p/x").status, 502, "back again")
+
+
+def test_a_target_with_a_wrong_certificate_is_passed_over():
+    with Both() as g:
+        other = OpensslCa(g.folder, "other")
+        tls = server_context(other.leaf("app2", san="DNS:app.internal",
+                                        eku="serverAuth"))
+        wrong = Upstream(tls=tls).start()
+        g.tokens["MORE"] = '"https://127.0.0.1:%d"' % wrong.port
+        g.reload(POLICY)
+        for _ in range(4):
+            equal(g.get("/p/bye").status, 200)
+        equal(wrong.requests, [])
+        wrong.stop()
+
+
+def test_fetch_speaks_tls_too():
+    with Both() as g:
+        g.reload(POLICY + """
+gateway.get("/fetched", { authorize = id.anyone, handle = function()
+  local r, why = gateway.fetch(app, { path = "/internal/hello" })
+  return gateway.text(r and r.body or why, r and r.status or 500) end })
+""")
+        r = g.get("/fetched")
+        equal((r.status, r.json()["path"]), (200, "/internal/hello"))
+        equal(len(g.up.sessions), 1)
 
 
 def test_the_clock_of_connecting_covers_the_handshake(g):
@@ -250,11 +279,15 @@ def test_openssl_s_server():
     """-www writes "Reused" or "New", the version and the cipher."""
     folder = tmpdir("upopenssl")
     pair = made(folder, key="rsa")
-    for argv, version in ((["-tls1_3"], "TLSv1.3"), (["-tls1_2"], "TLSv1.2")):
+    for argv, version in ((["-tls1_3"], "TLSv1.3"), (["-tls1_2"], "TLSv1.2"),
+                          (["-tls1_3", "-groups", "P-521"], "TLSv1.3"),
+                          (["-tls1_3", "-groups", "X25519"], "TLSv1.3"),
+                          (["-tls1_3", "-no_ticket"], "TLSv1.3"),
+                          (["-tls1_3", "-num_tickets", "0"], None)):
         process, port = openssl_server(folder, pair, *argv)
         with other(port, folder) as g:
             text = [g.get("/p/x").text for _ in range(3)]
-            assert all(version in t for t in text), text[0][:500]
+            assert all((version or "") in t for t in text), text[0][:500]
             wanted = ["New"] + (2 * ["Reused"] if version == "TLSv1.3"
                                 else 2 * ["New"])
             equal([re.search("^(New|Reused)", t, re.M).group(1) for t in text],
