@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import ssl
 import time
 
@@ -93,6 +94,63 @@ def test_what_cannot_resume_shakes_hands_in_full():
             equal(g.request(method, "/p/bye").status, 200, method)
         equal([(s["reused"], s["version"]) for s in g.up.sessions],
               2 * [(False, "TLSv1.2")])
+
+
+def extensions(hello):
+    """The types in a ClientHello that is one record."""
+    at = 5 + 4 + 2 + 32
+    at += 1 + hello[at]
+    at += 2 + int.from_bytes(hello[at:at + 2], "big")
+    at += 1 + hello[at] + 2
+    found = []
+    while at < len(hello):
+        found.append(int.from_bytes(hello[at:at + 2], "big"))
+        at += 4 + int.from_bytes(hello[at + 2:at + 4], "big")
+    return found
+
+
+class Picky:
+    """In the place of a context: says `farewell` to all who would resume."""
+
+    def __init__(self, tls, farewell):
+        self.tls, self.farewell, self.offers = tls, farewell, 0
+
+    def wrap_socket(self, sock, server_side):
+        hello = sock.recv(16384, socket.MSG_PEEK)
+        if 41 in extensions(hello):  # pre_shared_key
+            self.offers += 1
+            sock.recv(len(hello))
+            sock.sendall(self.farewell)
+            raise OSError("somebody would resume")
+        return self.tls.wrap_socket(sock, server_side=server_side)
+
+
+def test_a_refused_offer_is_followed_by_a_full_handshake():
+    """Whatever the server does to who offers to resume, the call goes on;
+    that of a POST, too: nothing was sent."""
+    alert = b"\x15\x03\x03\x00\x02\x02\x33"  # decrypt_error
+    for farewell in (b"", alert, b"nonsense"):
+        with Both() as g:
+            g.again(Picky(g.tls, farewell))
+            for method in ("GET", "POST", "GET"):
+                equal(g.request(method, "/p/bye").status, 200, farewell)
+            equal(g.up.tls.offers, 2, farewell)
+            equal([s["reused"] for s in g.up.sessions], 3 * [False], farewell)
+
+
+def test_a_client_certificate_goes_with_the_session():
+    clients = os.path.join(PKI, "clients.pem")
+    with Both('certificate = "%s", key = "%s"' % cert("ops")) as g:
+        tls = server_context(g.pair)
+        tls.verify_mode = ssl.CERT_REQUIRED
+        tls.load_verify_locations(clients)
+        g.again(tls)
+        for _ in range(3):
+            equal(g.get("/p/bye").status, 200)
+        equal([s["reused"] for s in g.up.sessions], [False, True, True])
+        for s in g.up.sessions:
+            assert ("commonName", "ops") in [p[0] for p in s["peer"][
+                "subject"]], s
 
 
 def test_no_resumption_with_somebody_else():
