@@ -303,10 +303,10 @@ def test_nginx():
     nginx = Nginx("""
     location / { return 200 "$ssl_client_s_dn $ssl_server_name\\n"; }
     location /big { return 200 "%s"; }
-    location /reused { return 200 "$ssl_session_reused"; }
+    location /close { keepalive_timeout 0; return 200 "$ssl_session_reused"; }
     listen 127.0.0.1:%d ssl; ssl_certificate %s; ssl_certificate_key %s;
     ssl_client_certificate %s; ssl_verify_client on;
-    ssl_session_cache shared:x:1m; keepalive_timeout 60;
+    ssl_session_cache shared:x:1m; ssl_session_timeout 1s; keepalive_timeout 60;
     """ % ("y" * 3000, port, crt, key, clients))
     pair = 'certificate = "%s", key = "%s"' % cert("ops")
     with other(port, folder, pair) as g:
@@ -317,6 +317,10 @@ def test_nginx():
             equal(len(g.get("/p/big").body), 3000)
         equal(len({line.split("|")[2] for line in nginx.log()}), 1,
               "connections")
+        end = time.time() + 3
+        equal(g.get("/p/close").status, 200)
+        until(lambda: time.time() > end, "the ticket's life of 1 s is over")
+        equal(g.get("/p/close").text, ".")
     with other(port, folder) as g:
         equal(g.get("/p/x").status, 400)  # nginx says so in HTTP
     nginx.stop()
