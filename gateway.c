@@ -6334,6 +6334,8 @@ struct cfg_upstream {
     bool tls;                         // its targets are https
     struct str ca, certificate, key;  // file names; the last two may be empty
     struct str server_name, server_spiffe;
+    struct cfg_strs crl;  // files and folders
+    bool crl_missing_ok, crl_expired_ok;
     struct str at;
 };
 
@@ -7331,10 +7333,11 @@ cfg_upstream_tls(struct cfg_read *r, struct cfg_upstream *u)
                            "not: make two upstreams of them");
     u->tls = tls > 0;
     if (!u->tls && (u->ca.n || u->certificate.n || u->key.n ||
-                    u->server_name.n || u->server_spiffe.n))
-        return cfg_fail(r, "ca, certificate, key, server_name and "
-                           "server_spiffe are for https:// servers: write "
-                           "https://, or leave them out");
+                    u->server_name.n || u->server_spiffe.n || u->crl.n))
+        return cfg_fail(r,
+                        "ca, certificate, key, server_name, "
+                        "server_spiffe and crl are for https:// servers: write "
+                        "https://, or leave them out");
     if (u->tls && !u->ca.n)
         return cfg_fail(r, "https:// needs ca = \"FILE\", the CA that issued "
                            "the server's certificate: no other is trusted");
@@ -7374,6 +7377,11 @@ cfg_read_upstream(struct cfg_read *r, yyjson_val *v, void *item)
         {"server_name", CFG_STR, CFG_AT(cfg_upstream, server_name), 1, 253,
          NULL, false},
         {"server_spiffe", CFG_STR, CFG_AT(cfg_upstream, server_spiffe), 1, 2048,
+         NULL, false},
+        {"crl", CFG_STRS, CFG_AT(cfg_upstream, crl), 0, 64, NULL, false},
+        {"crl_missing_ok", CFG_BOOL, CFG_AT(cfg_upstream, crl_missing_ok), 0, 0,
+         NULL, false},
+        {"crl_expired_ok", CFG_BOOL, CFG_AT(cfg_upstream, crl_expired_ok), 0, 0,
          NULL, false},
         {"at", CFG_STR, CFG_AT(cfg_upstream, at), 0, CFG_PATH_MAX, NULL, false},
         {0},
@@ -8669,7 +8677,8 @@ struct boot_listener {
 
 /* The bytes of one upstream's files (PEM); empty for plain HTTP. */
 struct boot_upstream {
-    struct str ca, certificate, key;
+    struct boot_listener trust;  // of it, the CAs (client_ca) and the CRLs
+    struct str certificate, key;
 };
 
 struct boot {
@@ -8788,7 +8797,8 @@ boot_format(const struct boot *b, struct mem_buf *out)
         boot_put_str(out, b->cas[i]);
     boot_put_u32(out, b->upstreams_n);
     for (size_t i = 0; i < b->upstreams_n; i++) {
-        boot_put_str(out, b->upstreams[i].ca);
+        boot_put_str(out, b->upstreams[i].trust.client_ca);
+        boot_put_crls(out, &b->upstreams[i].trust);
         boot_put_str(out, b->upstreams[i].certificate);
         boot_put_str(out, b->upstreams[i].key);
     }
@@ -8944,7 +8954,8 @@ boot_get_upstreams(struct boot_in *in, struct mem_arena *a, struct boot *b)
     b->upstreams_n = boot_get_u32(in, CFG_ITEMS_MAX);
     b->upstreams = mem_alloc(a, b->upstreams_n * sizeof *b->upstreams);
     for (size_t i = 0; i < b->upstreams_n; i++) {
-        b->upstreams[i].ca = boot_get_str(in);
+        b->upstreams[i].trust.client_ca = boot_get_str(in);
+        boot_get_crls(in, a, &b->upstreams[i].trust);
         b->upstreams[i].certificate = boot_get_str(in);
         b->upstreams[i].key = boot_get_str(in);
     }
@@ -16186,16 +16197,18 @@ tls_client_ctx_new(const struct boot_upstream *files, struct err *e)
     must(wolfSSL_CTX_only_dhe_psk(c->ctx) == 0);
     wolfSSL_CTX_SetIORecv(c->ctx, tls_on_recv);
     wolfSSL_CTX_SetIOSend(c->ctx, tls_on_send);
-    if (!pki_anchors_new(files->ca, &c->anchors, e)) {
+    if (!pki_anchors_new(files->trust.client_ca, &c->anchors, e)) {
         err_prefix(e, "ca: ");
         tls_ctx_free(c);
         return NULL;
     }
-    if (!tls_client_load(c->ctx, files, e)) {
+    c->crls = pki_crls_load(&files->trust, e);
+    if (!c->crls || !tls_client_load(c->ctx, files, e)) {
         tls_ctx_free(c);
         return NULL;
     }
     pki_rules_init(&c->rules, PKI_SERVER, c->anchors, false, TLS_DEPTH_MAX);
+    pki_rules_crls(&c->rules, c->crls);
     c->plain = mem_xmalloc(TLS_PLAIN);
     return c;
 }
@@ -30524,25 +30537,37 @@ sup_read_crls(struct mem_arena *a, const struct cfg_listener *l,
     return true;
 }
 
-/* The same for https upstreams. */
+static bool
+sup_read_upstream(struct mem_arena *a, const struct cfg_upstream *u,
+                  struct boot_upstream *to, size_t *bytes, struct err *e)
+{
+    const struct cfg_listener lists = {.crl = u->crl,
+                                       .crl_missing_ok = u->crl_missing_ok,
+                                       .crl_expired_ok = u->crl_expired_ok};
+
+    to->trust.fd = -1;
+    to->trust.client_ca = to->certificate = to->key = S("");
+    return (!u->ca.n || sup_read_file(a, str_c(a, u->ca), SUP_FILE_BYTES,
+                                      &to->trust.client_ca, e)) &&
+           (!u->certificate.n ||
+            sup_read_file(a, str_c(a, u->certificate), SUP_FILE_BYTES,
+                          &to->certificate, e)) &&
+           (!u->key.n ||
+            sup_read_file(a, str_c(a, u->key), SUP_FILE_BYTES, &to->key, e)) &&
+           sup_read_crls(a, &lists, &to->trust, bytes, e);
+}
+
+/* The same for https upstreams; `bytes` of CRLs are read already. */
 static bool
 sup_read_upstreams(struct mem_arena *a, const struct cfg *c, struct boot *b,
-                   struct err *e)
+                   size_t *bytes, struct err *e)
 {
     b->upstreams_n = c->upstreams_n;
     b->upstreams = mem_alloc(a, c->upstreams_n * sizeof *b->upstreams);
     for (size_t i = 0; i < c->upstreams_n; i++) {
         const struct cfg_upstream *u = &c->upstreams[i];
-        struct boot_upstream *to = &b->upstreams[i];
 
-        *to = (struct boot_upstream){S(""), S(""), S("")};
-        if ((u->ca.n &&
-             !sup_read_file(a, str_c(a, u->ca), SUP_FILE_BYTES, &to->ca, e)) ||
-            (u->certificate.n &&
-             !sup_read_file(a, str_c(a, u->certificate), SUP_FILE_BYTES,
-                            &to->certificate, e)) ||
-            (u->key.n &&
-             !sup_read_file(a, str_c(a, u->key), SUP_FILE_BYTES, &to->key, e)))
+        if (!sup_read_upstream(a, u, &b->upstreams[i], bytes, e))
             return err_prefix(e, "%.*s: upstream %.*s: ", STR_FMT(u->at),
                               STR_FMT(u->name));
     }
@@ -30578,7 +30603,7 @@ sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
         if (!sup_read_file(a, str_c(a, c->cas.v[i]), SUP_FILE_BYTES, &b->cas[i],
                            e))
             return err_prefix(e, "id.ca, or client_ca of a route: ");
-    return sup_read_upstreams(a, c, b, e);
+    return sup_read_upstreams(a, c, b, &crl_bytes, e);
 }
 
 /* ---- users --------------------------------------------------------------- */
@@ -32273,6 +32298,20 @@ sup_verify_cas(const struct cfg *c, const struct boot *b, struct err *e)
     return ok;
 }
 
+/* Its lists go by another name than those of a listener called alike. */
+static bool
+sup_verify_upstream(const struct cfg_upstream *u, const struct boot *b,
+                    const struct boot_upstream *files, struct mem_buf *numbers,
+                    struct err *e)
+{
+    char name[CFG_NAME_MAX + 16];
+
+    snprintf(name, sizeof name, "upstream %.*s", STR_FMT(u->name));
+    return tls_client_check(files, u, e) &&
+           pki_crls_verify(&files->trust, str_of(name), b->crl_numbers, numbers,
+                           e);
+}
+
 /* Everything about a configuration that takes more than reading it: schemas,
  * certificates, programs. `numbers` gets those of the revocation lists. */
 static bool
@@ -32290,7 +32329,8 @@ sup_verify(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
                 STR_FMT(c->listeners[i].name));
     for (size_t i = 0; i < c->upstreams_n; i++)
         if (c->upstreams[i].tls &&
-            !tls_client_check(&b->upstreams[i], &c->upstreams[i], e))
+            !sup_verify_upstream(&c->upstreams[i], b, &b->upstreams[i], numbers,
+                                 e))
             return err_prefix(
                 e, "%.*s: upstream %.*s: ", STR_FMT(c->upstreams[i].at),
                 STR_FMT(c->upstreams[i].name));

@@ -25,6 +25,9 @@ local SPEC <const> = {
   key = { options.text },
   server_name = { options.text },
   server_spiffe = { options.text },
+  crl = { options.files, default = core.array {} },
+  crl_missing = { options.one_of("deny", "allow"), default = "deny" },
+  crl_expired = { options.one_of("deny", "allow"), default = "deny" },
   health = { later = "comes with a later version" },
 }
 
@@ -148,6 +151,8 @@ function M.declare(given)
     keepalive = read.keepalive, identity_headers = read.identity_headers,
     ca = read.ca, certificate = read.certificate, key = read.key,
     server_name = read.server_name, server_spiffe = read.server_spiffe,
+    crl = read.crl, crl_missing_ok = read.crl_missing == "allow",
+    crl_expired_ok = read.crl_expired == "allow",
   })
   return setmetatable({
     name = name, index = index,

@@ -102,7 +102,7 @@ MISTAKES = [
     ("upstream without scheme", 'gateway.upstream { "127.0.0.1:80" }',
      ("127.0.0.1:80",)),
     ("upstream https", 'gateway.upstream { "https://127.0.0.1:80" }',
-     ("TLS",)),
+     ("needs ca",)),
     ("upstream key", 'gateway.upstream { "http://127.0.0.1:80", '
      "conect_timeout = 1 }", ("conect_timeout",)),
     ("upstream port", 'gateway.upstream { "http://127.0.0.1:99999" }',

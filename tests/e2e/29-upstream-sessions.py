@@ -202,6 +202,53 @@ def test_a_reload_takes_the_new_ca_and_shakes_hands_anew():
         equal(g.get("/p/x").status, 502, "back again")
 
 
+def crl(ca, revoked=(), days=9):
+    """The CA's list, as PEM."""
+    work = tmpdir("upcrl")
+    write(work + "/index.txt", "".join(
+        "R\t360101000000Z\t260101000000Z\t%s\tunknown\t/CN=app\n" % serial
+        for serial in revoked))
+    write(work + "/number", "%02x\n" % (1 + len(revoked)))
+    write(work + "/conf", "\n".join([
+        "[ca]", "default_ca = it", "[it]", "database = %s/index.txt" % work,
+        "crlnumber = %s/number" % work, "default_md = sha256",
+        "default_crl_days = %d" % days, "crl_extensions = ext", "[ext]",
+        "authorityKeyIdentifier = keyid", ""]))
+    sh("openssl", "ca", "-gencrl", "-config", work + "/conf", "-keyfile",
+       ca.key, "-cert", ca.crt, "-out", work + "/crl")
+    return open(work + "/crl").read()
+
+
+def test_a_revoked_server_is_refused():
+    """Also one whose session could be resumed: a reload begins anew."""
+    with Both() as g:
+        path = os.path.join(g.folder, "list.crl")
+        write(path, crl(g.ca))
+        g.tokens["MORE"] = 'crl = "%s"' % path
+        g.reload(POLICY)
+        for _ in range(2):
+            equal(g.get("/p/bye").status, 200)
+        equal(g.up.sessions[-1]["reused"], True)
+        serial = sh("openssl", "x509", "-in", g.pair[0], "-noout",
+                    "-serial").out.strip().partition("=")[2]
+        write(path, crl(g.ca, [serial]))
+        ready = len([r for r in g.log() if r.get("event") == "ready"])
+        g.signal(signal.SIGUSR1)
+        g.wait_ready(ready)
+        mark = g.mark()
+        before = len(g.up.requests)
+        equal(g.get("/p/bye").status, 502)
+        g.wait_line("server certificate", "revoked", since=mark)
+        equal(len(g.up.requests), before)
+        write(path, crl(g.ca))  # an older one
+        g.reload(good=False)
+        write(path, crl(OpensslCa(g.folder, "other")))
+        g.reload()
+        mark = g.mark()
+        equal(g.get("/p/bye").status, 502, "no list of its CA")
+        g.wait_line("server certificate", since=mark)
+
+
 def test_a_target_with_a_wrong_certificate_is_passed_over():
     with Both() as g:
         other = OpensslCa(g.folder, "other")
@@ -410,6 +457,8 @@ def test_check_finds_what_does_not_fit():
             ('"http://127.0.0.1:8080", server_name = "x"', "for https://"),
             ('"http+unix:/run/x", certificate = "@PKI@/ops.crt",'
              ' key = "@PKI@/ops.key"', "for https://"),
+            (ca + 'crl = "nowhere"', "nowhere"),
+            ('"http://127.0.0.1:8080", crl = "x"', "for https://"),
             (ca + 'verify = false', "unknown option 'verify'"),
             (ca + 'insecure = true', "unknown option 'insecure'"),
             ('"https://a.internal:8443/x", ca = "@PKI@/ca.crt"', "no path")):
