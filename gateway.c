@@ -1019,6 +1019,7 @@ log_at(enum log_level level, const char *room, const char *fmt, ...)
     X(ERR_URI_LIMIT,       414, LOG_INFO,  "uri_limit",        "URI Too Long")   \
     X(ERR_MEDIA,           415, LOG_INFO,  "media_type",       "Unsupported Media Type") \
     X(ERR_EXPECT,          417, LOG_INFO,  "expectation",      "Expectation Failed") \
+    X(ERR_MISDIRECTED,     421, LOG_INFO,  "misdirected",      "Misdirected Request") \
     X(ERR_SCHEMA,          422, LOG_INFO,  "schema",           "Unprocessable Content") \
     X(ERR_RATE,            429, LOG_INFO,  "rate",             "Too Many Requests") \
     X(ERR_HEAD_LIMIT,      431, LOG_INFO,  "head_limit",       "Request Header Fields Too Large") \
@@ -1163,6 +1164,9 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(LIMIT_IDLE, C, "gateway_limits_total", "{limit=\"idle\"}", "")             \
     X(LIMIT_WRITE_TIME, C, "gateway_limits_total", "{limit=\"write_time\"}", "") \
     X(LIMIT_REQUESTS, C, "gateway_limits_total", "{limit=\"requests_per_connection\"}", "") \
+    X(LIMIT_PIPELINE, C, "gateway_limits_total", "{limit=\"pipeline\"}", "")     \
+    X(LIMIT_CHUNKS, C, "gateway_limits_total", "{limit=\"chunk_framing\"}", "")  \
+    X(LIMIT_QUERY, C, "gateway_limits_total", "{limit=\"query_params\"}", "")    \
     X(LIMIT_HOOK_CPU, C, "gateway_limits_total", "{limit=\"hook_cpu\"}", "")     \
     X(LIMIT_HOOK_TIME, C, "gateway_limits_total", "{limit=\"hook_time\"}", "")   \
     X(LIMIT_LUA_MEMORY, C, "gateway_limits_total", "{limit=\"lua_memory\"}", "") \
@@ -1893,15 +1897,37 @@ json_write_num(struct mem_buf *b, const yyjson_val *v)
  * "%252e" is the three characters "%2e" from then on, and is written to an
  * upstream as "%252e" again.
  *
+ * Some of that is legal (RFC 3986), only risky. uri_read() notes it in `odd`,
+ * and a route may allow it; uri_parse() does not. What may never pass: dot
+ * segments, also before a ';' or beside an encoded slash; backslashes, NUL and
+ * control bytes in any encoding.
+ *
  * A path or a value with nothing to decode borrows from the input, so the
  * input must live as long as the arena.
  *
- * Entry   uri_parse  uri_query  uri_authority  uri_write_path  uri_write_query
+ * Entry   uri_read  uri_parse  uri_query  uri_authority  uri_text
+ *         uri_write_path  uri_write_sent  uri_write_query
  */
+
+/* Legal, and refused where no route allows it. */
+enum uri_odd {
+    URI_ODD_SEMICOLON = 1 << 0,  // ';' or "%3B" in the path, ';' in the query
+    URI_ODD_SLASH = 1 << 1,      // "%2F" in the path
+    URI_ODD_EMPTY = 1 << 2,      // "//"
+    URI_ODD_BYTES = 1 << 3,      // not UTF-8 when decoded
+    URI_ODD_NAMELESS = 1 << 4,   // "?=x": a parameter without a name
+};
+
+/* Stand in a decoded path for the '/' and ';' that came encoded, so that they
+ * are never taken for the bare ones, and go on as they came. No path holds
+ * these bytes otherwise: control bytes are refused in every encoding. */
+enum { URI_WAS_SLASH = 0x1c, URI_WAS_SEMICOLON = 0x1d };
+
 struct uri {
-    struct str path;       // decoded, starts with '/', no dot or empty segments
+    struct str path;       // decoded, starts with '/', no dot segments
     struct str query;      // raw, without the '?'
     struct str authority;  // "host:port" of an absolute target, else empty
+    unsigned odd;          // URI_ODD_ bits; 0 after uri_parse()
     bool absolute;
 };
 
@@ -1963,12 +1989,12 @@ uri_unescape(struct str s, size_t i)
     return hi < 0 || lo < 0 ? -1 : hi << 4 | lo;
 }
 
-/* Decodes `s` once into *out. The bytes named in `never` are refused when they
- * come encoded, and so is every control byte: none of them has a use that is
- * worth the doubt. '+' becomes a space where `plus` says so. */
+/* Decodes `s` once into *out. Control bytes and, in a path, the backslash are
+ * refused when they come encoded: none of them has a use that is worth the
+ * doubt. In a query '+' becomes a space. */
 static bool
-uri_decode(struct mem_arena *a, struct str s, const char *never, bool plus,
-           struct str *out, struct err *e)
+uri_decode(struct mem_arena *a, struct str s, bool path, struct str *out,
+           unsigned *odd, struct err *e)
 {
     char *p = mem_alloc_raw(a, s.n + 1);
     bool ascii = true;
@@ -1977,16 +2003,20 @@ uri_decode(struct mem_arena *a, struct str s, const char *never, bool plus,
     for (size_t i = 0; i < s.n; i++) {
         int c = (unsigned char)s.p[i];
 
-        if (c == '+' && plus)
+        if (c == '+' && !path)
             c = ' ';
         if (c == '%') {
             c = uri_unescape(s, i);
             if (c < 0)
                 return err_set(e, ERR_SYNTAX,
                                "'%%' without two hexadecimal digits");
-            if (c < 0x20 || c == 0x7f || strchr(never, c))
+            if (c < 0x20 || c == 0x7f || (path && c == '\\'))
                 return err_set(e, ERR_SYNTAX, "%%%02x is not allowed here",
                                (unsigned)c);
+            if (path && (c == '/' || c == ';')) {
+                *odd |= c == '/' ? URI_ODD_SLASH : URI_ODD_SEMICOLON;
+                c = c == '/' ? URI_WAS_SLASH : URI_WAS_SEMICOLON;
+            }
             ascii = ascii && c < 0x80;
             i += 2;
         }
@@ -1995,59 +2025,82 @@ uri_decode(struct mem_arena *a, struct str s, const char *never, bool plus,
     p[n] = 0;
     *out = (struct str){p, n};
     if (!ascii && !str_utf8(*out))
-        return err_set(e, ERR_SYNTAX, "not UTF-8 when decoded");
+        *odd |= URI_ODD_BYTES;
     return true;
 }
 
-/* Segments of a path that starts with '/'. An empty last one is a trailing
- * slash, and fine. */
 static bool
-uri_check_segments(struct str path, struct err *e)
+uri_is_slash(char c)
+{
+    return c == '/' || c == URI_WAS_SLASH;
+}
+
+/* "." or "..", whatever follows a ';': servers that know path parameters cut
+ * them off first. */
+static bool
+uri_is_dots(struct str s)
+{
+    size_t n = 0;
+
+    while (n < s.n && s.p[n] != ';' && s.p[n] != URI_WAS_SEMICOLON)
+        n++;
+    return n && n <= 2 && s.p[0] == '.' && s.p[n - 1] == '.';
+}
+
+/* Segments of a path that starts with '/'; an encoded slash ends one, too, for
+ * whoever decodes it. An empty last one is a trailing slash, and fine. */
+static bool
+uri_check_segments(struct str path, unsigned *odd, struct err *e)
 {
     const char *p = path.p, *end = path.p + path.n;
 
     while (p < end) {
         const char *s = ++p;
-        size_t n;
+        struct str seg;
 
-        while (p < end && *p != '/')
+        while (p < end && !uri_is_slash(*p))
             p++;
-        n = (size_t)(p - s);
-        if (n == 0 && p < end)
-            return err_set(e, ERR_SYNTAX, "path: an empty segment ('//')");
-        if (n && n <= 2 && s[0] == '.' && s[n - 1] == '.')
-            return err_set(e, ERR_SYNTAX, "path: a segment of dots ('%.*s')",
-                           (int)n, s);
+        seg = (struct str){s, (size_t)(p - s)};
+        if (!seg.n && p < end)
+            *odd |= URI_ODD_EMPTY;
+        if (uri_is_dots(seg))
+            return err_set(e, ERR_SYNTAX, "path: a segment of dots");
     }
     return true;
 }
 
 /* The path as it was sent, to the one form every later check works on. */
 static bool
-uri_path(struct mem_arena *a, struct str raw, struct str *path, struct err *e)
+uri_path(struct mem_arena *a, struct str raw, struct str *path, unsigned *odd,
+         struct err *e)
 {
     bool encoded = false;
 
     for (size_t i = 0; i < raw.n; i++) {
         if (uri_byte_is(raw.p[i], URI_PATH))
             continue;
-        if (raw.p[i] != '%')
+        if (raw.p[i] == ';')
+            *odd |= URI_ODD_SEMICOLON;
+        else if (raw.p[i] == '%')
+            encoded = true;
+        else
             return err_set(e, ERR_SYNTAX, "path: byte 0x%02x is not allowed",
                            (unsigned char)raw.p[i]);
-        encoded = true;
     }
     *path = raw;
-    if (encoded && !uri_decode(a, raw, "/\\;", false, path, e))
+    if (encoded && !uri_decode(a, raw, true, path, odd, e))
         return err_prefix(e, "path: ");
-    return uri_check_segments(*path, e);
+    return uri_check_segments(*path, odd, e);
 }
 
 /* Only that each byte may stand in a query; uri_query() reads it. */
 static bool
-uri_check_query(struct str raw, struct err *e)
+uri_check_query(struct str raw, unsigned *odd, struct err *e)
 {
     for (size_t i = 0; i < raw.n; i++)
-        if (!uri_byte_is(raw.p[i], URI_QUERY) && raw.p[i] != '%')
+        if (raw.p[i] == ';')
+            *odd |= URI_ODD_SEMICOLON;
+        else if (!uri_byte_is(raw.p[i], URI_QUERY) && raw.p[i] != '%')
             return err_set(e, ERR_SYNTAX,
                            "query: byte 0x%02x must be percent-encoded",
                            (unsigned char)raw.p[i]);
@@ -2059,6 +2112,8 @@ uri_port(struct str s, uint16_t *port)
 {
     uint64_t v;
 
+    if (!s.n)
+        return true;  // RFC 3986, 3.2.3: port = *DIGIT
     if (s.n > 5 || !str_u64(s, &v) || v == 0 || v > 65535)
         return false;
     *port = (uint16_t)v;
@@ -2066,8 +2121,8 @@ uri_port(struct str s, uint16_t *port)
 }
 
 /* Reads "host", "host:port" or "[IPv6]:port", of a Host field as well. The host
- * borrows from the text, brackets dropped; a port that is absent is 0. No user
- * name, no percent signs, no empty host. */
+ * borrows from the text, brackets dropped; a port that is absent or empty is 0.
+ * No user name, no percent signs, no empty host. */
 static bool
 uri_authority(struct str text, struct str *host, uint16_t *port)
 {
@@ -2123,10 +2178,26 @@ uri_cut_authority(struct str *target, struct uri *u, struct err *e)
     return true;
 }
 
-/* Origin form ("/a?b") and absolute form ("http://host/a?b"). The caller
- * compares u->authority with Host. */
+/* What is odd and not allowed, as an error; true where there is nothing. */
 static bool
-uri_parse(struct mem_arena *a, struct str target, struct uri *u, struct err *e)
+uri_allowed(unsigned odd, unsigned allow, struct err *e)
+{
+    odd &= ~allow;
+    if (!odd)
+        return true;
+    return err_set(e, ERR_SYNTAX, "%s",
+                   odd & URI_ODD_SEMICOLON ? "path or query: a ';'"
+                   : odd & URI_ODD_SLASH   ? "path: an encoded slash (%2f)"
+                   : odd & URI_ODD_EMPTY   ? "path: an empty segment ('//')"
+                   : odd & URI_ODD_BYTES
+                       ? "path or query: not UTF-8 when decoded"
+                       : "query: a parameter without a name");
+}
+
+/* Origin form ("/a?b") and absolute form ("http://host/a?b"). The caller
+ * compares u->authority with Host, and asks about u->odd. */
+static bool
+uri_read(struct mem_arena *a, struct str target, struct uri *u, struct err *e)
 {
     struct str raw;
 
@@ -2136,35 +2207,69 @@ uri_parse(struct mem_arena *a, struct str target, struct uri *u, struct err *e)
     str_cut(target, '?', &raw, &u->query);
     if (!raw.n)
         raw = S("/");  // "http://host" and "http://host?a=b"
-    return uri_path(a, raw, &u->path, e) && uri_check_query(u->query, e);
+    return uri_path(a, raw, &u->path, &u->odd, e) &&
+           uri_check_query(u->query, &u->odd, e);
+}
+
+/* The same, with nothing odd. */
+static bool
+uri_parse(struct mem_arena *a, struct str target, struct uri *u, struct err *e)
+{
+    return uri_read(a, target, u, e) && uri_allowed(u->odd, 0, e);
+}
+
+/* Part of a path, or a query value, as schemas and hooks read it: slashes and
+ * semicolons plain, bytes that are no UTF-8 as "%FF". */
+static struct str
+uri_text(struct mem_arena *a, struct str s)
+{
+    char *p = mem_alloc_raw(a, 3 * s.n + 1), *w = p;
+    bool utf8 = str_utf8(s);
+
+    for (size_t i = 0; i < s.n; i++) {
+        unsigned char c = (unsigned char)s.p[i];
+
+        if (c == URI_WAS_SLASH || c == URI_WAS_SEMICOLON)
+            *w++ = c == URI_WAS_SLASH ? '/' : ';';
+        else if (c >= 0x80 && !utf8)
+            w += sprintf(w, "%%%02X", c);
+        else
+            *w++ = (char)c;
+    }
+    *w = 0;
+    return (struct str){p, (size_t)(w - p)};
 }
 
 /* One side of "name=value". */
 static bool
 uri_query_text(struct mem_arena *a, struct str raw, struct str *out,
-               struct err *e)
+               unsigned *odd, struct err *e)
 {
     bool encoded = false;
 
     for (size_t i = 0; i < raw.n; i++) {
         if (raw.p[i] == '%' || raw.p[i] == '+')
             encoded = true;
+        else if (raw.p[i] == ';')
+            *odd |= URI_ODD_SEMICOLON;
         else if (!uri_byte_is(raw.p[i], URI_QUERY))
             return err_set(e, ERR_SYNTAX, "byte 0x%02x must be percent-encoded",
                            (unsigned char)raw.p[i]);
     }
     *out = raw;
-    return !encoded || uri_decode(a, raw, "", true, out, e);
+    return !encoded || uri_decode(a, raw, false, out, odd, e);
 }
 
 /* The parameters in order. Only '&' separates; an empty piece ("a=1&") is
- * nothing, a piece without '=' has an empty value. Says which limit it hit. */
+ * nothing, a piece without '=' has an empty value. Says which limit it hit.
+ * `allow` are URI_ODD_ bits. */
 static bool
-uri_query(struct mem_arena *a, struct str raw, size_t max,
+uri_query(struct mem_arena *a, struct str raw, size_t max, unsigned allow,
           struct uri_param **params, size_t *n, struct err *e)
 {
     struct str piece, name, value, rest = raw;
     size_t pieces = raw.n != 0;
+    unsigned odd = 0;
 
     *n = 0;
     *params = NULL;
@@ -2182,18 +2287,20 @@ uri_query(struct mem_arena *a, struct str raw, size_t max,
             continue;
         str_cut(piece, '=', &name, &value);
         if (!name.n)
-            return err_set(e, ERR_SYNTAX, "query: a parameter without a name");
-        if (!uri_query_text(a, name, &p->name, e) ||
-            !uri_query_text(a, value, &p->value, e))
+            odd |= URI_ODD_NAMELESS;
+        if (!uri_query_text(a, name, &p->name, &odd, e) ||
+            !uri_query_text(a, value, &p->value, &odd, e))
             return err_prefix(e, "query: ");
         ++*n;
     }
-    return true;
+    return uri_allowed(odd, allow, e);
 }
 
-/* Text with every byte encoded that is not of kind `keep`. */
+/* Text with every byte encoded that is not of kind `keep`. `marks`: it is of a
+ * path, and may hold URI_WAS_ bytes. */
 static void
-uri_write(struct mem_buf *b, struct str s, unsigned keep, const char *also)
+uri_put(struct mem_buf *b, struct str s, unsigned keep, const char *also,
+        bool marks)
 {
     static const char digits[] = "0123456789ABCDEF";
     char *start = mem_buf_room(b, 3 * s.n), *w = start;
@@ -2205,11 +2312,21 @@ uri_write(struct mem_buf *b, struct str s, unsigned keep, const char *also)
             *w++ = s.p[i];
             continue;
         }
+        if (marks && c == URI_WAS_SLASH)
+            c = '/';
+        else if (marks && c == URI_WAS_SEMICOLON)
+            c = ';';
         *w++ = '%';
         *w++ = digits[c >> 4];
         *w++ = digits[c & 15];
     }
     b->n += (size_t)(w - start);
+}
+
+static void
+uri_write(struct mem_buf *b, struct str s, unsigned keep, const char *also)
+{
+    uri_put(b, s, keep, also, false);
 }
 
 /* One path segment: a '/' in it is encoded. Nothing here can make "." or ".."
@@ -2227,6 +2344,14 @@ uri_write_path(struct mem_buf *b, struct str s)
     uri_write(b, s, URI_PATH, "");
 }
 
+/* (Part of) the path of a request, as it came but encoded afresh: what was an
+ * encoded slash stays one. A bare ';' is there only where a route allows it. */
+static void
+uri_write_sent(struct mem_buf *b, struct str s)
+{
+    uri_put(b, s, URI_PATH, ";", true);
+}
+
 /* "a=1&b", without the '?'. An empty value is written without its '=', so that
  * "?flag" stays what it was. */
 static void
@@ -2236,7 +2361,7 @@ uri_write_query(struct mem_buf *b, const struct uri_param *v, size_t n)
         if (i)
             mem_buf_add(b, "&", 1);
         uri_write(b, v[i].name, URI_PLAIN, "/:@,");
-        if (!v[i].value.n)
+        if (!v[i].value.n && v[i].name.n)
             continue;
         mem_buf_add(b, "=", 1);
         uri_write(b, v[i].value, URI_PLAIN, "/:@,");
@@ -2256,6 +2381,14 @@ uri_write_query(struct mem_buf *b, const struct uri_param *v, size_t n)
 struct hdr {
     struct str name;  // lower case
     struct str value;
+};
+
+/* Legal names that are refused where no route allows them: CGI, WSGI and PHP
+ * read any byte but letters and digits as '_', and so see another field than
+ * we do. The bits do not meet those of uri_odd. */
+enum hdr_odd {
+    HDR_ODD_UNDERSCORE = 1 << 8,  // '_' in a name
+    HDR_ODD_SYMBOL = 1 << 9,      // "!#$%&'*+.^`|~" in a name
 };
 
 /* Zero-initialised is empty. The array lies in the arena of the first add. */
@@ -2434,23 +2567,45 @@ hdr_hop_by_hop(struct str name)
     }
 }
 
-/* Does `name`, from byte `from` on, begin with `with`? Everything that is not
- * a letter or digit is read as '-': CGI, WSGI and FastCGI servers fold '_', and
- * some any such byte, into the same variable name. */
+/* Everything that is not a letter or digit is read as '-': CGI, WSGI and other
+ * servers fold '_', and some any such byte, into the same variable name. */
+static char
+hdr_fold_byte(char c)
+{
+    char low = (char)str_lower_byte((unsigned char)c);
+
+    return (low >= 'a' && low <= 'z') || (low >= '0' && low <= '9') ? low : '-';
+}
+
+/* A name as such a server sees it. */
+static struct str
+hdr_fold(struct mem_arena *a, struct str name)
+{
+    char *p = mem_alloc_raw(a, name.n + 1);
+
+    for (size_t i = 0; i < name.n; i++)
+        p[i] = hdr_fold_byte(name.p[i]);
+    p[name.n] = 0;
+    return (struct str){p, name.n};
+}
+
+/* Does `name`, from byte `from` on, fold to what begins with `with`? */
 static bool
 hdr_folds_to(struct str name, size_t from, const char *with)
 {
-    for (size_t i = from; *with; i++, with++) {
-        unsigned char c;
+    for (size_t i = from; *with; i++, with++)
+        if (i >= name.n || hdr_fold_byte(name.p[i]) != *with)
+            return false;
+    return true;
+}
 
-        if (i >= name.n)
+/* The same for text that is folded first. */
+static bool
+hdr_starts(struct str name, struct str with)
+{
+    for (size_t i = 0; i < with.n; i++)
+        if (i >= name.n || hdr_fold_byte(name.p[i]) != hdr_fold_byte(with.p[i]))
             return false;
-        c = str_lower_byte((unsigned char)name.p[i]);
-        if (!(c >= 'a' && c <= 'z') && !(c >= '0' && c <= '9'))
-            c = '-';
-        if (c != (unsigned char)*with)
-            return false;
-    }
     return true;
 }
 
@@ -2493,6 +2648,37 @@ hdr_identity_x(struct str name)
     default:
         return false;
     }
+}
+
+/* Is a name of the list, which may end in '*', what `name` folds to? */
+static bool
+hdr_listed(const struct str *list, size_t n, struct str name)
+{
+    for (size_t i = 0; i < n; i++) {
+        bool open = str_ends(list[i], S("*"));
+
+        if ((open ? name.n + 1 >= list[i].n : name.n == list[i].n) &&
+            hdr_starts(name, (struct str){list[i].p, list[i].n - open}))
+            return true;
+    }
+    return false;
+}
+
+/* What is odd about a (lower-case) name: bits of hdr_odd. */
+static unsigned
+hdr_odd_bits(struct str name)
+{
+    unsigned odd = 0;
+
+    for (size_t i = 0; i < name.n; i++) {
+        char c = name.p[i];
+
+        if (c == '_')
+            odd |= HDR_ODD_UNDERSCORE;
+        else if (!(c >= 'a' && c <= 'z') && !(c >= '0' && c <= '9') && c != '-')
+            odd |= HDR_ODD_SYMBOL;
+    }
+    return odd;
 }
 
 /* Fields by which a proxy tells an upstream who the client is or what it asked
@@ -5820,6 +6006,7 @@ struct route_node {
 struct route_table {
     struct mem_arena *arena;  // borrowed: boot memory
     struct route_node root;
+    struct route *star;  // for the target of `OPTIONS *`
     struct route **by_id;
     unsigned by_id_n;
 };
@@ -6014,6 +6201,8 @@ route_walk(struct route_table *t, struct route *r, struct err *e)
     struct route_node *n = &t->root;
     bool more, tail = false;
 
+    if (str_eq(rest, S("*")) && r->methods == ROUTE_OPTIONS)
+        return &t->star;
     if (!rest.n || rest.p[0] != '/' || rest.n > ROUTE_PATTERN ||
         !str_utf8(rest) || !str_no_control(rest)) {
         err_set(e, ERR_CONFIG,
@@ -6210,8 +6399,8 @@ route_descend(struct route_search *s, const struct route_node *n,
     return false;
 }
 
-/* `path` is uri.path; `host` has no port; `method` is one bit, or 0 for one we
- * do not know. Allocates nothing; the captures borrow from `path`. */
+/* `path` is uri.path, or "*"; `host` has no port; `method` is one bit, or 0 for
+ * one we do not know. Allocates nothing; the captures borrow from `path`. */
 static enum route_verdict
 route_match(const struct route_table *t, struct str host, unsigned listener,
             unsigned method, struct str path, struct route_hit *hit)
@@ -6220,6 +6409,8 @@ route_match(const struct route_table *t, struct str host, unsigned listener,
 
     hit->n = 0;
     hit->allow = 0;
+    if (str_eq(path, S("*")))
+        return route_pick(&s, t->star) ? ROUTE_FOUND : ROUTE_NONE;
     must(path.n && path.p[0] == '/');
     if (route_descend(&s, &t->root, str_from(path, 1)))
         return ROUTE_FOUND;
@@ -6289,7 +6480,8 @@ struct cfg_limits {
     uint32_t body_bytes;               // of a body that is buffered
     uint32_t connections, handshakes;  // per worker
     uint32_t per_identity;
-    uint32_t requests;  // per connection; 0: no limit
+    uint32_t requests;        // per connection; 0: no limit
+    uint32_t pipeline_bytes;  // that a client sends ahead of its answers
     uint32_t query_params;
     uint32_t hook_cpu_ms, hook_time_ms;
 };
@@ -6315,6 +6507,8 @@ struct cfg_listener {
     bool explain;
     bool eku_any;    // a client need not be issued for clientAuth
     uint32_t depth;  // certificates above a client's, at most
+    bool host_check;        // Host must be what SNI asked for: 421
+    struct cfg_strs strip;  // more names that no client may send
     struct cfg_limits limits;
     struct str at;
 };
@@ -6478,6 +6672,7 @@ struct cfg_route {
     struct cfg_input *query;
     size_t query_n;
     bool query_unchecked;
+    unsigned allow;  // URI_ODD_, HDR_ODD_ and CFG_ODD_ bits
     struct cfg_input *headers;
     size_t headers_n;
     struct cfg_body body;
@@ -7136,6 +7331,7 @@ static const struct cfg_limits cfg_limits_default = {
     .handshakes = 100,
     .per_identity = 200,
     .requests = 10000,
+    .pipeline_bytes = 65536,
     .query_params = 100,
     .hook_cpu_ms = 100,
     .hook_time_ms = 30000,
@@ -7149,23 +7345,15 @@ cfg_read_limits(struct cfg_read *r, yyjson_val *v, void *object)
 #name, CFG_U32, CFG_AT(cfg_limits, name), lo, hi, NULL, false          \
     }
     static const struct cfg_field table[] = {
-        LIMIT(handshake_ms, 1, CFG_MS_MAX),
-        LIMIT(head_ms, 1, CFG_MS_MAX),
-        LIMIT(body_ms, 1, CFG_MS_MAX),
-        LIMIT(write_ms, 1, CFG_MS_MAX),
-        LIMIT(idle_ms, 1, CFG_MS_MAX),
-        LIMIT(head_bytes, 256, 1 << 20),
-        LIMIT(head_fields, 1, 10000),
-        LIMIT(uri_bytes, 16, 1 << 20),
-        LIMIT(body_bytes, 0, 1 << 30),
-        LIMIT(connections, 1, 10000000),
-        LIMIT(handshakes, 1, 1000000),
-        LIMIT(per_identity, 1, 10000000),
-        LIMIT(requests, 0, UINT32_MAX),
-        LIMIT(query_params, 0, 10000),
-        LIMIT(hook_cpu_ms, 1, CFG_MS_MAX),
-        LIMIT(hook_time_ms, 1, CFG_MS_MAX),
-        {0},
+        LIMIT(handshake_ms, 1, CFG_MS_MAX), LIMIT(head_ms, 1, CFG_MS_MAX),
+        LIMIT(body_ms, 1, CFG_MS_MAX),      LIMIT(write_ms, 1, CFG_MS_MAX),
+        LIMIT(idle_ms, 1, CFG_MS_MAX),      LIMIT(head_bytes, 256, 1 << 20),
+        LIMIT(head_fields, 1, 10000),       LIMIT(uri_bytes, 16, 1 << 20),
+        LIMIT(body_bytes, 0, 1 << 30),      LIMIT(connections, 1, 10000000),
+        LIMIT(handshakes, 1, 1000000),      LIMIT(per_identity, 1, 10000000),
+        LIMIT(requests, 0, UINT32_MAX),     LIMIT(pipeline_bytes, 0, 1 << 24),
+        LIMIT(query_params, 0, 10000),      LIMIT(hook_cpu_ms, 1, CFG_MS_MAX),
+        LIMIT(hook_time_ms, 1, CFG_MS_MAX), {0},
     };
 #undef LIMIT
     struct cfg_limits *l = &((struct cfg_listener *)object)->limits;
@@ -7188,6 +7376,41 @@ cfg_read_addr(struct cfg_read *r, yyjson_val *v, struct cfg_addr *out)
     if (!str_no_control(cfg_val_str(v)))
         return cfg_fail(r, "address holds a control character");
     return cfg_addr_parse(cfg_val_str(v), out, r->e) || cfg_blame(r);
+}
+
+/* "X-User" or "X-Team-*". A name that we read ourselves cannot go. */
+static bool
+cfg_read_strip(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    static const struct cfg_field f = {
+        "strip_headers", CFG_STRS, 0, 0, 64, NULL, false};
+    static const char *const ours[] = {
+        "host",          "connection",   "content-length", "transfer-encoding",
+        "expect",        "upgrade",      "trailer",        "content-type",
+        "authorization", "x-request-id", "traceparent",
+    };
+    struct cfg_strs *strip = &((struct cfg_listener *)object)->strip;
+
+    if (!cfg_read_strs(r, &f, v, strip))
+        return false;
+    for (size_t i = 0; i < strip->n; i++) {
+        struct str s = strip->v[i];
+
+        if (str_ends(s, S("*")))
+            s.n--;
+        if (!hdr_name_ok(s) || s.n < 2)
+            return cfg_fail(r,
+                            "strip_headers: \"%.60s\" is no header name, nor "
+                            "the beginning of one and a *",
+                            strip->v[i].p);
+        for (size_t k = 0; k < sizeof ours / sizeof *ours; k++)
+            if (hdr_listed(&strip->v[i], 1, str_of(ours[k])))
+                return cfg_fail(r,
+                                "strip_headers: \"%.60s\" would take away "
+                                "%s, which the gateway reads itself",
+                                strip->v[i].p, ours[k]);
+    }
+    return true;
 }
 
 static bool
@@ -7219,6 +7442,9 @@ cfg_read_listener(struct cfg_read *r, yyjson_val *v, void *item)
         {"depth", CFG_U32, CFG_AT(cfg_listener, depth), 1, CFG_DEPTH_MAX, NULL,
          false},
         {"limits", CFG_FN, 0, 0, 0, cfg_read_limits, false},
+        {"host_check", CFG_BOOL, CFG_AT(cfg_listener, host_check), 0, 0, NULL,
+         false},
+        {"strip_headers", CFG_FN, 0, 0, 0, cfg_read_strip, false},
         {"at", CFG_STR, CFG_AT(cfg_listener, at), 0, CFG_PATH_MAX, NULL, false},
         {0},
     };
@@ -7226,6 +7452,7 @@ cfg_read_listener(struct cfg_read *r, yyjson_val *v, void *item)
 
     l->limits = cfg_limits_default;
     l->depth = CFG_DEPTH_MAX;
+    l->host_check = true;
     cfg_enter(r, v, "listener", "name");
     return cfg_read_object(r, v, table, l);
 }
@@ -7657,6 +7884,56 @@ cfg_read_command(struct cfg_read *r, yyjson_val *v, void *item)
     cfg_enter(r, v, "command", "name");
     return cfg_read_object(r, v, table, c) && cfg_check_command(r, c) &&
            cfg_read_args(r, yyjson_obj_get(v, "args"), c);
+}
+
+/* ---- what a route allows beyond the default ---- */
+
+enum { CFG_ODD_BODY = 1 << 16 };
+
+static const struct cfg_odd {
+    const char *name;
+    unsigned bit;
+} cfg_odds[] = {
+    {"semicolon", URI_ODD_SEMICOLON},     {"encoded_slash", URI_ODD_SLASH},
+    {"empty_segment", URI_ODD_EMPTY},     {"non_utf8", URI_ODD_BYTES},
+    {"nameless_param", URI_ODD_NAMELESS}, {"underscore", HDR_ODD_UNDERSCORE},
+    {"header_symbol", HDR_ODD_SYMBOL},    {"body_on_get", CFG_ODD_BODY},
+};
+
+static const size_t cfg_odds_n = sizeof cfg_odds / sizeof *cfg_odds;
+
+static bool
+cfg_read_allow(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    static const struct cfg_field f = {"allow", CFG_STRS, 0,    0,
+                                       64,      NULL,     false};
+    unsigned *allow = &((struct cfg_route *)object)->allow;
+    struct cfg_strs names = {0};
+
+    if (!cfg_read_strs(r, &f, v, &names))
+        return false;
+    for (size_t i = 0; i < names.n; i++) {
+        size_t k = 0;
+
+        while (k < cfg_odds_n && !str_eq(names.v[i], str_of(cfg_odds[k].name)))
+            k++;
+        if (k == cfg_odds_n)
+            return cfg_fail(r, "allow: there is no \"%.60s\"", names.v[i].p);
+        *allow |= cfg_odds[k].bit;
+    }
+    return true;
+}
+
+static void
+cfg_print_allow(FILE *f, unsigned allow)
+{
+    if (!allow)
+        return;
+    fputs("      allow    ", f);
+    for (size_t i = 0; i < cfg_odds_n; i++)
+        if (allow & cfg_odds[i].bit)
+            fprintf(f, " %s", cfg_odds[i].name);
+    fputc('\n', f);
 }
 
 /* ---- routes ---- */
@@ -8244,6 +8521,7 @@ cfg_read_route(struct cfg_read *r, yyjson_val *v, void *item)
         {"query", CFG_FN, 0, 0, 0, cfg_read_query, false},
         {"query_unchecked", CFG_BOOL, CFG_AT(cfg_route, query_unchecked), 0, 0,
          NULL, false},
+        {"allow", CFG_FN, 0, 0, 0, cfg_read_allow, false},
         {"headers", CFG_FN, 0, 0, 0, cfg_read_headers, false},
         {"body", CFG_FN, 0, 0, 0, cfg_read_body, false},
         {"check", CFG_FN, 0, 0, 0, cfg_read_check, false},
@@ -8540,6 +8818,7 @@ cfg_print_route(FILE *f, const struct cfg *c, const struct cfg_route *t)
                                                 : S("a function"));
     }
     fputc('\n', f);
+    cfg_print_allow(f, t->allow);
     cfg_print_inputs(f, "query", t->query, t->query_n, t->query_unchecked);
     cfg_print_inputs(f, "headers", t->headers, t->headers_n, false);
     cfg_print_body(f, &t->body);
@@ -8591,6 +8870,19 @@ cfg_print_target(FILE *f, const struct cfg_target *t)
     fputc(')', f);
 }
 
+/* What differs from the default. */
+static void
+cfg_print_listener_more(FILE *f, const struct cfg_listener *l)
+{
+    if (!l->host_check)
+        fputs("      host      need not be the TLS server name\n", f);
+    for (size_t i = 0; i < l->strip.n; i++) {
+        fputs(i ? " " : "      strip     ", f);
+        cfg_print_str(f, l->strip.v[i]);
+    }
+    fputs(l->strip.n ? "\n" : "", f);
+}
+
 static void
 cfg_print_doors(const struct cfg *c, FILE *f)
 {
@@ -8605,6 +8897,7 @@ cfg_print_doors(const struct cfg *c, FILE *f)
             fprintf(f, "  CRL %.*s", STR_FMT(l->crl.v[j]));
         fprintf(f, "%s    (%.*s)\n", l->explain ? "  explain" : "",
                 STR_FMT(l->at));
+        cfg_print_listener_more(f, l);
     }
     for (size_t i = 0; i < c->admin_n; i++)
         fprintf(f, "  %.*s  admin    (%.*s)\n",
@@ -9124,8 +9417,10 @@ struct req_from {
     uint64_t conn;                  // the connection's number in the logs
     unsigned listener;
     struct str listener_name;
-    bool explain;  // refusals may tell the client why
-    bool over;     // its identity has too many connections: refuse
+    bool explain;     // refusals may tell the client why
+    bool over;        // its identity has too many connections: refuse
+    bool host_check;  // Host must agree with `sni`
+    const struct cfg_strs *strip;  // borrowed: names that are removed; or NULL
     const struct cfg_limits *limits;       // borrowed
     const char *tls_version, *tls_cipher;  // NULL: no TLS
     struct str sni;
@@ -9152,6 +9447,7 @@ struct req {
     bool chunked;         // the body is chunked
     bool http10;          // HTTP/1.0: no chunks, no 1xx
     bool expect;          // the client waits for 100 Continue
+    unsigned odd;         // HDR_ODD_ bits of its fields' names
     bool complete;        // on_end() was or will be called without more input
     uint64_t body_bytes;  // received so far
 
@@ -15680,6 +15976,16 @@ tls_ctx_load(WOLFSSL_CTX *ctx, const struct boot_listener *files, struct err *e)
     return true;
 }
 
+/* wolfSSL keeps the name that a client asks for only where somebody listens. */
+static int
+tls_on_sni(WOLFSSL *ssl, int *alert, void *arg)
+{
+    (void)ssl;
+    (void)alert;
+    (void)arg;
+    return 0;
+}
+
 /* `files` are the listener's PEM texts; wolfSSL copies what it needs, and is
  * told of no CA: pki_ knows them. */
 static struct tls_ctx *
@@ -15696,6 +16002,7 @@ tls_ctx_new(const struct cfg_listener *cfg, const struct boot_listener *files,
     wolfSSL_CTX_set_verify(
         c->ctx, WOLFSSL_VERIFY_PEER | WOLFSSL_VERIFY_FAIL_IF_NO_PEER_CERT,
         tls_on_verify);
+    wolfSSL_CTX_set_servername_callback(c->ctx, tls_on_sni);
     wolfSSL_CTX_set_session_cache_mode(c->ctx, WOLFSSL_SESS_CACHE_OFF);
     must(wolfSSL_CTX_NoTicketTLSv12(c->ctx) == WOLFSSL_SUCCESS);
     must(wolfSSL_CTX_no_ticket_TLSv13(c->ctx) == 0);
@@ -16324,8 +16631,8 @@ tls_client_keep(struct tls *t, struct tls_session *kept)
  *   server: IDLE --byte--> HEAD --CRLFCRLF--> SERVING (body flows while
  *           req_read() is on) --answer and request complete--> IDLE
  *
- * One request at a time: what a client pipelines waits in `in`, bounded by
- * H1_AHEAD, beyond which h1_wants() turns the socket's reading off.
+ * One request at a time: what a client pipelines waits in `in`, bounded by the
+ * limit `pipeline`, beyond which h1_wants() turns the socket's reading off.
  *
  * Down    llhttp uri hdr req        Up  struct h1_io, struct req_ops
  * Entry   h1_server_new  h1_server_feed  h1_client_init  h1_client_feed
@@ -16334,6 +16641,8 @@ enum {
     H1_MAGIC = 0x68315f21,
     H1_AHEAD = 64 << 10,    // unparsed bytes we hold for a busy client
     H1_GAP_MAX = 4096,      // chunk lines, extensions, trailers between data
+    H1_GAP_SUM = 64 << 10,  // of one message, beside H1_GAP_SHARE a data byte
+    H1_GAP_SHARE = 16,
     H1_DIRECT = 8 << 10,    // body pieces from here on are not copied
     H1_UNSENT = 256 << 10,  // of answers: no request is begun above (SOCK_HIGH)
     H1_LINE_MORE = 32,      // method and version beside a target
@@ -16437,8 +16746,16 @@ h1_scan(struct h1_scan *s, struct str in, size_t first_max, size_t max,
 struct h1_gap {
     const char *from;  // first byte not yet accounted for
     char last;
-    size_t n;  // since the last data
+    size_t n;      // since the last data
+    uint64_t sum;  // in all
 };
+
+static bool
+h1_gap_over(struct err *e, int max)
+{
+    met_inc(MET_LIMIT_CHUNKS);
+    return err_set(e, ERR_SYNTAX, "chunk framing over %d bytes", max);
+}
 
 static bool
 h1_gap_check(struct h1_gap *g, const char *to, struct err *e)
@@ -16453,11 +16770,11 @@ h1_gap_check(struct h1_gap *g, const char *to, struct err *e)
         g->last = (char)c;
     }
     g->n += (size_t)(to - g->from);
+    g->sum += (uint64_t)(to - g->from);
     g->from = to;
     if (g->n > H1_GAP_MAX)
-        return err_set(e, ERR_SYNTAX, "chunk framing over %d bytes",
-                       H1_GAP_MAX);
-    return true;
+        return h1_gap_over(e, H1_GAP_MAX);
+    return g->sum <= H1_GAP_SUM || h1_gap_over(e, H1_GAP_SUM);
 }
 
 /* What one llhttp instance reports, for either role. */
@@ -16548,6 +16865,8 @@ h1_on_data(llhttp_t *p, const char *at, size_t n)
         }
         m->gap.from = at + n;
         m->gap.n = 0;
+        m->gap.sum -=
+            m->gap.sum < H1_GAP_SHARE * n ? m->gap.sum : H1_GAP_SHARE * n;
         m->gap.last = 0;
     }
     m->on_data(m, at, n);
@@ -16711,8 +17030,6 @@ h1_reason(int status)
         return "Length Required";
     case 412:
         return "Precondition Failed";
-    case 421:
-        return "Misdirected Request";
     }
     for (size_t i = 0; i < ERR_KINDS; i++)
         if (err_rows[i].status == status)
@@ -16797,6 +17114,8 @@ struct h1 {
     bool end_told;     // ops->on_end() was called, or never will be
     bool closing;      // no further request
     bool last;         // the next request is the last
+    bool blank;        // an empty line came before this head
+    bool ahead;        // a client that pipelines is held back
     bool out_chunked, out_none;  // how the answer's body is framed
     uint32_t body_ms;            // between two bytes of this body
     uint32_t serve_ms;           // what serve asked for with req_deadline()
@@ -16839,11 +17158,30 @@ h1_server_free(struct h1 *h)
     obj_free(h);
 }
 
-/* False: hold the socket's reading until h1_server_resume() has run. */
+/* False: hold the socket's reading until h1_server_resume() has run. A head
+ * must fit, however little may be pipelined. */
 static bool
 h1_wants(const struct h1 *h)
 {
-    return mem_buf_len(&h->in) < H1_AHEAD;
+    size_t max = h->limits->pipeline_bytes;
+
+    if (h->req && !h->req->complete)
+        max = H1_AHEAD;  // of its body
+    else if (!h->req && max <= h->limits->head_bytes)
+        max = h->limits->head_bytes + 1u;
+    return mem_buf_len(&h->in) < max;
+}
+
+/* Counts each time that a client is held back for what it pipelined. */
+static void
+h1_note_ahead(struct h1 *h)
+{
+    bool ahead =
+        h->req && h->req->complete && mem_buf_len(&h->in) && !h1_wants(h);
+
+    if (ahead && !h->ahead)
+        met_inc(MET_LIMIT_PIPELINE);
+    h->ahead = ahead;
 }
 
 static void
@@ -17081,34 +17419,38 @@ h1_request_line(struct req *r, struct str head, struct err *e)
     return true;
 }
 
-/* Letters, digits and '-': CGI, WSGI and PHP read any other byte of a name as
- * '_' or '-', and so see another field than we do. */
-static bool
-h1_name_plain(struct str name)
+/* Takes out what the listener strips, in any spelling. */
+static void
+h1_strip(struct req *r)
 {
-    for (size_t i = 0; i < name.n; i++)
-        if (!(name.p[i] >= 'a' && name.p[i] <= 'z') &&
-            !(name.p[i] >= '0' && name.p[i] <= '9') && name.p[i] != '-')
-            return false;
-    return true;
+    const struct cfg_strs *strip = r->from->strip;
+    unsigned kept = 0;
+
+    for (unsigned i = 0; strip && strip->n && i < r->headers.n; i++)
+        if (!hdr_listed(strip->v, strip->n, r->headers.v[i].name))
+            r->headers.v[kept++] = r->headers.v[i];
+    if (strip && strip->n)
+        r->headers.n = kept;
 }
 
 /* Fields that upstreams read as one value: a second one is a second opinion.
- * Odd spellings of identity fields are not refused: they are removed. */
+ * Odd names are for the route to judge; odd spellings of identity fields are
+ * not refused anywhere: they are removed. */
 static bool
-h1_names_ok(const struct hdr_list *fields, struct err *e)
+h1_names_ok(struct req *r, struct err *e)
 {
     static const char *const single[] = {"authorization", "content-type",
                                          "expect", "x-request-id"};
 
-    for (unsigned i = 0; i < fields->n; i++)
-        if (!h1_name_plain(fields->v[i].name) &&
-            !hdr_identity(fields->v[i].name))
-            return err_set(e, ERR_SYNTAX,
-                           "header name with a byte other than letters, "
-                           "digits and '-'");
+    h1_strip(r);
+    for (unsigned i = 0; i < r->headers.n; i++) {
+        unsigned odd = hdr_odd_bits(r->headers.v[i].name);
+
+        if (odd && !hdr_identity(r->headers.v[i].name))
+            r->odd |= odd;
+    }
     for (size_t i = 0; i < sizeof single / sizeof *single; i++)
-        if (hdr_count(fields, str_of(single[i])) > 1)
+        if (hdr_count(&r->headers, str_of(single[i])) > 1)
             return err_set(e, ERR_SYNTAX, "several %s fields", single[i]);
     return true;
 }
@@ -17153,8 +17495,8 @@ h1_request_check(struct h1 *h, struct req *r, struct err *e)
                        h->limits->head_fields);
     }
     if (!h1_framing(&r->headers, &r->length, &r->chunked, e) ||
-        !h1_agree(&h->msg, r->length, r->chunked, e) ||
-        !h1_names_ok(&r->headers, e) || !h1_options_ok(&r->headers, e))
+        !h1_agree(&h->msg, r->length, r->chunked, e) || !h1_names_ok(r, e) ||
+        !h1_options_ok(&r->headers, e))
         return false;
     if (r->http10 && r->chunked)
         return err_set(e, ERR_SYNTAX, "Transfer-Encoding in HTTP/1.0");
@@ -17189,6 +17531,9 @@ h1_on_head(struct h1 *h, const char *p, size_t n)
         return;
     }
     if (!h1_message_feed(&h->msg, head.p, head.n, &used, &e)) {
+        if (hdr_name_ok(r->method) &&
+            llhttp_get_errno(&h->msg.parser) == HPE_INVALID_METHOD)
+            e.kind = ERR_NOT_IMPLEMENTED;
         h1_bad(h, &e);
         return;
     }
@@ -17214,21 +17559,44 @@ h1_on_head(struct h1 *h, const char *p, size_t n)
         h1_rearm(h);
 }
 
+/* One empty line before a request line is ignored (RFC 9112 section 2.2): old
+ * clients end a body with it. False: wait for its second byte. */
+static bool
+h1_skip_blank(struct h1 *h)
+{
+    const char *p = mem_buf_ptr(&h->in);
+    size_t n = mem_buf_len(&h->in);
+
+    if (h->blank || h->scan.line || p[0] != '\r')
+        return true;
+    if (n == 1)
+        return false;
+    if (p[1] == '\n') {
+        mem_buf_take(&h->in, 2);
+        h->blank = true;
+    }
+    return mem_buf_len(&h->in) != 0;
+}
+
 /* Reads a head out of `in`. False: more bytes are needed. */
 static bool
 h1_read_head(struct h1 *h)
 {
+    bool more = h1_skip_blank(h);
     struct str in = {mem_buf_ptr(&h->in), mem_buf_len(&h->in)};
     const struct cfg_limits *l = h->limits;
     struct err e;
     size_t len;
 
+    if (!more)
+        return false;
     switch (h1_scan(&h->scan, in, l->uri_bytes + H1_LINE_MORE, l->head_bytes,
                     &len, &e)) {
     case H1_MORE:
         return false;
     case H1_DONE:
         h->scan = (struct h1_scan){0};
+        h->blank = false;
         h1_on_head(h, in.p, len);
         mem_buf_take(&h->in, len);
         return true;
@@ -17325,6 +17693,7 @@ h1_server_run(struct h1 *h)
         }
     }
     h->feeding = false;
+    h1_note_ahead(h);
     if (h->in.cap && !mem_buf_len(&h->in))
         mem_buf_free(&h->in);
 }
@@ -18042,7 +18411,8 @@ struct conn_listener {
     struct tls_ctx *tls;  // owned; NULL: plain (admin)
     struct str name;
     unsigned index;
-    bool is_unix, explain;
+    bool is_unix, explain, host_check;
+    const struct cfg_strs *strip;  // NULL: admin
     unsigned open;
     struct conn_queue shaking;  // handshakes under way, oldest first
     struct conn_queue waiting;  // sent their first bytes, and wait for a slot
@@ -18455,6 +18825,8 @@ conn_new(struct conn_listener *l)
                                 .listener = l->index,
                                 .listener_name = l->name,
                                 .explain = l->explain,
+                                .host_check = l->host_check,
+                                .strip = l->strip,
                                 .conn = c->id,
                                 .limits = l->limits};
     sock_init(&c->sock, &set->pool, l->is_unix, &conn_sock_ops, c);
@@ -20021,6 +20393,15 @@ proxy_write(struct mem_buf *b, const struct proxy_line *l, struct str name,
         h1_write_field(b, name, value);
 }
 
+static bool
+proxy_checked(const struct proxy_line *l, struct str name)
+{
+    for (size_t i = 0; i < l->checked_n; i++)
+        if (str_eq(name, l->checked[i].name))
+            return true;
+    return false;
+}
+
 /* Fields that were checked, or that say what the body is, cannot be taken away
  * by naming them in Connection: their absence would say something else. */
 static bool
@@ -20032,10 +20413,7 @@ proxy_keeps(const struct proxy_line *l, struct str name)
     for (size_t i = 0; i < sizeof always / sizeof *always; i++)
         if (str_eq(name, str_of(always[i])))
             return true;
-    for (size_t i = 0; i < l->checked_n; i++)
-        if (str_eq(name, l->checked[i].name))
-            return true;
-    return false;
+    return proxy_checked(l, name);
 }
 
 /* Fields that we write ourselves, or that end at this hop. */
@@ -20069,6 +20447,33 @@ proxy_drops(const struct req *r, const struct proxy_line *l, struct str name,
         break;
     }
     return proxy_named(l, name);
+}
+
+/* A name with '_' or the like is, for an upstream that folds it, another field:
+ * it goes on only where that field is none that we write, drop or checked, nor
+ * one that says how to read the message. */
+static bool
+proxy_drops_odd(const struct req *r, const struct proxy_line *l,
+                struct str name)
+{
+    struct str folded = hdr_fold(r->arena, name);
+
+    return proxy_drops(r, l, folded, false) || proxy_checked(l, folded) ||
+           hdr_get(&r->headers, folded) || proxy_keeps(l, folded);
+}
+
+static void
+proxy_fields(struct mem_buf *b, const struct req *r, const struct proxy_line *l)
+{
+    bool listed = hdr_get(&r->headers, S("connection")) != NULL;
+
+    for (unsigned i = 0; i < r->headers.n; i++) {
+        struct str name = r->headers.v[i].name;
+
+        if (!proxy_drops(r, l, name, listed) &&
+            !(r->odd && hdr_odd_bits(name) && proxy_drops_odd(r, l, name)))
+            h1_write_field(b, name, r->headers.v[i].value);
+    }
 }
 
 /* W3C Trace Context: the client's trace goes on with a span of ours. */
@@ -20133,7 +20538,6 @@ proxy_head(const struct req *r, const struct proxy_line *l)
 {
     const struct pki_identity *id = r->from->identity;
     struct mem_buf b = {0};
-    bool listed = hdr_get(&r->headers, S("connection")) != NULL;
     struct str head;
 
     mem_buf_room(&b, 1024);
@@ -20142,9 +20546,7 @@ proxy_head(const struct req *r, const struct proxy_line *l)
     mem_buf_add(&b, l->target.p, l->target.n);
     mem_buf_add(&b, " HTTP/1.1\r\n", 11);
     h1_write_field(&b, S("host"), r->host);
-    for (unsigned i = 0; i < r->headers.n; i++)
-        if (!proxy_drops(r, l, r->headers.v[i].name, listed))
-            h1_write_field(&b, r->headers.v[i].name, r->headers.v[i].value);
+    proxy_fields(&b, r, l);
     if (id && l->identity_headers) {
         proxy_write(&b, l, S("client-cert"), id->client_cert);
         proxy_write(&b, l, S("x-forwarded-client-cert"), id->xfcc);
@@ -20186,6 +20588,7 @@ static void
 proxy_answer_head(struct req *r, const struct h1_answer *a)
 {
     bool listed = hdr_get(&a->headers, S("connection")) != NULL;
+    const struct cfg_strs *strip = r->from->strip;
 
     r->status = a->status;
     r->out_length = a->length;
@@ -20194,7 +20597,8 @@ proxy_answer_head(struct req *r, const struct h1_answer *a)
 
         if (hdr_hop_by_hop(h->name) || hdr_identity(h->name) ||
             str_eq(h->name, S("content-length")) ||
-            (listed && h1_has_option(&a->headers, h->name)))
+            (listed && h1_has_option(&a->headers, h->name)) ||
+            (strip && hdr_listed(strip->v, strip->n, h->name)))
             continue;
         hdr_add_ref(r->arena, &r->out, h->name, h->value);
     }
@@ -26683,6 +27087,7 @@ struct bind_request {
     const struct cfg_route *route;  // borrowed; NULL before there is one
     struct uri uri;
     struct str captures[CFG_CAPTURES_MAX];  // raw
+    struct str sent[CFG_CAPTURES_MAX];      // the same, to be forwarded
     struct uri_param *params;               // raw
     size_t params_n;
     yyjson_val **path, **query, **headers;  // checked, by the route's order;
@@ -26838,7 +27243,7 @@ bind_push_raws(lua_State *L, const struct bind_request *r)
         lua_rawset(L, -3);
     }
     lua_setfield(L, -2, "headers");
-    bind_push_raw(L, r->uri.path);
+    bind_push_raw(L, uri_text(r->req->arena, r->uri.path));
     lua_setfield(L, -2, "path");
     if (r->has_body) {
         bind_push_raw(L, r->body);
@@ -28483,6 +28888,98 @@ serve_no_route(struct serve *s, enum route_verdict v, unsigned allow)
     serve_refuse_with(s, "route", &e, &headers);
 }
 
+/* A name as DNS compares it: the root's dot at its end says nothing. */
+static struct str
+serve_bare_host(struct str host)
+{
+    if (host.n > 1 && host.p[host.n - 1] == '.')
+        host.n--;
+    return host;
+}
+
+/* The target; `OPTIONS *` is about the server as a whole. */
+static bool
+serve_read_target(struct serve *s, unsigned method)
+{
+    struct req *r = s->req;
+    struct err e;
+
+    if (method == ROUTE_OPTIONS && str_eq(r->target, S("*"))) {
+        s->view.uri = (struct uri){.path = S("*"), .authority = S("")};
+        return true;
+    }
+    if (uri_read(r->arena, r->target, &s->view.uri, &e))
+        return true;
+    serve_refuse_err(s, "path", &e);
+    return false;
+}
+
+/* Host, down to the name that routes are chosen by. */
+static bool
+serve_read_host(struct serve *s, struct str *host)
+{
+    struct req *r = s->req;
+    const struct req_from *f = r->from;
+    uint16_t port;
+    struct err e;
+
+    *host = S("");
+    if (s->view.uri.absolute && r->host.n &&
+        !str_eqi(s->view.uri.authority, r->host)) {
+        err_set(&e, ERR_SYNTAX, "Host differs from the target's authority");
+        serve_refuse_err(s, "headers", &e);
+        return false;
+    }
+    if (s->view.uri.absolute)
+        r->host = s->view.uri.authority;
+    if ((r->host.n || !r->http10) && !uri_authority(r->host, host, &port)) {
+        err_set(&e, ERR_SYNTAX, "malformed Host");
+        serve_refuse_err(s, "headers", &e);
+        return false;
+    }
+    if (f->host_check && f->sni.n && r->host.n &&
+        !str_eqi(serve_bare_host(*host), serve_bare_host(f->sni))) {
+        s->stage = SERVE_ROUTE;
+        err_set(&e, ERR_MISDIRECTED, "Host is not the TLS server name %.*s",
+                STR_FMT(f->sni));
+        serve_refuse_err(s, "headers", &e);
+        return false;
+    }
+    return true;
+}
+
+/* What is legal but odd passes only where the route has said so; `allow` is 0
+ * where there is none. */
+static bool
+serve_judge(struct serve *s, unsigned allow)
+{
+    unsigned odd = s->req->odd & ~allow;
+    struct err e;
+
+    if (odd)
+        err_set(&e, ERR_SYNTAX, "header name with %s",
+                odd & HDR_ODD_UNDERSCORE
+                    ? "'_'"
+                    : "a byte other than letters, digits, '-' and '_'");
+    else if (uri_allowed(s->view.uri.odd, allow, &e))
+        return true;
+    serve_refuse_err(s, odd ? "headers" : "path", &e);
+    return false;
+}
+
+/* The captures, twice: as hooks read them, and as they go on. */
+static void
+serve_take_captures(struct serve *s, const struct route_hit *hit)
+{
+    struct bind_request *v = &s->view;
+
+    for (unsigned i = 0; i < hit->n; i++) {
+        v->sent[i] = hit->captures[i];
+        v->captures[i] = v->uri.odd ? uri_text(s->req->arena, hit->captures[i])
+                                    : hit->captures[i];
+    }
+}
+
 /* Target, Host and method, down to a route. */
 static bool
 serve_find_route(struct serve *s)
@@ -28493,7 +28990,6 @@ serve_find_route(struct serve *s)
     enum route_verdict v;
     struct route_hit hit;
     struct str host;
-    uint16_t port;
     struct err e;
 
     if (!method || str_eq(r->method, S("CONNECT")) ||
@@ -28502,26 +28998,13 @@ serve_find_route(struct serve *s)
         serve_refuse_err(s, "method", &e);
         return false;
     }
-    if (!uri_parse(r->arena, r->target, &s->view.uri, &e)) {
-        serve_refuse_err(s, "path", &e);
+    if (!serve_read_target(s, method) || !serve_read_host(s, &host))
         return false;
-    }
-    if (s->view.uri.absolute && r->host.n &&
-        !str_eqi(s->view.uri.authority, r->host)) {
-        err_set(&e, ERR_SYNTAX, "Host differs from the target's authority");
-        serve_refuse_err(s, "headers", &e);
+    v = route_match(cfg->table, host, r->from->listener, method,
+                    s->view.uri.path, &hit);
+    if (!serve_judge(s, v == ROUTE_FOUND ? cfg->routes[hit.id].allow : 0))
         return false;
-    }
-    if (s->view.uri.absolute)
-        r->host = s->view.uri.authority;
-    if ((r->host.n || !r->http10) && !uri_authority(r->host, &host, &port)) {
-        err_set(&e, ERR_SYNTAX, "malformed Host");
-        serve_refuse_err(s, "headers", &e);
-        return false;
-    }
     s->stage = SERVE_ROUTE;
-    v = route_match(cfg->table, r->host.n ? host : S(""), r->from->listener,
-                    method, s->view.uri.path, &hit);
     if (v != ROUTE_FOUND) {
         serve_no_route(s, v, hit.allow);
         return false;
@@ -28529,7 +29012,7 @@ serve_find_route(struct serve *s)
     s->route = &s->set->routes[hit.id];
     s->view.route = s->route->cfg;
     req_limits(r, serve_limits(s)->body_ms, serve_limits(s)->write_ms);
-    memcpy(s->view.captures, hit.captures, hit.n * sizeof *hit.captures);
+    serve_take_captures(s, &hit);
     return true;
 }
 
@@ -28611,8 +29094,30 @@ serve_params_of(const struct serve *s, struct str name, struct str *out)
 
     for (size_t i = 0; i < s->view.params_n; i++)
         if (str_eq(s->view.params[i].name, name))
-            out[n++] = s->view.params[i].value;
+            out[n++] = s->route->cfg->allow & URI_ODD_BYTES
+                           ? uri_text(s->req->arena, s->view.params[i].value)
+                           : s->view.params[i].value;
     return n;
+}
+
+static bool
+serve_read_query(struct serve *s)
+{
+    struct req *r = s->req;
+    uint32_t max = r->from->limits->query_params;
+    size_t pieces = 1;
+    struct err e;
+
+    if (!s->view.uri.query.n ||
+        uri_query(r->arena, s->view.uri.query, max, s->route->cfg->allow,
+                  &s->view.params, &s->view.params_n, &e))
+        return true;
+    for (size_t i = 0; i < s->view.uri.query.n; i++)
+        pieces += s->view.uri.query.p[i] == '&';
+    if (pieces > max)
+        met_inc(MET_LIMIT_QUERY);
+    serve_refuse_err(s, "query", &e);
+    return false;
 }
 
 static bool
@@ -28623,14 +29128,9 @@ serve_check_query(struct serve *s)
     struct schema_why why;
     struct str *values;
     size_t n, used = 0;
-    struct err e;
 
-    if (s->view.uri.query.n &&
-        !uri_query(r->arena, s->view.uri.query, r->from->limits->query_params,
-                   &s->view.params, &s->view.params_n, &e)) {
-        serve_refuse_err(s, "query", &e);
+    if (!serve_read_query(s))
         return false;
-    }
     if (c->query_unchecked || (!c->query_n && !s->view.params_n))
         return true;
     values = mem_alloc(r->arena, (s->view.params_n + 1) * sizeof *values);
@@ -28764,7 +29264,8 @@ serve_check_body(struct serve *s)
     struct req *r = s->req;
     struct err e;
 
-    if (req_has_body(r) && serve_body_odd(s)) {
+    if (req_has_body(r) && serve_body_odd(s) &&
+        !(s->route->cfg->allow & CFG_ODD_BODY)) {
         r->close = true;
         err_set(&e, ERR_SYNTAX, "a body on %.*s", STR_FMT(r->method));
         serve_refuse_err(s, "body", &e);
@@ -28875,23 +29376,25 @@ serve_target(struct serve *s, const struct cfg_handle *h, struct str *out,
             mem_buf_add(&b, v.p, v.n);
         else if (p->in_query)
             uri_write_query(&b, &(struct uri_param){v, S("")}, 1);
-        else if (p->kind == CFG_PIECE_CAPTURE &&
-                 s->route->cfg->captures[p->capture].tail)
-            uri_write_path(&b, v);
+        else if (p->kind == CFG_PIECE_CAPTURE)
+            uri_write_sent(&b, s->view.sent[p->capture]);
         else
             uri_write_segment(&b, v);
         has_query = has_query || (ok && p->kind == CFG_PIECE_TEXT &&
                                   memchr(v.p, '?', v.n) != NULL);
     }
     if (!t->n && !h->literal)
-        uri_write_path(&b, s->view.uri.path);
+        uri_write_sent(&b, s->view.uri.path);
     if (s->view.params_n) {
         mem_buf_add(&b, has_query ? "&" : "?", 1);
         uri_write_query(&b, s->view.params, s->view.params_n);
     }
     *out = str_dup(s->req->arena, (struct str){mem_buf_ptr(&b), b.n});
     mem_buf_free(&b);
-    return ok && uri_parse(s->req->arena, *out, &u, e);
+    if (str_eq(*out, S("*")))
+        return ok;  // OPTIONS, as it came
+    return ok && uri_read(s->req->arena, *out, &u, e) &&
+           uri_allowed(u.odd, s->route->cfg->allow, e);
 }
 
 /* Values of `set`, by their templates; one without a value is left out. */
@@ -29874,6 +30377,8 @@ work_listen(struct work *w, struct err *e)
         l->limits = c ? &c->limits : &w->admin_limits;
         l->req_ops = c ? &w->env.serve->ops : &w->admin.ops;
         l->explain = c && c->explain;
+        l->host_check = c && c->host_check;
+        l->strip = c ? &c->strip : NULL;
         if (c) {
             l->tls =
                 tls_ctx_new(c, &b->listeners[i], w->env.identities, &w->cas, e);
@@ -32737,6 +33242,7 @@ try_core_request(lua_State *L)
     from.listener_name = t->cfg.listeners[from.listener].name;
     from.limits = &t->cfg.listeners[from.listener].limits;
     from.explain = t->cfg.listeners[from.listener].explain;
+    from.strip = &t->cfg.listeners[from.listener].strip;
     text = try_request_text(L, 2, a);
     lua_createtable(L, 0, 12);  // 4: the result
     lua_newtable(L);

@@ -42,13 +42,13 @@ fuzz_query(struct mem_arena *a, struct str text)
     struct err e;
     size_t n, m;
 
-    if (!uri_query(a, text, 100, &v, &n, &e)) {
+    if (!uri_query(a, text, 100, 0, &v, &n, &e)) {
         must(e.kind == ERR_SYNTAX && e.msg[0]);
         return;
     }
     must(n <= 100);
     uri_write_query(&b, v, n);
-    must(uri_query(a, fuzz_text(&b), 100, &w, &m, &e) && m == n);
+    must(uri_query(a, fuzz_text(&b), 100, 0, &w, &m, &e) && m == n);
     for (size_t i = 0; i < n; i++) {
         must(v[i].name.n && str_utf8(v[i].name) && str_utf8(v[i].value));
         must(str_no_control(v[i].name) && str_no_control(v[i].value));

@@ -19,6 +19,13 @@ local METHODS <const> = {
 local WITHOUT_BODY <const> = { GET = true, HEAD = true, OPTIONS = true }
 local MAX_CAPTURES <const> = 16
 
+-- Legal, but read in two ways by some server: refused unless a route says so.
+local ALLOW <const> = {
+  semicolon = true, encoded_slash = true, empty_segment = true, non_utf8 = true,
+  nameless_param = true, underscore = true, header_symbol = true,
+  body_on_get = true,
+}
+
 
 -- Reader of `authorize`, `check` and the like: kept as it is, read later.
 local function anything(value)
@@ -33,6 +40,7 @@ local SPEC <const> = {
   respond = { anything },
   log = { anything },
   limits = { options.table, default = {} },
+  allow = { options.table, default = {} },
   host = { options.text, default = "" },
   listener = { options.text, default = "" },
   limit = { later = "comes with a later version (rate limits)" },
@@ -42,7 +50,7 @@ local SPEC <const> = {
 
 local GROUP_SPEC <const> = {
   authorize = SPEC.authorize, check = SPEC.check, respond = SPEC.respond,
-  log = SPEC.log, limits = SPEC.limits, host = SPEC.host,
+  log = SPEC.log, limits = SPEC.limits, allow = SPEC.allow, host = SPEC.host,
   listener = SPEC.listener, limit = SPEC.limit, client_ca = SPEC.client_ca,
 }
 
@@ -62,12 +70,37 @@ local LIMITS_SPEC <const> = {
 
 local NO_GROUP <const> = {
   prefix = "", authorize = {}, check = {}, respond = {}, log = {}, limits = {},
-  host = "", listener = "",
+  host = "", listener = "", allow = {},
 }
 
 
--- The captures of a path pattern, as { name = true }.
+-- What a route allows of ALLOW: names in a list, the group's first.
+local function read_allow(at, what, given, inherited)
+  local names, seen = {}, {}
+  for _, list in ipairs { inherited, given } do
+    if not options.texts(list) then
+      options.fail(at, what, 'allow takes a list: { "semicolon" }')
+    end
+    for _, name in ipairs(list) do
+      if not ALLOW[name] then
+        options.fail(at, what, ("allow: there is no %s%s"):format(
+          options.show(name), options.suggest(name, ALLOW)))
+      end
+      if not seen[name] then
+        names[#names + 1], seen[name] = name, true
+      end
+    end
+  end
+  return core.array(names), seen
+end
+
+
+-- The captures of a path pattern, as { name = true }. "*" is the target of
+-- `OPTIONS *`, and has none.
 local function read_path(at, what, path)
+  if path == "*" then
+    return {}
+  end
   if type(path) ~= "string" or not path:find("^/") then
     options.fail(at, what, ("the path begins with '/', not %s"):format(
       options.show(path)))
@@ -241,13 +274,14 @@ end
 
 
 -- A body is for methods that have one.
-local function check_body_methods(at, what, kind, methods)
+local function check_body_methods(at, what, kind, methods, allow)
   for _, method in ipairs(methods) do
-    if WITHOUT_BODY[method] then
+    if WITHOUT_BODY[method] and not allow.body_on_get then
       options.fail(at, what, ("%s: a %s request has no body: use"
-        .. " gateway.post, put or patch"):format(kind, method))
+        .. ' gateway.post, put or patch; or allow = { "body_on_get" }'):format(
+        kind, method))
     end
-    if method == "*" and kind == "validate.json" then
+    if method == "*" and kind == "validate.json" and not allow.body_on_get then
       options.fail(at, what, kind .. ": gateway.any takes GET too, which has no"
         .. ' body: use gateway.route({ "POST", "PUT" }, …)')
     end
@@ -255,13 +289,13 @@ local function check_body_methods(at, what, kind, methods)
 end
 
 
-local function read_body(at, what, validate, methods, max)
+local function read_body(at, what, validate, methods, max, allow)
   if validate.json ~= nil and validate.body ~= nil then
     options.fail(at, what, "the body is declared twice: validate.json and"
       .. " validate.body")
   end
   if validate.json ~= nil then
-    check_body_methods(at, what, "validate.json", methods)
+    check_body_methods(at, what, "validate.json", methods, allow)
     return {
       kind = "json", max = max, types = core.array { "application/json" },
       schema = schema.read(at, what .. ": validate.json", validate.json),
@@ -274,7 +308,7 @@ local function read_body(at, what, validate, methods, max)
     options.fail(at, what, "validate.body takes gateway.bytes(max) or"
       .. " gateway.stream(max); a schema goes into validate.json")
   end
-  check_body_methods(at, what, "validate.body", methods)
+  check_body_methods(at, what, "validate.body", methods, allow)
   local body = validate.body
   if body.max and max then
     options.fail(at, what, "the body's limit is declared twice: in"
@@ -351,6 +385,9 @@ local function declare(word, group, methods, path, given)
   end
   local captures = read_path(at, what, path)
   methods = read_methods(at, what, methods)
+  if path == "*" and (#methods > 1 or methods[1] ~= "OPTIONS") then
+    options.fail(at, what, 'the path "*" is for OPTIONS alone')
+  end
   local read = options.read(at, what, given, SPEC)
   local authorize = read_who(at, what, group, read)
   if read.authorize == nil and #group.authorize == 0 then
@@ -361,15 +398,16 @@ local function declare(word, group, methods, path, given)
     VALIDATE_SPEC)
   local query, unchecked = read_query(at, what, validate.query)
   local limits = read_limits(at, what, read.limits, group.limits)
+  local allow, allowed = read_allow(at, what, read.allow, group.allow)
   policy.add("routes", {
     methods = core.array(methods), path = path, at = at,
     host = inherit(at, what, "host", read.host:lower(), group.host),
     listener = inherit(at, what, "listener", read.listener, group.listener),
     authorize = core.array(authorize),
     path_schemas = read_path_schemas(at, what, validate.path, captures, path),
-    query = query, query_unchecked = unchecked,
+    query = query, query_unchecked = unchecked, allow = allow,
     headers = read_headers(at, what, validate.headers),
-    body = read_body(at, what, validate, methods, limits.body_size),
+    body = read_body(at, what, validate, methods, limits.body_size, allowed),
     check = join(group.check, read_hooks(at, what, "check", read.check)),
     handle = read_handle(at, what, read.handle, captures),
     respond = join(read_hooks(at, what, "respond", read.respond),
@@ -444,6 +482,7 @@ local function new_group(outer, prefix, given)
       outer.respond),
     log = join(read_hooks(at, what, "log", read.log), outer.log),
     limits = read_limits(at, what, read.limits, outer.limits),
+    allow = read_allow(at, what, read.allow, outer.allow),
     host = inherit(at, what, "host", read.host:lower(), outer.host),
     listener = inherit(at, what, "listener", read.listener, outer.listener),
   }

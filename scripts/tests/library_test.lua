@@ -462,7 +462,7 @@ t.case("a route becomes plain configuration", function()
       schema = { type = "integer", minimum = 1, maximum = 9 },
       optional = true, default = 3,
     } },
-    query_unchecked = false,
+    query_unchecked = false, allow = {},
     headers = { ["x-tenant"] = {
       schema = { type = "string", enum = { "a", "b" } }, optional = false,
     } },

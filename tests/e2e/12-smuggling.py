@@ -161,9 +161,9 @@ OTHER = {
                     (400, 505)),
     "HTTP/2 preface": ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400, 505)),
     "lower-case method": ("get /g/x HTTP/1.1\r\nHost: localhost\r\n\r\n",
-                          (400, 501)),
+                          (501,)),
     "unknown method": ("FROB /g/x HTTP/1.1\r\nHost: localhost\r\n\r\n",
-                       (400, 405, 501)),
+                       (501,)),
     "CONNECT": ("CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n\r\n",
                 (400, 405, 501)),
     "CONNECT to a path": ("CONNECT /p/x HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -307,7 +307,9 @@ def slowly(g, name, data):
 
 
 def test_a_flood_of_chunk_extensions(g):
-    """Small chunks, each with an extension: bounded, whatever the answer."""
+    """Small chunks, each with an extension: refused; as the client goes on
+    sending, it may not see the answer."""
+    mark = g.mark()
     with g.connect() as c:
         c.send(chunked("").encode())
         piece = b"1;" + b"a" * 4000 + b"\r\nx\r\n"
@@ -316,7 +318,8 @@ def test_a_flood_of_chunk_extensions(g):
                 break
         c.send(b"0\r\n\r\n")
         answers, _ = c.drain(1)
-    assert answers and answers[0].status in (200, 400, 413, 431), answers
+    equal([r.status for r in answers], [400][:len(answers)])
+    g.wait_line("chunk framing over", since=mark)
     equal(g.get("/ok").status, 200)
 
 

@@ -45,7 +45,7 @@ X-Original-URL X-Original-Host X-Envoy-External-Address
 class Both(Gateway):
     def __init__(self):
         self.up = Upstream().start()
-        super().__init__(POLICY, UP=self.up.port)
+        super().__init__(POLICY, UP=self.up.port, listen="host_check = false")
 
     def stop(self):
         self.up.stop()

@@ -24,7 +24,8 @@ gateway.get("/ok", { authorize = id.anyone,
 class Two(Gateway):
     def __init__(self):
         self.second = free_port()
-        super().__init__(POLICY, workers=2, SECOND=self.second)
+        super().__init__(POLICY, workers=2, listen="host_check = false",
+                         SECOND=self.second)
 
 
 def setup():
