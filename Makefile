@@ -37,7 +37,7 @@ PART   = -Wno-unused-function -Wno-unused-const-variable
 BUILD_NEEDS = gcc:gcc /usr/include/stdio.h:libc6-dev autoconf:autoconf \
               automake:automake libtoolize:libtool xz:xz-utils
 RUN_NEEDS   = $(BUILD_NEEDS) python3:python3 curl:curl
-TEST_NEEDS  = $(RUN_NEEDS) openssl:openssl
+TEST_NEEDS  = $(RUN_NEEDS) openssl:openssl /usr/sbin/haproxy:haproxy
 FUZZ_NEEDS  = $(BUILD_NEEDS) clang:clang /usr/share/doc/libclang-rt-dev:libclang-rt-dev
 LINT_NEEDS  = $(BUILD_NEEDS) clang-tidy:clang-tidy cppcheck:cppcheck luacheck:lua-check
 
@@ -73,6 +73,9 @@ unit: build/unit build/asan/unit ## the unit tests, plain and under ASan
 
 lua: build/gateway ## the policy tests
 	build/gateway test $(sort $(wildcard scripts/tests/*_test.lua))
+
+differential: build/gateway ## the same raw requests to gateway, nginx and HAProxy
+	python3 tests/differential.py
 
 e2e: build/gateway ## the end-to-end tests
 	python3 tests/e2e/run.py --bin build/gateway
@@ -115,7 +118,7 @@ clean: ## remove build/ (the libraries stay in the cache)
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all run test debug asan tsan unit lua e2e fuzz fuzzers lint lint-now \
+.PHONY: all run test debug asan tsan unit lua e2e differential fuzz fuzzers lint lint-now \
         fmt rooms bench deps sbom install clean help FORCE
 .DELETE_ON_ERROR:
 

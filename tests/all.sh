@@ -40,6 +40,7 @@ ASAN_OPTIONS=detect_leaks=1 step unit-asan build/asan/unit
 step rooms python3 tests/rooms.py
 step lua build/gateway test scripts/tests/*_test.lua
 step certs python3 tests/certs.py --bin build/gateway
+step differential python3 tests/differential.py
 step e2e python3 tests/e2e/run.py --bin build/gateway
 ASAN_OPTIONS=detect_leaks=0 step e2e-asan python3 tests/e2e/run.py --bin build/asan/gateway
 GATEWAY_DUMPABLE=1 ASAN_OPTIONS=detect_leaks=1 \

@@ -22,7 +22,7 @@ gateway.get("/ok", { authorize = id.anyone,
 class Both(Gateway):
     def __init__(self):
         self.up = Upstream().start()
-        super().__init__(POLICY, UP=self.up.port)
+        super().__init__(POLICY, UP=self.up.port, listen="host_check = false")
 
     def stop(self):
         self.up.stop()
