@@ -6530,6 +6530,7 @@ struct cfg_upstream {
     struct str server_name, server_spiffe;
     struct cfg_strs crl;  // files and folders
     bool crl_missing_ok, crl_expired_ok;
+    bool client_cert_chain;  // the issuers, too
     struct str at;
 };
 
@@ -7610,6 +7611,8 @@ cfg_read_upstream(struct cfg_read *r, yyjson_val *v, void *item)
          NULL, false},
         {"crl_expired_ok", CFG_BOOL, CFG_AT(cfg_upstream, crl_expired_ok), 0, 0,
          NULL, false},
+        {"client_cert_chain", CFG_BOOL, CFG_AT(cfg_upstream, client_cert_chain),
+         0, 0, NULL, false},
         {"at", CFG_STR, CFG_AT(cfg_upstream, at), 0, CFG_PATH_MAX, NULL, false},
         {0},
     };
@@ -7888,7 +7891,7 @@ cfg_read_command(struct cfg_read *r, yyjson_val *v, void *item)
 
 /* ---- what a route allows beyond the default ---- */
 
-enum { CFG_ODD_BODY = 1 << 16 };
+enum { CFG_ODD_BODY = 1 << 16, CFG_ODD_CODING = 1 << 17 };
 
 static const struct cfg_odd {
     const char *name;
@@ -7898,6 +7901,7 @@ static const struct cfg_odd {
     {"empty_segment", URI_ODD_EMPTY},     {"non_utf8", URI_ODD_BYTES},
     {"nameless_param", URI_ODD_NAMELESS}, {"underscore", HDR_ODD_UNDERSCORE},
     {"header_symbol", HDR_ODD_SYMBOL},    {"body_on_get", CFG_ODD_BODY},
+    {"content_encoding", CFG_ODD_CODING},
 };
 
 static const size_t cfg_odds_n = sizeof cfg_odds / sizeof *cfg_odds;
@@ -20362,7 +20366,7 @@ struct proxy {
 /* What the head is made of; the strings are borrowed. */
 struct proxy_line {
     struct str target;
-    bool identity_headers;
+    bool identity_headers, client_cert_chain;
     const struct hdr *set;  // names lower case
     size_t set_n;
     const struct str *remove;  // lower case
@@ -20532,6 +20536,25 @@ proxy_forwarded(struct mem_buf *b, const struct proxy_line *l,
     mem_buf_add(b, "\r\n", 2);
 }
 
+/* RFC 9440, 2.3: the verified issuers, the leaf's first. */
+static void
+proxy_cert_chain(struct mem_buf *b, const struct proxy_line *l,
+                 const struct req *r)
+{
+    const struct pki_identity *id = r->from->identity;
+    struct mem_buf v = {0};
+
+    for (size_t i = 0; i < id->chain_n; i++) {
+        struct str b64 = str_b64(r->arena, id->chain[i]);
+
+        mem_buf_printf(&v, "%s:%.*s:", i ? ", " : "", STR_FMT(b64));
+    }
+    if (v.n)
+        proxy_write(b, l, S("client-cert-chain"),
+                    (struct str){mem_buf_ptr(&v), v.n});
+    mem_buf_free(&v);
+}
+
 /* From request line to empty line, framing included. */
 static struct str
 proxy_head(const struct req *r, const struct proxy_line *l)
@@ -20551,6 +20574,8 @@ proxy_head(const struct req *r, const struct proxy_line *l)
         proxy_write(&b, l, S("client-cert"), id->client_cert);
         proxy_write(&b, l, S("x-forwarded-client-cert"), id->xfcc);
     }
+    if (id && l->client_cert_chain)
+        proxy_cert_chain(&b, l, r);
     proxy_forwarded(&b, l, r);
     proxy_write(&b, l, S("x-request-id"), (struct str){r->id, REQ_ID});
     proxy_trace(&b, l, r);
@@ -29282,8 +29307,11 @@ serve_check_body(struct serve *s)
         return false;
     }
     if (hdr_get(&r->headers, S("content-encoding")) &&
-        b->kind == CFG_BODY_JSON) {
-        err_set(&e, ERR_MEDIA, "a Content-Encoding is not declared");
+        (b->kind == CFG_BODY_JSON ||
+         !(s->route->cfg->allow & CFG_ODD_CODING))) {
+        err_set(&e, ERR_MEDIA,
+                "a Content-Encoding, which this route does not "
+                "allow");
         serve_refuse_err(s, "body", &e);
         return false;
     }
@@ -29568,6 +29596,7 @@ serve_forward(struct serve *s, const struct cfg_handle *h)
     struct req *r = s->req;
     const struct cfg_upstream *up = &s->set->env->cfg->upstreams[h->upstream];
     struct proxy_line line = {.identity_headers = up->identity_headers,
+                              .client_cert_chain = up->client_cert_chain,
                               .remove = h->remove.v,
                               .remove_n = h->remove.n,
                               .checked = s->route->cfg->headers,

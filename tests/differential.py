@@ -441,7 +441,7 @@ WHY = [
       "legal: every sub-delim in the query", "legal: encoded reserved bytes",
       "legal: bytes that are not UTF-8", "legal: empty segments",
       "legal: a nameless parameter", "legal: every token byte in a name",
-      "legal: a body on *", "field: a header with*", "field: Content_Length",
+      "legal: a body on *", "legal: a Content-Encoding", "field: a header with*", "field: Content_Length",
       "field: Transfer_Encoding"]),
     ("fields that end here", "hop by hop (RFC 9110 7.6.1), or named by"
      " Connection; nginx and HAProxy pass most of them on",

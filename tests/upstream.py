@@ -24,6 +24,7 @@ after /internal/ may ask for trouble:
     stale             answer; the *next* request on this connection is dropped
     headers           an answer with hop-by-hop and identity headers
     raw/NAME          an answer that breaks the rules: see RAW below
+    raw-open/NAME     the same, and the connection stays open
 
 Only the standard library is used.  Nothing here is meant for production.
 """
@@ -61,6 +62,82 @@ RAW = {
     "space-colon": b"HTTP/1.1 200 OK\r\nX-A : a\r\nContent-Length: 5\r\n"
                    b"\r\nhello",
     "nul": b"HTTP/1.1 200 OK\r\nX-A: a\0b\r\nContent-Length: 5\r\n\r\nhello",
+    "two-cl-alike": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n"
+                    b"Content-Length: 5\r\n\r\nhello",
+    "cl-list": b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello",
+    "cl-huge": b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n"
+               b"\r\nhello",
+    "te-identity": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nx",
+    "te-two": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+              b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "te-1.0": b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+              b"0\r\n\r\n",
+    "te-empty": b"HTTP/1.1 200 OK\r\nTransfer-Encoding:\r\n\r\nx",
+    "cl-empty": b"HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\nx",
+    "control": b"HTTP/1.1 200 OK\r\nX-A: a\x01b\r\nContent-Length: 5\r\n"
+               b"\r\nhello",
+    "del": b"HTTP/1.1 200 OK\r\nX-A: a\x7fb\r\nContent-Length: 5\r\n"
+           b"\r\nhello",
+    "control-reason": b"HTTP/1.1 200 O\x1bK\r\nContent-Length: 5\r\n"
+                      b"\r\nhello",
+    "no-colon": b"HTTP/1.1 200 OK\r\nX-A\r\nContent-Length: 5\r\n\r\nhello",
+    "no-name": b"HTTP/1.1 200 OK\r\n: a\r\nContent-Length: 5\r\n\r\nhello",
+    "odd-name": b"HTTP/1.1 200 OK\r\nX A: a\r\nContent-Length: 5\r\n"
+                b"\r\nhello",
+    "status-2": b"HTTP/1.1 20 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "status-4": b"HTTP/1.1 2000 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "status-0": b"HTTP/1.1 099 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "status-6": b"HTTP/1.1 600 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "status-text": b"HTTP/1.1 2x0 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "status-sign": b"HTTP/1.1 +20 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "no-status": b"HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+    "two-blanks": b"HTTP/1.1  200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "blank-first": b" HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "crlf-first": b"\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "lower-case": b"http/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "version-2": b"HTTP/2 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "icy": b"ICY 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "http-0.9": b"<html>hello</html>",
+    "no-head": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n",
+    "flood": b"HTTP/1.1 100 Continue\r\n\r\n" * 50 +
+             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "interim-body": b"HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n"
+                    b"hello",
+    "interim-chunks": b"HTTP/1.1 103 Early Hints\r\n"
+                      b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "interim-alone": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "many-fields": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 300 +
+                   b"Content-Length: 5\r\n\r\nhello",
+    "many-options": b"HTTP/1.1 200 OK\r\nConnection: " + b"a," * 40 +
+                    b"b\r\nContent-Length: 5\r\n\r\nhello",
+    "chunk-lf": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"5\nhello\r\n0\r\n\r\n",
+    "chunk-long": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                  b"5\r\nhelloworld\r\n0\r\n\r\n",
+    "chunk-sign": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                  b"-5\r\nhello\r\n0\r\n\r\n",
+    "chunk-size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                  b"fffffffffffffffff\r\nhello\r\n0\r\n\r\n",
+    "chunk-extension": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+                       b"\r\n5;" + b"a" * 9000 + b"\r\nhello\r\n0\r\n\r\n",
+    "chunk-trailer": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                     b"5\r\nhello\r\n0\r\nA b\r\n\r\n",
+    "more": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello, evil",
+    "more-chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                   b"5\r\nhello\r\n0\r\n\r\nevil",
+    "more-204": b"HTTP/1.1 204 No Content\r\n\r\nevil",
+    "more-204-length": b"HTTP/1.1 204 No Content\r\nContent-Length: 4\r\n\r\n"
+                       b"evil",
+    "more-304": b"HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\nevil",
+    "trailers": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"5\r\nhello\r\n0\r\nClient-Cert: :evil:\r\nX-A: evil\r\n"
+                b"\r\n",
+    "no-reason": b"HTTP/1.1 200 \r\nContent-Length: 5\r\n\r\nhello",
+    "obs-text": b"HTTP/1.1 200 \xe4\r\nX-A: \xe4\r\nContent-Length: 5\r\n"
+                b"\r\nhello",
+    "empty-value": b"HTTP/1.1 200 OK\r\nX-A:\r\nContent-Length: 5\r\n"
+                   b"\r\nhello",
+    "1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello",
     "bad-chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
                  b"zz\r\nhello\r\n0\r\n\r\n",
     "junk": b"220 mail.example.org ESMTP\r\n",
@@ -364,6 +441,9 @@ class Connection:
             ("Upgrade", "h2c"), ("X-Forwarded-Client-Cert", "Hash=1"),
             ("Client-Cert", ":AAAA:"), ("X-Kept", "yes"),
             ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("Server", "demo")])
+
+    def do_raw_open(self, _request, words):
+        self.sock.sendall(RAW[words[0]])
 
     def do_raw(self, _request, words):
         self.sock.sendall(RAW[words[0]])

@@ -23,7 +23,7 @@ local MAX_CAPTURES <const> = 16
 local ALLOW <const> = {
   semicolon = true, encoded_slash = true, empty_segment = true, non_utf8 = true,
   nameless_param = true, underscore = true, header_symbol = true,
-  body_on_get = true,
+  body_on_get = true, content_encoding = true,
 }
 
 

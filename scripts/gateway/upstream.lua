@@ -28,6 +28,7 @@ local SPEC <const> = {
   crl = { options.files, default = core.array {} },
   crl_missing = { options.one_of("deny", "allow"), default = "deny" },
   crl_expired = { options.one_of("deny", "allow"), default = "deny" },
+  client_cert_chain = { options.boolean, default = false },
   health = { later = "comes with a later version" },
 }
 
@@ -153,6 +154,7 @@ function M.declare(given)
     server_name = read.server_name, server_spiffe = read.server_spiffe,
     crl = read.crl, crl_missing_ok = read.crl_missing == "allow",
     crl_expired_ok = read.crl_expired == "allow",
+    client_cert_chain = read.client_cert_chain,
   })
   return setmetatable({
     name = name, index = index,

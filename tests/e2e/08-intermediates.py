@@ -91,7 +91,7 @@ class Stalled:
         if self.tls.version() != "TLSv1.3":
             self.read.write(self.sock.recv(65536))
             self.step()
-        self.tls.write(b"GET /ok HTTP/1.1\r\nHost: a\r\n\r\n")
+        self.tls.write(b"GET /ok HTTP/1.1\r\nHost: localhost\r\n\r\n")
         self.sock.sendall(self.write.read())
         while True:
             self.read.write(self.sock.recv(65536))

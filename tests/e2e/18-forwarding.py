@@ -12,6 +12,10 @@ POLICY = """
 local app = gateway.upstream { "http://127.0.0.1:@UP@" }
 local plain = gateway.upstream { "http://127.0.0.1:@UP@", name = "plain",
                                  identity_headers = false }
+local chained = gateway.upstream { "http://127.0.0.1:@UP@", name = "chained",
+                                   client_cert_chain = true }
+gateway.get("/chained", { authorize = id.anyone,
+                          handle = chained:to "/internal/chained" })
 gateway.any("/p/{path...}", { authorize = id.anyone,
   validate = { path = { path = gateway.relative_path },
                body = gateway.stream "1M" },
@@ -112,6 +116,19 @@ def test_client_cert_is_the_verified_leaf(g):
     for who in ("ops", "second-ops", "middle-ops", "rsa-ops"):
         got = seen(g, "/p/x", who=who)
         equal(got["client-cert"], ":%s:" % b64(cert_der(who)), who)
+
+
+def test_client_cert_chain(g):
+    """RFC 9440: off by default; then the issuers, the leaf's first, no leaf."""
+    assert "client-cert-chain" not in seen(g, "/p/x", who="middle-ops")
+    for who, issuers in (("ops", ["ca"]), ("second-ops", ["second-ca"]),
+                         ("middle-ops", ["middle-ca", "second-ca"])):
+        got = seen(g, "/chained", [("Client-Cert-Chain", ":forged:")], who=who)
+        equal(got["client-cert"], ":%s:" % b64(cert_der(who)), who)
+        want = [":%s:" % b64(cert_der(name)) for name in issuers]
+        have = [v for v in got.get("client-cert-chain", "").split(", ") if v]
+        equal(have, want[:len(have)], who)  # the anchor may be left out
+        assert len(have) >= len(want) - 1, have
 
 
 def test_xfcc(g):

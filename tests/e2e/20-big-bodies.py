@@ -98,7 +98,7 @@ def test_many_at_once_stay_bounded(g):
     clients = [g.connect(rcvbuf=4096) for _ in range(16)]
     before = status_kib(g.workers()[0], "VmRSS")
     for c in clients:
-        c.send(b"GET /p/big/64M HTTP/1.1\r\nHost: a\r\n\r\n")
+        c.send(b"GET /p/big/64M HTTP/1.1\r\nHost: localhost\r\n\r\n")
     last = [0, 0]
 
     def settled():

@@ -53,7 +53,7 @@ def test_it_is_not_asked_twice(g):
 
 def test_a_body_that_stalls_is_cut(g):
     with g.connect() as c:
-        c.send(b"GET /p/drip/10/3 HTTP/1.1\r\nHost: a\r\n\r\n")
+        c.send(b"GET /p/drip/10/3 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         r = c.response()
         equal(r.status, 200)
         assert not r.complete, "it looks whole: %r" % r
@@ -67,7 +67,7 @@ def test_slow_and_steady_arrives(g):
 
 def test_others_are_not_held_up(g):
     with g.connect() as slow:
-        slow.send(b"GET /patient/slow/2 HTTP/1.1\r\nHost: a\r\n\r\n")
+        slow.send(b"GET /patient/slow/2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         begin = time.monotonic()
         for _ in range(20):
             equal(g.get("/ok").status, 200)
@@ -78,7 +78,7 @@ def test_others_are_not_held_up(g):
 def test_a_client_that_goes_away_ends_the_request(g):
     c = g.connect()
     before = len(g.up.requests)
-    c.send(b"GET /patient/hang HTTP/1.1\r\nHost: a\r\n\r\n")
+    c.send(b"GET /patient/hang HTTP/1.1\r\nHost: localhost\r\n\r\n")
     until(lambda: len(g.up.requests) > before, "the upstream is asked")
     number = g.up.requests[-1].connection
     c.close()

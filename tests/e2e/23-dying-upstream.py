@@ -35,7 +35,7 @@ def test_in_the_middle_of_a_body(g):
     for verb in ("die", "die-chunked", "reset"):
         for size in ("1", "1000", "3M"):
             with g.connect() as c:
-                c.send(b"GET /p/%s/%s HTTP/1.1\r\nHost: a\r\n\r\n" % (
+                c.send(b"GET /p/%s/%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % (
                     verb.encode(), size.encode()))
                 try:
                     r = c.response()
@@ -53,7 +53,7 @@ def test_in_the_middle_of_a_body(g):
 def test_http_1_0_clients_see_a_cut_too(g):
     """Where only the end of the connection tells the length, it must show."""
     with g.connect() as c:
-        c.send(b"GET /p/die-chunked/100000 HTTP/1.0\r\nHost: a\r\n\r\n")
+        c.send(b"GET /p/die-chunked/100000 HTTP/1.0\r\nHost: localhost\r\n\r\n")
         r = c.response()
         assert not r.complete or r.status == 502, "looks whole: %s" % c.closed
 

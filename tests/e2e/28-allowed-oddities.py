@@ -11,7 +11,8 @@ from gw import Gateway, Upstream, build, equal, gateway_cli, tmpdir, write, PKI
 POLICY = """
 local app = gateway.upstream { "http://127.0.0.1:@UP@" }
 local words = { "semicolon", "encoded_slash", "empty_segment", "non_utf8",
-  "nameless_param", "underscore", "header_symbol", "body_on_get" }
+  "nameless_param", "underscore", "header_symbol", "body_on_get",
+  "content_encoding" }
 local function route(name, allow)
   gateway.any("/" .. name .. "/{path...}", { authorize = id.anyone,
     allow = allow, validate = { path = { path = { type = "string" } },
@@ -57,6 +58,9 @@ gateway.get("/tenant", { authorize = id.anyone,
   validate = { headers = { ["X-Tenant"] = gateway.enum { "a", "b" } } },
   handle = app:to("/internal/x", { set = { ["X-Set"] = "ours" },
                                    remove = { "X-Gone" } }) })
+gateway.post("/coded-json", { authorize = id.anyone,
+  allow = { "content_encoding" }, validate = { json = gateway.object {} },
+  handle = function() return gateway.text "fine" end })
 gateway.get("/body", { authorize = id.anyone, allow = { "body_on_get" },
   validate = { json = gateway.object { n = gateway.integer(1, 9) } },
   handle = function(request) return gateway.text(request.json.n .. "") end })
@@ -111,6 +115,10 @@ ODD = {
                     "\r\n\r\nx"],
 }
 
+# The one that is 415 without its word.
+CODED = ("POST /%s/x HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\n"
+         "Content-Length: 1\r\n\r\nx")
+
 NEVER = """
 /%s/..;/x
 /%s/..;x=1/x
@@ -156,6 +164,21 @@ def test_each_needs_its_word(g):
 test_each_needs_its_word.timeout = 60
 
 
+def test_content_encodings(g):
+    """What a hook or an upstream would have to unpack may be a bomb."""
+    for word in list(ODD) + ["none", "content_encoding"]:
+        equal(g.one(CODED % word)[0],
+              200 if word == "content_encoding" else 415, word)
+    r = g.request("POST", "/coded-json", [
+        ("Content-Type", "application/json"), ("Content-Encoding", "gzip")],
+        b"{}")
+    equal(r.status, 415)
+    with g.connect() as c:
+        r = c.request("POST", "/content_encoding/x",
+                      [("Content-Encoding", "gzip")], b"x")
+        equal(r.json()["headers"]["content-encoding"], "gzip")
+
+
 def test_what_is_never_allowed(g):
     wrong = []
     for target in NEVER:
@@ -184,7 +207,8 @@ gateway.get("/a", { authorize = id.anyone,
 
 def test_it_goes_on_as_it_came(g):
     for target in ("/as-is/a;b=1;c/d", "/as-is/a%3Bb", "/as-is/a%2Fb/c",
-                   "/as-is/a%2Fb%3Bc;d", "/as-is//a", "/as-is/a//", "/as-is/%FF",
+                   "/as-is/a%2Fb%3Bc;d", "/as-is//a", "/as-is/a//",
+                   "/as-is/%FF",
                    "/as-is/caf%E9", "/as-is/x?=1", "/as-is/x?a=%E9"):
         status, seen = g.one(get(target))
         equal((status, seen), (404, target))  # the upstream's 404
@@ -242,7 +266,7 @@ X-Envoy-Peer-Metadata
 
 
 def test_identity_headers_are_removed_in_every_spelling(g):
-    """Removed, never refused: with the word and without it, also in trailers."""
+    """Removed, never refused: with the word and without, also in trailers."""
     for route in ("none", "underscore", "header_symbol"):
         for name in FORGED:
             for form in {name.replace("-", "_"), name.replace("-", "_", 1),
@@ -336,6 +360,9 @@ LEGAL = {
                                      "Content-Length: 0003\r\n\r\nabc",
     "blanks around a length": "POST /a/x HTTP/1.1\r\nHost: a\r\n"
                               "Content-Length:  3 \r\n\r\nabc",
+    "a Content-Encoding": "POST /a/x HTTP/1.1\r\nHost: a\r\n"
+                          "Content-Encoding: gzip\r\nContent-Length: 1\r\n"
+                          "\r\nx",
     "no length on POST": "POST /a/x HTTP/1.1\r\nHost: a\r\n\r\n",
     "HEAD": "HEAD /a/x HTTP/1.1\r\nHost: a\r\n\r\n",
     "PUT, PATCH": "PATCH /a/x HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n"

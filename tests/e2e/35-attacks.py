@@ -64,9 +64,10 @@ def setup():
 
 def test_a_body_on_get_goes_nowhere(g):
     for method in ("GET", "HEAD", "OPTIONS", "DELETE"):
-        inner = b"GET /internal/evil HTTP/1.1\r\nHost: a\r\n\r\n"
+        inner = b"GET /internal/evil HTTP/1.1\r\nHost: localhost\r\n\r\n"
         answers, closed = g.raw(
-            b"%s /p/x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s"
+            b"%s /p/x HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Length: %d\r\n\r\n%s"
             % (method.encode(), len(inner), inner))
         equal(answers[0].status, 400, method)
         assert closed, "the connection stays open after " + method
@@ -75,7 +76,8 @@ def test_a_body_on_get_goes_nowhere(g):
 
 def test_odd_names_do_not_shadow(g):
     for name in ("X.Cn", "X!Cn", "X_Cn", "X~Cn"):
-        answers, closed = g.raw(("GET /p/headers HTTP/1.1\r\nHost: a\r\n%s: "
+        answers, closed = g.raw(("GET /p/headers HTTP/1.1\r\n"
+                                 "Host: localhost\r\n%s: "
                                  "EVIL\r\n\r\n" % name).encode())
         equal(answers[0].status, 400, name)
         assert closed
@@ -92,7 +94,7 @@ def test_connection_does_not_take_what_was_checked(g):
 
 
 def test_many_connection_options_are_refused(g):
-    answers, _ = g.raw(b"GET /ok HTTP/1.1\r\nHost: a\r\nConnection: "
+    answers, _ = g.raw(b"GET /ok HTTP/1.1\r\nHost: localhost\r\nConnection: "
                        + b"a," * 100 + b"b\r\n\r\n")
     equal(answers[0].status, 400)
 
@@ -115,7 +117,7 @@ def test_a_client_that_pipelines_and_does_not_read(g):
         for _ in range(60):
             try:
                 c.sock.settimeout(0.2)
-                c.send(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n" * 50)
+                c.send(b"GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
             except OSError:
                 break  # the gateway reads no further: that is the mend
         equal(g.get("/ok").status, 200)
@@ -125,7 +127,7 @@ def test_a_client_that_pipelines_and_does_not_read(g):
 
 def test_pipelined_hooks_leave_others_their_turn(g):
     with g.connect() as c:
-        c.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" * 300)
+        c.send(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n" * 300)
         begun = time.monotonic()
         equal(g.get("/ok").status, 200)
         took = time.monotonic() - begun

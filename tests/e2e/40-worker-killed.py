@@ -50,7 +50,7 @@ def test_requests_on_the_other_worker_finish():
     with gateway(2) as g:
         clients = [g.connect() for _ in range(12)]
         for c in clients:
-            c.send(b"GET /p/slow/1.5 HTTP/1.1\r\nHost: a\r\n\r\n")
+            c.send(b"GET /p/slow/1.5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         until(lambda: len(g.up.requests) == 12, "all are in flight")
         dead = g.workers()[0]
         os.kill(dead, signal.SIGKILL)

@@ -55,13 +55,13 @@ def test_an_old_connection_is_let_go():
     with gateway() as g:
         with g.connect() as slow, g.connect() as idle:
             equal(idle.get("/ok").text, "old")
-            slow.send(b"GET /p/slow/1 HTTP/1.1\r\nHost: a\r\n\r\n")
+            slow.send(b"GET /p/slow/1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
             until(lambda: g.up.requests, "it is in flight")
             g.tokens["WORD"] = "new"
             g.reload(POLICY)
             r = slow.response()
             equal((r.status, r.get("connection")), (200, "close"))
-            idle.send(b"GET /ok HTTP/1.1\r\nHost: a\r\n\r\n")
+            idle.send(b"GET /ok HTTP/1.1\r\nHost: localhost\r\n\r\n")
             try:
                 equal(idle.response().get("connection"), "close")
             except EOFError:

@@ -44,7 +44,7 @@ def gateway(drain=30):
 def in_flight(g, target="/p/slow/1.5"):
     c = g.connect()
     before = len(g.up.requests)
-    c.send(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % target.encode())
+    c.send(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % target.encode())
     until(lambda: len(g.up.requests) > before, "it is in flight")
     return c
 

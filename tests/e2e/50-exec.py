@@ -193,7 +193,7 @@ def test_a_queue_that_is_full(g):
 
 def test_a_client_that_goes_away_ends_the_program(g):
     c = g.connect()
-    c.send(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n")
+    c.send(b"GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n")
     broker = g.broker()
     until(lambda: children(broker), "it runs")
     c.close()
@@ -223,7 +223,7 @@ test_many_at_once.timeout = 40
 
 def test_others_go_on_meanwhile(g):
     with g.connect() as c:
-        c.send(b"GET /single HTTP/1.1\r\nHost: a\r\n\r\n")
+        c.send(b"GET /single HTTP/1.1\r\nHost: localhost\r\n\r\n")
         begin = time.monotonic()
         for _ in range(10):
             equal(g.get("/ok").status, 200)

@@ -61,7 +61,7 @@ test_it_comes_back.timeout = 60
 def test_a_request_that_waits_is_told():
     with gateway() as g:
         with g.connect() as c:
-            c.send(b"GET /stubborn HTTP/1.1\r\nHost: a\r\n\r\n")
+            c.send(b"GET /stubborn HTTP/1.1\r\nHost: localhost\r\n\r\n")
             until(lambda: len(left(g)) == 3, "it runs")
             os.kill(g.broker(), signal.SIGKILL)
             try:
@@ -77,7 +77,7 @@ def test_a_request_that_waits_is_told():
 def test_nothing_is_left_when_all_is_stopped():
     g = gateway()
     with g.connect() as c:
-        c.send(b"GET /stubborn HTTP/1.1\r\nHost: a\r\n\r\n")
+        c.send(b"GET /stubborn HTTP/1.1\r\nHost: localhost\r\n\r\n")
         until(lambda: len(left(g)) == 3, "it runs")
         g.signal(signal.SIGTERM)
         until(lambda: g.lines("drain") or not g.alive(), "it drains")
@@ -89,7 +89,7 @@ def test_nothing_is_left_when_all_is_stopped():
 def test_nothing_is_left_when_the_worker_dies():
     with gateway() as g:
         with g.connect() as c:
-            c.send(b"GET /stubborn HTTP/1.1\r\nHost: a\r\n\r\n")
+            c.send(b"GET /stubborn HTTP/1.1\r\nHost: localhost\r\n\r\n")
             until(lambda: len(left(g)) == 3, "it runs")
             os.kill(g.workers()[0], signal.SIGKILL)
             until(lambda: not left(g), "nothing is left behind", 10)
@@ -99,7 +99,7 @@ def test_nothing_is_left_when_the_worker_dies():
 def test_reload_while_a_program_runs():
     with gateway() as g:
         with g.connect() as c:
-            c.send(b"GET /stubborn HTTP/1.1\r\nHost: a\r\n\r\n")
+            c.send(b"GET /stubborn HTTP/1.1\r\nHost: localhost\r\n\r\n")
             until(lambda: len(left(g)) == 3, "it runs")
             old = g.broker()
             g.reload()

@@ -558,8 +558,8 @@ class Gateway:
     def url(self, path):
         return "https://localhost:%d%s" % (self.port, path)
 
-    def s_client(self, *argv, who="ops", data=b"GET /ok HTTP/1.1\r\nHost: a"
-                 b"\r\nConnection: close\r\n\r\n"):
+    def s_client(self, *argv, who="ops", data=b"GET /ok HTTP/1.1\r\n"
+                 b"Host: localhost\r\nConnection: close\r\n\r\n"):
         """openssl s_client: the finished process, whatever happened."""
         crt, key = cert(who) if who else (None, None)
         mine = ["-cert", crt, "-key", key] if who else []
