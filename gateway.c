@@ -2303,7 +2303,7 @@ uri_put(struct mem_buf *b, struct str s, unsigned keep, const char *also,
         bool marks)
 {
     static const char digits[] = "0123456789ABCDEF";
-    char *start = mem_buf_room(b, 3 * s.n), *w = start;
+    char *start = mem_buf_room(b, 3 * s.n + 1), *w = start;
 
     for (size_t i = 0; i < s.n; i++) {
         unsigned char c = (unsigned char)s.p[i];

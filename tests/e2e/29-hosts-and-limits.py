@@ -157,3 +157,53 @@ def test_too_many_parameters_are_counted(g):
     equal(g.get(target).status, 400)
     until(lambda: g.metric("gateway_limits_total",
                            limit="query_params") == before + 1, "counted")
+
+
+def counted(g, limit, name="gateway_limits_total", label="limit"):
+    until(lambda: g.metric(name, **{label: limit}) >= 1,
+          "%s is counted" % limit)
+
+
+def test_each_limit_answers_and_counts():
+    """What a client runs into is told to it, and shows in the metrics."""
+    limits = ("head_size = 2000, uri_size = 500, head_fields = 20,"
+              " head = 0.5, body_idle = 0.5, idle = 0.7, write_idle = 0.5,"
+              " requests = 3, query_params = 3, per_identity = 2")
+    with Both("limits = { %s }" % limits) as g:
+        for limit, status, data in (
+                ("uri", 414, build("GET", "/p/" + "x" * 500)),
+                ("head", 431, build("GET", "/ok", [("A", "b" * 2000)])),
+                ("head", 431, build("GET", "/ok", [("A", "b")] * 20)),
+                ("head_time", 408, b"GET /ok HTTP/1.1\r\nHost: local"),
+                ("body", 413, build("POST", "/p/x", [
+                    ("Content-Length", str(65 << 20))])),
+                ("body_time", 408, build("POST", "/p/x", [
+                    ("Content-Length", "5")]) + b"abc"),
+                ("query_params", 400, build("GET", "/ok?a&b&c&d", [
+                    ("Connection", "close")]))):
+            answers, closed = g.raw(data)
+            equal([r.status for r in answers], [status], limit)
+            assert closed, "%s: still open" % limit
+            counted(g, limit)
+        with g.connect() as c:
+            equal(c.get("/ok").status, 200)
+            assert c.is_closed(), "idle: still open"
+        counted(g, "idle")
+        with g.connect() as c:
+            equal([c.get("/ok").get("connection") for _ in range(3)],
+                  [None, None, "close"])
+        counted(g, "requests_per_connection")
+        held = [g.connect(), g.connect()]
+        equal([c.get("/ok").status for c in held], [200, 200])
+        equal(g.get("/ok").status, 429)
+        counted(g, "over_identity_limit", "gateway_connections_total",
+                "result")
+        for c in held:
+            c.close()
+        until(lambda: g.metric("gateway_connections") == 0, "all are gone")
+        with g.connect(rcvbuf=4096) as c:
+            c.send(build("GET", "/p/big/64M"))
+            counted(g, "write_time")
+
+
+test_each_limit_answers_and_counts.timeout = 40
