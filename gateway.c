@@ -17173,6 +17173,8 @@ h1_wants(const struct h1 *h)
         max = H1_AHEAD;  // of its body
     else if (!h->req && max <= h->limits->head_bytes)
         max = h->limits->head_bytes + 1u;
+    else if (!max)
+        max = 1;  // or nobody would see a client go away
     return mem_buf_len(&h->in) < max;
 }
 

@@ -6,6 +6,8 @@ It reads the file as clang-format leaves it: a definition begins in column 0,
 and a function's name stands at the beginning of a line of its own.
 """
 
+import glob
+import os
 import re
 import sys
 
@@ -282,7 +284,24 @@ def leftovers(s):
             yield n, "a tab, or space at the end"
 
 
+def refusals(_):
+    """tests/refusals.md names tests that are there."""
+    here = set()
+    for path in glob.glob("tests/e2e/*.py") + glob.glob("tests/unit_*.inc"):
+        with open(path) as f:
+            names = re.findall(r"^(?:def )?test_(\w+)\(", f.read(), re.M)
+        file = os.path.basename(path)[:-3]
+        here |= {"unit test_" + name if path.endswith(".inc")
+                 else file + " " + name.replace("_", " ") for name in names}
+    with open("tests/refusals.md") as f:
+        for n, line in enumerate(f, 1):
+            for name in re.findall(r"`(\d\d-[\w-]+ [^`]+|unit \w+)`", line):
+                if name not in here:
+                    yield n, "refusals.md: there is no test %r" % name
+
+
 CHECKS = [
+    ("refusals.md names tests that are there", refusals),
     ("banners are numbered from 1 without a gap", banners),
     ("the table of contents is what is there", contents),
     ("names begin with their room", prefixes),

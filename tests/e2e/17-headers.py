@@ -1,6 +1,6 @@
 """Declared headers are checked; undeclared ones pass but cannot be read."""
 
-from gw import Gateway, Upstream, equal, one_of
+from gw import Gateway, Upstream, equal
 
 POLICY = """
 local app = gateway.upstream { "http://127.0.0.1:@UP@" }
@@ -69,11 +69,7 @@ def test_repeated_single_value_headers(g):
     for name in ("Authorization", "Content-Type", "X-Request-Id"):
         before = len(g.up.requests)
         r = g.get("/p", [("X-Tenant", "acme"), (name, "a/a"), (name, "b/b")])
-        one_of(r.status, (200, 400, 422), name)
-        if r.status == 200:  # then at most one of them arrived
-            fields = g.up.requests[before].fields
-            got = [v for n, v in fields if n.lower() == name.lower()]
-            assert len(got) <= 1, "%s: %r" % (name, got)
+        equal((r.status, len(g.up.requests)), (400, before), name)
 
 
 def test_undeclared_headers_are_forwarded(g):

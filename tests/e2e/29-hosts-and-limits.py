@@ -114,6 +114,16 @@ def test_what_is_sent_ahead_is_limited():
             assert g.metric("gateway_limits_total", limit="pipeline") >= 1
 
 
+def test_a_client_that_leaves_is_noticed_all_the_same():
+    with Both("limits = { pipeline = 0 }") as g:
+        c = g.connect()
+        c.send(build("GET", "/p/hang"))
+        until(lambda: g.up.open, "the upstream is asked")
+        c.close()
+        until(lambda: not g.up.open or g.metric(
+            "gateway_requests_in_progress") == 0, "it is given up")
+
+
 def test_a_big_head_fits_where_little_may_be_pipelined():
     with Both('limits = { pipeline = 0, head_size = "200K" }') as g:
         with g.connect() as c:
