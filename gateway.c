@@ -2650,6 +2650,13 @@ hdr_identity_x(struct str name)
     }
 }
 
+/* Two names (lower case) that one server tells apart and another does not. */
+static bool
+hdr_other_spelling(struct str a, struct str b)
+{
+    return a.n == b.n && !str_eq(a, b) && hdr_starts(a, b);
+}
+
 /* Is a name of the list, which may end in '*', what `name` folds to? */
 static bool
 hdr_listed(const struct str *list, size_t n, struct str name)
@@ -6505,8 +6512,8 @@ struct cfg_listener {
     struct cfg_strs crl;                     // files and folders
     bool crl_missing_ok, crl_expired_ok;
     bool explain;
-    bool eku_any;    // a client need not be issued for clientAuth
-    uint32_t depth;  // certificates above a client's, at most
+    bool eku_any;           // a client need not be issued for clientAuth
+    uint32_t depth;         // certificates above a client's, at most
     bool host_check;        // Host must be what SNI asked for: 421
     struct cfg_strs strip;  // more names that no client may send
     struct cfg_limits limits;
@@ -20464,8 +20471,25 @@ proxy_drops_odd(const struct req *r, const struct proxy_line *l,
 {
     struct str folded = hdr_fold(r->arena, name);
 
-    return proxy_drops(r, l, folded, false) || proxy_checked(l, folded) ||
-           hdr_get(&r->headers, folded) || proxy_keeps(l, folded);
+    if (proxy_drops(r, l, folded, false) || proxy_keeps(l, folded))
+        return true;
+    return hdr_get(&r->headers, folded) && !proxy_checked(l, name);
+}
+
+/* Is it another spelling of a field that the route checked, sets or removes? */
+static bool
+proxy_shadows(const struct proxy_line *l, struct str name)
+{
+    for (size_t i = 0; i < l->checked_n; i++)
+        if (hdr_other_spelling(name, l->checked[i].name))
+            return true;
+    for (size_t i = 0; i < l->set_n; i++)
+        if (hdr_other_spelling(name, l->set[i].name))
+            return true;
+    for (size_t i = 0; i < l->remove_n; i++)
+        if (hdr_other_spelling(name, l->remove[i]))
+            return true;
+    return false;
 }
 
 static void
@@ -20476,7 +20500,7 @@ proxy_fields(struct mem_buf *b, const struct req *r, const struct proxy_line *l)
     for (unsigned i = 0; i < r->headers.n; i++) {
         struct str name = r->headers.v[i].name;
 
-        if (!proxy_drops(r, l, name, listed) &&
+        if (!proxy_drops(r, l, name, listed) && !proxy_shadows(l, name) &&
             !(r->odd && hdr_odd_bits(name) && proxy_drops_odd(r, l, name)))
             h1_write_field(b, name, r->headers.v[i].value);
     }
@@ -28964,8 +28988,9 @@ serve_read_host(struct serve *s, struct str *host)
         serve_refuse_err(s, "headers", &e);
         return false;
     }
+    *host = serve_bare_host(*host);
     if (f->host_check && f->sni.n && r->host.n &&
-        !str_eqi(serve_bare_host(*host), serve_bare_host(f->sni))) {
+        !str_eqi(*host, serve_bare_host(f->sni))) {
         s->stage = SERVE_ROUTE;
         err_set(&e, ERR_MISDIRECTED, "Host is not the TLS server name %.*s",
                 STR_FMT(f->sni));

@@ -256,12 +256,18 @@ local function read_query(at, what, given)
 end
 
 
-local function read_headers(at, what, given)
+local function read_headers(at, what, given, allow)
   local headers = {}
   for _, name in ipairs(options.sorted_keys(given)) do
     local label = ("%s: validate.headers.%s"):format(what, tostring(name))
-    if type(name) ~= "string" or name:find("[^%w!#$&'*+.^`|~-]") then
+    if type(name) ~= "string" or name:find("[^%w!#$%%&'*+.^_`|~-]") then
       options.fail(at, label, "is no header name")
+    end
+    for word, odd in pairs { underscore = "_", header_symbol = "[^%w_-]" } do
+      if name:find(odd) and not allow[word] then
+        options.fail(at, label, ("such a name is refused: add allow = { %q }")
+          :format(word))
+      end
     end
     local lower = name:lower()
     if headers[lower] then
@@ -406,7 +412,7 @@ local function declare(word, group, methods, path, given)
     authorize = core.array(authorize),
     path_schemas = read_path_schemas(at, what, validate.path, captures, path),
     query = query, query_unchecked = unchecked, allow = allow,
-    headers = read_headers(at, what, validate.headers),
+    headers = read_headers(at, what, validate.headers, allowed),
     body = read_body(at, what, validate, methods, limits.body_size, allowed),
     check = join(group.check, read_hooks(at, what, "check", read.check)),
     handle = read_handle(at, what, read.handle, captures),

@@ -34,7 +34,9 @@ def setup():
 
 def test_routes_by_host(g):
     for host, want in (("a.example.org", "a"), ("A.Example.ORG", "a"),
-                       ("a.example.org:8443", "a"), ("b.example.org", "b"),
+                       ("a.example.org:8443", "a"), ("a.example.org.", "a"),
+                       ("a.example.org.:8443", "a"), ("a.example.org:", "a"),
+                       ("b.example.org", "b"),
                        ("c.example.org", "any"), ("localhost", "any"),
                        ("a.example.org.evil", "any")):
         equal(g.get("/who", [("Host", host)]).text, want, host)

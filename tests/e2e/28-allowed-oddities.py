@@ -58,6 +58,11 @@ gateway.get("/tenant", { authorize = id.anyone,
   validate = { headers = { ["X-Tenant"] = gateway.enum { "a", "b" } } },
   handle = app:to("/internal/x", { set = { ["X-Set"] = "ours" },
                                    remove = { "X-Gone" } }) })
+gateway.get("/odd-checked", { authorize = id.anyone,
+  allow = { "underscore", "header_symbol" },
+  validate = { headers = { ["X_Role"] = gateway.enum { "user" } } },
+  handle = app:to("/internal/x", { set = { ["X_Set"] = "ours" },
+                                   remove = { "X_Gone" } }) })
 gateway.post("/coded-json", { authorize = id.anyone,
   allow = { "content_encoding" }, validate = { json = gateway.object {} },
   handle = function() return gateway.text "fine" end })
@@ -255,6 +260,18 @@ def test_odd_names_are_no_way_round(g):
     assert "evil" not in r.text, seen
     equal((seen["x-tenant"], seen["x-set"], seen["x_other"]),
           ("a", "ours", "fine"))
+
+
+def test_an_odd_name_that_is_checked_or_set(g):
+    """Then its plain spelling is the one that may not pass."""
+    r = g.get("/odd-checked", [("X_Role", "user"), ("X-Role", "admin-evil"),
+                               ("X.Role", "evil"), ("X-Set", "evil"),
+                               ("X-Gone", "evil")])
+    equal(r.status, 200, r.text)
+    seen = r.json()["headers"]
+    assert "evil" not in r.text, seen
+    equal((seen["x_role"], seen["x_set"]), ("user", "ours"))
+    equal(g.get("/odd-checked", [("X-Role", "user")]).status, 422)
 
 
 FORGED = """
@@ -467,6 +484,8 @@ def test_slips_are_found_at_load(g):
             ('allow = { semicolon = true },', "", "takes a list"),
             ('allow = { "dots" },', "", "there is"),
             ('validate = { json = { type = "object" } },', "", "body_on_get"),
+            ('validate = { headers = { a_b = gateway.boolean } },', "",
+             'add allow = { "underscore" }'),
             ("", 'strip_headers = { "Host" }', "reads itself"),
             ("", 'strip_headers = { "Content_*" }', "reads itself"),
             ("", 'strip_headers = { "a b" }', "no header name"),
