@@ -426,6 +426,8 @@ WHY = [
     ("absolute targets", "an upstream is sent a path and Host, as it expects;"
      " HAProxy passes the form on, and takes none without a path",
      ["legal: absolute-form*"]),
+    ("tabs around a value", "legal (RFC 9110 5.6.3), and read; nginx knows"
+     " blanks alone", ["legal: tabs *", "legal: a coding behind a tab"]),
     ("OPTIONS *", "legal, and served where a route is for it; nginx says 400",
      ["legal: OPTIONS *"]),
     ("written afresh", "what goes upstream is written from what was parsed and"

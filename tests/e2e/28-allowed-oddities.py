@@ -380,6 +380,21 @@ LEGAL = {
     "a Content-Encoding": "POST /a/x HTTP/1.1\r\nHost: a\r\n"
                           "Content-Encoding: gzip\r\nContent-Length: 1\r\n"
                           "\r\nx",
+    "tabs around a length": "POST /a/x HTTP/1.1\r\nHost: a\r\n"
+                            "Content-Length:\t3\t\r\n\r\nabc",
+    "tabs around Host": "GET /a/x HTTP/1.1\r\nHost:\tlocalhost\t\r\n\r\n",
+    "tabs in Connection": get("/a/x", "Connection:\tkeep-alive\t,\tx\t\r\n"),
+    "a coding behind a tab": "POST /a/x HTTP/1.1\r\nHost: a\r\n"
+                             "Transfer-Encoding:\tChunked \r\n\r\n0\r\n\r\n",
+    "a length with forty zeros": "POST /a/x HTTP/1.1\r\nHost: a\r\n"
+                                 "Content-Length: %s3\r\n\r\nabc" % ("0" * 40),
+    "an Upgrade with a body": "POST /a/x HTTP/1.1\r\nHost: a\r\n"
+                              "Connection: upgrade\r\nUpgrade: x\r\n"
+                              "Content-Length: 3\r\n\r\nabc",
+    "QUERY": "QUERY /a/x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n"
+             "\r\nabc",
+    "PROPFIND": "PROPFIND /a/x HTTP/1.1\r\nHost: a\r\nDepth: 0\r\n\r\n",
+    "Host with an underscore": get("/a/x", host="my_host"),
     "no length on POST": "POST /a/x HTTP/1.1\r\nHost: a\r\n\r\n",
     "HEAD": "HEAD /a/x HTTP/1.1\r\nHost: a\r\n\r\n",
     "PUT, PATCH": "PATCH /a/x HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n"
@@ -402,6 +417,8 @@ for _name, _body in {
         "an extension": "1;a\r\nx\r\n0\r\n\r\n",
         "extensions": "1;a=b;c=\"d;e \\\"\t\"\r\nx\r\n0;f=g\r\n\r\n",
         "trailers": "1\r\nx\r\n0\r\nA: b\r\nC:\r\n\r\n",
+        "obs-text in an extension": "1;a=\"\xe4\"\r\nx\r\n0\r\n\r\n",
+        "thirty zeros": "0" * 30 + "1\r\nx\r\n0\r\n\r\n",
         "obs-text in a trailer": "1\r\nx\r\n0\r\nA: \xe4\r\n\r\n"}.items():
     LEGAL["chunked: " + _name] = CHUNKED + _body
 
