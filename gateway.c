@@ -2232,7 +2232,7 @@ uri_text(struct mem_arena *a, struct str s)
         if (c == URI_WAS_SLASH || c == URI_WAS_SEMICOLON)
             *w++ = c == URI_WAS_SLASH ? '/' : ';';
         else if (c >= 0x80 && !utf8)
-            w += sprintf(w, "%%%02X", c);
+            w += snprintf(w, 4, "%%%02X", c);
         else
             *w++ = (char)c;
     }
