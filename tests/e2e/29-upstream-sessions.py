@@ -307,7 +307,7 @@ def test_a_download_waits_for_the_client(g):
     size = 200 << 20
     with g.connect(rcvbuf=4096) as c:
         sent = g.up.sent
-        c.send(b"GET /p/big/%d HTTP/1.1\r\nHost: a\r\n\r\n" % size)
+        c.send(b"GET /p/big/%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % size)
         seen = []
 
         def stands_still():
