@@ -18211,6 +18211,21 @@ sock_on_alloc(uv_handle_t *handle, size_t hint, uv_buf_t *buf)
     *buf = uv_buf_init(s->pool->scratch, SOCK_READ);
 }
 
+/* libuv says "end of file" for a reset, too, if the read before it was short
+ * (POLLHUP): what was cut must not look like an end. */
+static int
+sock_end(const struct sock *s)
+{
+    uv_os_fd_t fd;
+    int error = 0;
+    socklen_t n = sizeof error;
+
+    if (uv_fileno(&s->h.handle, &fd) != 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &n) != 0 || !error)
+        return UV_EOF;
+    return uv_translate_sys_error(error);
+}
+
 static void
 sock_on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
@@ -18219,7 +18234,7 @@ sock_on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
     if (n > 0)
         s->ops->on_read(s->data, buf->base, (size_t)n);
     else if (n < 0)  // 0 is libuv's EAGAIN
-        s->ops->on_gone(s->data, (int)n);
+        s->ops->on_gone(s->data, n == UV_EOF ? sock_end(s) : (int)n);
 }
 
 static void
