@@ -64,25 +64,26 @@
  *   14  pki     certificates: parsing, identities, making them
  *   15  tls     wolfSSL over two buffers
  *   16  h1      HTTP/1.1, both sides
- *   17  sock    a stream with an output queue and deadlines
- *   18  conn    one client connection
- *   19  up      upstream connections
- *   20  proxy   a request, carried to an upstream and back
- *   21  msg     typed frames between our processes
- *   22  jail    giving up rights, and starting a program without any
- *   23  exec    programs, and nothing but the declared ones
- *   24  vm      the Lua state
- *   25  lib     string and table functions that cannot run away
- *   26  bind    what scripts can see
- *   27  serve   from request to answer
- *   28  admin   health and metrics
- *   29  work    a worker
- *   30  sup     the supervisor
- *   31  try     policy tests
- *   32  cli     the commands, and main
+ *   17  pp      PROXY protocol headers
+ *   18  sock    a stream with an output queue and deadlines
+ *   19  conn    one client connection
+ *   20  up      upstream connections
+ *   21  proxy   a request, carried to an upstream and back
+ *   22  msg     typed frames between our processes
+ *   23  jail    giving up rights, and starting a program without any
+ *   24  exec    programs, and nothing but the declared ones
+ *   25  vm      the Lua state
+ *   26  lib     string and table functions that cannot run away
+ *   27  bind    what scripts can see
+ *   28  serve   from request to answer
+ *   29  admin   health and metrics
+ *   30  work    a worker
+ *   31  sup     the supervisor
+ *   32  try     policy tests
+ *   33  cli     the commands, and main
  *
  * Rooms 1 to 12 are words: functions on memory (log writes lines, and boot its
- * bundle). 13 to 16 are protocols: bytes in, calls out, no descriptor, so that
+ * bundle). 13 to 17 are protocols: bytes in, calls out, no descriptor, so that
  * two of them can be tested back to back (pki also writes the files of `gateway
  * certs`). Everything is static and defined before use, so a call upwards does
  * not compile. The only stairs up are function pointers, declared in the lower
@@ -1141,12 +1142,15 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(CONNS_OPEN, G, "gateway_connections", "", "Open client connections.")      \
     X(HANDSHAKES_OPEN, G, "gateway_tls_handshakes_in_progress", "", "TLS handshakes under way.") \
     X(REQUESTS_OPEN, G, "gateway_requests_in_progress", "", "Requests being served.") \
+    X(TUNNELS_OPEN, G, "gateway_tunnels", "", "Open tunnels: gateway.tcp, and upgraded requests.") \
     X(LUA_BYTES, G, "gateway_lua_memory_bytes", "", "Memory of the Lua states.") \
     X(CONNS, C, "gateway_connections_total", "{result=\"accepted\"}", "Client connections by result.") \
     X(CONNS_OVER, C, "gateway_connections_total", "{result=\"over_worker_limit\"}", "") \
     X(CONNS_OVER_HANDSHAKES, C, "gateway_connections_total", "{result=\"over_handshake_limit\"}", "") \
     X(CONNS_OVER_IDENTITY, C, "gateway_connections_total", "{result=\"over_identity_limit\"}", "") \
     X(CONNS_EXPIRED, C, "gateway_connections_total", "{result=\"certificate_expired\"}", "") \
+    X(CONNS_PROXY_HEADER, C, "gateway_connections_total", "{result=\"bad_proxy_header\"}", "") \
+    X(CONNS_PROXY_FROM, C, "gateway_connections_total", "{result=\"not_from_proxy\"}", "") \
     X(HS_OK, C, "gateway_tls_handshakes_total", "{result=\"ok\"}", "TLS handshakes by result.") \
     X(HS_NO_CERT, C, "gateway_tls_handshakes_total", "{result=\"no_certificate\"}", "") \
     X(HS_BAD_CERT, C, "gateway_tls_handshakes_total", "{result=\"bad_certificate\"}", "") \
@@ -1173,6 +1177,7 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(LIMIT_UP_CONNECT, C, "gateway_limits_total", "{limit=\"upstream_connect_time\"}", "") \
     X(LIMIT_UP_HEAD, C, "gateway_limits_total", "{limit=\"upstream_head_time\"}", "") \
     X(LIMIT_UP_IDLE, C, "gateway_limits_total", "{limit=\"upstream_idle_time\"}", "") \
+    X(LIMIT_TUNNEL_IDLE, C, "gateway_limits_total", "{limit=\"tunnel_idle\"}", "") \
     X(REQUESTS, C, "gateway_requests_total", "", "Requests whose head was complete.") \
     X(DENIED_SYNTAX, C, "gateway_denials_total", "{stage=\"syntax\"}", "Requests refused, by stage.") \
     X(DENIED_ROUTE, C, "gateway_denials_total", "{stage=\"route\"}", "")         \
@@ -1189,6 +1194,10 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(UP_BAD, C, "gateway_upstream_errors_total", "{reason=\"malformed\"}", "What went wrong with upstreams.") \
     X(UP_EARLY, C, "gateway_upstream_errors_total", "{reason=\"closed_early\"}", "") \
     X(UP_TLS, C, "gateway_upstream_errors_total", "{reason=\"tls\"}", "")      \
+    X(TUNNELS_TCP, C, "gateway_tunnels_total", "{kind=\"tcp\"}", "Tunnels opened.") \
+    X(TUNNELS_UPGRADE, C, "gateway_tunnels_total", "{kind=\"upgrade\"}", "")   \
+    X(TUNNEL_IN, C, "gateway_tunnel_bytes_total", "{direction=\"in\"}", "Bytes through tunnels, as clients see it.") \
+    X(TUNNEL_OUT, C, "gateway_tunnel_bytes_total", "{direction=\"out\"}", "")  \
     X(EXEC_OK, C, "gateway_exec_runs_total", "{result=\"ok\"}", "Program runs by result.") \
     X(EXEC_FAILED, C, "gateway_exec_runs_total", "{result=\"failed\"}", "")      \
     X(EXEC_TIMEOUT, C, "gateway_exec_runs_total", "{result=\"timeout\"}", "")    \
@@ -6505,6 +6514,13 @@ struct cfg_process {
     struct str at;
 };
 
+/* "10.0.0.0/8"; or any Unix socket. */
+struct cfg_net {
+    bool is_unix;
+    unsigned char ip[16];  // an IPv4 address as ::ffff:a.b.c.d
+    unsigned bits;         // of `ip`
+};
+
 struct cfg_listener {
     struct str name;
     struct cfg_addr address;
@@ -6517,6 +6533,9 @@ struct cfg_listener {
     bool host_check;        // Host must be what SNI asked for: 421
     struct cfg_strs strip;  // more names that no client may send
     struct cfg_limits limits;
+    struct cfg_net *proxy_from;  // who sends PROXY headers
+    size_t proxy_from_n;         // 0: nobody
+    struct cfg_tcp *tcp;         // NULL: it speaks HTTP
     struct str at;
 };
 
@@ -6538,6 +6557,8 @@ struct cfg_upstream {
     struct cfg_strs crl;  // files and folders
     bool crl_missing_ok, crl_expired_ok;
     bool client_cert_chain;  // the issuers, too
+    bool tcp;                 // targets are tcp:// or unix:, for gateway.tcp
+    uint32_t proxy_protocol;  // version of the header sent first; 0: none
     struct str at;
 };
 
@@ -6666,6 +6687,7 @@ struct cfg_handle {
 /* 0: the listener's limit holds. */
 struct cfg_route_limits {
     uint32_t hook_cpu_ms, hook_time_ms, body_ms, write_ms;
+    uint32_t upgrade_idle_ms;  // 0: CFG_TUNNEL_MS
 };
 
 struct cfg_route {
@@ -6687,7 +6709,15 @@ struct cfg_route {
     struct cfg_hooks check, respond, log;
     struct cfg_handle handle;
     struct cfg_route_limits limits;
+    struct cfg_strs upgrade;  // tokens, lower case, that become a tunnel
     struct str at;
+};
+
+/* gateway.tcp: what a listener that speaks no HTTP does with a connection. */
+struct cfg_tcp {
+    struct cfg_route route;     // authorize, log, and an upstream; no path
+    uint32_t idle_ms, half_ms;  // no byte; and when one side has ended
+    struct cfg_strs alpn;       // none: not negotiated
 };
 
 struct cfg_warning {
@@ -6753,6 +6783,9 @@ enum {
     CFG_PATH_MAX = 4096,
     CFG_DEPTH_MAX = 9,  // certificates above a leaf
 };
+
+/* Without a byte; and when one of the two sides has ended. */
+enum { CFG_TUNNEL_MS = 3600 * 1000, CFG_HALF_MS = 60 * 1000 };
 
 /* Puts "file:line: listener x: " before the message that is in r->e. */
 static bool
@@ -7147,12 +7180,12 @@ cfg_target_tcp(struct str s, struct cfg_target *t, struct err *e)
     if (!cfg_host_port(authority, &t->host, &port, &v6))
         return err_set(e, ERR_CONFIG, "\"%.*s\" is not host:port",
                        STR_FMT(authority));
-    t->port = t->tls ? 443 : 80;
+    t->port = t->tls ? 443 : str_starts(t->text, S("http://")) ? 80 : 0;
     t->server.name = t->host;
     if (port.n && !cfg_port_parse(port, &t->port, e))
         return false;
     if (t->port == 0 || (!port.n && authority.p[authority.n - 1] == ':'))
-        return err_set(e, ERR_CONFIG, "the port is missing after \":\"");
+        return err_set(e, ERR_CONFIG, "the port is missing: write host:port");
     if (str_eq(t->host, S("localhost")))
         t->host = S("127.0.0.1");
     t->numeric = cfg_ip_parse(t->host, v6, t->port, &t->sa, &t->len);
@@ -7162,11 +7195,26 @@ cfg_target_tcp(struct str s, struct cfg_target *t, struct err *e)
     return true;
 }
 
-/* "http://host[:port]", the same with https, or "http+unix:/path". */
+/* A target of gateway.tcp, which is no HTTP server. */
+static bool
+cfg_target_raw(struct str s)
+{
+    return str_starts(s, S("tcp://")) || str_starts(s, S("unix:"));
+}
+
+/* "http://host[:port]", the same with https, or "http+unix:/path";
+ * "tcp://host:port" or "unix:/path". */
 static bool
 cfg_target_parse(struct str s, struct cfg_target *t, struct err *e)
 {
     *t = (struct cfg_target){.text = s};
+    if (str_starts(s, S("tcp://")))
+        return cfg_target_tcp(str_from(s, 6), t, e);
+    if (str_starts(s, S("unix:"))) {
+        t->is_unix = true;
+        t->path = str_from(s, 5);
+        return cfg_unix_parse(t->path, &t->sa, &t->len, e);
+    }
     if (str_starts(s, S("http+unix:"))) {
         t->is_unix = true;
         t->path = str_from(s, 10);
@@ -7427,12 +7475,117 @@ cfg_read_listener_addr(struct cfg_read *r, yyjson_val *v, void *object)
     return cfg_read_addr(r, v, &((struct cfg_listener *)object)->address);
 }
 
+/* ---- PROXY headers, from whom ---- */
+
+/* An address as sixteen bytes, IPv4 as ::ffff:a.b.c.d. False: it is none. */
+static bool
+cfg_ip_bytes(const struct sockaddr_storage *sa, unsigned char out[16])
+{
+    const struct sockaddr_in *four =
+        (const struct sockaddr_in *)(const void *)sa;
+    const struct sockaddr_in6 *six =
+        (const struct sockaddr_in6 *)(const void *)sa;
+
+    memset(out, 0, 16);
+    if (sa->ss_family == AF_INET6)
+        memcpy(out, &six->sin6_addr, 16);
+    if (sa->ss_family == AF_INET) {
+        out[10] = out[11] = 0xff;
+        memcpy(out + 12, &four->sin_addr, 4);
+    }
+    return sa->ss_family == AF_INET || sa->ss_family == AF_INET6;
+}
+
+static bool
+cfg_bit(const unsigned char *ip, unsigned i)
+{
+    return ip[i / 8] >> (7 - i % 8) & 1;
+}
+
+/* "10.0.0.0/8", "192.0.2.1", "fd00::/8", "unix:". */
+static bool
+cfg_net_parse(struct str s, struct cfg_net *out, struct err *e)
+{
+    struct str ip, bits;
+    bool v6 = s.n && memchr(s.p, ':', s.n), slash = str_cut(s, '/', &ip, &bits);
+    struct sockaddr_storage sa;
+    socklen_t len;
+    uint64_t n = v6 ? 128 : 32;
+
+    *out = (struct cfg_net){.is_unix = str_eq(s, S("unix:"))};
+    if (out->is_unix)
+        return true;
+    if (!cfg_ip_parse(ip, v6, 0, &sa, &len) ||
+        (slash && (!str_u64(bits, &n) || n > (v6 ? 128 : 32))))
+        return err_set(e, ERR_CONFIG,
+                       "\"%.*s\" is not a network: write 10.0.0.0/8, "
+                       "192.0.2.1, fd00::/8 or unix:",
+                       STR_FMT(s));
+    cfg_ip_bytes(&sa, out->ip);
+    out->bits = (unsigned)n + (v6 ? 0 : 96);
+    for (unsigned i = out->bits; i < 128; i++)
+        if (cfg_bit(out->ip, i))
+            return err_set(e, ERR_CONFIG,
+                           "\"%.*s\" has bits beyond its length: write the "
+                           "network's own address, or /%d for one host",
+                           STR_FMT(s), v6 ? 128 : 32);
+    return true;
+}
+
+/* Does `sa` lie in one of the networks? AF_UNIX: a Unix socket. */
+static bool
+cfg_net_has(const struct cfg_net *nets, size_t n,
+            const struct sockaddr_storage *sa)
+{
+    unsigned char ip[16];
+    bool is_ip = cfg_ip_bytes(sa, ip);
+    unsigned same;
+
+    for (size_t i = 0; i < n; i++) {
+        if (nets[i].is_unix && sa->ss_family == AF_UNIX)
+            return true;
+        if (nets[i].is_unix || !is_ip)
+            continue;
+        for (same = 0; same < nets[i].bits; same++)
+            if (cfg_bit(ip, same) != cfg_bit(nets[i].ip, same))
+                break;
+        if (same == nets[i].bits)
+            return true;
+    }
+    return false;
+}
+
+static bool
+cfg_read_proxy_from(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    static const struct cfg_field f = {"proxy_protocol.from", CFG_STRS, 0,    0,
+                                       CFG_ITEMS_MAX,         NULL,     false};
+    struct cfg_listener *l = object;
+    struct cfg_strs s = {0};
+
+    if (!cfg_read_strs(r, &f, v, &s))
+        return false;
+    if (!s.n)
+        return cfg_fail(r, "proxy_protocol.from names nobody: write the "
+                           "networks of your load balancers");
+    l->proxy_from = mem_alloc(r->a, s.n * sizeof *l->proxy_from);
+    l->proxy_from_n = s.n;
+    for (size_t i = 0; i < s.n; i++)
+        if (!cfg_net_parse(s.v[i], &l->proxy_from[i], r->e))
+            return cfg_blame(r);
+    return true;
+}
+
+static bool cfg_read_tcp(struct cfg_read *, yyjson_val *, void *);
+
 static bool
 cfg_read_listener(struct cfg_read *r, yyjson_val *v, void *item)
 {
     static const struct cfg_field table[] = {
         {"name", CFG_STR, CFG_AT(cfg_listener, name), 1, CFG_NAME_MAX, NULL,
          true},
+        {"proxy_from", CFG_FN, 0, 0, 0, cfg_read_proxy_from, false},
+        {"tcp", CFG_FN, 0, 0, 0, cfg_read_tcp, false},
         {"address", CFG_FN, 0, 0, 0, cfg_read_listener_addr, true},
         {"certificate", CFG_STR, CFG_AT(cfg_listener, certificate), 1,
          CFG_PATH_MAX, NULL, true},
@@ -7502,6 +7655,11 @@ cfg_read_targets(struct cfg_read *r, yyjson_val *v, void *object)
     for (size_t i = 0; i < s.n; i++)
         if (!cfg_target_parse(s.v[i], &u->targets[i], r->e))
             return cfg_blame(r);
+    u->tcp = cfg_target_raw(s.v[0]);
+    for (size_t i = 1; i < s.n; i++)
+        if (cfg_target_raw(s.v[i]) != u->tcp)
+            return cfg_fail(r, "it mixes tcp:// and http:// servers: declare "
+                               "two upstreams");
     return true;
 }
 
@@ -7620,6 +7778,8 @@ cfg_read_upstream(struct cfg_read *r, yyjson_val *v, void *item)
          NULL, false},
         {"client_cert_chain", CFG_BOOL, CFG_AT(cfg_upstream, client_cert_chain),
          0, 0, NULL, false},
+        {"proxy_protocol", CFG_U32, CFG_AT(cfg_upstream, proxy_protocol), 0, 2,
+         NULL, false},
         {"at", CFG_STR, CFG_AT(cfg_upstream, at), 0, CFG_PATH_MAX, NULL, false},
         {0},
     };
@@ -8374,6 +8534,11 @@ cfg_read_proxy(struct cfg_read *r, const struct cfg_handle_raw *raw,
         yyjson_get_uint(raw->upstream) >= r->cfg->upstreams_n)
         return cfg_fail(r, "handle: there is no such upstream");
     h->upstream = (unsigned)yyjson_get_uint(raw->upstream);
+    if (r->cfg->upstreams[h->upstream].tcp)
+        return cfg_fail(r,
+                        "handle: upstream %.*s is for gateway.tcp: a route "
+                        "needs an http:// one",
+                        STR_FMT(r->cfg->upstreams[h->upstream].name));
     return cfg_read_target(r, t, raw->target, &h->target) &&
            cfg_read_sets(r, t, "set", raw->set, &h->set) &&
            cfg_read_sets(r, t, "respond_set", raw->respond_set,
@@ -8423,11 +8588,8 @@ cfg_read_route_limits(struct cfg_read *r, yyjson_val *v, void *object)
             false                                                              \
     }
     static const struct cfg_field table[] = {
-        LIMIT(hook_cpu_ms),
-        LIMIT(hook_time_ms),
-        LIMIT(body_ms),
-        LIMIT(write_ms),
-        {0},
+        LIMIT(hook_cpu_ms), LIMIT(hook_time_ms),    LIMIT(body_ms),
+        LIMIT(write_ms),    LIMIT(upgrade_idle_ms), {0},
     };
 #undef LIMIT
 
@@ -8465,7 +8627,8 @@ cfg_read_route_listener(struct cfg_read *r, yyjson_val *v, void *object)
     if (yyjson_get_len(v) == 0)
         return true;
     for (unsigned i = 0; i < r->cfg->listeners_n; i++)
-        if (str_eq(r->cfg->listeners[i].name, cfg_val_str(v))) {
+        if (str_eq(r->cfg->listeners[i].name, cfg_val_str(v)) &&
+            !r->cfg->listeners[i].tcp) {
             t->listener = i;
             return true;
         }
@@ -8501,6 +8664,100 @@ cfg_read_captures(struct cfg_read *r, struct cfg_route *t, unsigned id,
     return true;
 }
 
+/* ---- tunnels: upgrades, and gateway.tcp ---- */
+
+/* What a tunnel carries, the policy does not see: never more HTTP, then. */
+static bool
+cfg_check_upgrade(struct cfg_read *r, const struct cfg_route *t)
+{
+    static const char *const http[] = {"h2", "h3", "http", "tls"};
+
+    for (size_t i = 0; i < t->upgrade.n; i++) {
+        struct str token = t->upgrade.v[i];
+
+        if (!cfg_is_name(token, "-") || !str_eq(token, cfg_lower(r->a, token)))
+            return cfg_fail(r,
+                            "upgrade: \"%.40s\" is not a protocol's name in "
+                            "lower case: write websocket",
+                            str_c(r->a, token));
+        for (size_t j = 0; j < sizeof http / sizeof *http; j++)
+            if (str_starts(token, str_of(http[j])))
+                return cfg_fail(r,
+                                "upgrade: %s would carry requests past this "
+                                "policy: leave it out",
+                                str_c(r->a, token));
+    }
+    if (t->upgrade.n && !(t->method_mask & ROUTE_GET))
+        return cfg_fail(r, "upgrade: only a GET can be upgraded");
+    return true;
+}
+
+static bool
+cfg_read_tcp_authorize(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    return cfg_read_authorize(r, v, &((struct cfg_tcp *)object)->route);
+}
+
+static bool
+cfg_read_tcp_log(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    return cfg_read_log(r, v, &((struct cfg_tcp *)object)->route);
+}
+
+static bool
+cfg_read_tcp(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    static const struct cfg_field table[] = {
+        {"authorize", CFG_FN, 0, 0, 0, cfg_read_tcp_authorize, true},
+        {"log", CFG_FN, 0, 0, 0, cfg_read_tcp_log, false},
+        {"upstream", CFG_U32, CFG_AT(cfg_tcp, route.handle.upstream), 0,
+         CFG_ITEMS_MAX, NULL, true},
+        {"idle_ms", CFG_U32, CFG_AT(cfg_tcp, idle_ms), 1, CFG_MS_MAX, NULL,
+         false},
+        {"half_ms", CFG_U32, CFG_AT(cfg_tcp, half_ms), 1, CFG_MS_MAX, NULL,
+         false},
+        {"alpn", CFG_STRS, CFG_AT(cfg_tcp, alpn), 0, 16, NULL, false},
+        {0},
+    };
+    struct cfg_tcp *t = mem_alloc(r->a, sizeof *t);
+
+    t->idle_ms = CFG_TUNNEL_MS;
+    t->half_ms = CFG_HALF_MS;
+    t->route.handle.kind = CFG_HANDLE_PROXY;
+    t->route.at = r->at;
+    t->route.path = S("");
+    ((struct cfg_listener *)object)->tcp = t;
+    if (!cfg_read_object(r, v, table, t))
+        return false;
+    for (size_t i = 0; i < t->alpn.n; i++)
+        if (memchr(t->alpn.v[i].p, ',', t->alpn.v[i].n) || t->alpn.v[i].n > 64)
+            return cfg_fail(r, "alpn: a name has no comma, and at most 64 "
+                               "bytes");
+    return t->route.authorize_n ||
+           cfg_fail(r, "authorize is missing: say who may connect "
+                       "(id.anyone for every client with a certificate)");
+}
+
+/* Upstreams are read after listeners. */
+static bool
+cfg_check_tcp(struct cfg_read *r, const struct cfg *c)
+{
+    for (size_t i = 0; i < c->listeners_n; i++) {
+        const struct cfg_tcp *t = c->listeners[i].tcp;
+
+        if (!t)
+            continue;
+        r->at = t->route.at;
+        snprintf(r->what, sizeof r->what, "gateway.tcp");
+        if (t->route.handle.upstream >= c->upstreams_n ||
+            !c->upstreams[t->route.handle.upstream].tcp)
+            return cfg_fail(r, "to: no such upstream of tcp:// or unix: "
+                               "targets");
+        cfg_leave(r);
+    }
+    return true;
+}
+
 /* The parts that need others to be read first. */
 static bool
 cfg_finish_route(struct cfg_read *r, struct cfg_route *t, yyjson_val *v)
@@ -8515,7 +8772,8 @@ cfg_finish_route(struct cfg_read *r, struct cfg_route *t, yyjson_val *v)
     if (!route_add(r->cfg->table, str_c(r->a, t->path), t->method_mask, t->host,
                    t->listener, id, r->e))
         return cfg_blame(r);
-    return cfg_read_captures(r, t, id, yyjson_obj_get(v, "path_schemas")) &&
+    return cfg_check_upgrade(r, t) &&
+           cfg_read_captures(r, t, id, yyjson_obj_get(v, "path_schemas")) &&
            cfg_read_handle(r, yyjson_obj_get(v, "handle"), t);
 }
 
@@ -8540,6 +8798,7 @@ cfg_read_route(struct cfg_read *r, yyjson_val *v, void *item)
         {"respond", CFG_FN, 0, 0, 0, cfg_read_respond, false},
         {"log", CFG_FN, 0, 0, 0, cfg_read_log, false},
         {"limits", CFG_FN, 0, 0, 0, cfg_read_route_limits, false},
+        {"upgrade", CFG_STRS, CFG_AT(cfg_route, upgrade), 0, 16, NULL, false},
         {"at", CFG_STR, CFG_AT(cfg_route, at), 0, CFG_PATH_MAX, NULL, false},
         {0},
     };
@@ -8690,7 +8949,7 @@ cfg_load(struct mem_arena *boot, struct str json, struct cfg *c, struct err *e)
         return err_prefix(e, "the plain configuration: ");
     }
     ok = cfg_read_object(&r, root, table, c) && cfg_read_lists(&r, root, c);
-    return ok && cfg_check_names(&r, c);
+    return ok && cfg_check_names(&r, c) && cfg_check_tcp(&r, c);
 }
 
 /* ---- schemas ---- */
@@ -8808,6 +9067,17 @@ cfg_print_body(FILE *f, const struct cfg_body *b)
 }
 
 static void
+cfg_print_who(FILE *f, const struct cfg_route *t)
+{
+    for (size_t i = 0; i < t->authorize_n; i++) {
+        fputs(i ? " and " : " ", f);
+        cfg_print_str(f, t->authorize[i].text.n ? t->authorize[i].text
+                                                : S("a function"));
+    }
+    fputc('\n', f);
+}
+
+static void
 cfg_print_route(FILE *f, const struct cfg *c, const struct cfg_route *t)
 {
     fputs("  ", f);
@@ -8823,16 +9093,14 @@ cfg_print_route(FILE *f, const struct cfg *c, const struct cfg_route *t)
     if (t->listener != UINT_MAX)
         fprintf(f, "  listener %.*s", STR_FMT(c->listeners[t->listener].name));
     fprintf(f, "    (%.*s)\n      who      ", STR_FMT(t->at));
-    for (size_t i = 0; i < t->authorize_n; i++) {
-        fputs(i ? " and " : " ", f);
-        cfg_print_str(f, t->authorize[i].text.n ? t->authorize[i].text
-                                                : S("a function"));
-    }
-    fputc('\n', f);
+    cfg_print_who(f, t);
     cfg_print_allow(f, t->allow);
     cfg_print_inputs(f, "query", t->query, t->query_n, t->query_unchecked);
     cfg_print_inputs(f, "headers", t->headers, t->headers_n, false);
     cfg_print_body(f, &t->body);
+    for (size_t i = 0; i < t->upgrade.n; i++)
+        fprintf(f, "%s%.*s%s", i ? ", " : "      upgrade   ",
+                STR_FMT(t->upgrade.v[i]), i + 1 == t->upgrade.n ? "\n" : "");
     if (t->check.n)
         fprintf(f, "      check     %zu hook%s\n", t->check.n,
                 t->check.n == 1 ? "" : "s");
@@ -8895,6 +9163,15 @@ cfg_print_listener_more(FILE *f, const struct cfg_listener *l)
 }
 
 static void
+cfg_print_tcp(FILE *f, const struct cfg *c, const struct cfg_tcp *t)
+{
+    fputs("      who      ", f);
+    cfg_print_who(f, &t->route);
+    fprintf(f, "      tcp       upstream %.*s\n",
+            STR_FMT(c->upstreams[t->route.handle.upstream].name));
+}
+
+static void
 cfg_print_doors(const struct cfg *c, FILE *f)
 {
     fputs("listeners\n", f);
@@ -8909,6 +9186,8 @@ cfg_print_doors(const struct cfg *c, FILE *f)
         fprintf(f, "%s    (%.*s)\n", l->explain ? "  explain" : "",
                 STR_FMT(l->at));
         cfg_print_listener_more(f, l);
+        if (l->tcp)
+            cfg_print_tcp(f, c, l->tcp);
     }
     for (size_t i = 0; i < c->admin_n; i++)
         fprintf(f, "  %.*s  admin    (%.*s)\n",
@@ -9407,6 +9686,7 @@ boot_settle(void)
  */
 struct req_wire;
 struct pki_identity;
+struct pp_ends;
 
 enum { REQ_MAGIC = 0x72657121, REQ_ARENA_MAX = 1 << 30, REQ_ID = 32 };
 
@@ -9425,7 +9705,9 @@ struct req_ops {
 struct req_from {
     struct pki_identity *identity;  // borrowed; NULL on the admin address
     const char *peer;               // borrowed: "192.0.2.1:50000"
-    uint64_t conn;                  // the connection's number in the logs
+    const char *via;             // borrowed: who sent the PROXY header, or ""
+    const struct pp_ends *ends;  // borrowed: both addresses; NULL: none
+    uint64_t conn;               // the connection's number in the logs
     unsigned listener;
     struct str listener_name;
     bool explain;     // refusals may tell the client why
@@ -9434,7 +9716,8 @@ struct req_from {
     const struct cfg_strs *strip;  // borrowed: names that are removed; or NULL
     const struct cfg_limits *limits;       // borrowed
     const char *tls_version, *tls_cipher;  // NULL: no TLS
-    struct str sni;
+    struct str sni, alpn;
+    struct str our_sig_alg, our_key_alg;  // of our certificate, as "EC256"
     uint8_t *allowed;  // owned by the connection: one bit for each route that
                        //   authorize has allowed; NULL before the first
 };
@@ -9469,6 +9752,13 @@ struct req {
     bool head_sent, ended;
     bool close;           // the connection ends after this answer
     uint64_t sent_bytes;  // of the body
+
+    /* A tunnel: from the head on, both bodies are bytes without framing. */
+    bool raw;            // no HTTP at all: nothing but a tunnel
+    bool tunnel;         // set before req_head()
+    struct str upgrade;  // the protocol that the upstream may agree to
+    uint32_t tunnel_ms;  // without a byte in either direction
+    uint32_t half_ms;    // the same, when one side has ended
 };
 
 /* What a codec does for its exchanges. */
@@ -9482,6 +9772,7 @@ struct req_wire {
     void (*deadline)(struct req *, uint32_t ms);
     void (*limits)(struct req *, uint32_t body_ms, uint32_t write_ms);
     size_t (*queued)(struct req *);
+    void (*half)(struct req *);  // of a tunnel: the client gets no more bytes
 };
 
 static struct req *
@@ -9511,7 +9802,7 @@ req_has_body(const struct req *r)
 static void
 req_head(struct req *r)
 {
-    must(!r->head_sent && !r->ended && r->status >= 200);
+    must(!r->head_sent && !r->ended && (r->status >= 200 || r->tunnel));
     r->head_sent = true;
     r->wire->head(r);
 }
@@ -9542,6 +9833,14 @@ req_reset(struct req *r)
         return;
     r->ended = true;
     r->wire->reset(r);
+}
+
+/* Tells the client that a tunnel has no more for it; it may go on sending. */
+static void
+req_half(struct req *r)
+{
+    must(r->tunnel && r->head_sent && !r->ended);
+    r->wire->half(r);
 }
 
 /* Lets the request's body flow, or holds it back. */
@@ -15768,6 +16067,8 @@ struct tls_ctx {
     struct pki_rules rules;
     struct pki_cache *cache;  // borrowed
     char *plain;              // owned: scratch for one tls_feed() at a time
+    const char *alpn;         // borrowed: "a,b"; NULL: not negotiated
+    char sig_alg[16], key_alg[16];  // of our certificate: "SHA256", "EC256"
 };
 
 enum tls_state { TLS_HANDSHAKE, TLS_OPEN, TLS_PEER_CLOSED, TLS_BROKEN };
@@ -15783,6 +16084,7 @@ struct tls {
     bool saw_certs;                 // intermediates may have been loaded
     bool bad_cert, no_cert;         // why the handshake failed
     enum pki_crl_result crl;        // what a revocation list had to do with it
+    bool said_bye;                  // our close_notify is sent
     struct pki_identity *identity;  // a reference; NULL before the handshake
     struct tls_peer *peer;          // owned: of a client session; or NULL
     char *leaf;    // owned: the leaf for the log, if it was refused
@@ -15997,6 +16299,43 @@ tls_on_sni(WOLFSSL *ssl, int *alert, void *arg)
     return 0;
 }
 
+/* "EC P-256" as HAProxy writes it, "EC256"; "SHA-256" as "SHA256". */
+static void
+tls_alg_name(char *out, size_t n, const char *name)
+{
+    size_t k = 0;
+
+    for (bool digits = false; *name && k + 1 < n; name++) {
+        digits |= *name == ' ';
+        if (isdigit((unsigned char)*name) ||
+            (!digits && isalpha((unsigned char)*name)))
+            out[k++] = *name;
+    }
+    out[k] = 0;
+}
+
+/* For PROXY headers; empty where our certificate's algorithm has no name. */
+static void
+tls_name_algs(struct tls_ctx *c, struct str pem)
+{
+    struct mem_arena *a = mem_arena_new(8 << 20);
+    const struct pki_sig *sig;
+    struct pki_cert cert;
+    struct pki_pss pss;
+    struct str *v, key;
+    struct err e;
+    size_t n;
+
+    if (pki_pem_read(a, pem, "CERTIFICATE", &v, &n, &e) &&
+        pki_cert_parse(v[0], &cert, &e)) {
+        if (pki_key_text(a, &cert, &key, &e))
+            tls_alg_name(c->key_alg, sizeof c->key_alg, key.p);
+        if (!pki_sig_read(cert.algorithm, &sig, &pss))
+            tls_alg_name(c->sig_alg, sizeof c->sig_alg, sig->name);
+    }
+    mem_arena_free(a);
+}
+
 /* `files` are the listener's PEM texts; wolfSSL copies what it needs, and is
  * told of no CA: pki_ knows them. */
 static struct tls_ctx *
@@ -16006,6 +16345,7 @@ tls_ctx_new(const struct cfg_listener *cfg, const struct boot_listener *files,
     struct tls_ctx *c = mem_xcalloc(sizeof *c);
 
     c->cache = cache;
+    c->alpn = "http/1.1";
     c->ctx = wolfSSL_CTX_new(wolfSSLv23_server_method());
     must(c->ctx != NULL);
     must(wolfSSL_CTX_SetMinVersion(c->ctx, WOLFSSL_TLSV1_2) == WOLFSSL_SUCCESS);
@@ -16033,6 +16373,7 @@ tls_ctx_new(const struct cfg_listener *cfg, const struct boot_listener *files,
     pki_rules_crls(&c->rules, c->crls);
     c->rules.cas = cas;
     c->plain = mem_xmalloc(TLS_PLAIN);
+    tls_name_algs(c, files->certificate);
     return c;
 }
 
@@ -16050,7 +16391,6 @@ tls_check(const struct cfg_listener *cfg, const struct boot_listener *files,
 static struct tls *
 tls_new(const struct tls_ctx *ctx, const struct tls_ops *ops, void *data)
 {
-    static char alpn[] = "http/1.1";
     struct tls *t = obj_new(sizeof *t, TLS_MAGIC);
 
     t->ctx = ctx;
@@ -16061,8 +16401,11 @@ tls_new(const struct tls_ctx *ctx, const struct tls_ops *ops, void *data)
     wolfSSL_SetIOReadCtx(t->ssl, t);
     wolfSSL_SetIOWriteCtx(t->ssl, t);
     wolfSSL_SetCertCbCtx(t->ssl, t);
-    must(wolfSSL_UseALPN(t->ssl, alpn, sizeof alpn - 1,
-                         WOLFSSL_ALPN_FAILED_ON_MISMATCH) == WOLFSSL_SUCCESS);
+    if (ctx->alpn)
+        must(wolfSSL_UseALPN(t->ssl, (char *)(uintptr_t)ctx->alpn,
+                             (unsigned)strlen(ctx->alpn),
+                             WOLFSSL_ALPN_FAILED_ON_MISMATCH) ==
+             WOLFSSL_SUCCESS);
     return t;
 }
 
@@ -16196,8 +16539,9 @@ tls_write(struct tls *t, const char *p, size_t n, struct err *e)
 static void
 tls_bye(struct tls *t)
 {
-    if (t->state == TLS_OPEN || t->state == TLS_PEER_CLOSED)
+    if ((t->state == TLS_OPEN || t->state == TLS_PEER_CLOSED) && !t->said_bye)
         wolfSSL_shutdown(t->ssl);
+    t->said_bye = true;
 }
 
 /* Open, and every byte that came was handed on. */
@@ -16228,6 +16572,18 @@ tls_sni(const struct tls *t)
         wolfSSL_SNI_GetRequest(t->ssl, WOLFSSL_SNI_HOST_NAME, &name);
 
     return (struct str){name ? name : "", name ? n : 0};
+}
+
+/* The protocol both sides agreed on, or empty. */
+static struct str
+tls_alpn(const struct tls *t)
+{
+    char *name = NULL;
+    unsigned short n = 0;
+
+    if (wolfSSL_ALPN_GetProtocol(t->ssl, &name, &n) != WOLFSSL_SUCCESS)
+        n = 0;
+    return (struct str){n ? name : "", n};
 }
 
 /* ---- the client side: to upstreams ----
@@ -16672,6 +17028,7 @@ struct h1_io {
     void (*deadline)(void *, uint32_t ms);
     void (*stall)(void *, uint32_t ms);  // for a client that takes no byte
     size_t (*queued)(void *);
+    void (*half)(void *);  // after what was written, tell that no more comes
 };
 
 /* ---- what both sides share ---- */
@@ -17009,6 +17366,8 @@ static const char *
 h1_reason(int status)
 {
     switch (status) {
+    case 101:
+        return "Switching Protocols";
     case 200:
         return "OK";
     case 201:
@@ -17128,11 +17487,14 @@ struct h1 {
     bool blank;        // an empty line came before this head
     bool ahead;        // a client that pipelines is held back
     bool out_chunked, out_none;  // how the answer's body is framed
+    bool eof, half;              // of a tunnel: the client, the upstream ended
     uint32_t body_ms;            // between two bytes of this body
     uint32_t serve_ms;           // what serve asked for with req_deadline()
 };
 
 static void h1_server_run(struct h1 *h);
+static uint32_t h1_tunnel_ms(const struct h1 *h);
+static void h1_tunnel_head(struct h1 *h);
 
 static struct h1 *
 h1_server_new(const struct h1_io *io, void *io_data, const struct req_ops *ops,
@@ -17229,6 +17591,8 @@ h1_rearm(struct h1 *h)
                  ? h->limits->head_ms
              : h->last ? H1_GRACE_MS
                        : h->limits->idle_ms;
+    else if (h->req->tunnel)
+        ms = h1_tunnel_ms(h);
     else if (h->reading && !h->end_told)
         ms = h->body_ms;
     else
@@ -17243,6 +17607,10 @@ h1_wire_head(struct req *r)
     struct mem_buf *b = &h->out;
     bool none = r->status == 204 || r->status == 304;
 
+    if (r->raw || r->tunnel) {
+        h1_tunnel_head(h);
+        return;
+    }
     if (!r->complete || h->closing)
         r->close = true;
     h->out_none = none || str_eq(r->method, S("HEAD"));
@@ -17273,6 +17641,10 @@ h1_wire_body(struct req *r, const char *p, size_t n)
 
     if (h->out_none)
         return;
+    if (r->tunnel) {
+        met_add(MET_TUNNEL_OUT, (int64_t)n);
+        h1_rearm(h);
+    }
     if (h->out_chunked)
         h1_write_chunk_size(&h->out, n);
     if (n >= H1_DIRECT) {
@@ -17354,7 +17726,101 @@ h1_wire_queued(struct req *r)
     return h1_unsent(r->codec);
 }
 
+/* ---- tunnels ----
+ *
+ * An exchange whose two bodies are bytes without framing, each of which ends by
+ * itself: a request that the upstream has upgraded, or, where a connection is
+ * no HTTP at all (gateway.tcp), one that has no head, and is closed or becomes
+ * a tunnel. Either is the last exchange of its connection. */
+
+/* For how long nothing need happen. */
+static uint32_t
+h1_tunnel_ms(const struct h1 *h)
+{
+    return h->eof || h->half ? h->req->half_ms : h->req->tunnel_ms;
+}
+
+/* The tunnel begins: what the client sent already is its first bytes. Where a
+ * connection without HTTP is refused, no byte is sent. */
+static void
+h1_tunnel_head(struct h1 *h)
+{
+    struct req *r = h->req;
+
+    h->out_chunked = false;
+    h->out_none = !r->tunnel;
+    h->closing = true;  // no request follows
+    h->io->later(h->io_data);
+    if (!r->tunnel)
+        return;
+    if (!r->raw) {
+        h1_write_status(&h->out, 101);
+        h1_write_field(&h->out, S("connection"), S("upgrade"));
+        h1_write_field(&h->out, S("upgrade"), r->upgrade);
+        for (unsigned i = 0; i < r->out.n; i++)
+            h1_write_field(&h->out, r->out.v[i].name, r->out.v[i].value);
+        mem_buf_add(&h->out, "\r\n", 2);
+    }
+    r->complete = h->eof;
+    h->end_told = false;
+    h->reading = true;
+    h->io->stall(h->io_data, r->tunnel_ms);
+    h1_rearm(h);
+}
+
+static void
+h1_wire_half(struct req *r)
+{
+    struct h1 *h = r->codec;
+
+    h->half = true;
+    h1_rearm(h);
+    h->io->half(h->io_data);
+    h->io->later(h->io_data);
+}
+
+/* Ends a tunnel so that both sides can tell that it was cut. */
+static void
+h1_tunnel_cut(struct h1 *h, const struct err *e)
+{
+    struct req *r = h->req;
+
+    if (!r || !r->tunnel || r->ended)
+        return;
+    h->end_told = true;
+    r->ended = true;  // first: nothing may complete it
+    h->ops->on_abort(r, e);
+    h1_wire_reset(r);
+}
+
+static void
+h1_tunnel_late(struct h1 *h)
+{
+    struct err e;
+
+    met_inc(MET_LIMIT_TUNNEL_IDLE);
+    err_set(&e, ERR_TIMEOUT, "no byte for %u ms%s", h1_tunnel_ms(h),
+            h->eof || h->half ? " after one side had ended" : "");
+    h1_tunnel_cut(h, &e);
+}
+
+/* Are there two directions, neither of which waits for the other? */
+static bool
+h1_is_tunnel(const struct h1 *h)
+{
+    return h->req && h->req->tunnel;
+}
+
+/* May the client be gone in one direction, and still wait for the other? */
+static bool
+h1_half_open(const struct h1 *h)
+{
+    return h->eof && h->req && !h->req->ended &&
+           (h->req->tunnel || h->req->raw);
+}
+
 static const struct req_wire h1_wire = {
+    .half = h1_wire_half,
     .head = h1_wire_head,
     .body = h1_wire_body,
     .end = h1_wire_end,
@@ -17635,6 +18101,12 @@ h1_read_body(struct h1 *h, const char *p, size_t n)
     struct err e;
     size_t used;
 
+    if (h->req->tunnel) {
+        met_add(MET_TUNNEL_IN, (int64_t)n);
+        h->req->body_bytes += n;
+        h->ops->on_body(h->req, p, n);
+        return n;
+    }
     if (!h1_message_feed(&h->msg, p, n, &used, &e)) {
         h1_bad(h, &e);
         return n;
@@ -17694,7 +18166,8 @@ h1_server_run(struct h1 *h)
                 break;
         } else if (h->end_told || !h->reading) {
             break;
-        } else if (h->req->complete) {
+        } else if (h->req->complete &&
+                   !(h->req->tunnel && mem_buf_len(&h->in))) {
             h->end_told = true;
             h1_rearm(h);
             h->ops->on_end(h->req);
@@ -17767,8 +18240,12 @@ h1_server_on_time(struct h1 *h)
 {
     struct err e;
 
-    if (h->closing && !h->req)
+    if (h->closing && (!h->req || h->req->ended))
         return;
+    if (h->req && h->req->tunnel) {
+        h1_tunnel_late(h);
+        return;
+    }
     if (!h->req && !h->scan.lines && !mem_buf_len(&h->in)) {
         met_inc(MET_LIMIT_IDLE);
         h->closing = true;
@@ -17815,6 +18292,14 @@ h1_server_eof(struct h1 *h)
 {
     struct err e;
 
+    h->eof = true;
+    if (h1_half_open(h)) {
+        h->req->complete = true;
+        if (h->req->tunnel)
+            h1_rearm(h);
+        h1_server_run(h);
+        return;
+    }
     h->closing = true;
     if (!h->req) {
         h->io->close(h->io_data);
@@ -17822,6 +18307,20 @@ h1_server_eof(struct h1 *h)
         err_set(&e, ERR_SYNTAX, "the client closed in the middle of its body");
         h1_bad(h, &e);
     }
+}
+
+/* A connection that speaks no HTTP: the one exchange of it begins. */
+static void
+h1_server_raw(struct h1 *h)
+{
+    struct req *r = h1_begin(h);
+
+    r->raw = true;
+    r->method = r->target = r->host = S("");
+    h->served++;
+    h->ops->on_head(r);
+    if (!r->ended)
+        h1_rearm(h);
 }
 
 /* The worker leaves. A client may just be sending its next request: an idle
@@ -17843,7 +18342,8 @@ struct h1_answer {
     struct hdr_list headers;
     int64_t length;  // -1: not announced
     bool chunked;
-    bool keep;  // the connection may serve again, if nothing follows
+    bool keep;      // the connection may serve again, if nothing follows
+    bool upgraded;  // 101, as asked for: what follows is a tunnel's
 };
 
 /* Up: what becomes of an upstream's answer. */
@@ -17862,6 +18362,7 @@ struct h1_client {
     struct mem_buf head;  // an incomplete head
     unsigned interims;    // 1xx answers so far
     bool to_head;         // the answer to a HEAD request has no body
+    struct str upgrade;   // the protocol that was asked for, or empty
     bool started;         // a first byte came
     bool in_body, done;
 };
@@ -17885,6 +18386,7 @@ h1_client_init(struct h1_client *c, const struct h1_client_ops *ops, void *data,
     c->head = (struct mem_buf){0};
     c->interims = 0;
     c->to_head = to_head;
+    c->upgrade = S("");
     c->started = c->in_body = c->done = false;
 }
 
@@ -17928,13 +18430,32 @@ h1_client_interim(struct h1_client *c, struct err *e)
 {
     const struct h1_answer *a = &c->answer;
 
-    if (a->status == 101)
+    if (a->status == 101 && !c->upgrade.n)
         return err_set(e, ERR_UPSTREAM, "101 where no upgrade was asked for");
     if (a->chunked || a->length >= 0)
         return err_set(e, ERR_UPSTREAM, "a %d answer with a body", a->status);
     if (++c->interims > H1_INTERIM_MAX)
         return err_set(e, ERR_UPSTREAM, "more than %d interim answers",
                        H1_INTERIM_MAX);
+    return true;
+}
+
+/* 101: the protocol must be the one that was asked for, and nothing else may
+ * say where bytes end. */
+static bool
+h1_client_upgrade(struct h1_client *c, struct err *e)
+{
+    struct h1_answer *a = &c->answer;
+    const struct str *to = hdr_get(&a->headers, S("upgrade"));
+
+    if (hdr_count(&a->headers, S("upgrade")) != 1 ||
+        !str_eqi(*to, c->upgrade) || !h1_has_option(&a->headers, S("upgrade")))
+        return err_set(e, ERR_UPSTREAM,
+                       "101 to another protocol than %.*s, which was asked "
+                       "for",
+                       STR_FMT(c->upgrade));
+    a->upgraded = c->in_body = true;
+    c->ops->on_head(c->data, a);
     return true;
 }
 
@@ -17962,8 +18483,12 @@ h1_client_on_head(struct h1_client *c, const char *p, size_t n, struct err *e)
         !h1_agree(&c->msg, a->length, a->chunked, e) ||
         !h1_options_ok(&a->headers, e))
         return false;
+    if (a->status < 200 && !h1_client_interim(c, e))
+        return false;
+    if (a->status == 101)
+        return h1_client_upgrade(c, e);
     if (a->status < 200)
-        return h1_client_interim(c, e);
+        return true;
     if (http10 && a->chunked)
         return err_set(e, ERR_UPSTREAM, "Transfer-Encoding in HTTP/1.0");
     a->keep = !http10 && !h1_has_option(&a->headers, S("close"));
@@ -18026,6 +18551,11 @@ h1_client_feed(struct h1_client *c, const char *p, size_t n, struct err *e)
         p = mem_buf_ptr(&c->head);  // the rest is body
         n = mem_buf_len(&c->head);
     }
+    if (c->answer.upgraded) {
+        if (n)
+            c->ops->on_body(c->data, p, n);
+        return true;
+    }
     if (!c->msg.done && n) {
         if (!h1_message_feed(&c->msg, p, n, &used, e))
             return false;
@@ -18052,7 +18582,414 @@ h1_client_eof(struct h1_client *c, struct err *e)
                               : "before its answer was complete");
 }
 
-/* ==== 17 sock: a stream with an output queue and deadlines ==================
+/* ==== 17 pp: PROXY protocol headers =========================================
+ *
+ * What HAProxy's load balancers, and others, say before a connection's first
+ * byte: who is at its other end. Version 1 is a line of text, version 2 is
+ * binary. We read both from those whom the policy trusts, and write either to
+ * upstreams, version 2 with what TLS and the certificate say.
+ *
+ * Spec: haproxy/doc/proxy-protocol.txt. Stricter than it: numbers without
+ * leading zeros, no unknown command, no datagrams, at most PP_MAX bytes.
+ *
+ * Entry   pp_read  pp_write_v1  pp_write_v2
+ */
+enum {
+    PP_V1_MAX = 107,      // with its CRLF
+    PP_V2_HEAD = 16,      // signature, version, family, length
+    PP_MAX = 16 + 4096,   // of a header that we read
+    PP_VALUE_MAX = 1024,  // of a value that we write
+    PP_V4 = 12,
+    PP_V6 = 36,
+    PP_UNIX = 216,  // bytes of two addresses
+};
+
+/* Types of the fields after the addresses. */
+enum {
+    PP_ALPN = 0x01,
+    PP_AUTHORITY = 0x02,
+    PP_CRC32C = 0x03,
+    PP_SSL = 0x20,
+    PP_SSL_VERSION = 0x21,
+    PP_SSL_CN = 0x22,
+    PP_SSL_CIPHER = 0x23,
+    PP_SSL_SIG_ALG = 0x24,
+    PP_SSL_KEY_ALG = 0x25,
+};
+
+/* Both ends of a client's connection; AF_UNSPEC: not known. */
+struct pp_ends {
+    struct sockaddr_storage src, dst;
+};
+
+/* What we say about TLS; empty: unknown. */
+struct pp_tls {
+    struct str version, cipher, sni, alpn;
+    struct str cn;                // of the client's certificate
+    struct str sig_alg, key_alg;  // of ours
+};
+
+enum pp_verdict { PP_MORE, PP_DONE, PP_BAD };
+
+static const char pp_signature[12] = "\r\n\r\n\0\r\nQUIT\n";
+
+static struct sockaddr_in *
+pp_four(struct sockaddr_storage *sa)
+{
+    return (struct sockaddr_in *)(void *)sa;
+}
+
+static struct sockaddr_in6 *
+pp_six(struct sockaddr_storage *sa)
+{
+    return (struct sockaddr_in6 *)(void *)sa;
+}
+
+/* ---- reading ---- */
+
+/* One word of a version 1 line; a blank ends it. */
+static struct str
+pp_word(struct str *line)
+{
+    struct str word;
+
+    str_cut(*line, ' ', &word, line);
+    return word;
+}
+
+static bool
+pp_v1_ip(struct str s, int family, struct sockaddr_storage *sa)
+{
+    char text[INET6_ADDRSTRLEN];
+
+    memset(sa, 0, sizeof *sa);
+    if (!s.n || s.n >= sizeof text || memchr(s.p, 0, s.n))
+        return false;
+    snprintf(text, sizeof text, "%.*s", STR_FMT(s));
+    sa->ss_family = (sa_family_t)family;
+    return inet_pton(family, text,
+                     family == AF_INET ? (void *)&pp_four(sa)->sin_addr
+                                       : (void *)&pp_six(sa)->sin6_addr) == 1;
+}
+
+static bool
+pp_v1_port(struct str s, struct sockaddr_storage *sa)
+{
+    uint64_t n;
+
+    if (!str_u64(s, &n) || n > 65535 || (s.n > 1 && s.p[0] == '0'))
+        return false;
+    if (sa->ss_family == AF_INET)
+        pp_four(sa)->sin_port = htons((uint16_t)n);
+    else
+        pp_six(sa)->sin6_port = htons((uint16_t)n);
+    return true;
+}
+
+/* "PROXY TCP4 192.0.2.1 192.0.2.2 50000 443", without its CRLF. */
+static bool
+pp_v1_line(struct str line, struct pp_ends *ends, struct err *e)
+{
+    struct str family, rest = str_from(line, 6), src, dst, sport;
+    int af;
+
+    family = pp_word(&rest);
+    if (str_eq(family, S("UNKNOWN")))
+        return true;  // what follows is to be ignored
+    af = str_eq(family, S("TCP4")) ? AF_INET : AF_INET6;
+    if (af == AF_INET6 && !str_eq(family, S("TCP6")))
+        return err_set(e, ERR_SYNTAX, "PROXY header: unknown family");
+    src = pp_word(&rest);
+    dst = pp_word(&rest);
+    sport = pp_word(&rest);
+    if (!pp_v1_ip(src, af, &ends->src) || !pp_v1_ip(dst, af, &ends->dst) ||
+        !pp_v1_port(sport, &ends->src) || !pp_v1_port(rest, &ends->dst)) {
+        *ends = (struct pp_ends){0};
+        return err_set(e, ERR_SYNTAX, "PROXY header: malformed addresses");
+    }
+    return true;
+}
+
+static enum pp_verdict
+pp_read_v1(struct str in, size_t *len, struct pp_ends *ends, struct err *e)
+{
+    size_t seen = in.n < PP_V1_MAX ? in.n : PP_V1_MAX;
+    const char *lf = memchr(in.p, '\n', seen);
+
+    if (!lf && in.n < PP_V1_MAX)
+        return PP_MORE;
+    if (!lf || lf == in.p || lf[-1] != '\r') {
+        err_set(e, ERR_SYNTAX, "PROXY header: no line of at most %d bytes",
+                PP_V1_MAX);
+        return PP_BAD;
+    }
+    *len = (size_t)(lf - in.p) + 1;
+    return pp_v1_line((struct str){in.p, *len - 2}, ends, e) ? PP_DONE : PP_BAD;
+}
+
+static unsigned
+pp_byte(struct str s, size_t i)
+{
+    return (unsigned char)s.p[i];
+}
+
+static size_t
+pp_u16(struct str s, size_t i)
+{
+    return pp_byte(s, i) << 8 | pp_byte(s, i + 1);
+}
+
+/* CRC-32C (RFC 3720, appendix B.4) of `s`, its bytes skip .. skip+3 as zero. */
+static uint32_t
+pp_crc32c(struct str s, size_t skip)
+{
+    uint32_t crc = UINT32_MAX;
+
+    for (size_t i = 0; i < s.n; i++) {
+        crc ^= i >= skip && i < skip + 4 ? 0 : pp_byte(s, i);
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? UINT32_C(0x82f63b78) : 0);
+    }
+    return ~crc;
+}
+
+/* The fields from `at` to the end of a header: whole, and if there is a
+ * checksum, it is right. */
+static bool
+pp_v2_fields(struct str head, size_t at, struct err *e)
+{
+    bool summed = false;
+    size_t n;
+
+    for (; at < head.n; at += 3 + n) {
+        if (head.n - at < 3 || head.n - at - 3 < pp_u16(head, at + 1))
+            return err_set(e, ERR_SYNTAX, "PROXY header: a field is cut");
+        n = pp_u16(head, at + 1);
+        if (pp_byte(head, at) != PP_CRC32C)
+            continue;
+        if (summed || n != 4 ||
+            pp_crc32c(head, at + 3) !=
+                ((uint32_t)pp_u16(head, at + 3) << 16 | pp_u16(head, at + 5)))
+            return err_set(e, ERR_SYNTAX, "PROXY header: wrong checksum");
+        summed = true;
+    }
+    return true;
+}
+
+static void
+pp_v2_addresses(struct str a, bool v6, struct pp_ends *ends)
+{
+    struct sockaddr_storage *both[] = {&ends->src, &ends->dst};
+    size_t size = v6 ? 16 : 4;
+
+    for (size_t i = 0; i < 2; i++) {
+        uint16_t port = (uint16_t)pp_u16(a, 2 * size + 2 * i);
+
+        both[i]->ss_family = v6 ? AF_INET6 : AF_INET;
+        memcpy(v6 ? (void *)&pp_six(both[i])->sin6_addr
+                  : (void *)&pp_four(both[i])->sin_addr,
+               a.p + i * size, size);
+        if (v6)
+            pp_six(both[i])->sin6_port = htons(port);
+        else
+            pp_four(both[i])->sin_port = htons(port);
+    }
+}
+
+/* A whole header of version 2. */
+static bool
+pp_v2_whole(struct str head, struct pp_ends *ends, struct err *e)
+{
+    unsigned command = pp_byte(head, 12), family = pp_byte(head, 13);
+    size_t need = family == 0x11   ? PP_V4
+                  : family == 0x21 ? PP_V6
+                  : family == 0x31 ? PP_UNIX
+                                   : 0;
+
+    if (command == 0x20)
+        return true;  // LOCAL: the sender speaks for itself
+    if (command != 0x21)
+        return err_set(e, ERR_SYNTAX, "PROXY header: unknown command");
+    if (!need && family != 0)
+        return err_set(e, ERR_SYNTAX, "PROXY header: unknown family");
+    if (head.n - PP_V2_HEAD < need)
+        return err_set(e, ERR_SYNTAX, "PROXY header: an address is cut");
+    if (!pp_v2_fields(head, PP_V2_HEAD + need, e))
+        return false;
+    if (family == 0x31)
+        ends->src.ss_family = ends->dst.ss_family = AF_UNIX;
+    else if (family)
+        pp_v2_addresses(str_from(head, PP_V2_HEAD), family == 0x21, ends);
+    return true;
+}
+
+static enum pp_verdict
+pp_read_v2(struct str in, size_t *len, struct pp_ends *ends, struct err *e)
+{
+    if (in.n < PP_V2_HEAD)
+        return PP_MORE;
+    *len = PP_V2_HEAD + pp_u16(in, 14);
+    if (*len > PP_MAX) {
+        err_set(e, ERR_SYNTAX, "PROXY header over %d bytes", PP_MAX);
+        return PP_BAD;
+    }
+    if (in.n < *len)
+        return PP_MORE;
+    return pp_v2_whole((struct str){in.p, *len}, ends, e) ? PP_DONE : PP_BAD;
+}
+
+/* PP_DONE: *len is the header's length, and `ends` what it says; AF_UNSPEC
+ * where it says that the connection's own addresses are meant. */
+static enum pp_verdict
+pp_read(struct str in, size_t *len, struct pp_ends *ends, struct err *e)
+{
+    const struct str v2 = {pp_signature, sizeof pp_signature};
+    const struct str v1 = S("PROXY ");
+
+    *ends = (struct pp_ends){0};
+    *len = 0;
+    if (str_starts(in, v2))
+        return pp_read_v2(in, len, ends, e);
+    if (str_starts(in, v1))
+        return pp_read_v1(in, len, ends, e);
+    if (str_starts(v2, in) || str_starts(v1, in))
+        return PP_MORE;
+    err_set(e, ERR_SYNTAX,
+            "no PROXY header, which a connection from there "
+            "must begin with");
+    return PP_BAD;
+}
+
+/* ---- writing ---- */
+
+/* An IPv4 address that came through an IPv6 socket is written as IPv4. */
+static void
+pp_unmap(struct sockaddr_storage *sa)
+{
+    struct sockaddr_in four = {.sin_family = AF_INET,
+                               .sin_port = pp_six(sa)->sin6_port};
+
+    if (sa->ss_family != AF_INET6 ||
+        !IN6_IS_ADDR_V4MAPPED(&pp_six(sa)->sin6_addr))
+        return;
+    memcpy(&four.sin_addr, (char *)&pp_six(sa)->sin6_addr + 12, 4);
+    *pp_four(sa) = four;
+}
+
+/* The family both ends have, or AF_UNSPEC. */
+static int
+pp_family(struct pp_ends *ends)
+{
+    int family;
+
+    pp_unmap(&ends->src);
+    pp_unmap(&ends->dst);
+    family = ends->src.ss_family;
+    return family == ends->dst.ss_family &&
+                   (family == AF_INET || family == AF_INET6)
+               ? family
+               : AF_UNSPEC;
+}
+
+static void
+pp_write_v1(struct mem_buf *b, struct pp_ends ends)
+{
+    int family = pp_family(&ends);
+    char src[INET6_ADDRSTRLEN], dst[INET6_ADDRSTRLEN];
+
+    if (family == AF_UNSPEC) {
+        mem_buf_printf(b, "PROXY UNKNOWN\r\n");
+        return;
+    }
+    uv_ip_name((struct sockaddr *)&ends.src, src, sizeof src);
+    uv_ip_name((struct sockaddr *)&ends.dst, dst, sizeof dst);
+    mem_buf_printf(b, "PROXY TCP%c %s %s %u %u\r\n",
+                   family == AF_INET ? '4' : '6', src, dst,
+                   ntohs(family == AF_INET ? pp_four(&ends.src)->sin_port
+                                           : pp_six(&ends.src)->sin6_port),
+                   ntohs(family == AF_INET ? pp_four(&ends.dst)->sin_port
+                                           : pp_six(&ends.dst)->sin6_port));
+}
+
+static void
+pp_put_u16(struct mem_buf *b, size_t n)
+{
+    const char two[] = {(char)(n >> 8), (char)n};
+
+    mem_buf_add(b, two, 2);
+}
+
+/* One field, unless it is empty; too long a value is left out, never cut. */
+static void
+pp_put_field(struct mem_buf *b, int type, struct str value)
+{
+    char t = (char)type;
+
+    if (!value.n || value.n > PP_VALUE_MAX)
+        return;
+    mem_buf_add(b, &t, 1);
+    pp_put_u16(b, value.n);
+    mem_buf_add(b, value.p, value.n);
+}
+
+/* The client's certificate was verified: every client of ours has one. */
+static void
+pp_put_tls(struct mem_buf *b, const struct pp_tls *tls)
+{
+    static const char verified[] = {0x01 | 0x02 | 0x04, 0, 0, 0, 0};
+    struct mem_buf ssl = {0};
+
+    pp_put_field(b, PP_ALPN, tls->alpn);
+    pp_put_field(b, PP_AUTHORITY, tls->sni);
+    mem_buf_add(&ssl, verified, sizeof verified);
+    pp_put_field(&ssl, PP_SSL_VERSION, tls->version);
+    pp_put_field(&ssl, PP_SSL_CN, tls->cn);
+    pp_put_field(&ssl, PP_SSL_CIPHER, tls->cipher);
+    pp_put_field(&ssl, PP_SSL_SIG_ALG, tls->sig_alg);
+    pp_put_field(&ssl, PP_SSL_KEY_ALG, tls->key_alg);
+    mem_buf_add(b, &(char){PP_SSL}, 1);
+    pp_put_u16(b, ssl.n);
+    mem_buf_add(b, ssl.p, ssl.n);
+    mem_buf_free(&ssl);
+}
+
+static void
+pp_put_address(struct mem_buf *b, const struct pp_ends *ends, int family)
+{
+    const struct sockaddr_in *four[] = {(const void *)&ends->src,
+                                        (const void *)&ends->dst};
+    const struct sockaddr_in6 *six[] = {(const void *)&ends->src,
+                                        (const void *)&ends->dst};
+
+    for (size_t i = 0; i < 2 && family != AF_UNSPEC; i++)
+        mem_buf_add(b,
+                    family == AF_INET ? (const void *)&four[i]->sin_addr
+                                      : (const void *)&six[i]->sin6_addr,
+                    family == AF_INET ? 4 : 16);
+    for (size_t i = 0; i < 2 && family != AF_UNSPEC; i++)
+        mem_buf_add(
+            b, family == AF_INET ? &four[i]->sin_port : &six[i]->sin6_port, 2);
+}
+
+static void
+pp_write_v2(struct mem_buf *b, struct pp_ends ends, const struct pp_tls *tls)
+{
+    int family = pp_family(&ends);
+    const char kind[] = {0x21, family == AF_INET    ? 0x11
+                               : family == AF_INET6 ? 0x21
+                                                    : 0};
+    struct mem_buf rest = {0};
+
+    pp_put_address(&rest, &ends, family);
+    pp_put_tls(&rest, tls);
+    mem_buf_add(b, pp_signature, sizeof pp_signature);
+    mem_buf_add(b, kind, sizeof kind);
+    pp_put_u16(b, rest.n);
+    mem_buf_add(b, rest.p, rest.n);
+    mem_buf_free(&rest);
+}
+
+/* ==== 18 sock: a stream with an output queue and deadlines ==================
  *
  * What client and upstream connections have in common: one libuv stream, TCP
  * or Unix, bytes gathered in `out` and sent by sock_flush(), a deadline that
@@ -18105,6 +19042,7 @@ struct sock {
     void *data;                  // borrowed: who embeds us
     int handles;                 // open ones
     bool is_unix, reading, high, closing;
+    bool reset;  // close so that the peer sees a reset, not an end
     uint32_t stall_ms;
     uint64_t deadline, stall, armed;  // ms of uv_now(); 0: none
     size_t unsent;                    // when `stall` was set
@@ -18385,10 +19323,12 @@ sock_close(struct sock *s)
         return;
     s->closing = true;
     uv_close((uv_handle_t *)&s->timer, sock_on_closed);
-    uv_close(&s->h.handle, sock_on_closed);
+    if (s->is_unix || !s->reset ||
+        uv_tcp_close_reset(&s->h.tcp, sock_on_closed) != 0)
+        uv_close(&s->h.handle, sock_on_closed);
 }
 
-/* ==== 18 conn: one client connection ========================================
+/* ==== 19 conn: one client connection ========================================
  *
  * A socket, its TLS session (none on the admin address), and the codec. The
  * only room that touches a client's socket: below it, tls and h1 see bytes.
@@ -18441,6 +19381,9 @@ struct conn_listener {
     unsigned index;
     bool is_unix, explain, host_check;
     const struct cfg_strs *strip;  // NULL: admin
+    bool raw;                     // no HTTP: each connection is a tunnel
+    const struct cfg_net *proxy;  // who sends PROXY headers
+    size_t proxy_n;               // 0: nobody
     unsigned open;
     struct conn_queue shaking;  // handshakes under way, oldest first
     struct conn_queue waiting;  // sent their first bytes, and wait for a slot
@@ -18458,7 +19401,9 @@ struct conn {
     struct req_from from;  // who sends the requests
     void *count;           // lent to work: the identity's connections
     size_t lingered;
-    bool shut_asked, on_later;
+    bool shut_asked, half_asked, on_later;
+    bool header;               // a PROXY header comes first
+    bool fin;                  // the client has shut its side, and we serve on
     struct conn_queue *queue;  // shaking or waiting; NULL: in neither
     struct conn *queue_prev, *queue_next;
     uint64_t since;            // ms of uv_now(): accepted, or slot taken
@@ -18467,7 +19412,8 @@ struct conn {
     bool admitted;             // took a slot; conn_begin_late() comes
     struct conn *prev, *next;  // all of a worker
     struct conn *later;        // valid while on_later
-    char peer[56];
+    struct pp_ends ends;       // of the connection, or as the header says
+    char peer[56], via[56];    // via: who sent the header, or empty
 };
 
 /* Per worker. */
@@ -18482,6 +19428,7 @@ struct conn_set {
 /* In the order of a connection's life; the bodies below keep this order. */
 static void conn_slot_leave(struct conn *);
 static void conn_refuse(struct conn *, struct err *);
+static void conn_hello(struct conn *, const char *, size_t);
 static void conn_begin(struct conn *, const char *, size_t);
 static void conn_on_open(void *);
 static void conn_on_read(void *, const char *, size_t);
@@ -18674,6 +19621,16 @@ conn_queued(void *data)
     return sock_queued(&c->sock);
 }
 
+/* A tunnel has no more for the client, which may go on sending. */
+static void
+conn_half(void *data)
+{
+    struct conn *c = data;
+
+    c->half_asked = true;
+    conn_later(c);
+}
+
 static const struct h1_io conn_io = {
     .write = conn_write,
     .later = conn_later,
@@ -18682,6 +19639,7 @@ static const struct h1_io conn_io = {
     .deadline = conn_deadline,
     .stall = conn_stall,
     .queued = conn_queued,
+    .half = conn_half,
 };
 
 /* ---- step 1: a client is there ---- */
@@ -18689,21 +19647,34 @@ static const struct h1_io conn_io = {
 static void
 conn_peer_name(struct conn *c)
 {
-    struct sockaddr_storage sa;
-    int n = sizeof sa;
+    const struct sockaddr_storage *sa = &c->ends.src;
     char ip[INET6_ADDRSTRLEN] = "";
 
     snprintf(c->peer, sizeof c->peer, "unix:");
-    if (c->listener->is_unix ||
-        uv_tcp_getpeername(&c->sock.h.tcp, (struct sockaddr *)&sa, &n) != 0)
+    if (sa->ss_family != AF_INET && sa->ss_family != AF_INET6)
         return;
-    uv_ip_name((struct sockaddr *)&sa, ip, sizeof ip);
-    if (sa.ss_family == AF_INET6)
+    uv_ip_name((const struct sockaddr *)sa, ip, sizeof ip);
+    if (sa->ss_family == AF_INET6)
         snprintf(c->peer, sizeof c->peer, "[%s]:%u", ip,
-                 ntohs(((struct sockaddr_in6 *)&sa)->sin6_port));
+                 ntohs(((const struct sockaddr_in6 *)sa)->sin6_port));
     else
         snprintf(c->peer, sizeof c->peer, "%s:%u", ip,
-                 ntohs(((struct sockaddr_in *)&sa)->sin_port));
+                 ntohs(((const struct sockaddr_in *)sa)->sin_port));
+}
+
+static void
+conn_ends(struct conn *c)
+{
+    int n = sizeof c->ends.src, m = sizeof c->ends.dst;
+
+    c->ends.src.ss_family = c->ends.dst.ss_family = AF_UNIX;
+    if (!c->listener->is_unix &&
+        (uv_tcp_getpeername(&c->sock.h.tcp, (struct sockaddr *)&c->ends.src,
+                            &n) != 0 ||
+         uv_tcp_getsockname(&c->sock.h.tcp, (struct sockaddr *)&c->ends.dst,
+                            &m) != 0))
+        c->ends = (struct pp_ends){0};
+    conn_peer_name(c);
 }
 
 static void
@@ -18727,6 +19698,11 @@ conn_on_gone(void *data, int code)
     struct conn *c = data;
     struct err e;
 
+    // it has said so (close_notify), and a tunnel's other half is open
+    if (code == UV_EOF && c->state == CONN_SERVING && h1_half_open(c->h1)) {
+        c->fin = true;
+        return;
+    }
     err_set(&e, ERR_PEER_GONE, "the client closed: %s", uv_strerror(code));
     conn_fail(c, &e);
 }
@@ -18752,14 +19728,17 @@ conn_log_refusal(struct conn *c, const struct err *e)
 {
     struct log_line l;
 
-    met_inc(e->kind == ERR_TIMEOUT ? MET_HS_TIMEOUT
-            : c->tls->bad_cert     ? pki_crl_met[c->tls->crl]
-            : c->tls->no_cert      ? MET_HS_NO_CERT
-                                   : MET_HS_FAILED);
+    met_inc(e->kind == ERR_TIMEOUT  ? MET_HS_TIMEOUT
+            : e->kind == ERR_SYNTAX ? MET_CONNS_PROXY_HEADER
+            : c->tls->bad_cert      ? pki_crl_met[c->tls->crl]
+            : c->tls->no_cert       ? MET_HS_NO_CERT
+                                    : MET_HS_FAILED);
     if (!log_begin(&l, LOG_WARN, "handshake"))
         return;
     log_int(&l, "conn", (int64_t)c->id);
     log_str(&l, "peer", str_of(c->peer));
+    if (c->via[0])
+        log_str(&l, "via", str_of(c->via));
     log_str(&l, "listener", c->listener->name);
     if (c->tls && c->tls->leaf)
         log_str(&l, "certificate", str_of(c->tls->leaf));
@@ -18850,6 +19829,8 @@ conn_new(struct conn_listener *l)
     c->listener = l;
     c->doing = "TLS handshake";
     c->from = (struct req_from){.peer = c->peer,
+                                .via = c->via,
+                                .ends = &c->ends,
                                 .listener = l->index,
                                 .listener_name = l->name,
                                 .explain = l->explain,
@@ -18886,6 +19867,60 @@ conn_evict_plain(struct conn_listener *l)
         conn_fail(old, &e);
 }
 
+/* ---- PROXY headers ---- */
+
+/* Where headers come from, nobody else may connect: without one, a client
+ * could not be told from the load balancer. */
+static bool
+conn_trusts(struct conn *c)
+{
+    const struct conn_listener *l = c->listener;
+    struct err e;
+
+    c->header = cfg_net_has(l->proxy, l->proxy_n, &c->ends.src);
+    if (c->header)
+        return true;
+    met_inc(MET_CONNS_PROXY_FROM);
+    err_set(&e, ERR_NET, "not one of proxy_protocol.from");
+    conn_fail(c, &e);
+    return false;
+}
+
+/* The first bytes, until the header is whole; from then on the peer is the one
+ * that it names. What came with it is TLS. */
+static void
+conn_on_header(struct conn *c, const char *p, size_t n)
+{
+    struct mem_buf early;
+    struct pp_ends ends;
+    struct err e;
+    size_t len;
+
+    mem_buf_add(&c->early, p, n);
+    early = c->early;
+    switch (pp_read((struct str){mem_buf_ptr(&early), mem_buf_len(&early)},
+                    &len, &ends, &e)) {
+    case PP_MORE:
+        return;
+    case PP_BAD:
+        conn_refuse(c, &e);
+        return;
+    case PP_DONE:
+        break;
+    }
+    c->early = (struct mem_buf){0};
+    c->header = false;
+    if (ends.src.ss_family != AF_UNSPEC) {
+        memcpy(c->via, c->peer, sizeof c->via);
+        c->ends = ends;
+        conn_peer_name(c);
+    }
+    mem_buf_take(&early, len);
+    if (mem_buf_len(&early))
+        conn_hello(c, mem_buf_ptr(&early), mem_buf_len(&early));
+    mem_buf_free(&early);
+}
+
 static void
 conn_accept(struct conn_listener *l)
 {
@@ -18901,7 +19936,9 @@ conn_accept(struct conn_listener *l)
         conn_fail(c, &e);
         return;
     }
-    conn_peer_name(c);
+    conn_ends(c);
+    if (l->proxy_n && !conn_trusts(c))
+        return;
     if (over) {
         met_inc(MET_CONNS_OVER);
         err_set(&e, ERR_BUSY, "more than %u connections",
@@ -18995,20 +20032,29 @@ conn_on_open(void *data)
         c->from.tls_version = tls_version(c->tls);
         c->from.tls_cipher = tls_cipher(c->tls);
         c->from.sni = tls_sni(c->tls);
+        c->from.alpn = tls_alpn(c->tls);
+        c->from.our_sig_alg = str_of(c->listener->tls->sig_alg);
+        c->from.our_key_alg = str_of(c->listener->tls->key_alg);
     }
     c->h1 = h1_server_new(&conn_io, c, c->listener->req_ops, &c->from);
     c->listener->ops->on_open(c);
     if (c->listener->env->draining)
         h1_server_stop(c->h1);
+    if (c->listener->raw)
+        h1_server_raw(c->h1);
 }
 
 /* ---- step 2, many times: bytes come and go ---- */
 
-/* Not while a client does not take what we send: TLS itself answers, too. */
+/* Not while a client does not take what we send: TLS itself answers, too. In a
+ * tunnel a full queue is no reason, as a client may write first and read then;
+ * so there is a second limit, which only TLS can reach. */
 static bool
 conn_wants(const struct conn *c)
 {
-    return h1_wants(c->h1) && sock_queued(&c->sock) <= SOCK_HIGH;
+    size_t max = h1_is_tunnel(c->h1) ? 2 * SOCK_HIGH : SOCK_HIGH;
+
+    return h1_wants(c->h1) && sock_queued(&c->sock) <= max;
 }
 
 /* Ciphertext came in. tls_feed() calls the codec, which may call up into Lua,
@@ -19027,6 +20073,9 @@ conn_on_read(void *data, const char *p, size_t n)
     }
     if (!c->listener->tls) {
         conn_on_plain(c, p, n);
+    } else if (c->header) {
+        conn_on_header(c, p, n);
+        return;
     } else if (!c->tls) {
         conn_hello(c, p, n);
         return;
@@ -19058,6 +20107,11 @@ conn_run_one(struct conn *c)
     if (c->state == CONN_SERVING && conn_wants(c))
         sock_read(&c->sock, true);
     sock_flush(&c->sock);
+    if (c->half_asked && c->state == CONN_SERVING && !conn_queued(c)) {
+        c->half_asked = false;
+        tls_bye(c->tls);
+        sock_flush(&c->sock);
+    }
     if (c->shut_asked && c->state == CONN_SERVING && !conn_queued(c))
         conn_shut(c);
     return more && c->state == CONN_SERVING;
@@ -19101,6 +20155,8 @@ conn_shut(struct conn *c)
         shutdown(fd, SHUT_WR);
     sock_deadline(&c->sock, CONN_LINGER_MS);
     sock_read(&c->sock, true);
+    if (c->fin && !conn_queued(c))  // there is nothing to wait for
+        conn_on_gone(c, UV_EOF);
 }
 
 /* The one way out. Safe from any callback, and safe twice: the memory lives
@@ -19184,14 +20240,17 @@ conn_expire_one(struct conn_set *set, struct conn *c, int64_t now)
         return;
     }
     conn_expires_by(set, now);
-    if (!c->expired) {
+    err_set(&e, ERR_TLS,
+            "the client's certificate, a CA of it, or a CRL has expired since "
+            "it connected");
+    if (h1_is_tunnel(c->h1)) {  // it has no request that could be the last
+        met_inc(MET_CONNS_EXPIRED);
+        h1_tunnel_cut(c->h1, &e);
+    } else if (!c->expired) {
         met_inc(MET_CONNS_EXPIRED);
         c->expired = ms;
         h1_server_stop(c->h1);
     } else if (ms - c->expired >= CONN_EXPIRE_MS) {
-        err_set(&e, ERR_TLS,
-                "the client's certificate, a CA of it, or a CRL has expired "
-                "since it connected");
         conn_fail(c, &e);
     }
 }
@@ -19217,7 +20276,19 @@ conn_stop_all(struct conn_set *set)
             h1_server_stop(c->h1);
 }
 
-/* ==== 19 up: upstream connections ===========================================
+/* What the drain did not end by itself. */
+static void
+conn_cut_tunnels(struct conn_set *set)
+{
+    struct err e;
+
+    err_set(&e, ERR_BUSY, "the gateway stops, or has another policy now");
+    for (struct conn *c = set->first; c; c = c->next)
+        if (c->state == CONN_SERVING)
+            h1_tunnel_cut(c->h1, &e);
+}
+
+/* ==== 20 up: upstream connections ===========================================
  *
  * A pool for each upstream and worker: resolve, connect, keep alive, pick the
  * target with the fewest calls. A call is one request and its answer over one
@@ -19255,6 +20326,7 @@ struct up_ops {
     void (*on_end)(void *);
     void (*on_fail)(void *, const struct err *);  // also in the middle
     void (*on_drain)(void *);                     // up_send() may go on
+    void (*on_eof)(void *);  // of a tunnel: no more bytes, but it takes them
 };
 
 struct up_conn;
@@ -19300,6 +20372,9 @@ struct up_request {
     bool to_head;          // the method is HEAD
     bool idempotent;
     uint32_t head_ms, idle_ms;
+    bool raw;            // no HTTP: a tunnel, once `head` is sent
+    struct str upgrade;  // the protocol that makes a tunnel of it, or empty
+    uint32_t tunnel_ms;  // its limit for an upstream that takes no byte
 };
 
 enum up_state { UP_WAIT, UP_SEND, UP_HEAD, UP_BODY };
@@ -19316,6 +20391,7 @@ struct up_call {
     struct up_conn *conn;  // while on a connection
     struct mem_buf early;  // streamed body that came before the connection
     bool early_end, sent_stream;
+    bool tunnel;         // bytes both ways, until both sides have ended
     bool feeding, dead;  // dead: freed when the parser has returned
     unsigned tries;
     uint64_t connect_by;   // ms of uv_now(): the name, and the connection
@@ -19337,6 +20413,7 @@ struct up_conn {
     bool spoilt;     // TLS broke while sending
     bool writing;    // what is encrypted now is ours, not an answer of TLS
     size_t replies;  // bytes of such answers since the queue was empty
+    bool eof, shut;  // of a tunnel: it sends no more; we send no more
     struct up_conn *prev, *next;  // in target->idle
 };
 
@@ -19614,7 +20691,7 @@ up_conn_close(struct up_conn *u)
     if (u->state == UP_IDLE)
         up_idle_remove(u);
     u->state = UP_CLOSING;
-    if (u->tls && !u->sock.closing) {
+    if (u->tls && !u->sock.closing && !u->sock.reset) {
         tls_bye(u->tls);
         sock_flush(&u->sock);
     }
@@ -19722,6 +20799,54 @@ up_at_end(struct up_conn *u, struct err *e)
                    STR_FMT(u->target->cfg->text));
 }
 
+/* ---- tunnels ----
+ *
+ * A call becomes one when an upstream agrees to an upgrade, or, without HTTP,
+ * as soon as it is connected. Each direction ends by itself; with the second,
+ * the call. No deadline here: whoever made the call has one for both sides. */
+
+static void
+up_tunnel_open(struct up_call *c)
+{
+    c->tunnel = true;
+    c->state = UP_BODY;
+    c->want.head_ms = c->want.idle_ms = 0;
+    c->conn->sock.stall_ms = c->want.tunnel_ms;
+    sock_deadline(&c->conn->sock, 0);
+}
+
+/* Has a direction come to its end? */
+static void
+up_tunnel_step(struct up_conn *u)
+{
+    uv_os_fd_t fd;
+
+    if (u->call->early_end && !u->shut && !sock_queued(&u->sock)) {
+        u->shut = true;
+        if (u->tls) {
+            tls_bye(u->tls);
+            sock_flush(&u->sock);
+        } else if (uv_fileno(&u->sock.h.handle, &fd) == 0)
+            shutdown(fd, SHUT_WR);
+    }
+    if (u->shut && u->eof)
+        up_done(u);
+}
+
+static void
+up_tunnel_eof(struct up_conn *u)
+{
+    struct up_call *c = u->call;
+
+    if (u->eof)
+        return;
+    u->eof = true;
+    if (u->shut)
+        up_done(u);
+    else
+        c->ops->on_eof(c->data);
+}
+
 static void
 up_on_gone(void *data, int code)
 {
@@ -19731,6 +20856,11 @@ up_on_gone(void *data, int code)
 
     if (!c) {
         up_conn_close(u);
+        return;
+    }
+    if (c->tunnel && code == UV_EOF &&
+        (!u->tls || u->tls->state == TLS_PEER_CLOSED)) {
+        up_tunnel_eof(u);
         return;
     }
     if (u->state == UP_BUSY && code == UV_EOF && up_at_end(u, &e)) {
@@ -19760,7 +20890,10 @@ up_on_drain(void *data)
 static void
 up_on_flushed(void *data)
 {
-    (void)data;
+    struct up_conn *u = up_conn_check(data);
+
+    if (u->call && u->call->tunnel)
+        up_tunnel_step(u);
 }
 
 static void
@@ -20005,6 +21138,8 @@ up_on_head(void *data, struct h1_answer *a)
     struct up_call *c = OBJ(struct up_call, UP_CALL, data);
 
     c->state = UP_BODY;
+    if (a->upgraded)
+        up_tunnel_open(c);
     c->ops->on_head(c->data, a);
 }
 
@@ -20031,6 +21166,7 @@ up_start(struct up_call *c, struct up_conn *u)
     c->state = UP_SEND;
     h1_client_fini(&c->parser);
     h1_client_init(&c->parser, &up_parser_ops, c, c->arena, c->want.to_head);
+    c->parser.upgrade = c->want.upgrade;
     if (!c->want.stream || c->early_end)
         c->state = UP_HEAD;
     sock_deadline(&u->sock, c->state == UP_HEAD ? c->want.head_ms : 0);
@@ -20045,6 +21181,11 @@ up_start(struct up_call *c, struct up_conn *u)
     u->paused = false;
     sock_read(&u->sock, true);
     sock_flush(&u->sock);
+    if (c->want.raw) {
+        up_tunnel_open(c);
+        c->ops->on_head(c->data, NULL);
+        return;
+    }
     if (c->want.stream && !c->early_end && sock_queued(&u->sock) <= SOCK_HIGH)
         c->ops->on_drain(c->data);
 }
@@ -20115,6 +21256,8 @@ up_send_end(struct up_call *c)
     if (c->want.chunked)
         up_write(c->conn, "0\r\n\r\n", 5);
     sock_flush(&c->conn->sock);
+    if (c->tunnel)
+        up_tunnel_step(c->conn);
 }
 
 /* ---- step 3: the answer ---- */
@@ -20189,6 +21332,10 @@ up_on_plain(void *data, const char *p, size_t n)
         up_conn_close(u);
         return;
     }
+    if (c->tunnel) {
+        c->ops->on_body(c->data, p, n);
+        return;
+    }
     c->feeding = true;
     ok = h1_client_feed(&c->parser, p, n, &e);
     c->feeding = false;
@@ -20252,6 +21399,8 @@ up_cancel(struct up_call *c)
 {
     struct up_conn *u = c->conn;
 
+    if (u && c->tunnel)
+        u->sock.reset = true;  // what was cut must not look like an end
     up_call_free(c);
     if (u)
         up_conn_close(u);
@@ -20353,7 +21502,7 @@ up_free(struct up_set *set)
     uv_close((uv_handle_t *)&set->ares_timer, NULL);
 }
 
-/* ==== 20 proxy: a request, carried to an upstream and back ==================
+/* ==== 21 proxy: a request, carried to an upstream and back ==================
  *
  * Glue between a req and an up_call. Nothing is copied through: the request's
  * head is written afresh from what was parsed and checked, the answer's from
@@ -20382,6 +21531,8 @@ struct proxy {
     bool stream;           // the request's body goes through us
     bool held;             // serve thinks about the head
     bool ended;            // the answer ended while it was held
+    bool tunnel, open;     // it is one; it has begun
+    bool eof;              // the upstream's half ended while it was held
     struct mem_buf early;  // body that came while it was held
 };
 
@@ -20629,6 +21780,10 @@ proxy_head(const struct req *r, const struct proxy_line *l)
     else if (r->length >= 0 || str_eq(r->method, S("POST")) ||
              str_eq(r->method, S("PUT")) || str_eq(r->method, S("PATCH")))
         h1_write_length(&b, r->length > 0 ? (uint64_t)r->length : 0);
+    if (r->upgrade.n) {
+        h1_write_field(&b, S("connection"), S("upgrade"));
+        h1_write_field(&b, S("upgrade"), r->upgrade);
+    }
     mem_buf_add(&b, "\r\n", 2);
     head = str_dup(r->arena, (struct str){b.p, b.n});
     mem_buf_free(&b);
@@ -20649,6 +21804,29 @@ proxy_idempotent(struct str method)
 }
 
 /* ---- the answer ---- */
+
+/* The upstream has agreed: from here on, bytes. */
+static void
+proxy_open(struct proxy *p)
+{
+    struct req *r = p->req;
+
+    p->open = p->stream = r->tunnel = true;
+    met_inc(r->raw ? MET_TUNNELS_TCP : MET_TUNNELS_UPGRADE);
+    met_add(MET_TUNNELS_OPEN, 1);
+    req_head(r);
+}
+
+/* The upstream has said all; the client may go on. */
+static void
+proxy_on_eof(void *data)
+{
+    struct proxy *p = data;
+
+    p->eof = true;
+    if (p->open && !p->req->ended)
+        req_half(p->req);
+}
 
 static void
 proxy_answer_head(struct req *r, const struct h1_answer *a)
@@ -20683,11 +21861,18 @@ proxy_on_answer(void *data, const struct h1_answer *a)
 {
     struct proxy *p = data;
 
-    proxy_answer_head(p->req, a);
+    p->tunnel = !a || a->upgraded;
+    if (a)
+        proxy_answer_head(p->req, a);
+    else
+        p->req->status = 200;  // for records: a raw tunnel has no answer
     p->held = true;
     if (p->ops->on_head(p->req)) {
         p->held = false;
-        req_head(p->req);
+        if (p->tunnel)
+            proxy_open(p);
+        else
+            req_head(p->req);
     } else if (p->held && p->call) {
         up_pause(p->call, true);
     }
@@ -20740,6 +21925,7 @@ static const struct up_ops proxy_up_ops = {
     .on_end = proxy_on_answer_end,
     .on_fail = proxy_on_fail,
     .on_drain = proxy_on_drain,
+    .on_eof = proxy_on_eof,
 };
 
 /* serve has made up its mind about the head it was shown. */
@@ -20749,11 +21935,16 @@ proxy_go(struct proxy *p)
     struct req *r = p->req;
 
     p->held = false;
-    req_head(r);
+    if (p->tunnel)
+        proxy_open(p);
+    else
+        req_head(r);
     if (p->call)
         up_pause(p->call, false);
     if (mem_buf_len(&p->early))
         proxy_send(p, mem_buf_ptr(&p->early), mem_buf_len(&p->early));
+    if (p->eof)
+        req_half(r);
     if (p->ended)
         p->ops->on_done(r);
 }
@@ -20797,6 +21988,8 @@ proxy_on_free(void *data)
 
     must(!p->call);
     mem_buf_free(&p->early);
+    if (p->open)
+        met_add(MET_TUNNELS_OPEN, -1);
 }
 
 /* Carries `r` to `pool`. `body` is the buffered body, or NULL to stream. */
@@ -20814,6 +22007,9 @@ proxy_new(struct req *r, struct up_pool *pool, struct str head,
         .idempotent = proxy_idempotent(r->method),
         .head_ms = pool->cfg->head_ms,
         .idle_ms = pool->cfg->idle_ms,
+        .raw = r->raw,
+        .upgrade = r->upgrade,
+        .tunnel_ms = r->tunnel_ms,
     };
 
     p->req = r;
@@ -20830,7 +22026,7 @@ proxy_start(struct proxy *p)
     up_go(p->call);
 }
 
-/* ==== 21 msg: typed frames between our processes ============================
+/* ==== 22 msg: typed frames between our processes ============================
  *
  * A channel is a socketpair that carries frames: a header, then its body.
  *
@@ -21338,7 +22534,7 @@ msg_chan_on_closed(uv_handle_t *h)
     c->ops->on_gone(c->data, c->failed ? &c->why : NULL);
 }
 
-/* ==== 22 jail: giving up rights, and starting a program without any =========
+/* ==== 23 jail: giving up rights, and starting a program without any =========
  *
  * Two halves. What each of our own processes gives up, in this order:
  * jail_early() before anything else, jail_drop() once it has read its bundle.
@@ -21668,7 +22864,7 @@ jail_sweep(int children, int ms)
     return false;
 }
 
-/* ==== 23 exec: programs, and nothing but the declared ones ==================
+/* ==== 24 exec: programs, and nothing but the declared ones ==================
  *
  *     worker                              broker
  *     exec_start --- MSG_EXEC_RUN ------> table, slots checked again, record
@@ -24289,7 +25485,7 @@ exec_cancel(struct exec *x, uint64_t ticket)
              (struct str){(const char *)&ticket, sizeof ticket}, &e);
 }
 
-/* ==== 24 vm: the Lua state ==================================================
+/* ==== 25 vm: the Lua state ==================================================
  *
  * One lua_State a worker: boot, sandbox, memory cap, CPU budget. A request's
  * hooks run in a coroutine of their own, a task, one after the other, and may
@@ -25405,7 +26601,7 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
     return true;
 }
 
-/* ==== 25 lib: string and table functions that cannot run away ===============
+/* ==== 26 lib: string and table functions that cannot run away ===============
  *
  * A debug hook does not fire inside a C function, so one string.find() with an
  * unlucky pattern could hold the loop for ever. These replace the functions of
@@ -26613,7 +27809,7 @@ static const luaL_Reg lib_tab_functions[] = {
     {NULL, NULL},
 };
 
-/* ==== 26 bind: what scripts can see =========================================
+/* ==== 27 bind: what scripts can see =========================================
  *
  * "gateway.core", the functions that the Lua library is built on, and the
  * objects that hooks are given: request, identity, raw values. Objects are
@@ -28313,6 +29509,7 @@ bind_core_fetch(lua_State *L)
     uint64_t ms;
 
     luaL_argcheck(L, index < env->cfg->upstreams_n, 1, "no such upstream");
+    luaL_argcheck(L, !env->cfg->upstreams[index].tcp, 1, "not an HTTP server");
     luaL_checktype(L, 2, LUA_TTABLE);
     lua_settop(L, 2);
     if (env->stubs)
@@ -28420,7 +29617,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
     return true;
 }
 
-/* ==== 27 serve: from request to answer ======================================
+/* ==== 28 serve: from request to answer ======================================
  *
  * The order of a request, and nothing else. Each step either goes on, waits
  * for something that calls serve_go() again, or ends the exchange.
@@ -28473,7 +29670,8 @@ struct serve_set {
     struct req_ops ops;  // first: a req finds its set by them
     struct env *env;     // borrowed
     struct serve_route *routes;
-    uint64_t random[2];  // for request ids
+    struct serve_route *tcp;  // by listener; unused where that speaks HTTP
+    uint64_t random[2];       // for request ids
     // under `gateway test`: stands in for upstreams, and sees what happened
     void (*forward)(struct serve *, const struct cfg_upstream *,
                     const struct proxy_line *);
@@ -28542,8 +29740,12 @@ serve_log_head(struct log_line *l, const struct serve *s)
     log_str(l, "id", (struct str){r->id, REQ_ID});
     log_int(l, "conn", (int64_t)r->from->conn);
     log_str(l, "peer", str_of(r->from->peer));
+    if (r->from->via && r->from->via[0])
+        log_str(l, "via", str_of(r->from->via));
     log_str(l, "listener", r->from->listener_name);
     serve_log_who(l, r->from);
+    if (r->raw)
+        return;
     log_str(l, "method", r->method);
     if (target.n > SERVE_LOG_TARGET)  // so that what follows fits, too
         target.n = SERVE_LOG_TARGET;
@@ -28584,6 +29786,10 @@ serve_log_access(const struct serve *s, uint64_t us)
         !log_begin(&l, LOG_INFO, "access"))
         return;
     serve_log_head(&l, s);
+    if (r->tunnel) {
+        log_str(&l, "tunnel", r->raw ? S("tcp") : r->upgrade);
+        log_str(&l, "ended", s->reason.n ? s->reason : S("by both sides"));
+    }
     log_int(&l, "status", r->status);
     log_int(&l, "received", (int64_t)r->body_bytes);
     log_int(&l, "sent", (int64_t)r->sent_bytes);
@@ -28933,6 +30139,8 @@ serve_new(struct serve_set *set, struct req *r)
     s->reason = S("");
     r->up = s;
     serve_request_id(set, r->id);
+    if (r->raw)
+        return s;
     met_add(MET_REQUESTS_OPEN, 1);
     met_inc(MET_REQUESTS);
     return s;
@@ -29088,20 +30296,24 @@ serve_find_route(struct serve *s)
 static bool
 serve_known(const struct serve *s)
 {
-    size_t i = (size_t)(s->route - s->set->routes);
     const uint8_t *bits = s->req->from->allowed;
+    size_t i;
 
-    return s->route->pure && bits && (bits[i / 8] >> i % 8 & 1);
+    if (!s->route->pure || !bits)
+        return false;
+    i = (size_t)(s->route - s->set->routes);
+    return bits[i / 8] >> i % 8 & 1;
 }
 
 static void
 serve_know(struct serve *s)
 {
-    size_t i = (size_t)(s->route - s->set->routes);
     struct req_from *f = s->req->from;
+    size_t i;
 
     if (!s->route->pure)
         return;
+    i = (size_t)(s->route - s->set->routes);
     if (!f->allowed)
         f->allowed = mem_xcalloc((s->set->env->cfg->routes_n + 7) / 8);
     f->allowed[i / 8] = (uint8_t)(f->allowed[i / 8] | 1u << i % 8);
@@ -29625,8 +30837,9 @@ serve_forward_of(struct serve *s, const struct bind_answer *a,
         .upstream = a->upstream,
         .remove = {a->remove.v, a->remove.n},
         .respond_remove = {a->respond_remove.v, a->respond_remove.n}};
-    if (a->upstream >= s->set->env->cfg->upstreams_n)
-        return err_set(e, ERR_HOOK, "no such upstream");
+    if (a->upstream >= s->set->env->cfg->upstreams_n ||
+        s->set->env->cfg->upstreams[a->upstream].tcp)
+        return err_set(e, ERR_HOOK, "no such upstream of HTTP servers");
     return serve_template(s, a->target, a->literal, &h->target, e) &&
            serve_templates(s, &a->set, a->literal, &h->set, e) &&
            serve_templates(s, &a->respond_set, a->literal, &h->respond_set, e);
@@ -29660,6 +30873,114 @@ serve_forward(struct serve *s, const struct cfg_handle *h)
     req_deadline(r, 0);
     s->proxy = proxy_new(r, &s->set->env->upstreams->pools[h->upstream],
                          proxy_head(r, &line), line.body, &serve_proxy_ops);
+    proxy_start(s->proxy);
+}
+
+/* ---- tunnels ---- */
+
+/* Does the client ask for a protocol that the route knows? Any other is
+ * ignored, and not forwarded (RFC 9110, section 7.8). Where the upstream does
+ * not agree, the connection closes with its answer: what the client sent in
+ * the hope of a tunnel must never be read as a request. */
+static void
+serve_ask_upgrade(struct serve *s)
+{
+    const struct cfg_route *c = s->route->cfg;
+    struct req *r = s->req;
+
+    if (!c->upgrade.n || r->http10 || req_has_body(r) ||
+        route_method(r->method) != ROUTE_GET ||
+        !h1_has_option(&r->headers, S("upgrade")))
+        return;
+    for (size_t i = 0; i < c->upgrade.n && !r->upgrade.n; i++)
+        for (unsigned j = 0; j < r->headers.n; j++)
+            if (str_eq(r->headers.v[j].name, S("upgrade")) &&
+                hdr_list_has(r->headers.v[j].value, c->upgrade.v[i]))
+                r->upgrade = c->upgrade.v[i];
+    if (!r->upgrade.n)
+        return;
+    r->close = true;
+    r->tunnel_ms =
+        c->limits.upgrade_idle_ms ? c->limits.upgrade_idle_ms : CFG_TUNNEL_MS;
+    r->half_ms = r->tunnel_ms < CFG_HALF_MS ? r->tunnel_ms : CFG_HALF_MS;
+}
+
+/* A connection of a listener that speaks no HTTP. */
+static void
+serve_tcp(struct serve *s)
+{
+    struct req *r = s->req;
+    const struct cfg_tcp *t =
+        s->set->env->cfg->listeners[r->from->listener].tcp;
+
+    s->route = &s->set->tcp[r->from->listener];
+    s->view.route = s->route->cfg;
+    r->tunnel_ms = t->idle_ms;
+    r->half_ms = t->half_ms < t->idle_ms ? t->half_ms : t->idle_ms;
+    s->stage = SERVE_AUTHORIZE;
+    serve_go(s);
+}
+
+/* The first CN of the subject. */
+static struct str
+serve_cn(const struct pki_identity *id)
+{
+    for (size_t i = 0; id && i < id->subject_n; i++)
+        if (str_eq(id->subject[i].type, S("cn")))
+            return id->subject[i].value;
+    return S("");
+}
+
+/* As other servers write it, and not as wolfSSL does. */
+static struct str
+serve_cipher(const char *name)
+{
+    static const char *const names[][2] = {
+        {"TLS13-AES128-GCM-SHA256", "TLS_AES_128_GCM_SHA256"},
+        {"TLS13-AES256-GCM-SHA384", "TLS_AES_256_GCM_SHA384"},
+        {"TLS13-CHACHA20-POLY1305-SHA256", "TLS_CHACHA20_POLY1305_SHA256"},
+    };
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i][0]) == 0)
+            return str_of(names[i][1]);
+    return str_of(name);
+}
+
+/* What the upstream is told first: who is there. */
+static struct str
+serve_tcp_header(struct serve *s, unsigned version)
+{
+    const struct req_from *f = s->req->from;
+    struct mem_buf b = {0};
+    struct pp_tls tls = {.version = str_of(f->tls_version),
+                         .cipher = serve_cipher(f->tls_cipher),
+                         .sni = f->sni,
+                         .alpn = f->alpn,
+                         .cn = serve_cn(f->identity),
+                         .sig_alg = f->our_sig_alg,
+                         .key_alg = f->our_key_alg};
+    struct str head;
+
+    if (version == 1)
+        pp_write_v1(&b, *f->ends);
+    if (version == 2)
+        pp_write_v2(&b, *f->ends, &tls);
+    head = str_dup(s->req->arena, (struct str){mem_buf_ptr(&b), b.n});
+    mem_buf_free(&b);
+    return head;
+}
+
+static void
+serve_tcp_forward(struct serve *s)
+{
+    unsigned i = s->route->cfg->handle.upstream;
+    struct up_pool *pool = &s->set->env->upstreams->pools[i];
+
+    req_deadline(s->req, 0);
+    s->proxy =
+        proxy_new(s->req, pool, serve_tcp_header(s, pool->cfg->proxy_protocol),
+                  NULL, &serve_proxy_ops);
     proxy_start(s->proxy);
 }
 
@@ -29762,6 +31083,10 @@ serve_step_handle(struct serve *s)
 {
     const struct cfg_handle *h = serve_handle_of(s);
 
+    if (s->req->raw) {
+        serve_tcp_forward(s);
+        return false;
+    }
     if (h->kind == CFG_HANDLE_PROXY) {
         serve_forward(s, h);
         return false;
@@ -29873,6 +31198,8 @@ serve_answer(struct serve *s, const struct bind_answer *a)
             hdr_add_ref(r->arena, &r->out, S("content-type"),
                         S("application/problem+json"));
     }
+    if (r->raw)
+        body = S("");  // the connection is closed, and that says it
     r->out_length = (int64_t)body.n;
     if (s->set->env->draining)
         r->close = true;
@@ -29892,7 +31219,8 @@ serve_release(struct serve *s)
     if (s->stage == SERVE_OVER)
         return;
     s->stage = SERVE_OVER;
-    met_add(MET_REQUESTS_OPEN, -1);
+    if (!s->req->raw)
+        met_add(MET_REQUESTS_OPEN, -1);
     vm_task_end(s->task);
     s->task = NULL;
     bind_request_end(s->set->env->vm, &s->view);
@@ -29907,7 +31235,7 @@ serve_finish(struct serve *s)
     struct req *r = s->req;
     uint64_t us = uv_hrtime() / 1000 - r->started_us;
 
-    if (s->route)
+    if (s->route && s->route->met && !r->tunnel)
         met_route_done(s->route->met, r->status, us);
     serve_log_access(s, us);
     if (s->set->on_over)
@@ -29940,8 +31268,13 @@ serve_on_head(struct req *r)
         serve_refuse_err(s, "connection", &e);
         return;
     }
+    if (r->raw) {
+        serve_tcp(s);
+        return;
+    }
     if (!serve_find_route(s))
         return;
+    serve_ask_upgrade(s);
     s->stage = SERVE_AUTHORIZE;
     serve_go(s);
 }
@@ -29965,7 +31298,7 @@ serve_on_body(struct req *r, const char *p, size_t n)
 
     if (s->stage == SERVE_OVER || s->stage == SERVE_LOG)
         return;
-    if (r->body_bytes > b->max) {
+    if (r->body_bytes > b->max && !r->tunnel) {
         if (r->head_sent) {
             met_inc(MET_LIMIT_BODY);
             req_reset(r);
@@ -30111,10 +31444,14 @@ serve_set_new(struct env *env, struct mem_arena *boot, struct met_route *met,
                              boot, e))
             return NULL;
     }
+    set->tcp = mem_alloc(boot, (env->cfg->listeners_n + 1) * sizeof *set->tcp);
+    for (size_t i = 0; i < env->cfg->listeners_n; i++)
+        if (env->cfg->listeners[i].tcp)
+            set->tcp[i].cfg = &env->cfg->listeners[i].tcp->route;
     return set;
 }
 
-/* ==== 28 admin: health and metrics ==========================================
+/* ==== 29 admin: health and metrics ==========================================
  *
  * Plain HTTP on an address that the policy declares; any worker answers for
  * all, from the shared slab.
@@ -30278,7 +31615,7 @@ static const struct req_ops admin_ops = {
     .on_time = admin_on_nothing,
 };
 
-/* ==== 29 work: a worker =====================================================
+/* ==== 30 work: a worker =====================================================
  *
  * Inherits listening sockets, scripts and certificates, opens nothing by name
  * (but what c-ares reads), serves until it is told to drain. One loop, one Lua
@@ -30293,6 +31630,7 @@ static const struct req_ops admin_ops = {
 enum {
     WORK_PING_MS = 1000,  // the supervisor kills what is silent for ten
     WORK_COUNTS = 256,    // slots of the table of identities
+    WORK_CUT_MS = 1000,   // before the end of a drain, at most: tunnels are cut
 };
 
 /* How many connections an identity has open. */
@@ -30318,6 +31656,7 @@ struct work {
     uv_check_t check;
     uv_idle_t idle;
     uv_timer_t ping;
+    uv_timer_t cut;        // while we drain: before the supervisor kills us
     struct msg_chan chan;  // to the supervisor
     bool leaving;
 };
@@ -30425,6 +31764,23 @@ static const struct conn_ops work_conn_ops = {
 
 /* ---- listeners ---- */
 
+/* What a listener has beyond TLS and HTTP. */
+static void
+work_listen_tcp(struct work *w, struct conn_listener *l,
+                const struct cfg_listener *c)
+{
+    const char *alpn = NULL;
+
+    l->proxy = c->proxy_from;
+    l->proxy_n = c->proxy_from_n;
+    l->raw = c->tcp != NULL;
+    for (size_t i = 0; l->raw && i < c->tcp->alpn.n; i++)
+        alpn = mem_printf(w->boot_arena, "%s%s%.*s", alpn ? alpn : "",
+                          alpn ? "," : "", STR_FMT(c->tcp->alpn.v[i]));
+    if (l->raw)
+        l->tls->alpn = alpn;
+}
+
 static bool
 work_listen(struct work *w, struct err *e)
 {
@@ -30457,6 +31813,7 @@ work_listen(struct work *w, struct err *e)
                 return err_prefix(e, "%.*s: ", STR_FMT(c->at));
             admin_note_crls(&w->admin, w->boot_arena, c->name,
                             pki_crls_next(l->tls->crls));
+            work_listen_tcp(w, l, c);
         }
         if (!conn_listen(l, c ? b->listeners[i].fd : b->admin_fds[i - n], e))
             return false;
@@ -30473,6 +31830,25 @@ work_maybe_leave(struct work *w)
         uv_stop(&w->loop);
 }
 
+/* Tunnels end when their sides want to. What is left of them near the end of
+ * the drain is cut, and recorded, before the supervisor kills this worker. */
+static void
+work_on_cut(uv_timer_t *timer)
+{
+    struct work *w = timer->data;
+
+    conn_cut_tunnels(&w->conns);
+}
+
+static void
+work_cut_later(struct work *w)
+{
+    uint32_t ms = w->cfg.process.drain_ms;
+    uint32_t early = ms / 10 < WORK_CUT_MS ? ms / 10 : WORK_CUT_MS;
+
+    uv_timer_start(&w->cut, work_on_cut, ms - early, 0);
+}
+
 /* MSG_DRAIN: no new client; answer what is under way; leave. */
 static void
 work_drain(struct work *w)
@@ -30483,6 +31859,7 @@ work_drain(struct work *w)
     for (size_t i = 0; i < w->listeners_n; i++)
         uv_close(&w->listeners[i].h.handle, NULL);
     conn_stop_all(&w->conns);
+    work_cut_later(w);
     work_maybe_leave(w);
 }
 
@@ -30663,6 +32040,7 @@ work_close(struct work *w)
     uv_close((uv_handle_t *)&w->check, NULL);
     uv_close((uv_handle_t *)&w->idle, NULL);
     uv_close((uv_handle_t *)&w->ping, NULL);
+    uv_close((uv_handle_t *)&w->cut, NULL);
     uv_run(&w->loop, UV_RUN_DEFAULT);
     vm_free(w->env.vm);
     pki_cache_free(w->env.identities);
@@ -30704,7 +32082,8 @@ work_main(struct boot *boot)
     uv_check_init(&w->loop, &w->check);
     uv_idle_init(&w->loop, &w->idle);
     uv_timer_init(&w->loop, &w->ping);
-    w->prepare.data = w->check.data = w->ping.data = w;
+    uv_timer_init(&w->loop, &w->cut);
+    w->prepare.data = w->check.data = w->ping.data = w->cut.data = w;
     uv_prepare_start(&w->prepare, work_on_prepare);
     uv_check_start(&w->check, work_on_check);
     uv_timer_start(&w->ping, work_on_ping, WORK_PING_MS, WORK_PING_MS);
@@ -30717,7 +32096,7 @@ work_main(struct boot *boot)
     return 0;
 }
 
-/* ==== 30 sup: the supervisor ================================================
+/* ==== 31 sup: the supervisor ================================================
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
@@ -32917,7 +34296,7 @@ sup_verify(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
     return true;
 }
 
-/* ==== 31 try: policy tests ==================================================
+/* ==== 32 try: policy tests ==================================================
  *
  * `gateway test`: the real hooks, schemas, routes and parser, without network,
  * clock or certificates on disk. A test's request is bytes that go through the
@@ -33264,11 +34643,12 @@ try_listener(lua_State *L, struct try *t, int at, struct mem_arena *a)
     struct str name = bind_field_str(L, at, "listener", a);
     unsigned i = 0;
 
-    while (name.n && i < t->cfg.listeners_n &&
-           !str_eq(t->cfg.listeners[i].name, name))
+    while (i < t->cfg.listeners_n &&
+           (t->cfg.listeners[i].tcp ||
+            (name.n && !str_eq(t->cfg.listeners[i].name, name))))
         i++;
     if (i >= t->cfg.listeners_n)
-        luaL_error(L, "t.request: no listener '%s'", name.p);
+        luaL_error(L, "t.request: no HTTP listener '%s'", name.p);
     return i;
 }
 
@@ -33732,7 +35112,7 @@ try_main(int argc, char **argv)
     return code != LUA_OK || a.failed ? 1 : 0;
 }
 
-/* ==== 32 cli: the commands, and main ========================================
+/* ==== 33 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1

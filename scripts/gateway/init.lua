@@ -72,6 +72,7 @@ local LISTEN_SPEC <const> = {
   crl_expired = { options.one_of("deny", "allow"), default = "deny" },
   host_check = { options.boolean, default = true },
   strip_headers = { options.texts, default = core.array {} },
+  proxy_protocol = { options.table },
   sni = { later = LATER },
   eku = { any_purpose, default = false },
   depth = { options.integer(1, 9), default = 9 },
@@ -118,10 +119,11 @@ function M.process(given)
 end
 
 
---- listen { address =, certificate =, key =, client_ca =, … }: a TLS listener.
-function M.listen(given)
-  local what <const> = "gateway.listen"
-  local at = policy.declare(what)
+local PROXY_SPEC <const> = { from = { options.texts, required = true } }
+
+
+-- A listener, as the configuration wants it.
+local function read_listener(at, what, given)
   local read = options.read(at, what, given, LISTEN_SPEC)
   local limits = options.read(at, what .. ": limits", read.limits, LIMITS_SPEC)
   read.limits = {}
@@ -137,10 +139,55 @@ function M.listen(given)
   read.crl_missing_ok = read.crl_missing == "allow"
   read.crl_expired_ok = read.crl_expired == "allow"
   read.crl_missing, read.crl_expired = nil, nil
+  if read.proxy_protocol then
+    read.proxy_from = options.read(at, what .. ": proxy_protocol",
+      read.proxy_protocol, PROXY_SPEC).from
+    read.proxy_protocol = nil
+  end
   read.name = read.name or read.address
   policy.unique(at, what, "listeners", read.name)
   read.at = at
-  policy.add("listeners", read)
+  return read
+end
+
+
+--- listen { address =, certificate =, key =, client_ca =, … }: a TLS listener.
+function M.listen(given)
+  local what <const> = "gateway.listen"
+  local at = policy.declare(what)
+  policy.add("listeners", read_listener(at, what, given))
+end
+
+
+local TCP_SPEC <const> = {
+  listen = { options.table, required = true },
+  authorize = { route.anything },
+  to = { route.anything, required = true },
+  idle = { options.seconds, default = 3600000 },
+  half_idle = { options.seconds, default = 60000 },
+  alpn = { options.texts, default = core.array {} },
+  log = { route.anything },
+}
+
+
+--- tcp { listen = { … }, authorize =, to = }: any protocol over TCP, for whom
+-- authorize allows; `to` is "tcp://host:port", "unix:/path", or an upstream of
+-- such targets.
+function M.tcp(given)
+  local what <const> = "gateway.tcp"
+  local at = policy.declare(what)
+  local read = options.read(at, what, given, TCP_SPEC)
+  local listener = read_listener(at, what .. ": listen", read.listen)
+  if listener.explain then
+    options.fail(at, what, "explain: there is no answer to explain it in")
+  end
+  listener.tcp = {
+    authorize = core.array { route.read_authorize(at, what, read.authorize) },
+    log = core.array(route.read_hooks(at, what, "log", read.log)),
+    upstream = upstream.stream(at, what, read.to, listener.name),
+    idle_ms = read.idle, half_ms = read.half_idle, alpn = read.alpn,
+  }
+  policy.add("listeners", listener)
 end
 
 
@@ -244,7 +291,7 @@ end
 
 -- ---- slips -----------------------------------------------------------------
 
-local NOT_YET <const> = { openapi = true, tcp = true, limit = true }
+local NOT_YET <const> = { openapi = true, limit = true }
 
 
 -- Reading what is not there: gateway.gett(…), gateway.openapi(…).

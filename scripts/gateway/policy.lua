@@ -172,7 +172,10 @@ end
 
 -- Names that may be declared after their use, so they are looked up last.
 local function check_names()
-  local listeners = M.names("listeners")
+  local listeners = {}
+  for _, listener in ipairs(book.listeners) do
+    listeners[listener.name] = not listener.tcp or nil
+  end
   for _, route in ipairs(book.routes) do
     if route.listener ~= "" and not listeners[route.listener] then
       options.fail(route.at, "listener", ("no listener is named %q%s"):format(
@@ -188,9 +191,11 @@ local function check_complete(main)
       .. ' gateway.listen { address = "127.0.0.1:8443", certificate = …,'
       .. " key = …, client_ca = … }")
   end
-  if #book.routes == 0 then
-    M.warn(book.listeners[1].at,
-      "no route is declared: every request gets 404")
+  for _, listener in ipairs(book.listeners) do
+    if #book.routes == 0 and not listener.tcp then
+      M.warn(listener.at, "no route is declared: every request gets 404")
+      break
+    end
   end
 end
 

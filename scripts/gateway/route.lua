@@ -45,7 +45,7 @@ local SPEC <const> = {
   listener = { options.text, default = "" },
   limit = { later = "comes with a later version (rate limits)" },
   client_ca = { options.text },
-  upgrade = { later = "comes with a later version" },
+  upgrade = { anything },
 }
 
 local GROUP_SPEC <const> = {
@@ -65,7 +65,7 @@ local VALIDATE_SPEC <const> = {
 local LIMITS_SPEC <const> = {
   hook_cpu = { options.seconds }, hook_time = { options.seconds },
   body_idle = { options.seconds }, write_idle = { options.seconds },
-  body_size = { options.size },
+  body_size = { options.size }, upgrade_idle = { options.seconds },
 }
 
 local NO_GROUP <const> = {
@@ -160,6 +160,28 @@ local function read_methods(at, what, given)
 end
 
 
+-- `upgrade`: a protocol or a list of them, in lower case; nil: none.
+local function read_upgrade(at, what, value, methods)
+  if value == nil then
+    return nil
+  end
+  local tokens, message = options.texts(
+    type(value) == "string" and { value } or value)
+  if not tokens then
+    options.fail(at, what, ('upgrade must be "websocket", or %s'):format(
+      message))
+  end
+  for i, token in ipairs(tokens) do
+    tokens[i] = token:lower()
+  end
+  if not table.concat(methods, " "):find("[G*]") then
+    options.fail(at, what, "upgrade: only a GET can be upgraded: use"
+      .. " gateway.get")
+  end
+  return tokens
+end
+
+
 -- One authorize: as the configuration wants it.
 local function read_authorize(at, what, value)
   if type(value) == "table" and not identity.is_condition(value) then
@@ -209,6 +231,26 @@ local function join(first, second)
   table.move(first, 1, #first, 1, all)
   table.move(second, 1, #second, #all + 1, all)
   return core.array(all)
+end
+
+
+local function no_authorize(at, what)
+  options.fail(at, what, "option 'authorize' is missing: say who may call"
+    .. " this, such as authorize = id.ou \"ops\", or id.anyone")
+end
+
+
+-- What gateway.tcp shares with routes.
+M.anything = anything
+M.read_hooks = read_hooks
+
+
+--- One authorize, which must be there.
+function M.read_authorize(at, what, value)
+  if value == nil then
+    no_authorize(at, what)
+  end
+  return read_authorize(at, what, value)
 end
 
 
@@ -333,6 +375,10 @@ local function read_handle(at, what, handle, captures)
     end
     return { kind = "lua", hook = policy.hook(handle, false) }
   end
+  if upstream.is_stream(handle) then
+    options.fail(at, what, ("handle: upstream %s is for gateway.tcp: a route"
+      .. " needs http:// or http+unix: targets"):format(handle.name))
+  end
   if not upstream.is_forward(handle) then
     options.fail(at, what, ("handle must be function(request, identity), an"
       .. " upstream, or upstream:to(…), not %s"):format(options.show(handle)))
@@ -397,8 +443,7 @@ local function declare(word, group, methods, path, given)
   local read = options.read(at, what, given, SPEC)
   local authorize = read_who(at, what, group, read)
   if read.authorize == nil and #group.authorize == 0 then
-    options.fail(at, what, "option 'authorize' is missing: say who may call"
-      .. " this, such as authorize = id.ou \"ops\", or id.anyone")
+    no_authorize(at, what)
   end
   local validate = options.read(at, what .. ": validate", read.validate,
     VALIDATE_SPEC)
@@ -416,12 +461,14 @@ local function declare(word, group, methods, path, given)
     body = read_body(at, what, validate, methods, limits.body_size, allowed),
     check = join(group.check, read_hooks(at, what, "check", read.check)),
     handle = read_handle(at, what, read.handle, captures),
+    upgrade = read_upgrade(at, what, read.upgrade, methods),
     respond = join(read_hooks(at, what, "respond", read.respond),
       group.respond),
     log = join(read_hooks(at, what, "log", read.log), group.log),
     limits = {
       hook_cpu_ms = limits.hook_cpu, hook_time_ms = limits.hook_time,
       body_ms = limits.body_idle, write_ms = limits.write_idle,
+      upgrade_idle_ms = limits.upgrade_idle,
     },
   })
 end

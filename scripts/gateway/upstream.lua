@@ -19,7 +19,7 @@ local SPEC <const> = {
   idle_timeout = { options.seconds, default = 30000 },
   keepalive_timeout = { options.seconds, default = 60000 },
   keepalive = { options.integer(0, 10000), default = 64 },
-  identity_headers = { options.boolean, default = true },
+  identity_headers = { options.boolean },
   ca = { options.text },
   certificate = { options.text },
   key = { options.text },
@@ -29,6 +29,7 @@ local SPEC <const> = {
   crl_missing = { options.one_of("deny", "allow"), default = "deny" },
   crl_expired = { options.one_of("deny", "allow"), default = "deny" },
   client_cert_chain = { options.boolean, default = false },
+  proxy_protocol = { options.one_of("v1", "v2") },
   health = { later = "comes with a later version" },
 }
 
@@ -53,6 +54,7 @@ end
 
 local Upstream = {}
 local Forward = {}
+local Stream = {}  -- an upstream of tcp:// or unix: targets, for gateway.tcp
 
 
 -- One target: nil and a message where it is none.
@@ -61,17 +63,21 @@ local function check_target(target)
     return nil, "a target is a string, not " .. options.show(target)
   end
   if target:find("^http%+unix:/[^/]") or target:find("^https?://[^/?#@%s]+/?$")
-  then
+    or target:find("^tcp://[^/?#@%s]+:%d+$") or target:find("^unix:/[^/]") then
     return target
   end
   local mend = 'write "http://HOST:PORT", "https://HOST:PORT" or'
-    .. ' "http+unix:/PATH"'
+    .. ' "http+unix:/PATH"; for gateway.tcp "tcp://HOST:PORT" or "unix:/PATH"'
   if target:find("^https?://[^/?#@%s]+/") then
     mend = "a target has no path: write it in app:to \"/path/{name}\""
-  elseif target:find("^unix:") then
-    mend = "write http+" .. target
   end
   return nil, ("no target %s: %s"):format(options.show(target), mend)
+end
+
+
+-- A target of gateway.tcp: a server that need not speak HTTP.
+local function is_stream(target)
+  return target:find("^tcp:") or target:find("^unix:")
 end
 
 
@@ -137,7 +143,24 @@ function M.declare(given)
   local read = options.read(at, what, rest, SPEC)
   local name = read.name or targets[1]
   policy.unique(at, what, "upstreams", name)
+  local stream = is_stream(targets[1]) ~= nil
+  for _, option in ipairs { "identity_headers", "keepalive",
+    "keepalive_timeout", "head_timeout", "idle_timeout" } do
+    if stream and rest[option] ~= nil then
+      options.fail(at, what, ("option '%s' is for http:// targets"):format(
+        option))
+    end
+  end
+  if read.proxy_protocol and not stream then
+    options.fail(at, what, "option 'proxy_protocol' is for tcp:// and unix:"
+      .. " targets: connections of HTTP are shared by clients")
+  end
+  read.identity_headers = not stream and read.identity_headers ~= false
   for _, target in ipairs(targets) do
+    if (is_stream(target) ~= nil) ~= stream then
+      options.fail(at, what, "mixes tcp:// or unix: with http:// targets:"
+        .. " declare two upstreams")
+    end
     local why = exposed(target, read)
     if why then
       policy.warn(at, why)
@@ -155,7 +178,12 @@ function M.declare(given)
     crl = read.crl, crl_missing_ok = read.crl_missing == "allow",
     crl_expired_ok = read.crl_expired == "allow",
     client_cert_chain = read.client_cert_chain,
+    proxy_protocol = read.proxy_protocol == "v1" and 1
+      or read.proxy_protocol == "v2" and 2 or 0,
   })
+  if stream then
+    return setmetatable({ name = name, index = index }, Stream)
+  end
   return setmetatable({
     name = name, index = index,
     forward = {
@@ -163,6 +191,22 @@ function M.declare(given)
       respond_set = {}, respond_remove = core.array {},
     },
   }, Upstream)
+end
+
+
+--- The number of the upstream that gateway.tcp's `to` names; a target by itself
+-- becomes one.
+function M.stream(at, what, to, listener)
+  if type(to) == "string" and is_stream(to) then
+    to = M.declare { to, name = to .. " of " .. listener }
+  end
+  if getmetatable(to) == Stream then
+    return to.index
+  end
+  options.fail(at, what, ('to must be "tcp://HOST:PORT", "unix:/PATH" or an'
+    .. " upstream of such targets, not %s"):format(
+    getmetatable(to) == Upstream and "one of http:// targets"
+      or options.show(to)))
 end
 
 
@@ -224,6 +268,12 @@ Upstream.__index = { to = to, fetch = fetch }
 function M.is_forward(value)
   local kind = getmetatable(value)
   return kind == Upstream or kind == Forward
+end
+
+
+--- True where `value` is an upstream for gateway.tcp alone.
+function M.is_stream(value)
+  return getmetatable(value) == Stream
 end
 
 

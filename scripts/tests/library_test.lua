@@ -57,6 +57,21 @@ local function post(changes)
 end
 
 
+local TLS <const> = {
+  address = "127.0.0.1:1", certificate = "a", key = "b", client_ca = "c",
+}
+
+
+local function tcp(changes, listener)
+  return function()
+    gateway.tcp(with({
+      listen = with(TLS, listener or {}), authorize = id.anyone,
+      to = "tcp://127.0.0.1:6379",
+    }, changes))
+  end
+end
+
+
 local function command(changes)
   return function()
     gateway.command(with({ name = "echo", program = "/bin/echo" }, changes))
@@ -175,6 +190,33 @@ local MISTAKES <const> = {
     declared(function() policy.finish "p.lua" gateway.get("/late", {}) end)
   end, "belongs at the top of the policy" },
 
+  -- tunnels
+  { tcp { to = "http://127.0.0.1:1" }, "tcp://HOST:PORT" },
+  { tcp { to = "tcp://127.0.0.1" }, "tcp://HOST:PORT" },
+  { function() tcp { to = gateway.upstream { "http://127.0.0.1:1" } }() end,
+    "one of http:// targets" },
+  { tcp { authorize = true }, "write id.anyone" },
+  { tcp({}, { explain = true }), "no answer to explain" },
+  { tcp({}, { adress = 1 }), "did you mean 'address'?" },
+  { tcp({}, { proxy_protocol = {} }), "option 'from' is missing" },
+  { tcp { idel = 1 }, "did you mean 'idle'?" },
+  { function()
+    gateway.tcp { listen = TLS, to = "unix:/x" }
+  end, "option 'authorize' is missing" },
+  { function() gateway.upstream { "tcp://a:1", "http://a" } end, "mixes" },
+  { function() gateway.upstream { "tcp://a:1", head_timeout = 1 } end,
+    "is for http:// targets" },
+  { function() gateway.upstream { "http://a", proxy_protocol = "v2" } end,
+    "shared by clients" },
+  { route { upgrade = 1 }, 'upgrade must be "websocket"' },
+  { post { upgrade = "websocket" }, "only a GET" },
+  { function()
+    declared(function()
+      tcp({}, { name = "redis" })()
+      route { listener = "redis" }()
+    end)
+  end, 'no listener is named "redis"' },
+
   -- groups
   { function() gateway.group("v1", {}) end, 'a prefix is as "/v1"' },
   { function() gateway.group("/v1/", {}) end, 'a prefix is as "/v1"' },
@@ -228,7 +270,9 @@ local MISTAKES <const> = {
   -- upstreams
   { upstream "https://127.0.0.1/api", "a target has no path" },
   { upstream "https://", "no target" },
-  { upstream "unix:/run/app.sock", "write http+unix:/run/app.sock" },
+  { function()
+    route { handle = gateway.upstream "unix:/run/app.sock" }()
+  end, "a route needs http:// or http+unix: targets" },
   { upstream "http://127.0.0.1/api", "a target has no path" },
   { upstream "127.0.0.1:80", "no target" },
   { function() gateway.upstream {} end, "names no target" },
@@ -473,6 +517,27 @@ t.case("a route becomes plain configuration", function()
       remove = { "X-Debug" }, respond_set = {}, respond_remove = {},
     },
   })
+end)
+
+t.case("gateway.tcp becomes a listener and an upstream", function()
+  local cfg = declared(function()
+    tcp({ idle = 5, alpn = { "redis" } }, {
+      name = "redis", proxy_protocol = { from = { "10.0.0.0/8" } },
+    })()
+    gateway.get("/ws", {
+      authorize = id.anyone, upgrade = "WebSocket", handle = nothing,
+    })
+  end)
+  local listener = cfg.listeners[#cfg.listeners]
+  local hook = listener.tcp.authorize[1].hook
+  t.equal(listener.proxy_from, { "10.0.0.0/8" })
+  t.equal(listener.tcp, {
+    authorize = { { hook = hook, text = "anyone" } }, log = {}, upstream = 0,
+    idle_ms = 5000, half_ms = 60000, alpn = { "redis" },
+  })
+  t.equal(cfg.upstreams[1].targets, { "tcp://127.0.0.1:6379" })
+  t.equal(cfg.upstreams[1].proxy_protocol, 0)
+  t.equal(cfg.routes[1].upgrade, { "websocket" })
 end)
 
 t.case("groups add conditions and never replace them", function()
