@@ -182,6 +182,17 @@ local function read_upgrade(at, what, value, methods)
 end
 
 
+-- Browsers present a client's certificate to whoever asks, and let any page
+-- open a WebSocket.
+local function warn_of_origins(at, what, upgrade, headers, check)
+  if upgrade and not headers.origin and #check == 0 then
+    policy.warn(at, what .. ": upgrade: nothing looks at Origin, so any web"
+      .. " page may open this with its visitor's certificate: add validate ="
+      .. " { headers = { Origin = … } }, or a check")
+  end
+end
+
+
 -- One authorize: as the configuration wants it.
 local function read_authorize(at, what, value)
   if type(value) == "table" and not identity.is_condition(value) then
@@ -450,6 +461,10 @@ local function declare(word, group, methods, path, given)
   local query, unchecked = read_query(at, what, validate.query)
   local limits = read_limits(at, what, read.limits, group.limits)
   local allow, allowed = read_allow(at, what, read.allow, group.allow)
+  local headers = read_headers(at, what, validate.headers, allowed)
+  local check = join(group.check, read_hooks(at, what, "check", read.check))
+  local upgrade = read_upgrade(at, what, read.upgrade, methods)
+  warn_of_origins(at, what, upgrade, headers, check)
   policy.add("routes", {
     methods = core.array(methods), path = path, at = at,
     host = inherit(at, what, "host", read.host:lower(), group.host),
@@ -457,11 +472,10 @@ local function declare(word, group, methods, path, given)
     authorize = core.array(authorize),
     path_schemas = read_path_schemas(at, what, validate.path, captures, path),
     query = query, query_unchecked = unchecked, allow = allow,
-    headers = read_headers(at, what, validate.headers, allowed),
+    headers = headers,
     body = read_body(at, what, validate, methods, limits.body_size, allowed),
-    check = join(group.check, read_hooks(at, what, "check", read.check)),
+    check = check, upgrade = upgrade,
     handle = read_handle(at, what, read.handle, captures),
-    upgrade = read_upgrade(at, what, read.upgrade, methods),
     respond = join(read_hooks(at, what, "respond", read.respond),
       group.respond),
     log = join(read_hooks(at, what, "log", read.log), group.log),

@@ -540,6 +540,22 @@ t.case("gateway.tcp becomes a listener and an upstream", function()
   t.equal(cfg.routes[1].upgrade, { "websocket" })
 end)
 
+t.case("a WebSocket that no Origin is asked of is warned of", function()
+  local function warnings(changes)
+    local cfg = declared(route(with({ upgrade = "websocket" }, changes)))
+    local count = 0
+    for _, warning in ipairs(cfg.warnings) do
+      count = count + (warning.text:find("Origin", 1, true) and 1 or 0)
+    end
+    return count
+  end
+  t.equal(warnings {}, 1)
+  t.equal(warnings { check = nothing }, 0)
+  t.equal(warnings {
+    validate = { headers = { Origin = gateway.enum { "https://a" } } },
+  }, 0)
+end)
+
 t.case("groups add conditions and never replace them", function()
   local function first() end
   local function second() end
