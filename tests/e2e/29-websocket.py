@@ -8,10 +8,12 @@ import base64
 import hashlib
 import os
 import socket
+import ssl
 import struct
 import threading
 
-from gw import (ASAN, SOCKET_S, Gateway, build, equal, free_port, status_kib, until)
+from gw import (ASAN, PKI, SOCKET_S, Gateway, build, equal, free_port,
+                status_kib, until)
 
 GROWN_KIB = (96 if ASAN else 16) << 10  # ASan keeps what is freed
 
@@ -113,7 +115,8 @@ class Server:
 
     `answer`, if set, is sent instead of the handshake's answer."""
 
-    def __init__(self):
+    def __init__(self, tls=None):
+        self.tls = tls
         self.heads, self.after, self.answer = [], [], None
         self.behind = []  # bytes that came with a head that `answer` answered
         self.after_101 = b""
@@ -136,9 +139,14 @@ class Server:
 
     def one(self, sock):
         try:
+            if self.tls:
+                sock = self.tls.wrap_socket(sock, server_side=True,
+                                            suppress_ragged_eofs=False)
             with sock:
                 while self.serve(sock):
                     pass
+                if self.tls:
+                    sock.unwrap()
         except (OSError, EOFError) as problem:
             self.after.append(problem)
 
@@ -505,3 +513,30 @@ def test_the_upstream_is_down_or_dies():
         g.reload(HEAD + POLICY)
         with g.connect() as c:
             equal(Socket(c).response.status, 502)
+
+
+def test_an_upstream_over_tls():
+    """Through https: whole, ended by close_notify, and cut without it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(PKI + "/server.crt", PKI + "/server.key")
+    server = Server(context)
+    policy = HEAD + POLICY.replace('"http://127.0.0.1:@UP@"',
+                                   '"https://127.0.0.1:@UP@",'
+                                   ' ca = "@PKI@/ca.crt"')
+    with Gateway(policy, head=False, UP=server.port, ROUTE="") as g:
+        with g.connect() as c:
+            ws = Socket(c)
+            equal(ws.response.status, 101)
+            for n in (1, 70000, 3 << 20):
+                ws.echo(os.urandom(n))
+            ws.say(struct.pack("!H", 1000), 8)
+            equal(ws.hear()[0], 8)
+            assert not c.fill()
+            equal(c.closed, "end")
+        until(lambda: "closed well" in server.after, "the server's close")
+        with g.connect() as c:
+            Socket(c).echo(b"x")
+        until(lambda: len(server.after) > 1, "the server sees its client go")
+        assert isinstance(server.after[1], OSError), server.after[1]
+        until(lambda: g.metric("gateway_tunnels") == 0, "no tunnel is left")
+    server.stop()
