@@ -165,8 +165,8 @@ class Server:
             fields.setdefault(name.lower(), []).append(value.strip())
         self.heads.append((lines[0], fields))
         if self.answer is not None:
-            sock.sendall(self.answer)
             self.behind.append(buffer)
+            sock.sendall(self.answer)
             if b"101" in self.answer[:16]:
                 self.behind.append(sock.recv(100))
                 return False
