@@ -6556,7 +6556,7 @@ struct cfg_upstream {
     struct str server_name, server_spiffe;
     struct cfg_strs crl;  // files and folders
     bool crl_missing_ok, crl_expired_ok;
-    bool client_cert_chain;  // the issuers, too
+    bool client_cert_chain;   // the issuers, too
     bool tcp;                 // targets are tcp:// or unix:, for gateway.tcp
     uint32_t proxy_protocol;  // version of the header sent first; 0: none
     struct str at;
@@ -19381,9 +19381,9 @@ struct conn_listener {
     unsigned index;
     bool is_unix, explain, host_check;
     const struct cfg_strs *strip;  // NULL: admin
-    bool raw;                     // no HTTP: each connection is a tunnel
-    const struct cfg_net *proxy;  // who sends PROXY headers
-    size_t proxy_n;               // 0: nobody
+    bool raw;                      // no HTTP: each connection is a tunnel
+    const struct cfg_net *proxy;   // who sends PROXY headers
+    size_t proxy_n;                // 0: nobody
     unsigned open;
     struct conn_queue shaking;  // handshakes under way, oldest first
     struct conn_queue waiting;  // sent their first bytes, and wait for a slot
