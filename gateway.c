@@ -31,8 +31,9 @@
  *
  *    1  conn_accept()        a client connects; limits. conn_hello(): its first
  *                            bytes take a slot for the handshake
- *    2  tls_feed()           handshake; tls_on_verify() sees the chain, pki_
- *                            makes the identity
+ *    2  tls_feed()           tls_begin() picks certificate and CA; handshake;
+ *                            tls_on_verify() sees the chain, pki_ makes the
+ *                            identity, or a ticket says who it was
  *    3  h1_server_feed()     bytes become a head; h1_scan(), llhttp and
  *                            h1_framing() must agree, or it is refused
  *    4  serve_on_head()      route_match() finds the route
@@ -162,9 +163,11 @@
 #include <wolfssl/options.h>
 #include <wolfssl/ssl.h>
 #include <wolfssl/wolfcrypt/asn_public.h>
+#include <wolfssl/wolfcrypt/chacha20_poly1305.h>
 #include <wolfssl/wolfcrypt/ecc.h>
 #include <wolfssl/wolfcrypt/ed25519.h>
 #include <wolfssl/wolfcrypt/hash.h>
+#include <wolfssl/wolfcrypt/hmac.h>
 #include <wolfssl/wolfcrypt/random.h>
 #include <wolfssl/wolfcrypt/rsa.h>
 #include <wolfssl/wolfcrypt/sha256.h>
@@ -1160,6 +1163,10 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(HS_CRL_UNUSABLE, C, "gateway_tls_handshakes_total", "{result=\"crl_unusable\"}", "") \
     X(HS_FAILED, C, "gateway_tls_handshakes_total", "{result=\"failed\"}", "") \
     X(HS_TIMEOUT, C, "gateway_tls_handshakes_total", "{result=\"timeout\"}", "") \
+    X(TICKET_RESUMED, C, "gateway_tls_tickets_total", "{result=\"resumed\"}", "TLS session tickets that clients sent, by what came of them.") \
+    X(TICKET_FOREIGN, C, "gateway_tls_tickets_total", "{result=\"foreign\"}", "") \
+    X(TICKET_EXPIRED, C, "gateway_tls_tickets_total", "{result=\"expired\"}", "") \
+    X(TICKET_UNKNOWN, C, "gateway_tls_tickets_total", "{result=\"unknown_client\"}", "") \
     X(LIMIT_URI, C, "gateway_limits_total", "{limit=\"uri\"}", "Requests and connections ended by a limit.") \
     X(LIMIT_HEAD, C, "gateway_limits_total", "{limit=\"head\"}", "")             \
     X(LIMIT_HEAD_TIME, C, "gateway_limits_total", "{limit=\"head_time\"}", "")   \
@@ -6502,6 +6509,25 @@ struct cfg_limits {
     uint32_t hook_cpu_ms, hook_time_ms;
 };
 
+/* A certificate chain and its key: file names. */
+struct cfg_pair_files {
+    struct str certificate, key;
+};
+
+/* What is shown to, and asked of, the clients of one server name. */
+struct cfg_site {
+    struct str name;  // "a.example" or "*.b.example"; empty: the listener's own
+    struct cfg_pair_files *pairs;  // none: the listener's
+    size_t pairs_n;
+    struct str client_ca;  // empty: the listener's
+    struct cfg_strs crl;   // files and folders
+};
+
+struct cfg_tickets {
+    bool on;
+    uint32_t lifetime_s, rotate_s;
+};
+
 struct cfg_process {
     unsigned workers;  // 0: auto; struct boot has the number
     struct str user, group;
@@ -6509,7 +6535,8 @@ struct cfg_process {
     enum log_level log_level;
     uint64_t lua_memory;  // bytes, per worker
     uint32_t drain_ms;
-    bool clock_floor;  // an unset clock reads as the day of the build
+    bool clock_floor;        // an unset clock reads as the day of the build
+    struct str ticket_keys;  // a file; empty: keys of our own, that rotate
     struct cfg_strs accept_missing, must_have;  // names of cfg_layers
     struct str at;
 };
@@ -6524,8 +6551,11 @@ struct cfg_net {
 struct cfg_listener {
     struct str name;
     struct cfg_addr address;
-    struct str certificate, key, client_ca;  // file names
-    struct cfg_strs crl;                     // files and folders
+    struct cfg_site own;   // for clients that name no other
+    struct cfg_site *sni;  // by server name
+    size_t sni_n;
+    bool sni_strict;  // a name that is not in `sni` is refused
+    struct cfg_tickets tickets;
     bool crl_missing_ok, crl_expired_ok;
     bool explain;
     bool eku_any;           // a client need not be issued for clientAuth
@@ -7329,6 +7359,8 @@ cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
          NULL, false},
         {"clock_floor", CFG_BOOL, CFG_AT(cfg_process, clock_floor), 0, 0, NULL,
          false},
+        {"ticket_keys", CFG_STR, CFG_AT(cfg_process, ticket_keys), 0,
+         CFG_PATH_MAX, NULL, false},
         {"accept_missing", CFG_STRS, CFG_AT(cfg_process, accept_missing), 0, 64,
          NULL, false},
         {"must_have", CFG_STRS, CFG_AT(cfg_process, must_have), 0, 64, NULL,
@@ -7578,6 +7610,108 @@ cfg_read_proxy_from(struct cfg_read *r, yyjson_val *v, void *object)
 
 static bool cfg_read_tcp(struct cfg_read *, yyjson_val *, void *);
 
+/* ---- certificates, by server name ---- */
+
+enum {
+    CFG_PAIRS_MAX = 8,    // certificates for one server name
+    CFG_SITES_MAX = 256,  // server names of a listener
+    CFG_TICKET_S_MAX = 24 * 3600,
+};
+
+static bool
+cfg_read_pair(struct cfg_read *r, yyjson_val *v, void *item)
+{
+    static const struct cfg_field table[] = {
+        {"certificate", CFG_STR, CFG_AT(cfg_pair_files, certificate), 1,
+         CFG_PATH_MAX, NULL, true},
+        {"key", CFG_STR, CFG_AT(cfg_pair_files, key), 1, CFG_PATH_MAX, NULL,
+         true},
+        {0},
+    };
+
+    return cfg_read_object(r, v, table, item);
+}
+
+static bool
+cfg_read_pairs(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    struct cfg_site *s = object;
+
+    return cfg_read_list(r, v, "certificates", CFG_PAIRS_MAX, sizeof *s->pairs,
+                         cfg_read_pair, &s->pairs, &s->pairs_n);
+}
+
+static bool
+cfg_read_own_pairs(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    struct cfg_site *own = &((struct cfg_listener *)object)->own;
+
+    return cfg_read_pairs(r, v, own) &&
+           (own->pairs_n ||
+            cfg_fail(r, "it has no certificate: give certificate and key"));
+}
+
+/* A host name in lower case, or one with "*" for its first label. */
+static bool
+cfg_is_server_name(struct str s)
+{
+    bool label = false;
+
+    if (str_starts(s, S("*.")))
+        s = str_from(s, 2);
+    if (s.n > 253)
+        return false;
+    for (size_t i = 0; i < s.n; i++) {
+        if (s.p[i] == '.' && !label)
+            return false;
+        label = s.p[i] != '.';
+        if (label && !(s.p[i] >= 'a' && s.p[i] <= 'z') &&
+            !(s.p[i] >= '0' && s.p[i] <= '9') && s.p[i] != '-' && s.p[i] != '_')
+            return false;
+    }
+    return label;
+}
+
+static bool
+cfg_read_site(struct cfg_read *r, yyjson_val *v, void *item)
+{
+    static const struct cfg_field table[] = {
+        {"name", CFG_STR, CFG_AT(cfg_site, name), 1, CFG_NAME_MAX * 2, NULL,
+         true},
+        {"certificates", CFG_FN, 0, 0, 0, cfg_read_pairs, false},
+        {"client_ca", CFG_STR, CFG_AT(cfg_site, client_ca), 0, CFG_PATH_MAX,
+         NULL, false},
+        {"crl", CFG_STRS, CFG_AT(cfg_site, crl), 0, 64, NULL, false},
+        {0},
+    };
+    struct cfg_site *s = item;
+
+    if (!cfg_read_object(r, v, table, s))
+        return false;
+    if (!cfg_is_server_name(s->name))
+        return cfg_fail(r,
+                        "sni: \"%.*s\" is not a server name: write one such as "
+                        "\"a.example\" or \"*.b.example\"",
+                        STR_FMT(s->name));
+    return true;
+}
+
+static bool
+cfg_read_sni(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    struct cfg_listener *l = object;
+
+    if (!cfg_read_list(r, v, "sni", CFG_SITES_MAX, sizeof *l->sni,
+                       cfg_read_site, &l->sni, &l->sni_n))
+        return false;
+    for (size_t i = 0; i < l->sni_n; i++)
+        for (size_t j = 0; j < i; j++)
+            if (str_eq(l->sni[i].name, l->sni[j].name))
+                return cfg_fail(r, "sni: \"%.*s\" is there twice",
+                                STR_FMT(l->sni[i].name));
+    return true;
+}
+
 static bool
 cfg_read_listener(struct cfg_read *r, yyjson_val *v, void *item)
 {
@@ -7587,13 +7721,19 @@ cfg_read_listener(struct cfg_read *r, yyjson_val *v, void *item)
         {"proxy_from", CFG_FN, 0, 0, 0, cfg_read_proxy_from, false},
         {"tcp", CFG_FN, 0, 0, 0, cfg_read_tcp, false},
         {"address", CFG_FN, 0, 0, 0, cfg_read_listener_addr, true},
-        {"certificate", CFG_STR, CFG_AT(cfg_listener, certificate), 1,
+        {"certificates", CFG_FN, 0, 0, 0, cfg_read_own_pairs, true},
+        {"client_ca", CFG_STR, CFG_AT(cfg_listener, own.client_ca), 1,
          CFG_PATH_MAX, NULL, true},
-        {"key", CFG_STR, CFG_AT(cfg_listener, key), 1, CFG_PATH_MAX, NULL,
-         true},
-        {"client_ca", CFG_STR, CFG_AT(cfg_listener, client_ca), 1, CFG_PATH_MAX,
-         NULL, true},
-        {"crl", CFG_STRS, CFG_AT(cfg_listener, crl), 0, 64, NULL, false},
+        {"sni", CFG_FN, 0, 0, 0, cfg_read_sni, false},
+        {"sni_strict", CFG_BOOL, CFG_AT(cfg_listener, sni_strict), 0, 0, NULL,
+         false},
+        {"tickets", CFG_BOOL, CFG_AT(cfg_listener, tickets.on), 0, 0, NULL,
+         false},
+        {"ticket_lifetime_s", CFG_U32, CFG_AT(cfg_listener, tickets.lifetime_s),
+         1, CFG_TICKET_S_MAX, NULL, false},
+        {"ticket_rotate_s", CFG_U32, CFG_AT(cfg_listener, tickets.rotate_s), 1,
+         CFG_TICKET_S_MAX, NULL, false},
+        {"crl", CFG_STRS, CFG_AT(cfg_listener, own.crl), 0, 64, NULL, false},
         {"crl_missing_ok", CFG_BOOL, CFG_AT(cfg_listener, crl_missing_ok), 0, 0,
          NULL, false},
         {"crl_expired_ok", CFG_BOOL, CFG_AT(cfg_listener, crl_expired_ok), 0, 0,
@@ -7614,6 +7754,7 @@ cfg_read_listener(struct cfg_read *r, yyjson_val *v, void *item)
     l->limits = cfg_limits_default;
     l->depth = CFG_DEPTH_MAX;
     l->host_check = true;
+    l->tickets = (struct cfg_tickets){true, 8 * 3600, 8 * 3600};
     cfg_enter(r, v, "listener", "name");
     return cfg_read_object(r, v, table, l);
 }
@@ -9172,23 +9313,47 @@ cfg_print_tcp(FILE *f, const struct cfg *c, const struct cfg_tcp *t)
 }
 
 static void
+cfg_print_site(FILE *f, const struct cfg_site *s)
+{
+    for (size_t i = 0; i < s->pairs_n; i++) {
+        fputs(i ? ", " : "  certificate ", f);
+        cfg_print_str(f, s->pairs[i].certificate);
+    }
+    if (s->client_ca.n) {
+        fputs("  client CA ", f);
+        cfg_print_str(f, s->client_ca);
+    }
+    for (size_t i = 0; i < s->crl.n; i++) {
+        fputs("  CRL ", f);
+        cfg_print_str(f, s->crl.v[i]);
+    }
+}
+
+static void
+cfg_print_listener(FILE *f, const struct cfg *c, const struct cfg_listener *l)
+{
+    fprintf(f, "  %.*s", STR_FMT(l->address.text));
+    cfg_print_site(f, &l->own);
+    fprintf(f, "%s%s    (%.*s)\n", l->explain ? "  explain" : "",
+            l->tickets.on ? "" : "  no tickets", STR_FMT(l->at));
+    for (size_t i = 0; i < l->sni_n; i++) {
+        fprintf(f, "      server name %.*s", STR_FMT(l->sni[i].name));
+        cfg_print_site(f, &l->sni[i]);
+        fputc('\n', f);
+    }
+    if (l->sni_strict)
+        fputs("      other server names are refused\n", f);
+    cfg_print_listener_more(f, l);
+    if (l->tcp)
+        cfg_print_tcp(f, c, l->tcp);
+}
+
+static void
 cfg_print_doors(const struct cfg *c, FILE *f)
 {
     fputs("listeners\n", f);
-    for (size_t i = 0; i < c->listeners_n; i++) {
-        const struct cfg_listener *l = &c->listeners[i];
-
-        fprintf(f, "  %.*s  certificate %.*s  client CA %.*s",
-                STR_FMT(l->address.text), STR_FMT(l->certificate),
-                STR_FMT(l->client_ca));
-        for (size_t j = 0; j < l->crl.n; j++)
-            fprintf(f, "  CRL %.*s", STR_FMT(l->crl.v[j]));
-        fprintf(f, "%s    (%.*s)\n", l->explain ? "  explain" : "",
-                STR_FMT(l->at));
-        cfg_print_listener_more(f, l);
-        if (l->tcp)
-            cfg_print_tcp(f, c, l->tcp);
-    }
+    for (size_t i = 0; i < c->listeners_n; i++)
+        cfg_print_listener(f, c, &c->listeners[i]);
     for (size_t i = 0; i < c->admin_n; i++)
         fprintf(f, "  %.*s  admin    (%.*s)\n",
                 STR_FMT(c->admin[i].address.text), STR_FMT(c->admin[i].at));
@@ -9248,20 +9413,34 @@ struct boot_env {
     bool set;
 };
 
-/* The bytes of one listener's files (PEM; lists may be DER), and its listening
- * socket. */
-struct boot_listener {
-    int fd;
-    struct str certificate, key, client_ca;
-    struct boot_file *crls;
+/* The bytes of a certificate's file and its key's (PEM). */
+struct boot_pair {
+    struct str certificate, key;
+};
+
+/* The bytes of the files of one server name: see struct cfg_site. */
+struct boot_site {
+    struct boot_pair *pairs;
+    size_t pairs_n;
+    bool shared;  // all below is as in sites[0]
+    struct str client_ca;
+    struct boot_file *crls;  // PEM or DER
     size_t crls_n;
     bool crl_missing_ok, crl_expired_ok;
 };
 
 /* The bytes of one upstream's files (PEM); empty for plain HTTP. */
 struct boot_upstream {
-    struct boot_listener trust;  // of it, the CAs (client_ca) and the CRLs
+    struct boot_site trust;  // of it, the CAs (client_ca) and the CRLs
     struct str certificate, key;
+};
+
+/* One listener's files, and its listening socket. sites[0] is its own; the
+ * others are those of its `sni`, in that order. */
+struct boot_listener {
+    int fd;
+    struct boot_site *sites;
+    size_t sites_n;
 };
 
 struct boot {
@@ -9279,6 +9458,9 @@ struct boot {
     struct str crl_numbers;  // of the lists in force: pki_crls_verify()
     struct boot_upstream *upstreams;
     size_t upstreams_n;
+    struct str *ticket_keys;  // secrets: the first seals, all open
+    size_t ticket_keys_n;
+    bool ticket_rotate;  // the secret is our own: keys follow the clock
     int *admin_fds;
     size_t admin_n;
     unsigned index, workers;  // this worker, and how many there are
@@ -9302,6 +9484,8 @@ enum {
     BOOT_LISTENERS = 64,
     BOOT_CRLS = 256,            // files of one listener
     BOOT_CRL_BYTES = 48 << 20,  // of all listeners together
+    BOOT_SITES = CFG_SITES_MAX + 1,
+    BOOT_TICKET_KEYS = 8,
     BOOT_ADMINS = 16,
     BOOT_BYTES = 64 << 20,
     BOOT_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE,
@@ -9326,7 +9510,7 @@ boot_put_str(struct mem_buf *b, struct str s)
 }
 
 static void
-boot_put_crls(struct mem_buf *out, const struct boot_listener *l)
+boot_put_crls(struct mem_buf *out, const struct boot_site *l)
 {
     boot_put_u32(out, l->crl_missing_ok);
     boot_put_u32(out, l->crl_expired_ok);
@@ -9335,6 +9519,21 @@ boot_put_crls(struct mem_buf *out, const struct boot_listener *l)
         boot_put_str(out, l->crls[i].name);
         boot_put_str(out, l->crls[i].bytes);
     }
+}
+
+static void
+boot_put_site(struct mem_buf *out, const struct boot_site *s)
+{
+    boot_put_u32(out, s->pairs_n);
+    for (size_t i = 0; i < s->pairs_n; i++) {
+        boot_put_str(out, s->pairs[i].certificate);
+        boot_put_str(out, s->pairs[i].key);
+    }
+    boot_put_u32(out, s->shared);
+    if (s->shared)
+        return;
+    boot_put_str(out, s->client_ca);
+    boot_put_crls(out, s);
 }
 
 /* `index`, `met_slot` and the descriptors are not in it: one bundle serves all
@@ -9369,10 +9568,9 @@ boot_format(const struct boot *b, struct mem_buf *out)
     }
     boot_put_u32(out, b->listeners_n);
     for (size_t i = 0; i < b->listeners_n; i++) {
-        boot_put_str(out, b->listeners[i].certificate);
-        boot_put_str(out, b->listeners[i].key);
-        boot_put_str(out, b->listeners[i].client_ca);
-        boot_put_crls(out, &b->listeners[i]);
+        boot_put_u32(out, b->listeners[i].sites_n);
+        for (size_t j = 0; j < b->listeners[i].sites_n; j++)
+            boot_put_site(out, &b->listeners[i].sites[j]);
     }
     boot_put_str(out, b->crl_numbers);
     boot_put_u32(out, b->cas_n);
@@ -9385,6 +9583,10 @@ boot_format(const struct boot *b, struct mem_buf *out)
         boot_put_str(out, b->upstreams[i].certificate);
         boot_put_str(out, b->upstreams[i].key);
     }
+    boot_put_u32(out, b->ticket_rotate);
+    boot_put_u32(out, b->ticket_keys_n);
+    for (size_t i = 0; i < b->ticket_keys_n; i++)
+        boot_put_str(out, b->ticket_keys[i]);
 }
 
 static bool
@@ -9496,7 +9698,7 @@ boot_get_env(struct boot_in *in, struct mem_arena *a, struct boot *b)
 }
 
 static void
-boot_get_crls(struct boot_in *in, struct mem_arena *a, struct boot_listener *l)
+boot_get_crls(struct boot_in *in, struct mem_arena *a, struct boot_site *l)
 {
     l->crl_missing_ok = boot_get_u32(in, 1);
     l->crl_expired_ok = boot_get_u32(in, 1);
@@ -9509,15 +9711,38 @@ boot_get_crls(struct boot_in *in, struct mem_arena *a, struct boot_listener *l)
 }
 
 static void
+boot_get_site(struct boot_in *in, struct mem_arena *a,
+              const struct boot_site *own, struct boot_site *s)
+{
+    if (s != own)
+        *s = *own;
+    s->pairs_n = boot_get_u32(in, CFG_PAIRS_MAX);
+    s->pairs = mem_alloc(a, s->pairs_n * sizeof *s->pairs);
+    for (size_t i = 0; i < s->pairs_n; i++) {
+        s->pairs[i].certificate = boot_get_str(in);
+        s->pairs[i].key = boot_get_str(in);
+    }
+    s->shared = boot_get_u32(in, 1);
+    in->bad = in->bad || !s->pairs_n || (s->shared && s == own);
+    if (s->shared)
+        return;
+    s->client_ca = boot_get_str(in);
+    boot_get_crls(in, a, s);
+}
+
+static void
 boot_get_listeners(struct boot_in *in, struct mem_arena *a, struct boot *b)
 {
     b->listeners_n = boot_get_u32(in, BOOT_LISTENERS);
     b->listeners = mem_alloc(a, b->listeners_n * sizeof *b->listeners);
     for (size_t i = 0; i < b->listeners_n; i++) {
-        b->listeners[i].certificate = boot_get_str(in);
-        b->listeners[i].key = boot_get_str(in);
-        b->listeners[i].client_ca = boot_get_str(in);
-        boot_get_crls(in, a, &b->listeners[i]);
+        struct boot_listener *l = &b->listeners[i];
+
+        l->sites_n = boot_get_u32(in, BOOT_SITES);
+        l->sites = mem_alloc(a, l->sites_n * sizeof *l->sites);
+        for (size_t j = 0; j < l->sites_n; j++)
+            boot_get_site(in, a, l->sites, &l->sites[j]);
+        in->bad = in->bad || !l->sites_n;
     }
     b->crl_numbers = boot_get_str(in);
 }
@@ -9542,6 +9767,16 @@ boot_get_upstreams(struct boot_in *in, struct mem_arena *a, struct boot *b)
         b->upstreams[i].certificate = boot_get_str(in);
         b->upstreams[i].key = boot_get_str(in);
     }
+}
+
+static void
+boot_get_ticket_keys(struct boot_in *in, struct mem_arena *a, struct boot *b)
+{
+    b->ticket_rotate = boot_get_u32(in, 1);
+    b->ticket_keys_n = boot_get_u32(in, BOOT_TICKET_KEYS);
+    b->ticket_keys = mem_alloc(a, b->ticket_keys_n * sizeof *b->ticket_keys);
+    for (size_t i = 0; i < b->ticket_keys_n; i++)
+        b->ticket_keys[i] = boot_get_str(in);
 }
 
 /* Gives each descriptor its number, in the order of the contract: a role that
@@ -9591,6 +9826,7 @@ boot_parse(struct str text, struct mem_arena *a, struct boot *b, struct err *e)
     boot_get_listeners(&in, a, b);
     boot_get_cas(&in, a, b);
     boot_get_upstreams(&in, a, b);
+    boot_get_ticket_keys(&in, a, b);
     boot_number_fds(a, b, met, route_met, broker);
     if (in.bad || in.left.n)
         return err_set(e, ERR_CONFIG, "malformed boot bundle");
@@ -9644,11 +9880,11 @@ boot_read(int fd, struct mem_arena *a, struct boot *b, struct err *e)
 }
 
 static void
-boot_forget_key(struct str *key)
+boot_wipe(struct str *s)
 {
-    if (key->n)
-        explicit_bzero((void *)(uintptr_t)key->p, key->n);
-    *key = S("");
+    if (s->n)
+        explicit_bzero((void *)(uintptr_t)s->p, s->n);
+    *s = S("");
 }
 
 /* Wipes the private keys, for a child that has handed them to TLS. */
@@ -9656,9 +9892,13 @@ static void
 boot_forget_keys(struct boot *b)
 {
     for (size_t i = 0; i < b->listeners_n; i++)
-        boot_forget_key(&b->listeners[i].key);
+        for (size_t j = 0; j < b->listeners[i].sites_n; j++)
+            for (size_t k = 0; k < b->listeners[i].sites[j].pairs_n; k++)
+                boot_wipe(&b->listeners[i].sites[j].pairs[k].key);
     for (size_t i = 0; i < b->upstreams_n; i++)
-        boot_forget_key(&b->upstreams[i].key);
+        boot_wipe(&b->upstreams[i].key);
+    for (size_t i = 0; i < b->ticket_keys_n; i++)
+        boot_wipe(&b->ticket_keys[i]);
 }
 
 /* glibc keeps what is freed until it is told; others have no such call. */
@@ -9718,6 +9958,7 @@ struct req_from {
     const char *tls_version, *tls_cipher;  // NULL: no TLS
     struct str sni, alpn;
     struct str our_sig_alg, our_key_alg;  // of our certificate, as "EC256"
+    bool resumed;      // the identity is that of an earlier handshake
     uint8_t *allowed;  // owned by the connection: one bit for each route that
                        //   authorize has allowed; NULL before the first
 };
@@ -12092,7 +12333,8 @@ pki_cache_add(struct pki_cache *c, struct pki_identity *id,
         pki_cache_drop(c, c->oldest);
 }
 
-/* Borrowed; NULL: not there. */
+/* Who was kept under `key` (an identity's cache_key); borrowed. NULL: nobody,
+ * or no longer. */
 static struct pki_identity *
 pki_cache_find(struct pki_cache *c, const unsigned char key[32])
 {
@@ -13612,7 +13854,7 @@ pki_crls_anchored(const struct pki_crls *s, struct str client_ca, int64_t now,
 /* The lists of a listener, ready for pki_crl_check(); NULL: `e` says why. An
  * empty set where it has none. */
 static struct pki_crls *
-pki_crls_load(const struct boot_listener *files, struct err *e)
+pki_crls_load(const struct boot_site *files, struct err *e)
 {
     struct pki_crls *s = pki_crls_new();
     bool ok = true;
@@ -13701,7 +13943,7 @@ pki_crls_remember(struct str before, struct mem_buf *after)
  * them; a worker that starts later asks only pki_crl_check(). `before` are the
  * numbers of the lists in force, and `after` gets those of these. */
 static bool
-pki_crls_verify(const struct boot_listener *files, struct str listener,
+pki_crls_verify(const struct boot_site *files, struct str listener,
                 struct str before, struct mem_buf *after, struct err *e)
 {
     struct pki_crls *s = pki_crls_load(files, e);
@@ -16036,6 +16278,17 @@ pki_command(int argc, char **argv)
  * and the identity is read from the DER that the verify callback sees, so that
  * wolfSSL need not keep it (KEEP_PEER_CERT costs 20 KB a connection).
  *
+ *   HELLO --> HANDSHAKE --> OPEN --> PEER_CLOSED      any --> BROKEN
+ *
+ * HELLO: the ClientHello is held until it is whole, and read by us: its server
+ * name says which site serves it, its signature algorithms which certificate
+ * of that site. Only then is the wolfSSL session made.
+ *
+ * A session is resumed only with a ticket that we sealed for this site, under
+ * this policy, for a client whom this worker knows from a full handshake; the
+ * identity comes from the cache, by the key in the ticket. All else falls back
+ * to a full handshake.
+ *
  * wolfSSL keeps the intermediates that clients send as if they were its own,
  * and so one client's chain would complete another's: they are unloaded after
  * each step of a handshake that saw certificates.
@@ -16047,10 +16300,14 @@ pki_command(int argc, char **argv)
  */
 enum {
     TLS_MAGIC = 0x746c7321,
-    TLS_PLAIN = 64 << 10,     // what one call of on_plain() gets at most
-    TLS_DEPTH_MAX = 9,        // certificates in a chain
-    TLS_CERT_MAX = 16 << 10,  // bytes of one certificate
-    TLS_LEAF_TEXT = 256,      // of a refused leaf in the log
+    TLS_PLAIN = 64 << 10,      // what one call of on_plain() gets at most
+    TLS_DEPTH_MAX = 9,         // certificates in a chain
+    TLS_CERT_MAX = 16 << 10,   // bytes of one certificate
+    TLS_LEAF_TEXT = 256,       // of a refused leaf in the log
+    TLS_HELLO_MAX = 16 << 10,  // bytes of a ClientHello
+    TLS_HELLO_RECORDS = 64,    // and the records it may come in
+    TLS_NAME_MAX = 255,        // bytes of a server name
+    TLS_RECORD_HANDSHAKE = 22,
 };
 
 struct tls_ops {
@@ -16059,24 +16316,90 @@ struct tls_ops {
     void (*on_plain)(void *, const char *, size_t);
 };
 
+/* What a ClientHello says that we decide on. Lists are borrowed from it: big
+ * endian numbers of two bytes; empty where the extension is not there. */
+struct tls_hello {
+    char name[TLS_NAME_MAX + 1];  // server name, lower case; empty: none
+    struct str suites, sigs, groups;
+    bool tls13;         // offers TLS 1.3
+    bool psk_dhe;       // resumes with a fresh key exchange
+    size_t ticket_len;  // of the session_ticket extension of TLS 1.2
+};
+
+/* The key that seals and opens tickets of a site, and what it is called. */
+struct tls_seal {
+    unsigned char key[32], name[WOLFSSL_TICKET_NAME_SZ];
+};
+
+/* The ticket keys of a site: the first seals. */
+struct tls_ring {
+    unsigned char roots[BOOT_TICKET_KEYS][32];
+    size_t roots_n;
+    uint32_t rotate_s;  // 0: by hand; else the one root gives a key each time
+    int64_t epoch;
+    struct tls_seal seals[BOOT_TICKET_KEYS];
+    size_t seals_n;
+};
+
+/* What a signature algorithm can show to a client. */
+struct tls_kind;
+
+struct tls_pair {
+    WOLFSSL_CTX *ctx;               // owned
+    const struct tls_kind *kind;    // of its key; NULL: none we choose by
+    char sig_alg[16], key_alg[16];  // for PROXY headers: "SHA256", "EC256"
+};
+
+/* What serves one server name. */
+struct tls_site {
+    struct str name;  // borrowed from the cfg; empty: the listener's own
+    bool shared;      // these three are the listener's own
+    struct pki_anchors *anchors;  // owned, unless shared
+    struct pki_crls *crls;        // the same
+    struct pki_rules rules;
+    struct tls_pair pairs[CFG_PAIRS_MAX];
+    size_t pairs_n;
+    struct tls_ring ring;
+};
+
 /* What the sessions of one listener share. */
 struct tls_ctx {
-    WOLFSSL_CTX *ctx;             // owned
-    struct pki_anchors *anchors;  // owned
-    struct pki_crls *crls;        // owned
-    struct pki_rules rules;
+    const struct cfg_listener *cfg;  // borrowed
+    struct tls_site *sites;          // owned; [0] is the listener's own
+    size_t sites_n;
     struct pki_cache *cache;  // borrowed
     char *plain;              // owned: scratch for one tls_feed() at a time
     const char *alpn;         // borrowed: "a,b"; NULL: not negotiated
-    char sig_alg[16], key_alg[16];  // of our certificate: "SHA256", "EC256"
 };
 
-enum tls_state { TLS_HANDSHAKE, TLS_OPEN, TLS_PEER_CLOSED, TLS_BROKEN };
+enum tls_state {
+    TLS_HELLO,
+    TLS_HANDSHAKE,
+    TLS_OPEN,
+    TLS_PEER_CLOSED,
+    TLS_BROKEN
+};
+
+/* A ticket of the client's that we opened, so that it may be resumed. */
+struct tls_ticket {
+    struct pki_identity *identity;  // a reference; NULL: none
+    int64_t first;                  // time of the full handshake
+    uint32_t links;                 // resumptions since then, this one too
+    unsigned char iv[WOLFSSL_TICKET_IV_SZ];
+};
 
 struct tls {
     unsigned magic;
     enum tls_state state;
-    WOLFSSL *ssl;                   // owned
+    WOLFSSL *ssl;                 // owned; NULL in HELLO
+    WOLFSSL_CTX *wolf;            // borrowed: the certificate's, of the site
+    struct tls_site *site;        // borrowed: who serves; NULL in HELLO
+    const struct tls_pair *pair;  // borrowed: with which certificate; the same
+    struct mem_buf held;          // the start of a ClientHello
+    char *name;       // owned: the server name, or ""; NULL in HELLO
+    bool no_tickets;  // this client's are not for us
+    bool resumed;     // once OPEN: by a ticket
+    struct tls_ticket ticket;
     const struct tls_ctx *ctx;      // borrowed
     const struct tls_ops *ops;      // borrowed
     void *data;                     // borrowed: the conn
@@ -16104,6 +16427,365 @@ struct tls_peer {
 static bool tls_on_server(struct tls *, const WOLFSSL_X509_STORE_CTX *);
 static bool tls_server_known(struct tls *);
 static bool tls_client_fail(struct tls *, int code, struct err *);
+
+/* ---- the ClientHello ---- */
+
+/* Reads big-endian numbers and what they count; `bad` once one did not fit. */
+struct tls_in {
+    struct str left;
+    bool bad;
+};
+
+static struct str
+tls_in_bytes(struct tls_in *in, size_t n)
+{
+    struct str s = {in->left.p, n};
+
+    if (in->bad || in->left.n < n) {
+        in->bad = true;
+        return S("");
+    }
+    in->left = str_from(in->left, n);
+    return s;
+}
+
+static size_t
+tls_in_number(struct tls_in *in, size_t bytes)
+{
+    struct str s = tls_in_bytes(in, bytes);
+    size_t n = 0;
+
+    for (size_t i = 0; i < s.n; i++)
+        n = n << 8 | (unsigned char)s.p[i];
+    return n;
+}
+
+/* A vector whose length stands before it, in `bytes` bytes. */
+static struct str
+tls_in_vector(struct tls_in *in, size_t bytes)
+{
+    return tls_in_bytes(in, tls_in_number(in, bytes));
+}
+
+static bool
+tls_list_has(struct str list, unsigned number)
+{
+    struct tls_in in = {list, false};
+
+    while (in.left.n >= 2)
+        if (tls_in_number(&in, 2) == number)
+            return true;
+    return false;
+}
+
+/* A list of two-byte numbers that is the whole of `body`. NULL, or what is
+ * wrong with it. */
+static const char *
+tls_hello_list(struct str body, size_t bytes, struct str *list)
+{
+    struct tls_in in = {body, false};
+
+    *list = tls_in_vector(&in, bytes);
+    if (in.bad || in.left.n || !list->n || list->n % 2)
+        return "a list in it is malformed";
+    return NULL;
+}
+
+/* One host name (RFC 6066), in lower case and without a dot at its end. */
+static const char *
+tls_hello_name(struct str body, struct tls_hello *h)
+{
+    struct tls_in in = {body, false}, one = {tls_in_vector(&in, 2), in.bad};
+    size_t type = tls_in_number(&one, 1);
+    struct str name = tls_in_vector(&one, 2);
+
+    if (one.bad || in.left.n || one.left.n || type != 0)
+        return "its server name is malformed";
+    if (name.n && name.p[name.n - 1] == '.')
+        name.n--;
+    if (!name.n || name.n > TLS_NAME_MAX)
+        return "its server name is empty or too long";
+    for (size_t i = 0; i < name.n; i++) {
+        char c = (char)str_lower_byte((unsigned char)name.p[i]);
+
+        if (!(c >= 'a' && c <= 'z') && !(c >= '0' && c <= '9') &&
+            !memchr("-._:", c, 4))
+            return "its server name is no host name";
+        h->name[i] = c;
+    }
+    h->name[name.n] = 0;
+    return NULL;
+}
+
+enum {
+    TLS_EXT_NAME = 0,
+    TLS_EXT_GROUPS = 10,
+    TLS_EXT_SIGS = 13,
+    TLS_EXT_TICKET = 35,
+    TLS_EXT_VERSIONS = 43,
+    TLS_EXT_PSK_MODES = 45,
+};
+
+static const char *
+tls_hello_extension(size_t type, struct str body, struct tls_hello *h)
+{
+    struct tls_in in = {body, false};
+    struct str list;
+    const char *why;
+
+    switch (type) {
+    case TLS_EXT_NAME:
+        return tls_hello_name(body, h);
+    case TLS_EXT_GROUPS:
+        return tls_hello_list(body, 2, &h->groups);
+    case TLS_EXT_SIGS:
+        return tls_hello_list(body, 2, &h->sigs);
+    case TLS_EXT_TICKET:
+        h->ticket_len = body.n;
+        return NULL;
+    case TLS_EXT_VERSIONS:
+        why = tls_hello_list(body, 1, &list);
+        h->tls13 = !why && tls_list_has(list, 0x0304);
+        return why;
+    case TLS_EXT_PSK_MODES:
+        list = tls_in_vector(&in, 1);
+        h->psk_dhe = list.n && memchr(list.p, 1, list.n);
+        return in.left.n || !list.n ? "a list in it is malformed" : NULL;
+    }
+    return NULL;
+}
+
+static const char *
+tls_hello_extensions(struct str all, struct tls_hello *h)
+{
+    struct tls_in in = {all, false};
+    uint64_t seen = 0;  // those that are read here have numbers below 64
+    const char *why = NULL;
+
+    while (in.left.n && !why) {
+        size_t type = tls_in_number(&in, 2);
+        struct str body = tls_in_vector(&in, 2);
+
+        if (in.bad)
+            return "an extension of it is malformed";
+        if (type < 64 && seen >> type & 1)
+            return "it has an extension twice";
+        seen |= type < 64 ? (uint64_t)1 << type : 0;
+        why = tls_hello_extension(type, body, h);
+    }
+    return why;
+}
+
+/* The message, without its header. NULL, or what is wrong with it. */
+static const char *
+tls_hello_parse(struct str body, struct tls_hello *h)
+{
+    struct tls_in in = {body, false};
+    struct str extensions = S("");
+
+    *h = (struct tls_hello){.tls13 = false};
+    tls_in_bytes(&in, 2 + 32);  // version, random
+    tls_in_vector(&in, 1);      // session id
+    h->suites = tls_in_vector(&in, 2);
+    tls_in_vector(&in, 1);  // compression
+    if (in.left.n)          // TLS 1.2 may have none
+        extensions = tls_in_vector(&in, 2);
+    if (in.bad || in.left.n || !h->suites.n || h->suites.n % 2)
+        return "it is malformed";
+    return tls_hello_extensions(extensions, h);
+}
+
+enum tls_found { TLS_MORE, TLS_WHOLE, TLS_BAD };
+
+/* Takes one whole record of a handshake from `in`. */
+static enum tls_found
+tls_hello_record(struct tls_in *in, struct str *part, const char **why)
+{
+    struct tls_in r = *in;
+    size_t type = tls_in_number(&r, 1), major = tls_in_number(&r, 1), n;
+
+    *why = "its records are malformed";
+    if (in->left.n && (type != TLS_RECORD_HANDSHAKE || (!r.bad && major != 3)))
+        return TLS_BAD;
+    tls_in_number(&r, 1);
+    n = tls_in_number(&r, 2);
+    if (r.bad)
+        return TLS_MORE;
+    if (n == 0 || n > TLS_HELLO_MAX)
+        return TLS_BAD;
+    *part = tls_in_bytes(&r, n);
+    if (r.bad)
+        return TLS_MORE;
+    *in = r;
+    return TLS_WHOLE;
+}
+
+/* Is `all` a ClientHello with its header, and nothing else? */
+static enum tls_found
+tls_hello_message(struct str all, struct str *body, const char **why)
+{
+    struct tls_in in = {all, false};
+    size_t type = tls_in_number(&in, 1), n = tls_in_number(&in, 3);
+
+    *why = "the first message is no ClientHello";
+    if (all.n && type != 1)
+        return TLS_BAD;
+    *why = "it is over 16 KiB";
+    if (!in.bad && n > TLS_HELLO_MAX)
+        return TLS_BAD;
+    *why = "bytes follow it";
+    if (!in.bad && in.left.n > n)
+        return TLS_BAD;
+    *body = in.left;
+    return in.bad || in.left.n < n ? TLS_MORE : TLS_WHOLE;
+}
+
+/* Finds the ClientHello in the first bytes of a connection. Its body is a part
+ * of them where one record holds it; else it is put together in `join`. */
+static enum tls_found
+tls_hello_find(struct str bytes, struct mem_buf *join, struct str *body,
+               const char **why)
+{
+    struct tls_in in = {bytes, false};
+    struct str part, all = S("");
+
+    for (int i = 0; i < TLS_HELLO_RECORDS; i++) {
+        enum tls_found found = tls_hello_record(&in, &part, why);
+
+        if (found != TLS_WHOLE)
+            return found;
+        *why = "its first record is too short";  // wolfSSL would not take it
+        if (part.n < 4 && i == 0)
+            return TLS_BAD;
+        if (i == 1)
+            mem_buf_add(join, all.p, all.n);
+        if (i > 0)
+            mem_buf_add(join, part.p, part.n);
+        all = i > 0 ? (struct str){mem_buf_ptr(join), mem_buf_len(join)} : part;
+        found = tls_hello_message(all, body, why);
+        if (found != TLS_MORE)
+            return found;
+    }
+    *why = "it comes in more than 64 records";
+    return TLS_BAD;
+}
+
+/* ---- which site, which certificate ---- */
+
+/* What a client must offer to check the signature of a key: in TLS 1.3 one of
+ * `sigs` (the first three), in TLS 1.2 also a suite, and the key's curve. */
+struct tls_kind {
+    struct str key;  // how pki_key_text() begins
+    unsigned sigs[6];
+    unsigned suites[3];
+    unsigned group;
+};
+
+/* Those that cost us least come first. */
+static const struct tls_kind tls_kinds[] = {
+    {S("Ed25519"), {0x0807}, {0xc02b, 0xc02c, 0xcca9}, 0},
+    {S("EC P-256"),
+     {0x0403, 0, 0, 0x0503, 0x0603},
+     {0xc02b, 0xc02c, 0xcca9},
+     23},
+    {S("EC P-384"),
+     {0x0503, 0, 0, 0x0403, 0x0603},
+     {0xc02b, 0xc02c, 0xcca9},
+     24},
+    {S("EC P-521"),
+     {0x0603, 0, 0, 0x0403, 0x0503},
+     {0xc02b, 0xc02c, 0xcca9},
+     25},
+    {S("RSA "),
+     {0x0804, 0x0805, 0x0806, 0x0401, 0x0501, 0x0601},
+     {0xc02f, 0xc030, 0xcca8},
+     0},
+};
+
+static bool
+tls_offers(struct str list, const unsigned *v, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (v[i] && tls_list_has(list, v[i]))
+            return true;
+    return false;
+}
+
+/* Can this client check a signature of that kind? */
+static bool
+tls_kind_fits(const struct tls_kind *k, const struct tls_hello *h)
+{
+    if (h->tls13)
+        return tls_offers(h->sigs, k->sigs, 3);
+    return tls_offers(h->sigs, k->sigs, 6) &&
+           tls_offers(h->suites, k->suites, 3) &&
+           (!k->group || !h->groups.n || tls_list_has(h->groups, k->group));
+}
+
+/* The kind of the first certificate in a PEM text; NULL: another one. */
+static const struct tls_kind *
+tls_kind_of(struct str pem)
+{
+    struct mem_arena *a = mem_arena_new(4 * PKI_PEM_BYTES);
+    const struct tls_kind *kind = NULL;
+    struct str *der, key = S("");
+    struct pki_cert cert;
+    struct err e;
+    size_t n;
+
+    if (pki_pem_read(a, pem, "CERTIFICATE", &der, &n, &e) &&
+        pki_cert_parse(der[0], &cert, &e) && pki_key_text(a, &cert, &key, &e))
+        for (size_t i = 0; i < sizeof tls_kinds / sizeof *tls_kinds; i++)
+            if (str_starts(key, tls_kinds[i].key))
+                kind = &tls_kinds[i];
+    mem_arena_free(a);
+    return kind;
+}
+
+/* The cheapest of a site's certificates that the client can check, or the
+ * first. */
+static struct tls_pair *
+tls_pair_for(struct tls_site *s, const struct tls_hello *h)
+{
+    struct tls_pair *best = NULL;
+
+    for (size_t i = 0; i < s->pairs_n; i++) {
+        struct tls_pair *p = &s->pairs[i];
+
+        if (p->kind && tls_kind_fits(p->kind, h) &&
+            (!best || p->kind < best->kind))
+            best = p;
+    }
+    return best ? best : &s->pairs[0];
+}
+
+/* The site of a server name: as it is before "*" for its first label. NULL:
+ * there is none, and names without one are refused. */
+static struct tls_site *
+tls_site_for(const struct tls_ctx *c, const char *name)
+{
+    const char *dot = strchr(name, '.');
+    struct tls_site *wild = NULL;
+
+    for (size_t i = 1; i < c->sites_n; i++) {
+        struct str s = c->sites[i].name;
+
+        if (str_eq(s, str_of(name)))
+            return &c->sites[i];
+        if (dot && dot > name && s.p[0] == '*' &&
+            str_eq(str_from(s, 1), str_of(dot)))
+            wild = &c->sites[i];
+    }
+    if (wild)
+        return wild;
+    return c->cfg->sni_strict && *name ? NULL : &c->sites[0];
+}
+
+/* In our order, which counts before the client's. No finite fields: they cost
+ * us ten times as much. */
+static int tls_groups[] = {WOLFSSL_X25519MLKEM768, WOLFSSL_ECC_X25519,
+                           WOLFSSL_ECC_SECP256R1, WOLFSSL_ECC_SECP384R1,
+                           WOLFSSL_ECC_SECP521R1};
 
 static const char tls_ciphers[] =
     "TLS13-AES128-GCM-SHA256:TLS13-AES256-GCM-SHA384:"
@@ -16198,10 +16880,11 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
     t->identity = NULL;
     if (now < 0)
         return tls_refuse(t, tls_no_clock);
-    t->ctx->crls->last = PKI_CRL_FINE;
-    if (!pki_cache_verify(t->ctx->cache, &t->ctx->rules, tls_cert_str(store, 0),
-                          chain, n, now, &t->identity, &e)) {
-        t->crl = t->ctx->crls->last;
+    t->site->crls->last = PKI_CRL_FINE;
+    if (!pki_cache_verify(t->ctx->cache, &t->site->rules,
+                          tls_cert_str(store, 0), chain, n, now, &t->identity,
+                          &e)) {
+        t->crl = t->site->crls->last;
         return tls_refuse(t, e.msg);
     }
     return true;
@@ -16225,6 +16908,275 @@ tls_on_verify(int good, WOLFSSL_X509_STORE_CTX *store)
     }
     return 0;
 }
+
+/* ---- tickets ----
+ *
+ * A ticket is wolfSSL's secret state and our note, sealed. The key belongs to
+ * one site of one listener with its anchors and policy: whatever changes there
+ * makes other keys, and what cannot be opened means a full handshake. Each
+ * ticket has a key of its own, derived from the site's by its random `iv`, and
+ * bound to the server name; so the nonce may be constant. */
+
+enum {
+    TLS_LINKS_MAX = 5000,  // resumptions between two full handshakes
+    TLS_CLOCKS_S = 60,     // how far the clocks of replicas may differ
+    TLS_NOTE = 32 + 8 + 4  // identity's cache key, time, links
+};
+
+static_assert(WOLFSSL_TICKET_EXTRA_PADDING_SZ >= TLS_NOTE,
+              "wolfSSL is built with room for our note");
+
+static void
+tls_put_number(unsigned char *p, uint64_t v, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        p[i] = (unsigned char)(v >> (8 * (bytes - 1 - i)));
+}
+
+static void
+tls_derive(const unsigned char key[32], struct str label, const void *salt,
+           size_t salt_n, void *out, size_t n)
+{
+    unsigned char info[32 + 16 + TLS_NAME_MAX];
+
+    must(label.n + salt_n <= sizeof info);
+    memcpy(info, label.p, label.n);
+    memcpy(info + label.n, salt, salt_n);
+    must(wc_HKDF_Expand(WC_SHA256, key, 32, info, (word32)(label.n + salt_n),
+                        out, (word32)n) == 0);
+}
+
+static void
+tls_seal_make(struct tls_seal *s, const unsigned char root[32], int64_t epoch)
+{
+    unsigned char salt[8];
+
+    tls_put_number(salt, (uint64_t)epoch, sizeof salt);
+    tls_derive(root, S("gateway ticket key"), salt, sizeof salt, s->key,
+               sizeof s->key);
+    tls_derive(root, S("gateway ticket name"), salt, sizeof salt, s->name,
+               sizeof s->name);
+}
+
+/* The keys of this time. A ticket is opened while its key is among them. */
+static void
+tls_ring_turn(struct tls_ring *r, int64_t now, uint32_t lifetime_s)
+{
+    int64_t epoch = r->rotate_s ? now / r->rotate_s : 0;
+
+    if (r->seals_n && epoch == r->epoch)
+        return;
+    r->epoch = epoch;
+    r->seals_n = r->roots_n;
+    if (r->rotate_s)
+        r->seals_n += (lifetime_s + r->rotate_s - 1) / r->rotate_s;
+    if (r->seals_n > BOOT_TICKET_KEYS)
+        r->seals_n = BOOT_TICKET_KEYS;
+    for (size_t i = 0; i < r->seals_n; i++)
+        if (r->rotate_s)
+            tls_seal_make(&r->seals[i], r->roots[0], epoch - (int64_t)i);
+        else
+            tls_seal_make(&r->seals[i], r->roots[i], 0);
+}
+
+/* The key of one ticket. */
+static void
+tls_ticket_key(const struct tls *t, const struct tls_seal *s,
+               const unsigned char *iv, unsigned char key[32])
+{
+    unsigned char salt[WOLFSSL_TICKET_IV_SZ + TLS_NAME_MAX];
+    size_t n = strlen(t->name);
+
+    memcpy(salt, iv, WOLFSSL_TICKET_IV_SZ);
+    memcpy(salt + WOLFSSL_TICKET_IV_SZ, t->name, n);
+    tls_derive(s->key, S("gateway ticket"), salt, WOLFSSL_TICKET_IV_SZ + n, key,
+               32);
+}
+
+static const unsigned char tls_nonce[CHACHA20_POLY1305_AEAD_IV_SIZE];
+
+/* Who the client is by now: by its certificate, or by the one ticket of it that
+ * was opened, and never by both. NULL: nobody, as yet. */
+static struct pki_identity *
+tls_who(const struct tls *t)
+{
+    if (t->bad_cert)
+        return NULL;
+    if (!wolfSSL_session_reused(t->ssl))
+        return t->identity;
+    return t->identity ? NULL : t->ticket.identity;
+}
+
+/* Adds our note to the `n` bytes of `p`, which has `room`, and seals both. */
+static int
+tls_ticket_seal(struct tls *t, unsigned char *name, unsigned char *iv,
+                unsigned char *mac, unsigned char *p, int n, int *room)
+{
+    const struct tls_seal *s = &t->site->ring.seals[0];
+    struct pki_identity *who = tls_who(t);
+    bool resumed = wolfSSL_session_reused(t->ssl);
+    unsigned char key[32];
+
+    if (!who || *room - n < TLS_NOTE)
+        return WOLFSSL_TICKET_RET_FATAL;
+    memcpy(p + n, who->cache_key, 32);
+    tls_put_number(p + n + 32,
+                   (uint64_t)(resumed ? t->ticket.first : pki_now(time(NULL))),
+                   8);
+    tls_put_number(p + n + 40, resumed ? t->ticket.links : 0, 4);
+    must(syscall(SYS_getrandom, iv, WOLFSSL_TICKET_IV_SZ, 0) ==
+         WOLFSSL_TICKET_IV_SZ);
+    memcpy(name, s->name, sizeof s->name);
+    memset(mac, 0, WOLFSSL_TICKET_MAC_SZ);
+    tls_ticket_key(t, s, iv, key);
+    must(wc_ChaCha20Poly1305_Encrypt(key, tls_nonce, name, sizeof s->name, p,
+                                     (word32)(n + TLS_NOTE), p, mac) == 0);
+    explicit_bzero(key, sizeof key);
+    *room = n + TLS_NOTE;
+    return WOLFSSL_TICKET_RET_OK;
+}
+
+/* Opens a ticket in place. */
+static bool
+tls_ticket_unseal(const struct tls *t, const unsigned char *name,
+                  const unsigned char *iv, const unsigned char *mac,
+                  unsigned char *p, int n)
+{
+    static const unsigned char zero[WOLFSSL_TICKET_MAC_SZ - 16];
+    const struct tls_ring *r = &t->site->ring;
+    unsigned char key[32];
+    size_t i = 0;
+    int rc;
+
+    while (i < r->seals_n && memcmp(r->seals[i].name, name, 16) != 0)
+        i++;
+    if (i == r->seals_n || n < TLS_NOTE || memcmp(mac + 16, zero, sizeof zero))
+        return false;
+    tls_ticket_key(t, &r->seals[i], iv, key);
+    rc = wc_ChaCha20Poly1305_Decrypt(key, tls_nonce, name, 16, p, (word32)n,
+                                     mac, p);
+    explicit_bzero(key, sizeof key);
+    return rc == 0;
+}
+
+/* May the session that `note` is about go on? */
+static bool
+tls_ticket_holds(struct tls *t, struct str note, const unsigned char *iv)
+{
+    struct tls_in in = {note, false};
+    struct str key = tls_in_bytes(&in, 32);
+    int64_t first = (int64_t)tls_in_number(&in, 8), now = pki_now(time(NULL));
+    uint32_t links = (uint32_t)tls_in_number(&in, 4);
+    struct pki_identity *id;
+
+    if (in.bad || links >= TLS_LINKS_MAX || first > now + TLS_CLOCKS_S ||
+        now - first >= t->ctx->cfg->tickets.lifetime_s) {
+        met_inc(MET_TICKET_EXPIRED);
+        return false;
+    }
+    id = pki_cache_find(t->ctx->cache, (const unsigned char *)key.p);
+    if (!id || now < id->from || now > id->until) {
+        met_inc(MET_TICKET_UNKNOWN);
+        return false;
+    }
+    pki_identity_put(t->ticket.identity);
+    t->ticket =
+        (struct tls_ticket){pki_identity_ref(id), first, links + 1, {0}};
+    memcpy(t->ticket.iv, iv, sizeof t->ticket.iv);
+    return true;
+}
+
+/* wolfSSL goes on with any of the tickets in a ClientHello that we open, and
+ * does not say with which: so one a connection is opened, and no second. (The
+ * same one may come again, after a HelloRetryRequest.) */
+static int
+tls_ticket_open(struct tls *t, const unsigned char *name,
+                const unsigned char *iv, const unsigned char *mac,
+                unsigned char *p, int n, int *out)
+{
+    if (wolfSSL_GetVersion(t->ssl) != WOLFSSL_TLSV1_3 ||
+        (t->ticket.identity &&
+         memcmp(t->ticket.iv, iv, sizeof t->ticket.iv) != 0))
+        return WOLFSSL_TICKET_RET_REJECT;
+    if (!tls_ticket_unseal(t, name, iv, mac, p, n)) {
+        met_inc(MET_TICKET_FOREIGN);
+        return WOLFSSL_TICKET_RET_REJECT;
+    }
+    *out = n - TLS_NOTE;
+    if (!tls_ticket_holds(t, (struct str){(char *)p + *out, TLS_NOTE}, iv))
+        return WOLFSSL_TICKET_RET_REJECT;
+    return WOLFSSL_TICKET_RET_OK;
+}
+
+static int
+tls_on_seal(WOLFSSL *ssl, unsigned char *name, unsigned char *iv,
+            unsigned char *mac, int seal, unsigned char *p, int n, int *out,
+            void *data)
+{
+    struct tls *t = OBJ(struct tls, TLS, wolfSSL_GetIOReadCtx(ssl));
+
+    (void)data;
+    tls_ring_turn(&t->site->ring, time(NULL), t->ctx->cfg->tickets.lifetime_s);
+    return seal ? tls_ticket_seal(t, name, iv, mac, p, n, out)
+                : tls_ticket_open(t, name, iv, mac, p, n, out);
+}
+
+static void
+tls_hash(wc_Sha256 *sha, struct str s)
+{
+    uint64_t n = s.n;
+
+    must(s.n <= UINT32_MAX &&
+         wc_Sha256Update(sha, (const byte *)&n, sizeof n) == 0 &&
+         wc_Sha256Update(sha, (const byte *)s.p, (word32)s.n) == 0);
+}
+
+/* Everything that decides what a policy does, as one number. */
+static void
+tls_policy_hash(const struct boot *b, unsigned char out[32])
+{
+    wc_Sha256 sha;
+
+    must(wc_InitSha256(&sha) == 0);
+    tls_hash(&sha, b->cfg_json);
+    for (size_t i = 0; i < b->scripts_n; i++) {
+        tls_hash(&sha, b->scripts[i].name);
+        tls_hash(&sha, b->scripts[i].bytes);
+    }
+    for (size_t i = 0; i < b->env_n; i++)
+        tls_hash(&sha, b->env[i].set ? b->env[i].value : S("\0unset"));
+    must(wc_Sha256Final(&sha, out) == 0);
+    wc_Sha256Free(&sha);
+}
+
+/* The roots of a site's ticket keys: the secrets, bound to who is served here,
+ * whom we trust and what they may do. */
+static void
+tls_ring_init(struct tls_ring *r, const struct cfg_listener *l,
+              const struct tls_site *s, const struct boot_site *files,
+              const struct boot *b, const unsigned char policy[32])
+{
+    unsigned char context[32];
+    wc_Sha256 sha;
+
+    must(wc_InitSha256(&sha) == 0);
+    tls_hash(&sha, l->name);
+    tls_hash(&sha, s->name);
+    tls_hash(&sha, files->client_ca);
+    for (size_t i = 0; i < files->crls_n; i++)
+        tls_hash(&sha, files->crls[i].bytes);
+    tls_hash(&sha, (struct str){(const char *)policy, 32});
+    must(wc_Sha256Final(&sha, context) == 0);
+    wc_Sha256Free(&sha);
+    r->rotate_s = b->ticket_rotate ? l->tickets.rotate_s : 0;
+    r->roots_n = b->ticket_keys_n;
+    for (size_t i = 0; i < r->roots_n; i++)
+        must(wc_HKDF_Extract(WC_SHA256, context, sizeof context,
+                             (const byte *)b->ticket_keys[i].p,
+                             (word32)b->ticket_keys[i].n, r->roots[i]) == 0);
+}
+
+/* ---- contexts ---- */
 
 static int
 tls_on_recv(WOLFSSL *ssl, char *buf, int n, void *data)
@@ -16255,15 +17207,22 @@ tls_ctx_free(struct tls_ctx *c)
 {
     if (!c)
         return;
-    wolfSSL_CTX_free(c->ctx);
-    pki_anchors_free(c->anchors);
-    pki_crls_free(c->crls);
+    for (size_t i = 0; i < c->sites_n; i++) {
+        for (size_t j = 0; j < c->sites[i].pairs_n; j++)
+            wolfSSL_CTX_free(c->sites[i].pairs[j].ctx);
+        if (!c->sites[i].shared) {
+            pki_anchors_free(c->sites[i].anchors);
+            pki_crls_free(c->sites[i].crls);
+        }
+        explicit_bzero(&c->sites[i].ring, sizeof c->sites[i].ring);
+    }
+    free(c->sites);
     free(c->plain);
     free(c);
 }
 
 static bool
-tls_ctx_load(WOLFSSL_CTX *ctx, const struct boot_listener *files, struct err *e)
+tls_ctx_load(WOLFSSL_CTX *ctx, const struct boot_pair *files, struct err *e)
 {
     const unsigned char *cert = (const unsigned char *)files->certificate.p;
     const unsigned char *key = (const unsigned char *)files->key.p;
@@ -16289,13 +17248,13 @@ tls_ctx_load(WOLFSSL_CTX *ctx, const struct boot_listener *files, struct err *e)
     return true;
 }
 
-/* wolfSSL keeps the name that a client asks for only where somebody listens. */
+/* wolfSSL compares the server name of a ticket only where there is one. */
 static int
-tls_on_sni(WOLFSSL *ssl, int *alert, void *arg)
+tls_on_server_name(WOLFSSL *ssl, int *alert, void *data)
 {
     (void)ssl;
     (void)alert;
-    (void)arg;
+    (void)data;
     return 0;
 }
 
@@ -16316,7 +17275,7 @@ tls_alg_name(char *out, size_t n, const char *name)
 
 /* For PROXY headers; empty where our certificate's algorithm has no name. */
 static void
-tls_name_algs(struct tls_ctx *c, struct str pem)
+tls_name_algs(struct tls_pair *p, struct str pem)
 {
     struct mem_arena *a = mem_arena_new(8 << 20);
     const struct pki_sig *sig;
@@ -16329,64 +17288,160 @@ tls_name_algs(struct tls_ctx *c, struct str pem)
     if (pki_pem_read(a, pem, "CERTIFICATE", &v, &n, &e) &&
         pki_cert_parse(v[0], &cert, &e)) {
         if (pki_key_text(a, &cert, &key, &e))
-            tls_alg_name(c->key_alg, sizeof c->key_alg, key.p);
+            tls_alg_name(p->key_alg, sizeof p->key_alg, key.p);
         if (!pki_sig_read(cert.algorithm, &sig, &pss))
-            tls_alg_name(c->sig_alg, sizeof c->sig_alg, sig->name);
+            tls_alg_name(p->sig_alg, sizeof p->sig_alg, sig->name);
     }
     mem_arena_free(a);
 }
 
-/* `files` are the listener's PEM texts; wolfSSL copies what it needs, and is
- * told of no CA: pki_ knows them. */
+static void
+tls_ctx_tickets(WOLFSSL_CTX *ctx, const struct cfg_tickets *t, bool on)
+{
+    must(wolfSSL_CTX_NoTicketTLSv12(ctx) == WOLFSSL_SUCCESS);
+    wolfSSL_CTX_set_session_cache_mode(ctx, WOLFSSL_SESS_CACHE_OFF);
+    wolfSSL_CTX_set_servername_callback(ctx, tls_on_server_name);
+    must(wolfSSL_CTX_set_TicketEncCb(ctx, on ? tls_on_seal : NULL) ==
+         WOLFSSL_SUCCESS);
+    if (!on) {
+        must(wolfSSL_CTX_no_ticket_TLSv13(ctx) == 0);
+        return;
+    }
+    must(wolfSSL_CTX_only_dhe_psk(ctx) == 0);
+    must(wolfSSL_CTX_set_TicketHint(ctx, (int)t->lifetime_s) ==
+         WOLFSSL_SUCCESS);
+    wolfSSL_CTX_set_timeout(ctx, t->lifetime_s);
+}
+
+/* What serves one certificate of a site. NULL: `e` says why. */
+static WOLFSSL_CTX *
+tls_ctx_wolf(const struct cfg_listener *l, const struct boot_pair *files,
+             bool tickets, struct err *e)
+{
+    WOLFSSL_CTX *ctx = wolfSSL_CTX_new(wolfSSLv23_server_method());
+
+    must(ctx != NULL);
+    must(wolfSSL_CTX_new_rng(ctx) == WOLFSSL_SUCCESS);  // for all its sessions
+    must(wolfSSL_CTX_SetMinVersion(ctx, WOLFSSL_TLSV1_2) == WOLFSSL_SUCCESS);
+    must(wolfSSL_CTX_set_cipher_list(ctx, tls_ciphers) == WOLFSSL_SUCCESS);
+    must(wolfSSL_CTX_set_groups(ctx, tls_groups,
+                                sizeof tls_groups / sizeof *tls_groups) ==
+         WOLFSSL_SUCCESS);
+    wolfSSL_CTX_set_verify(
+        ctx, WOLFSSL_VERIFY_PEER | WOLFSSL_VERIFY_FAIL_IF_NO_PEER_CERT,
+        tls_on_verify);
+    tls_ctx_tickets(ctx, &l->tickets, tickets);
+    wolfSSL_CTX_SetIORecv(ctx, tls_on_recv);
+    wolfSSL_CTX_SetIOSend(ctx, tls_on_send);
+    if (tls_ctx_load(ctx, files, e))
+        return ctx;
+    wolfSSL_CTX_free(ctx);
+    return NULL;
+}
+
+/* Whom a site trusts; `own` is the listener's site, which may be this one. */
+static bool
+tls_site_trust(struct tls_site *s, const struct tls_site *own,
+               const struct cfg_listener *l, const struct boot_site *files,
+               const struct pki_cas *cas, struct err *e)
+{
+    s->shared = files->shared;
+    if (s->shared) {
+        s->anchors = own->anchors;
+        s->crls = own->crls;
+        s->rules = own->rules;
+        return true;
+    }
+    if (!pki_anchors_new(files->client_ca, &s->anchors, e))
+        return err_prefix(e, "client_ca: ");
+    s->crls = pki_crls_load(files, e);
+    if (!s->crls)
+        return false;
+    pki_rules_init(&s->rules, PKI_CLIENT, s->anchors, l->eku_any, l->depth);
+    pki_rules_crls(&s->rules, s->crls);
+    s->rules.cas = cas;
+    return true;
+}
+
+static bool
+tls_site_load(struct tls_site *s, const struct cfg_listener *l,
+              const struct boot_site *files, bool tickets, struct err *e)
+{
+    for (size_t i = 0; i < files->pairs_n; i++) {
+        struct tls_pair *p = &s->pairs[i];
+
+        p->ctx = tls_ctx_wolf(l, &files->pairs[i], tickets, e);
+        if (!p->ctx)
+            return false;
+        s->pairs_n++;
+        p->kind = tls_kind_of(files->pairs[i].certificate);
+        tls_name_algs(p, files->pairs[i].certificate);
+    }
+    return true;
+}
+
+/* For the listener `l`, number `i` of the bundle. wolfSSL copies what it needs
+ * of that, and is told of no CA: pki_ knows them. */
 static struct tls_ctx *
-tls_ctx_new(const struct cfg_listener *cfg, const struct boot_listener *files,
+tls_ctx_new(const struct cfg_listener *l, const struct boot *b, size_t i,
             struct pki_cache *cache, const struct pki_cas *cas, struct err *e)
 {
+    const struct boot_listener *files = &b->listeners[i];
+    bool tickets = l->tickets.on && b->ticket_keys_n;
     struct tls_ctx *c = mem_xcalloc(sizeof *c);
+    unsigned char policy[32];
 
+    must(files->sites_n == l->sni_n + 1);
+    c->cfg = l;
     c->cache = cache;
     c->alpn = "http/1.1";
-    c->ctx = wolfSSL_CTX_new(wolfSSLv23_server_method());
-    must(c->ctx != NULL);
-    must(wolfSSL_CTX_SetMinVersion(c->ctx, WOLFSSL_TLSV1_2) == WOLFSSL_SUCCESS);
-    must(wolfSSL_CTX_set_cipher_list(c->ctx, tls_ciphers) == WOLFSSL_SUCCESS);
-    wolfSSL_CTX_set_verify(
-        c->ctx, WOLFSSL_VERIFY_PEER | WOLFSSL_VERIFY_FAIL_IF_NO_PEER_CERT,
-        tls_on_verify);
-    wolfSSL_CTX_set_servername_callback(c->ctx, tls_on_sni);
-    wolfSSL_CTX_set_session_cache_mode(c->ctx, WOLFSSL_SESS_CACHE_OFF);
-    must(wolfSSL_CTX_NoTicketTLSv12(c->ctx) == WOLFSSL_SUCCESS);
-    must(wolfSSL_CTX_no_ticket_TLSv13(c->ctx) == 0);
-    wolfSSL_CTX_SetIORecv(c->ctx, tls_on_recv);
-    wolfSSL_CTX_SetIOSend(c->ctx, tls_on_send);
-    if (!pki_anchors_new(files->client_ca, &c->anchors, e)) {
-        err_prefix(e, "client_ca: ");
-        tls_ctx_free(c);
-        return NULL;
+    c->sites = mem_xcalloc(files->sites_n * sizeof *c->sites);
+    c->sites_n = files->sites_n;
+    tls_policy_hash(b, policy);
+    for (size_t j = 0; j < c->sites_n; j++) {
+        struct tls_site *s = &c->sites[j];
+
+        s->name = j ? l->sni[j - 1].name : S("");
+        if (tickets)
+            tls_ring_init(&s->ring, l, s, &files->sites[j], b, policy);
+        if (!tls_site_trust(s, c->sites, l, &files->sites[j], cas, e) ||
+            !tls_site_load(s, l, &files->sites[j], tickets, e)) {
+            if (j)
+                err_prefix(e, "sni \"%.*s\": ", STR_FMT(s->name));
+            tls_ctx_free(c);
+            return NULL;
+        }
     }
-    c->crls = pki_crls_load(files, e);
-    if (!c->crls || !tls_ctx_load(c->ctx, files, e)) {
-        tls_ctx_free(c);
-        return NULL;
-    }
-    pki_rules_init(&c->rules, PKI_CLIENT, c->anchors, cfg->eku_any, cfg->depth);
-    pki_rules_crls(&c->rules, c->crls);
-    c->rules.cas = cas;
     c->plain = mem_xmalloc(TLS_PLAIN);
-    tls_name_algs(c, files->certificate);
     return c;
 }
 
-/* Would this listener's certificate, key and client_ca be usable? */
+/* When the first of its lists expires; INT64_MAX: it has none. */
+static int64_t
+tls_crls_next(const struct tls_ctx *c)
+{
+    int64_t next = INT64_MAX;
+
+    for (size_t i = 0; i < c->sites_n; i++) {
+        int64_t one = pki_crls_next(c->sites[i].crls);
+
+        next = one < next ? one : next;
+    }
+    return next;
+}
+
+/* Would the files of this listener be usable? */
 static bool
-tls_check(const struct cfg_listener *cfg, const struct boot_listener *files,
+tls_check(const struct cfg_listener *l, const struct boot *b, size_t i,
           struct err *e)
 {
-    struct tls_ctx *c = tls_ctx_new(cfg, files, NULL, NULL, e);
+    struct tls_ctx *c = tls_ctx_new(l, b, i, NULL, NULL, e);
 
     tls_ctx_free(c);
     return c != NULL;
 }
+
+/* ---- a session ---- */
 
 static struct tls *
 tls_new(const struct tls_ctx *ctx, const struct tls_ops *ops, void *data)
@@ -16396,16 +17451,6 @@ tls_new(const struct tls_ctx *ctx, const struct tls_ops *ops, void *data)
     t->ctx = ctx;
     t->ops = ops;
     t->data = data;
-    t->ssl = wolfSSL_new(ctx->ctx);
-    must(t->ssl != NULL);
-    wolfSSL_SetIOReadCtx(t->ssl, t);
-    wolfSSL_SetIOWriteCtx(t->ssl, t);
-    wolfSSL_SetCertCbCtx(t->ssl, t);
-    if (ctx->alpn)
-        must(wolfSSL_UseALPN(t->ssl, (char *)(uintptr_t)ctx->alpn,
-                             (unsigned)strlen(ctx->alpn),
-                             WOLFSSL_ALPN_FAILED_ON_MISMATCH) ==
-             WOLFSSL_SUCCESS);
     return t;
 }
 
@@ -16417,9 +17462,98 @@ tls_free(struct tls *t)
     wolfSSL_free(t->ssl);
     pki_identity_put(t->identity);
     free(t->peer);
+    pki_identity_put(t->ticket.identity);
+    mem_buf_free(&t->held);
+    free(t->name);
     free(t->leaf);
     free(t->reason);
     obj_free(t);
+}
+
+enum { TLS_ALERT_DECODE = 50, TLS_ALERT_NAME = 112 };
+
+/* Ends a handshake that wolfSSL has not seen. */
+static void
+tls_alert(struct tls *t, unsigned char alert)
+{
+    char record[] = {21, 3, 3, 0, 2, 2, (char)alert};
+
+    t->state = TLS_BROKEN;
+    t->ops->on_cipher(t->data, record, sizeof record);
+}
+
+/* Makes the session, with the certificate that is picked. */
+static void
+tls_start(struct tls *t)
+{
+    const char *alpn = t->ctx->alpn;
+
+    t->ssl = wolfSSL_new(t->wolf);
+    must(t->ssl != NULL);
+    wolfSSL_SetIOReadCtx(t->ssl, t);
+    wolfSSL_SetIOWriteCtx(t->ssl, t);
+    wolfSSL_SetCertCbCtx(t->ssl, t);
+    if (alpn)
+        must(wolfSSL_UseALPN(
+                 t->ssl, (char *)(uintptr_t)alpn, (unsigned)strlen(alpn),
+                 WOLFSSL_ALPN_FAILED_ON_MISMATCH) == WOLFSSL_SUCCESS);
+    t->state = TLS_HANDSHAKE;
+}
+
+/* The ClientHello is whole: who serves it? */
+static bool
+tls_begin(struct tls *t, const struct tls_hello *h, struct err *e)
+{
+    t->name = strdup(h->name);
+    must(t->name != NULL);
+    t->site = tls_site_for(t->ctx, t->name);
+    if (!t->site) {
+        tls_alert(t, TLS_ALERT_NAME);
+        return err_set(e, ERR_TLS,
+                       "no such server name: add \"%s\" to sni, or leave "
+                       "sni_strict out",
+                       t->name);
+    }
+    t->pair = tls_pair_for(t->site, h);
+    t->wolf = t->pair->ctx;
+    // a ticket of TLS 1.2 is never ours, and wolfSSL fails on a long one
+    t->no_tickets = !h->psk_dhe || h->ticket_len;
+    tls_start(t);
+    return true;
+}
+
+/* The first bytes are held until they are a whole ClientHello. False with
+ * e->kind ERR_KINDS: more bytes are needed. */
+static bool
+tls_hello_feed(struct tls *t, struct err *e)
+{
+    const char *why = "this is not TLS: plain HTTP, perhaps";
+    enum tls_found found = TLS_BAD;
+    struct mem_buf join = {0};
+    struct tls_hello h;
+    struct str body;
+    bool ok = false;
+
+    if (mem_buf_len(&t->held)) {
+        mem_buf_add(&t->held, t->in.p, t->in.n);
+        t->in = (struct str){mem_buf_ptr(&t->held), mem_buf_len(&t->held)};
+    }
+    if (t->in.n && t->in.p[0] == TLS_RECORD_HANDSHAKE)
+        found = tls_hello_find(t->in, &join, &body, &why);
+    if (found == TLS_WHOLE && (why = tls_hello_parse(body, &h)))
+        found = TLS_BAD;
+    if (found == TLS_WHOLE) {
+        ok = tls_begin(t, &h, e);
+    } else if (found == TLS_BAD) {
+        tls_alert(t, TLS_ALERT_DECODE);
+        err_set(e, ERR_TLS, "ClientHello refused: %s", why);
+    } else {
+        if (!mem_buf_len(&t->held))
+            mem_buf_add(&t->held, t->in.p, t->in.n);
+        e->kind = ERR_KINDS;
+    }
+    mem_buf_free(&join);
+    return ok;
 }
 
 /* Turns wolfSSL's last result into an error; the session is over. */
@@ -16445,25 +17579,54 @@ tls_fail(struct tls *t, int rc, struct err *e)
                    text);
 }
 
+/* wolfSSL has no switch for the tickets of one session. */
+static int
+tls_accept(struct tls *t)
+{
+    int rc;
+
+    if (!t->no_tickets || !t->site->ring.roots_n)
+        return wolfSSL_accept(t->ssl);
+    wolfSSL_CTX_set_TicketEncCb(t->wolf, NULL);
+    rc = wolfSSL_accept(t->ssl);
+    wolfSSL_CTX_set_TicketEncCb(t->wolf, tls_on_seal);
+    return rc;
+}
+
+/* wolfSSL is content; a handshake without a known peer must not pass. */
+static bool
+tls_opened(struct tls *t, struct err *e)
+{
+    struct pki_identity *who = t->peer ? NULL : tls_who(t);
+
+    if (t->peer ? t->bad_cert || !tls_server_known(t) : !who) {
+        t->state = TLS_BROKEN;
+        return err_set(e, ERR_TLS, "no certificate was verified");
+    }
+    t->resumed = who != t->identity;
+    if (t->resumed) {
+        t->identity = who;
+        t->ticket.identity = NULL;
+        met_inc(MET_TICKET_RESUMED);
+    }
+    t->state = TLS_OPEN;
+    t->ops->on_open(t->data);
+    return true;
+}
+
 /* False with e->kind ERR_KINDS: more bytes are needed. */
 static bool
 tls_handshake(struct tls *t, struct err *e)
 {
-    int rc = t->peer ? wolfSSL_connect(t->ssl) : wolfSSL_accept(t->ssl);
+    int rc = t->peer ? wolfSSL_connect(t->ssl) : tls_accept(t);
 
     if (t->saw_certs) {
         wolfSSL_CertManagerUnloadIntermediateCerts(
-            wolfSSL_CTX_GetCertManager(t->ctx->ctx));
+            wolfSSL_CTX_GetCertManager(t->wolf));
         t->saw_certs = false;
     }
-    if (rc == WOLFSSL_SUCCESS) {
-        // both hold by construction; a handshake without them must not pass
-        if (t->bad_cert || !(t->peer ? tls_server_known(t) : !!t->identity))
-            return err_set(e, ERR_TLS, "no certificate was verified");
-        t->state = TLS_OPEN;
-        t->ops->on_open(t->data);
-        return true;
-    }
+    if (rc == WOLFSSL_SUCCESS)
+        return tls_opened(t, e);
     if (wolfSSL_get_error(t->ssl, rc) == WOLFSSL_ERROR_WANT_READ) {
         e->kind = ERR_KINDS;
         return false;
@@ -16506,6 +17669,10 @@ tls_feed(struct tls *t, const char *p, size_t n, struct err *e)
     bool ok = true;
 
     t->in = (struct str){p, n};
+    if (t->state != TLS_HELLO)
+        mem_buf_free(&t->held);
+    if (t->state == TLS_HELLO && !tls_hello_feed(t, e))
+        return e->kind == ERR_KINDS;
     while (t->state == TLS_HANDSHAKE)
         if (!tls_handshake(t, e))
             return e->kind == ERR_KINDS;
@@ -16563,15 +17730,11 @@ tls_cipher(const struct tls *t)
     return wolfSSL_get_cipher_name(t->ssl);
 }
 
-/* The server name the client asked for, or empty. */
+/* The server name the client asked for, in lower case, or empty. */
 static struct str
 tls_sni(const struct tls *t)
 {
-    void *name = NULL;
-    unsigned short n =
-        wolfSSL_SNI_GetRequest(t->ssl, WOLFSSL_SNI_HOST_NAME, &name);
-
-    return (struct str){name ? name : "", name ? n : 0};
+    return str_of(t->name);
 }
 
 /* The protocol both sides agreed on, or empty. */
@@ -16709,7 +17872,7 @@ tls_server_check(struct tls *t, struct mem_arena *a,
         return err_set(e, ERR_TLS, "%s", tls_no_clock);
     for (int i = 1; i < store->totalCerts; i++)
         chain[n++] = tls_cert_str(store, i);
-    if (!pki_verify(&t->ctx->rules, leaf, chain, n, now, &path, e) ||
+    if (!pki_verify(&t->site->rules, leaf, chain, n, now, &path, e) ||
         !pki_cert_parse(leaf, &c, e) ||
         !tls_server_names(a, t->peer->want, &c, e))
         return false;
@@ -16855,34 +18018,50 @@ tls_client_load(WOLFSSL_CTX *ctx, const struct boot_upstream *files,
     return true;
 }
 
-/* What all sessions of one https upstream share. */
+static WOLFSSL_CTX *
+tls_client_wolf(void)
+{
+    WOLFSSL_CTX *ctx = wolfSSL_CTX_new(wolfSSLv23_client_method());
+
+    must(ctx != NULL);
+    must(wolfSSL_CTX_new_rng(ctx) == WOLFSSL_SUCCESS);
+    must(wolfSSL_CTX_SetMinVersion(ctx, WOLFSSL_TLSV1_2) == WOLFSSL_SUCCESS);
+    must(wolfSSL_CTX_set_cipher_list(ctx, tls_ciphers) == WOLFSSL_SUCCESS);
+    // not the hybrid: a server that does not know it costs a round trip
+    must(wolfSSL_CTX_set_groups(ctx, tls_groups + 1,
+                                sizeof tls_groups / sizeof *tls_groups - 1) ==
+         WOLFSSL_SUCCESS);
+    wolfSSL_CTX_set_verify(ctx, WOLFSSL_VERIFY_PEER, tls_on_verify);
+    wolfSSL_CTX_set_session_cache_mode(ctx, WOLFSSL_SESS_CACHE_OFF);
+    // a resumed session, too, gets fresh keys
+    must(wolfSSL_CTX_only_dhe_psk(ctx) == 0);
+    wolfSSL_CTX_SetIORecv(ctx, tls_on_recv);
+    wolfSSL_CTX_SetIOSend(ctx, tls_on_send);
+    return ctx;
+}
+
+/* What all sessions of one https upstream share: one site, one certificate. */
 static struct tls_ctx *
 tls_client_ctx_new(const struct boot_upstream *files, struct err *e)
 {
     struct tls_ctx *c = mem_xcalloc(sizeof *c);
+    struct tls_site *s = c->sites = mem_xcalloc(sizeof *s);
 
-    c->ctx = wolfSSL_CTX_new(wolfSSLv23_client_method());
-    must(c->ctx != NULL);
-    must(wolfSSL_CTX_SetMinVersion(c->ctx, WOLFSSL_TLSV1_2) == WOLFSSL_SUCCESS);
-    must(wolfSSL_CTX_set_cipher_list(c->ctx, tls_ciphers) == WOLFSSL_SUCCESS);
-    wolfSSL_CTX_set_verify(c->ctx, WOLFSSL_VERIFY_PEER, tls_on_verify);
-    wolfSSL_CTX_set_session_cache_mode(c->ctx, WOLFSSL_SESS_CACHE_OFF);
-    // a resumed session, too, gets fresh keys
-    must(wolfSSL_CTX_only_dhe_psk(c->ctx) == 0);
-    wolfSSL_CTX_SetIORecv(c->ctx, tls_on_recv);
-    wolfSSL_CTX_SetIOSend(c->ctx, tls_on_send);
-    if (!pki_anchors_new(files->trust.client_ca, &c->anchors, e)) {
+    c->alpn = "http/1.1";
+    c->sites_n = s->pairs_n = 1;
+    s->pairs[0].ctx = tls_client_wolf();
+    if (!pki_anchors_new(files->trust.client_ca, &s->anchors, e)) {
         err_prefix(e, "ca: ");
         tls_ctx_free(c);
         return NULL;
     }
-    c->crls = pki_crls_load(&files->trust, e);
-    if (!c->crls || !tls_client_load(c->ctx, files, e)) {
+    s->crls = pki_crls_load(&files->trust, e);
+    if (!s->crls || !tls_client_load(s->pairs[0].ctx, files, e)) {
         tls_ctx_free(c);
         return NULL;
     }
-    pki_rules_init(&c->rules, PKI_SERVER, c->anchors, false, TLS_DEPTH_MAX);
-    pki_rules_crls(&c->rules, c->crls);
+    pki_rules_init(&s->rules, PKI_SERVER, s->anchors, false, TLS_DEPTH_MAX);
+    pki_rules_crls(&s->rules, s->crls);
     c->plain = mem_xmalloc(TLS_PLAIN);
     return c;
 }
@@ -16940,6 +18119,9 @@ tls_client_new(const struct tls_ctx *ctx, const struct cfg_server *want,
 {
     struct tls *t = tls_new(ctx, ops, data);
 
+    t->site = ctx->sites;
+    t->wolf = t->site->pairs[0].ctx;
+    tls_start(t);
     t->peer = mem_xcalloc(sizeof *t->peer);
     t->peer->want = want;
     if (want->sni.n)
@@ -20033,8 +21215,9 @@ conn_on_open(void *data)
         c->from.tls_cipher = tls_cipher(c->tls);
         c->from.sni = tls_sni(c->tls);
         c->from.alpn = tls_alpn(c->tls);
-        c->from.our_sig_alg = str_of(c->listener->tls->sig_alg);
-        c->from.our_key_alg = str_of(c->listener->tls->key_alg);
+        c->from.our_sig_alg = str_of(c->tls->pair->sig_alg);
+        c->from.our_key_alg = str_of(c->tls->pair->key_alg);
+        c->from.resumed = c->tls->resumed;
     }
     c->h1 = h1_server_new(&conn_io, c, c->listener->req_ops, &c->from);
     c->listener->ops->on_open(c);
@@ -28143,19 +29326,30 @@ bind_cache(lua_State *L, int at)
 
 /* ---- identity ---- */
 
+struct bind_identity {
+    struct pki_identity *id;  // a reference
+    bool resumed;
+};
+
+static struct bind_identity *
+bind_identity_box(lua_State *L, int at)
+{
+    return luaL_checkudata(L, at, "gateway.identity");
+}
+
 static struct pki_identity *
 bind_identity_of(lua_State *L, int at)
 {
-    return *(struct pki_identity **)luaL_checkudata(L, at, "gateway.identity");
+    return bind_identity_box(L, at)->id;
 }
 
 static int
 bind_identity_gc(lua_State *L)
 {
-    struct pki_identity **id = lua_touserdata(L, 1);
+    struct bind_identity *box = lua_touserdata(L, 1);
 
-    pki_identity_put(*id);
-    *id = NULL;
+    pki_identity_put(box->id);
+    box->id = NULL;
     return 0;
 }
 
@@ -28266,9 +29460,10 @@ bind_push_san(lua_State *L, const struct pki_identity *id)
 }
 
 static void
-bind_push_identity_field(lua_State *L, const struct pki_identity *id,
+bind_push_identity_field(lua_State *L, const struct bind_identity *box,
                          struct str field)
 {
+    const struct pki_identity *id = box->id;
     struct str text;
 
     if (str_eq(field, S("subject")))
@@ -28286,7 +29481,7 @@ bind_push_identity_field(lua_State *L, const struct pki_identity *id,
     else if (str_eq(field, S("not_after")))
         lua_pushinteger(L, id->not_after);
     else if (str_eq(field, S("resumed")))
-        lua_pushboolean(L, 0);
+        lua_pushboolean(L, box->resumed);
     else if (str_eq(field, S("has")))
         lua_pushcfunction(L, bind_identity_has);
     else if (bind_identity_text(id, field, &text) && text.n)
@@ -28298,7 +29493,7 @@ bind_push_identity_field(lua_State *L, const struct pki_identity *id,
 static int
 bind_identity_index(lua_State *L)
 {
-    struct pki_identity *id = bind_identity_of(L, 1);
+    struct bind_identity *box = bind_identity_box(L, 1);
     struct str field = bind_str(L, 2);
 
     bind_cache(L, 1);
@@ -28306,7 +29501,7 @@ bind_identity_index(lua_State *L)
     if (lua_rawget(L, 3) != LUA_TNIL)
         return 1;
     lua_pop(L, 1);
-    bind_push_identity_field(L, id, field);
+    bind_push_identity_field(L, box, field);
     if (lua_istable(L, -1))
         return 1;  // a copy each time: other hooks must not see it changed
     lua_pushvalue(L, 2);
@@ -28317,26 +29512,27 @@ bind_identity_index(lua_State *L)
 
 /* One object per certificate and worker, as long as a script holds it. */
 static void
-bind_push_identity(lua_State *L, struct pki_identity *id)
+bind_push_identity(lua_State *L, struct pki_identity *id, bool resumed)
 {
-    struct pki_identity **box;
+    struct bind_identity *box;
+    const void *key = (const char *)id + resumed;  // two objects, if need be
 
     if (!id) {
         lua_pushnil(L);
         return;
     }
     lua_rawgetp(L, LUA_REGISTRYINDEX, &bind_identity_mark);
-    if (lua_rawgetp(L, -1, id) == LUA_TUSERDATA) {
+    if (lua_rawgetp(L, -1, key) == LUA_TUSERDATA) {
         lua_remove(L, -2);
         return;
     }
     lua_pop(L, 1);
     box = lua_newuserdatauv(L, sizeof *box, 1);
-    *box = NULL;
+    *box = (struct bind_identity){NULL, resumed};
     luaL_setmetatable(L, "gateway.identity");
-    *box = pki_identity_ref(id);
+    box->id = pki_identity_ref(id);
     lua_pushvalue(L, -1);
-    lua_rawsetp(L, -3, id);
+    lua_rawsetp(L, -3, key);
     lua_remove(L, -2);
 }
 
@@ -28544,7 +29740,7 @@ bind_push_request_field(lua_State *L, const struct bind_request *r,
     else if (str_eq(f, S("route")) && route)
         bind_push_str(L, route->path);
     else if (str_eq(f, S("identity")))
-        bind_push_identity(L, r->req->from->identity);
+        bind_push_identity(L, r->req->from->identity, r->req->from->resumed);
     else if (str_eq(f, S("raw")))
         bind_push_raws(L, r);
     else
@@ -29940,7 +31136,7 @@ serve_push_identity(lua_State *L, void *data)
 {
     struct serve *s = data;
 
-    bind_push_identity(L, s->req->from->identity);
+    bind_push_identity(L, s->req->from->identity, s->req->from->resumed);
     return 1;
 }
 
@@ -29950,7 +31146,7 @@ serve_push_request(lua_State *L, void *data)
     struct serve *s = data;
 
     bind_push_request(L, &s->view);
-    bind_push_identity(L, s->req->from->identity);
+    bind_push_identity(L, s->req->from->identity, s->req->from->resumed);
     return 2;
 }
 
@@ -31807,12 +33003,11 @@ work_listen(struct work *w, struct err *e)
         l->host_check = c && c->host_check;
         l->strip = c ? &c->strip : NULL;
         if (c) {
-            l->tls =
-                tls_ctx_new(c, &b->listeners[i], w->env.identities, &w->cas, e);
+            l->tls = tls_ctx_new(c, b, i, w->env.identities, &w->cas, e);
             if (!l->tls)
                 return err_prefix(e, "%.*s: ", STR_FMT(c->at));
             admin_note_crls(&w->admin, w->boot_arena, c->name,
-                            pki_crls_next(l->tls->crls));
+                            tls_crls_next(l->tls));
             work_listen_tcp(w, l, c);
         }
         if (!conn_listen(l, c ? b->listeners[i].fd : b->admin_fds[i - n], e))
@@ -32230,6 +33425,7 @@ struct sup {
     unsigned met_rows;
     bool *slots;  // which rows are leased
     unsigned number;
+    unsigned char ticket_key[32];  // where the policy names no file of them
     bool reload_again;
     bool policy_too;  // the next load reads the scripts, and not files alone
     int exit_code;
@@ -32242,10 +33438,11 @@ static void sup_settle(struct sup *);
 
 /* ---- files --------------------------------------------------------------- */
 
-/* A whole regular file. A FIFO or device is refused and never waited for. */
+/* A whole regular file, and what is known of it. A FIFO or device is refused
+ * and never waited for. */
 static bool
-sup_read_file(struct mem_arena *a, const char *path, size_t max,
-              struct str *out, struct err *e)
+sup_read_stat(struct mem_arena *a, const char *path, size_t max,
+              struct str *out, struct stat *about, struct err *e)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     struct stat st;
@@ -32279,6 +33476,39 @@ sup_read_file(struct mem_arena *a, const char *path, size_t max,
         return err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
     p[got] = 0;
     *out = (struct str){p, got};
+    *about = st;
+    return true;
+}
+
+static bool
+sup_read_file(struct mem_arena *a, const char *path, size_t max,
+              struct str *out, struct err *e)
+{
+    struct stat about;
+
+    return sup_read_stat(a, path, max, out, &about, e);
+}
+
+/* A file that nobody else may read. One that its group may read is named in
+ * the log, not more: secrets are mounted like that. */
+static bool
+sup_read_secret(struct mem_arena *a, const char *path, struct str *out,
+                struct err *e)
+{
+    struct stat about;
+
+    if (!sup_read_stat(a, path, SUP_FILE_BYTES, out, &about, e))
+        return false;
+    if (about.st_mode & (S_IRWXO | S_IWGRP))
+        return err_set(e, ERR_CONFIG,
+                       "%s: others may read or change this key (mode %04o): "
+                       "chmod 600 it (in Kubernetes: defaultMode: 0400)",
+                       path, (unsigned)about.st_mode & 07777);
+    if (about.st_mode & S_IRWXG)
+        log_at(LOG_WARN, "sup",
+               "%s: its group may read this key (mode %04o): chmod 600 it, if "
+               "the group need not",
+               path, (unsigned)about.st_mode & 07777);
     return true;
 }
 
@@ -32428,6 +33658,7 @@ sup_keep_scripts(struct sup *s, struct mem_arena *a, struct boot *b)
     p = mem_alloc_raw(a, (size_t)st.st_size);
     must(pread(fd, p, (size_t)st.st_size, 0) == st.st_size &&
          boot_parse((struct str){p, (size_t)st.st_size}, a, &old, &s->why));
+    boot_forget_keys(&old);  // those are read anew
     b->policy = old.policy;
     b->scripts = old.scripts;
     b->scripts_n = old.scripts_n;
@@ -32435,7 +33666,7 @@ sup_keep_scripts(struct sup *s, struct mem_arena *a, struct boot *b)
 }
 
 static bool
-sup_read_crl(struct mem_arena *a, const char *path, struct boot_listener *to,
+sup_read_crl(struct mem_arena *a, const char *path, struct boot_site *to,
              size_t *bytes, struct err *e)
 {
     struct boot_file *f = &to->crls[to->crls_n];
@@ -32458,8 +33689,8 @@ sup_read_crl(struct mem_arena *a, const char *path, struct boot_listener *to,
 
 /* A file of revocation lists, or every *.crl in a folder. */
 static bool
-sup_read_crl_path(struct mem_arena *a, const char *path,
-                  struct boot_listener *to, size_t *bytes, struct err *e)
+sup_read_crl_path(struct mem_arena *a, const char *path, struct boot_site *to,
+                  size_t *bytes, struct err *e)
 {
     struct sup_scripts s = {.a = a};
     size_t n, before = to->crls_n;
@@ -32479,16 +33710,119 @@ sup_read_crl_path(struct mem_arena *a, const char *path,
            err_set(e, ERR_CONFIG, "%s: no *.crl file in this folder", path);
 }
 
+/* One key of 48 or 80 bytes, as nginx takes it; or keys of that length, one a
+ * line in Base64, as HAProxy does. Which of them does what is not their
+ * business here: all of it is key material. */
 static bool
-sup_read_crls(struct mem_arena *a, const struct cfg_listener *l,
-              struct boot_listener *to, size_t *bytes, struct err *e)
+sup_parse_ticket_keys(struct mem_arena *a, struct str text, struct boot *b,
+                      struct err *e)
+{
+    struct str line;
+
+    b->ticket_keys = mem_alloc(a, BOOT_TICKET_KEYS * sizeof *b->ticket_keys);
+    if (text.n == 48 || text.n == 80) {
+        b->ticket_keys[b->ticket_keys_n++] = text;
+        return true;
+    }
+    for (int n = 1; text.n; n++) {
+        struct str key;
+
+        str_cut(text, '\n', &line, &text);
+        line = str_trim(line);
+        if (!line.n)
+            continue;
+        if (!pki_b64_decode(a, line, &key) || (key.n != 48 && key.n != 80))
+            return err_set(e, ERR_CONFIG,
+                           "line %d is not 48 or 80 bytes in Base64: make one "
+                           "by openssl rand -base64 80 | tr -d '\\n'",
+                           n);
+        if (b->ticket_keys_n == BOOT_TICKET_KEYS)
+            return err_set(e, ERR_CONFIG,
+                           "more than %d keys: leave old ones "
+                           "out",
+                           BOOT_TICKET_KEYS);
+        b->ticket_keys[b->ticket_keys_n++] = key;
+    }
+    return b->ticket_keys_n ||
+           err_set(e, ERR_CONFIG,
+                   "there is no key in it: make one by openssl rand 80");
+}
+
+/* The ticket keys that replicas share; none: the supervisor makes one. */
+static bool
+sup_read_ticket_keys(struct mem_arena *a, const struct cfg_process *p,
+                     struct boot *b, struct err *e)
+{
+    struct str text;
+
+    b->ticket_rotate = !p->ticket_keys.n;
+    b->ticket_keys_n = 0;
+    if (!p->ticket_keys.n)
+        return true;
+    return (sup_read_secret(a, str_c(a, p->ticket_keys), &text, e) &&
+            (sup_parse_ticket_keys(a, text, b, e) ||
+             err_prefix(e, "%.*s: ", STR_FMT(p->ticket_keys)))) ||
+           err_prefix(e, "%.*s: ticket_keys: ", STR_FMT(p->at));
+}
+
+static bool
+sup_read_pairs(struct mem_arena *a, const struct cfg_site *s,
+               struct boot_site *to, struct err *e)
+{
+    to->pairs_n = s->pairs_n;
+    to->pairs = mem_alloc(a, s->pairs_n * sizeof *to->pairs);
+    for (size_t i = 0; i < s->pairs_n; i++)
+        if (!sup_read_file(a, str_c(a, s->pairs[i].certificate), SUP_FILE_BYTES,
+                           &to->pairs[i].certificate, e) ||
+            !sup_read_secret(a, str_c(a, s->pairs[i].key), &to->pairs[i].key,
+                             e))
+            return false;
+    return true;
+}
+
+/* Whom a site trusts. */
+static bool
+sup_read_trust(struct mem_arena *a, const struct cfg_listener *l,
+               const struct cfg_site *s, struct boot_site *to, size_t *bytes,
+               struct err *e)
 {
     to->crl_missing_ok = l->crl_missing_ok;
     to->crl_expired_ok = l->crl_expired_ok;
-    to->crls = mem_alloc(a, (l->crl.n ? BOOT_CRLS : 0) * sizeof *to->crls);
-    for (size_t i = 0; i < l->crl.n; i++)
-        if (!sup_read_crl_path(a, str_c(a, l->crl.v[i]), to, bytes, e))
+    to->crls_n = 0;
+    to->crls = mem_alloc(a, (s->crl.n ? BOOT_CRLS : 0) * sizeof *to->crls);
+    for (size_t i = 0; i < s->crl.n; i++)
+        if (!sup_read_crl_path(a, str_c(a, s->crl.v[i]), to, bytes, e))
             return err_prefix(e, "crl: ");
+    return !s->client_ca.n || sup_read_file(a, str_c(a, s->client_ca),
+                                            SUP_FILE_BYTES, &to->client_ca, e);
+}
+
+/* What a server name does not say is the listener's own. */
+static bool
+sup_read_site(struct mem_arena *a, const struct cfg_listener *l,
+              const struct cfg_site *s, const struct boot_site *own,
+              struct boot_site *to, size_t *bytes, struct err *e)
+{
+    *to = *own;
+    to->shared = !s->client_ca.n && !s->crl.n;
+    return (!s->pairs_n || sup_read_pairs(a, s, to, e)) &&
+           (to->shared || sup_read_trust(a, l, s, to, bytes, e));
+}
+
+static bool
+sup_read_sites(struct mem_arena *a, const struct cfg_listener *l,
+               struct boot_listener *to, size_t *bytes, struct err *e)
+{
+    struct boot_site *own;
+
+    to->fd = -1;
+    to->sites_n = l->sni_n + 1;
+    to->sites = own = mem_alloc(a, to->sites_n * sizeof *to->sites);
+    if (!sup_read_site(a, l, &l->own, own, own, bytes, e))
+        return false;
+    for (size_t i = 0; i < l->sni_n; i++)
+        if (!sup_read_site(a, l, &l->sni[i], own, own + i + 1, bytes, e))
+            return err_prefix(e, "sni \"%.*s\": ", STR_FMT(l->sni[i].name));
     return true;
 }
 
@@ -32496,20 +33830,16 @@ static bool
 sup_read_upstream(struct mem_arena *a, const struct cfg_upstream *u,
                   struct boot_upstream *to, size_t *bytes, struct err *e)
 {
-    const struct cfg_listener lists = {.crl = u->crl,
-                                       .crl_missing_ok = u->crl_missing_ok,
+    const struct cfg_listener rules = {.crl_missing_ok = u->crl_missing_ok,
                                        .crl_expired_ok = u->crl_expired_ok};
+    const struct cfg_site site = {.client_ca = u->ca, .crl = u->crl};
 
-    to->trust.fd = -1;
     to->trust.client_ca = to->certificate = to->key = S("");
-    return (!u->ca.n || sup_read_file(a, str_c(a, u->ca), SUP_FILE_BYTES,
-                                      &to->trust.client_ca, e)) &&
-           (!u->certificate.n ||
+    return (!u->certificate.n ||
             sup_read_file(a, str_c(a, u->certificate), SUP_FILE_BYTES,
                           &to->certificate, e)) &&
-           (!u->key.n ||
-            sup_read_file(a, str_c(a, u->key), SUP_FILE_BYTES, &to->key, e)) &&
-           sup_read_crls(a, &lists, &to->trust, bytes, e);
+           (!u->key.n || sup_read_secret(a, str_c(a, u->key), &to->key, e)) &&
+           sup_read_trust(a, &rules, &site, &to->trust, bytes, e);
 }
 
 /* The same for https upstreams; `bytes` of CRLs are read already. */
@@ -32538,27 +33868,20 @@ sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
 
     b->listeners_n = c->listeners_n;
     b->listeners = mem_alloc(a, c->listeners_n * sizeof *b->listeners);
-    for (size_t i = 0; i < c->listeners_n; i++) {
-        const struct cfg_listener *l = &c->listeners[i];
-        struct boot_listener *to = &b->listeners[i];
-
-        to->fd = -1;
-        if (!sup_read_file(a, str_c(a, l->certificate), SUP_FILE_BYTES,
-                           &to->certificate, e) ||
-            !sup_read_file(a, str_c(a, l->key), SUP_FILE_BYTES, &to->key, e) ||
-            !sup_read_file(a, str_c(a, l->client_ca), SUP_FILE_BYTES,
-                           &to->client_ca, e) ||
-            !sup_read_crls(a, l, to, &crl_bytes, e))
-            return err_prefix(e, "%.*s: listener %.*s: ", STR_FMT(l->at),
-                              STR_FMT(l->name));
-    }
+    for (size_t i = 0; i < c->listeners_n; i++)
+        if (!sup_read_sites(a, &c->listeners[i], &b->listeners[i], &crl_bytes,
+                            e))
+            return err_prefix(
+                e, "%.*s: listener %.*s: ", STR_FMT(c->listeners[i].at),
+                STR_FMT(c->listeners[i].name));
     b->cas_n = c->cas.n;
     b->cas = mem_alloc(a, c->cas.n * sizeof *b->cas);
     for (size_t i = 0; i < c->cas.n; i++)
         if (!sup_read_file(a, str_c(a, c->cas.v[i]), SUP_FILE_BYTES, &b->cas[i],
                            e))
             return err_prefix(e, "id.ca, or client_ca of a route: ");
-    return sup_read_upstreams(a, c, b, &crl_bytes, e);
+    return sup_read_upstreams(a, c, b, &crl_bytes, e) &&
+           sup_read_ticket_keys(a, &c->process, b, e);
 }
 
 /* ---- users --------------------------------------------------------------- */
@@ -33043,6 +34366,18 @@ sup_boot_env(struct mem_arena *a, const struct cfg *c, struct boot *b)
     }
 }
 
+/* Without a file of keys: one of our own, for as long as we run. */
+static void
+sup_boot_ticket_key(const struct sup *s, struct mem_arena *a, struct boot *b)
+{
+    if (!b->ticket_rotate)
+        return;
+    b->ticket_keys = mem_alloc(a, sizeof *b->ticket_keys);
+    b->ticket_keys[0] = str_dup(
+        a, (struct str){(const char *)s->ticket_key, sizeof s->ticket_key});
+    b->ticket_keys_n = 1;
+}
+
 /* One bundle per role, each with what that role needs and nothing more. */
 static bool
 sup_gen_bundles(struct sup_gen *g, const struct cfg *c, const struct boot *all,
@@ -33055,7 +34390,7 @@ sup_gen_bundles(struct sup_gen *g, const struct cfg *c, const struct boot *all,
     g->worker_boot = boot_write(&b, e);
     if (g->worker_boot < 0)
         return false;
-    b.scripts_n = b.env_n = b.admin_n = 0;
+    b.scripts_n = b.env_n = b.admin_n = b.ticket_keys_n = 0;
     b.met_fd = b.route_met_fd = b.broker_fd = -1;
     b.crl_numbers = numbers;
     b.role = BOOT_VERIFY;
@@ -33119,6 +34454,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
         !sup_route_slab(s, &c, g, e))
         return false;
     sup_boot_env(l->arena, &c, b);
+    sup_boot_ticket_key(s, l->arena, b);
     b->met_fd = s->met_fd;
     b->met_rows = s->met_rows;
     b->route_met_fd = g->route_met_fd;
@@ -34180,6 +35516,8 @@ sup_init(struct sup *s, struct err *e)
     s->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (s->null_fd < 0)
         return err_set(e, ERR_CONFIG, "/dev/null: %s", strerror(errno));
+    must(syscall(SYS_getrandom, s->ticket_key, sizeof s->ticket_key, 0) ==
+         (long)sizeof s->ticket_key);
     s->met_fd = -1;
     s->children_fd = jail_children_open();
     s->loop = uv_default_loop();
@@ -34267,6 +35605,23 @@ sup_verify_upstream(const struct cfg_upstream *u, const struct boot *b,
                            e);
 }
 
+/* The lists of each site of a listener. */
+static bool
+sup_verify_crls(const struct cfg_listener *l, const struct boot_listener *files,
+                struct str before, struct mem_buf *after, struct err *e)
+{
+    char name[3 * CFG_NAME_MAX + 2];
+
+    for (size_t i = 0; i < files->sites_n; i++) {
+        snprintf(name, sizeof name, "%.*s%s%.*s", STR_FMT(l->name),
+                 i ? " " : "", STR_FMT(i ? l->sni[i - 1].name : S("")));
+        if (!files->sites[i].shared &&
+            !pki_crls_verify(&files->sites[i], str_of(name), before, after, e))
+            return false;
+    }
+    return true;
+}
+
 /* Everything about a configuration that takes more than reading it: schemas,
  * certificates, programs. `numbers` gets those of the revocation lists. */
 static bool
@@ -34276,9 +35631,9 @@ sup_verify(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
     if (!cfg_check_schemas(c, e) || !sup_verify_cas(c, b, e))
         return false;
     for (size_t i = 0; i < c->listeners_n; i++)
-        if (!tls_check(&c->listeners[i], &b->listeners[i], e) ||
-            !pki_crls_verify(&b->listeners[i], c->listeners[i].name,
-                             b->crl_numbers, numbers, e))
+        if (!tls_check(&c->listeners[i], b, i, e) ||
+            !sup_verify_crls(&c->listeners[i], &b->listeners[i], b->crl_numbers,
+                             numbers, e))
             return err_prefix(
                 e, "%.*s: listener %.*s: ", STR_FMT(c->listeners[i].at),
                 STR_FMT(c->listeners[i].name));
@@ -34840,7 +36195,7 @@ try_core_identity(lua_State *L)
     for (size_t i = 0; i < t->ca_n; i++)
         t->ca[i] = str_dup(id->arena, t->ca[i]);
     id->ca = pki_strs_dup(id->arena, t->ca, t->ca_n);
-    bind_push_identity(L, id);
+    bind_push_identity(L, id, false);
     pki_identity_put(id);
     return 1;
 }

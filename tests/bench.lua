@@ -11,6 +11,7 @@ gateway.listen {
   certificate = gateway.env "BENCH_CERT",
   key = gateway.env "BENCH_KEY",
   client_ca = gateway.env "BENCH_CA",
+  tickets = gateway.env("BENCH_RESUME", "0") == "1",
   limits = {
     connections = 100000, handshakes = 10000, per_identity = 100000,
     requests = 0, idle = 300,

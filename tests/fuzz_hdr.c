@@ -12,9 +12,9 @@ fuzz_name(struct mem_arena *a, struct str name)
     bool plain = true;
 
     for (size_t i = 0; i < low.n; i++)
-        plain = plain && ((low.p[i] >= 'a' && low.p[i] <= 'z') ||
-                          (low.p[i] >= '0' && low.p[i] <= '9') ||
-                          low.p[i] == '-');
+        plain =
+            plain && ((low.p[i] >= 'a' && low.p[i] <= 'z') ||
+                      (low.p[i] >= '0' && low.p[i] <= '9') || low.p[i] == '-');
     must(plain == (hdr_odd_bits(low) == 0));
     must(hdr_odd_bits(fold) == 0 && fold.n == name.n);
     must(hdr_identity(name) == hdr_identity(fold));
@@ -67,8 +67,11 @@ fuzz_request(struct mem_arena *a, struct str name, struct str value)
     struct cfg_body body = {.kind = CFG_BODY_JSON, .types = {&json, 1}};
     struct proxy_line line = {.target = S("/")};
     struct req_from from = {.peer = "192.0.2.1:1"};
-    struct req r = {.arena = a, .from = &from, .method = S("GET"),
-                    .host = S("a"), .length = -1};
+    struct req r = {.arena = a,
+                    .from = &from,
+                    .method = S("GET"),
+                    .host = S("a"),
+                    .length = -1};
     struct str head, one, rest;
     unsigned lines = 0;
 
@@ -79,8 +82,8 @@ fuzz_request(struct mem_arena *a, struct str name, struct str value)
     hdr_add(a, &r.headers, name, value);
     r.odd = hdr_odd_bits(r.headers.v[3].name);
     if (serve_media_ok(&r, &body))
-        must(value.n >= json.n && str_eqi((struct str){str_trim(value).p, 16},
-                                          json));
+        must(value.n >= json.n &&
+             str_eqi((struct str){str_trim(value).p, 16}, json));
     head = proxy_head(&r, &line);
     for (rest = head; rest.n; lines++) {
         must(str_cut(rest, '\n', &one, &rest) && str_ends(one, S("\r")));

@@ -34,6 +34,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #include "unit_cfg.inc"
 #include "unit_boot.inc"
 #include "unit_pki.inc"
+#include "unit_tls.inc"
 #include "unit_h1.inc"
 #include "unit_pp.inc"
 #include "unit_up.inc"
@@ -49,9 +50,9 @@ static const struct {
     {"core", unit_core}, {"json", unit_json},     {"uri", unit_uri},
     {"hdr", unit_hdr},   {"schema", unit_schema}, {"route", unit_route},
     {"cfg", unit_cfg},   {"boot", unit_boot},     {"pki", unit_pki},
-    {"h1", unit_h1},     {"pp", unit_pp},         {"up", unit_up},
-    {"msg", unit_msg},   {"exec", unit_exec},     {"lib", unit_lib},
-    {"sup", unit_sup},
+    {"tls", unit_tls},   {"h1", unit_h1},         {"pp", unit_pp},
+    {"up", unit_up},     {"msg", unit_msg},       {"exec", unit_exec},
+    {"lib", unit_lib},   {"sup", unit_sup},
 };
 
 static bool

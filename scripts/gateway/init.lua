@@ -59,12 +59,47 @@ local function any_purpose(value)
   return nil, '"clientAuth" or "any"'
 end
 
+
+-- A file name, or a list of them; always a list in the end.
+local function files(value)
+  if options.text(value) then
+    return { value }
+  end
+  local list = options.texts(value)
+  if list and #list > 0 then
+    return list
+  end
+  return nil, "a file name, or a list of them"
+end
+
+
+-- Revocation lists of a server name; false: none, where the listener has some.
+local function lists(value)
+  if value == false then
+    return core.array {}
+  end
+  return options.files(value)
+end
+
+
+-- false: no tickets. A table: how long they live, and how long their keys.
+local function tickets(value)
+  if type(value) == "boolean" or type(value) == "table" then
+    return value
+  end
+  return nil, "true, false or { lifetime = …, rotate = … }"
+end
+
 local LISTEN_SPEC <const> = {
   name = { options.text },
   address = { options.text, required = true },
-  certificate = { options.text, required = true },
-  key = { options.text, required = true },
+  certificate = { files },
+  key = { files },
+  certificates = { options.table },
   client_ca = { options.text, required = true },
+  sni = { options.table, default = {} },
+  sni_strict = { options.boolean, default = false },
+  tickets = { tickets, default = true },
   explain = { options.boolean, default = false },
   limits = { options.table, default = {} },
   crl = { options.files, default = core.array {} },
@@ -73,10 +108,26 @@ local LISTEN_SPEC <const> = {
   host_check = { options.boolean, default = true },
   strip_headers = { options.texts, default = core.array {} },
   proxy_protocol = { options.table },
-  sni = { later = LATER },
   eku = { any_purpose, default = false },
   depth = { options.integer(1, 9), default = 9 },
-  tickets = { later = LATER .. ": no session is resumed yet" },
+}
+
+local CERTIFICATE_SPEC <const> = {
+  certificate = { options.text, required = true },
+  key = { options.text, required = true },
+}
+
+local SNI_SPEC <const> = {
+  certificate = { files },
+  key = { files },
+  certificates = { options.table },
+  client_ca = { options.text, default = "" },
+  crl = { lists },
+}
+
+local TICKETS_SPEC <const> = {
+  lifetime = { options.seconds, default = 8 * 3600 * 1000 },
+  rotate = { options.seconds, default = 8 * 3600 * 1000 },
 }
 
 
@@ -102,6 +153,7 @@ local PROCESS_SPEC <const> = {
   accept_missing = { options.texts, default = core.array {} },
   must_have = { options.texts, default = core.array {} },
   clock = { options.one_of("wait", "floor"), default = "wait" },
+  ticket_keys = { options.text, default = "" },
 }
 
 local ADMIN_SPEC <const> = { address = { options.text, required = true } }
@@ -116,6 +168,82 @@ function M.process(given)
   read.clock_floor, read.clock = read.clock == "floor", nil
   read.at = at
   policy.set_process(at, read)
+end
+
+
+-- The certificates of a listener or server name, in either form, as a list of
+-- { certificate =, key = }; takes the options out of `read`.
+local function take_certificates(at, what, read)
+  local names, keys, list = read.certificate, read.key, read.certificates
+  local pairs_ = core.array {}
+  read.certificate, read.key, read.certificates = nil, nil, nil
+  if list then
+    if names or keys then
+      options.fail(at, what, "give either certificate and key,"
+        .. " or certificates")
+    end
+    for _, pair in ipairs(list) do
+      pairs_[#pairs_ + 1] = options.read(at, what .. ": certificates", pair,
+        CERTIFICATE_SPEC)
+    end
+    if #pairs_ == 0 then
+      options.fail(at, what, "certificates must be a list such as"
+        .. ' { { certificate = "server.crt", key = "server.key" } }')
+    end
+    return pairs_
+  end
+  if names and not keys then
+    options.fail(at, what, "option 'key' is missing")
+  elseif keys and not names then
+    options.fail(at, what, "option 'certificate' is missing")
+  end
+  names, keys = names or {}, keys or {}
+  if #names ~= #keys then
+    options.fail(at, what, ("certificate names %d files, and key %d: one key"
+      .. " for each certificate, in the same order"):format(#names, #keys))
+  end
+  for i, name in ipairs(names) do
+    pairs_[i] = { certificate = name, key = keys[i] }
+  end
+  return pairs_
+end
+
+
+-- What is served by server name, as a list.
+local function read_sni(at, what, sni, crl)
+  local list = core.array {}
+  for _, name in ipairs(options.sorted_keys(sni)) do
+    if type(name) ~= "string" then
+      options.fail(at, what, "sni must be a table of server names, such as"
+        .. ' { ["a.example"] = { client_ca = "a.crt" } }')
+    end
+    local here = ("%s: sni %q"):format(what, name)
+    local read = options.read(at, here, sni[name], SNI_SPEC)
+    read.certificates = take_certificates(at, here, read)
+    if #read.certificates == 0 and read.client_ca == "" then
+      options.fail(at, here, "says nothing: give certificate and key,"
+        .. " or client_ca")
+    end
+    if read.client_ca ~= "" and not read.crl and #crl > 0 then
+      options.fail(at, here, "has a client_ca of its own, so the lists of the"
+        .. " listener do not cover it: give crl, or crl = false")
+    elseif read.client_ca == "" and read.crl and #read.crl == 0 then
+      options.fail(at, here, "crl = false needs a client_ca of its own")
+    end
+    read.name = name:lower()
+    list[#list + 1] = read
+  end
+  return list
+end
+
+
+local function read_tickets(at, what, read)
+  local given = read.tickets
+  read.tickets = given ~= false
+  given = options.read(at, what .. ": tickets",
+    type(given) == "table" and given or {}, TICKETS_SPEC)
+  read.ticket_lifetime_s = math.max(1, given.lifetime // 1000)
+  read.ticket_rotate_s = math.max(1, given.rotate // 1000)
 end
 
 
@@ -144,6 +272,12 @@ local function read_listener(at, what, given)
       read.proxy_protocol, PROXY_SPEC).from
     read.proxy_protocol = nil
   end
+  read.certificates = take_certificates(at, what, read)
+  if #read.certificates == 0 then
+    options.fail(at, what, "option 'certificate' is missing")
+  end
+  read.sni = read_sni(at, what, read.sni, read.crl)
+  read_tickets(at, what, read)
   read.name = read.name or read.address
   policy.unique(at, what, "listeners", read.name)
   read.at = at

@@ -13,6 +13,7 @@ local BODY_DEFAULT <const> = 1048576
 local PROCESS_DEFAULT <const> = {
   workers = 1, user = "nobody", group = "", access_log = true,
   log_level = "info", lua_memory = 67108864, drain_ms = 30000,
+  ticket_keys = "",
   accept_missing = core.array {}, must_have = core.array {},
 }
 

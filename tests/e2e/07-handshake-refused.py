@@ -7,7 +7,7 @@ import ssl
 import subprocess
 
 from gw import (PKI, SOCKET_S, Gateway, OpensslCa, build, cert, cert_serial,
-                equal, refused, until)
+                equal, refused, sh, until, write)
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
@@ -88,24 +88,51 @@ def test_weak_suites_are_refused(g):
         assert "HTTP/1.1" not in done.out, suite
 
 
+def test_key_exchange_groups(g):
+    """TLS 1.3 by itself; TLS 1.2 needs the curve of the certificate, too."""
+    for groups, good in (("X25519", True), ("P-256", True), ("P-384", True),
+                         ("P-521", True), ("ffdhe2048", False),
+                         ("P-224", False), ("X448", False),
+                         ("X448:P-384", True), ("ffdhe2048:X25519", True),
+                         ("ffdhe3072:P-256", True)):
+        done = g.s_client("-tls1_3", "-groups", groups)
+        equal("fine" in done.out, good, groups)
+        if "P-256" in groups:
+            done = g.s_client("-tls1_2", "-groups", groups)
+            equal("fine" in done.out, good, "TLS 1.2, " + groups)
+
+
 def test_good_clients_go_on(g):
     equal(g.get("/ok").status, 200)
 
 
-def test_nothing_is_resumed(g):
-    """Tickets are off for now."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(PKI + "/servers.pem")
-    context.load_cert_chain(*cert("ops"))
-    session = None
-    for _ in range(2):
-        raw = socket.create_connection(("127.0.0.1", g.port), SOCKET_S)
-        with context.wrap_socket(raw, server_hostname="localhost",
-                                 session=session) as s:
-            s.sendall(build("GET", "/ok"))
-            assert b" 200 " in s.recv(4096)
-            equal(s.session_reused, False, "resumed")
-            session = s.session
+def test_alpn_mismatch(g):
+    """A client that speaks another protocol only is told so, and let go."""
+    for version in VERSIONS:
+        mark = g.mark()
+        why = refused(g.port, "ops", version, alpn=["h2"])
+        assert why and "no application protocol" in str(why), why
+        equal(len(g.wait_line("handshake", since=mark)), 1)
+    equal(g.get("/ok").status, 200)
+
+
+def test_raw_public_keys(g):
+    """A key without a certificate is no certificate."""
+    crt, key = cert("ops")
+    pub = sh("openssl", "pkey", "-in", key, "-pubout").out
+    write(g.dir + "/raw.pem", pub)
+    for kinds in ("", ":+CTYPE-CLI-RAWPK", ":-CTYPE-ALL:+CTYPE-CLI-RAWPK:"
+                  "+CTYPE-SRV-X509"):
+        mark = g.mark()
+        done = sh("gnutls-cli", "--port", str(g.port), "127.0.0.1",
+                  "--no-ca-verification", "--rawpkkeyfile", key, "--rawpkfile",
+                  g.dir + "/raw.pem", "--priority", "NORMAL" + kinds,
+                  check=False, timeout=15,
+                  input=b"GET /ok HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert "HTTP/1.1" not in done.out, kinds + done.out
+        assert done.returncode != 0, kinds
+        g.wait_line("handshake", "no certificate", since=mark)
+    equal(g.get("/ok").status, 200)
 
 
 def test_rubbish_instead_of_tls(g):

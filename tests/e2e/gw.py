@@ -795,10 +795,10 @@ def build(method, target, headers=(), body=None, host="localhost"):
     return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8") + (body or b"")
 
 
-def refused(port, who, version=None):
+def refused(port, who, version=None, **keys):
     """Why the handshake failed; None when an answer came back."""
     try:
-        with Client(port, who, version) as c:
+        with Client(port, who, version, **keys) as c:
             c.send(build("GET", "/ok"))
             c.response()
             return None
