@@ -43,7 +43,7 @@ FUZZ_NEEDS  = $(BUILD_NEEDS) clang:clang /usr/share/doc/libclang-rt-dev:libclang
 LINT_NEEDS  = $(BUILD_NEEDS) clang-tidy:clang-tidy cppcheck:cppcheck luacheck:lua-check
 
 SCRIPTS  = $(sort $(wildcard scripts/gateway/*.lua))
-FUZZERS  = $(patsubst tests/fuzz_%.c,build/fuzz/%,$(sort $(wildcard tests/fuzz_*.c)))
+FUZZ     = $(patsubst tests/fuzz_%.inc,%,$(sort $(wildcard tests/fuzz_*.inc)))
 NO_DEPS  = help run test fuzz lint fmt rooms clean
 
 # -----------------------------------------------------------------------------
@@ -60,8 +60,8 @@ run: ## install what is missing, build, make development certificates, serve
 	@exec tests/demo.sh
 
 test: ## everything: unit, policy and end-to-end tests, also under ASan and UBSan
-	@tests/setup.sh nginx $(TEST_NEEDS)
-	@$(MAKE) --no-print-directory -j $(JOBS) all asan build/clock/gateway build/unit build/asan/unit
+	@tests/setup.sh nginx $(TEST_NEEDS) $(FUZZ_NEEDS)
+	@$(MAKE) --no-print-directory -j $(JOBS) all asan build/clock/gateway build/unit build/asan/unit build/fuzz/all
 	@exec tests/all.sh
 
 debug: build/debug/gateway ## build/debug/gateway: -O0, a Lua that checks its callers
@@ -81,13 +81,10 @@ differential: build/gateway ## the same raw requests to gateway, nginx and HAPro
 e2e: build/gateway ## the end-to-end tests
 	python3 tests/e2e/run.py --bin build/gateway
 
-fuzz: ## fuzz each parser for FUZZ_SECONDS
+fuzz: ## fuzz each parser for FUZZ_SECONDS, two at a time; FUZZ="h1 pki" only those
 	@tests/setup.sh $(FUZZ_NEEDS)
-	@$(MAKE) --no-print-directory -j $(JOBS) fuzzers
-	@for f in $(notdir $(FUZZERS)); do mkdir -p build/fuzz/corpus/$$f; \
-	    build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/$$f- \
-	    $$(ls tests/$$f.dict 2>/dev/null | sed s/^/-dict=/) \
-	    build/fuzz/corpus/$$f $$(ls -d tests/corpus/$$f 2>/dev/null) || exit 1; done
+	@$(MAKE) --no-print-directory build/fuzz/all
+	@tests/fuzz.sh $(FUZZ_SECONDS) $(FUZZ)
 
 lint: ## clang-tidy, cppcheck, luacheck
 	@tests/setup.sh $(LINT_NEEDS)
@@ -130,12 +127,11 @@ build/clock/gateway: WITH = -O0 -UGATEWAY_EPOCH -DGATEWAY_EPOCH=4102444800
 build/asan/gateway:  WITH = $(ASAN)
 build/asan/unit:     WITH = $(ASAN) $(PART)
 build/tsan/gateway:  WITH = $(TSAN)
-build/fuzz/%:        WITH = $(ASAN) -fsanitize=fuzzer $(PART)
-build/fuzz/%:        CC   = $(CLANG)
-build/debug/% build/asan/% build/tsan/% build/fuzz/%: USED = $(DEBUG_LDLIBS)
+build/fuzz/all:      WITH = $(ASAN) -fsanitize=fuzzer $(PART)
+build/fuzz/all:      CC   = $(CLANG)
+build/debug/% build/asan/% build/tsan/% build/fuzz/all: USED = $(DEBUG_LDLIBS)
 build/gateway build/clock/gateway build/unit: USED = $(DEPS_LIBS)
 
-fuzzers: $(FUZZERS)
 GATEWAYS = build/gateway build/debug/gateway build/asan/gateway build/tsan/gateway \
            build/clock/gateway
 UNITS    = build/unit build/asan/unit
@@ -146,8 +142,8 @@ define compile
 endef
 $(GATEWAYS): gateway.c ; $(compile)
 $(UNITS): tests/unit.c gateway.c $(wildcard tests/*.inc) ; $(compile)
-build/fuzz/%: tests/fuzz_%.c gateway.c ; $(compile)
-$(GATEWAYS) $(UNITS) $(FUZZERS): Makefile build/flags build/scripts.inc $(DEBUG_STAMPS)
+build/fuzz/all: tests/fuzz.c gateway.c $(wildcard tests/*.inc) ; $(compile)
+$(GATEWAYS) $(UNITS) build/fuzz/all: Makefile build/flags build/scripts.inc $(DEBUG_STAMPS)
 
 # The Lua that travels in the binary: a row per file, { name, bytes, length }.
 build/scripts.inc: $(SCRIPTS) $(wildcard scripts/gateway)
