@@ -7696,6 +7696,33 @@ cfg_read_site(struct cfg_read *r, yyjson_val *v, void *item)
     return true;
 }
 
+/* Which site serves the name, in any case: 0 is the listener's own, 1 the first
+ * of its sni. An exact name goes before a wildcard, which is for one label. */
+static size_t
+cfg_site_of(const struct cfg_listener *l, struct str name)
+{
+    struct str first, rest;
+    bool more = str_cut(name, '.', &first, &rest) && first.n;
+    size_t wild = 0;
+
+    for (size_t i = 0; i < l->sni_n; i++) {
+        struct str s = l->sni[i].name;
+
+        if (str_eqi(s, name))
+            return i + 1;
+        if (more && str_starts(s, S("*.")) && str_eqi(str_from(s, 2), rest))
+            wild = i + 1;
+    }
+    return wild;
+}
+
+/* Whom a site trusts: a site without a client_ca, as the listener itself. */
+static size_t
+cfg_site_trust(const struct cfg_listener *l, size_t site)
+{
+    return site && l->sni[site - 1].client_ca.n ? site : 0;
+}
+
 static bool
 cfg_read_sni(struct cfg_read *r, yyjson_val *v, void *object)
 {
@@ -9296,6 +9323,14 @@ cfg_print_listener_more(FILE *f, const struct cfg_listener *l)
 {
     if (!l->host_check)
         fputs("      host      need not be the TLS server name\n", f);
+    if (l->eku_any)
+        fputs("      eku       any\n", f);
+    if (l->crl_missing_ok)
+        fputs("      crl       CAs without a list: allowed\n", f);
+    if (l->crl_expired_ok)
+        fputs("      crl       expired lists: allowed\n", f);
+    if (l->depth < CFG_DEPTH_MAX)
+        fprintf(f, "      depth     %u\n", l->depth);
     for (size_t i = 0; i < l->strip.n; i++) {
         fputs(i ? " " : "      strip     ", f);
         cfg_print_str(f, l->strip.v[i]);
@@ -9942,6 +9977,8 @@ struct req_ops {
 };
 
 /* Who sends the requests of a connection; lives as long as that. */
+#define REQ_ANY_SITE SIZE_MAX  // in policy tests, which make no TLS
+
 struct req_from {
     struct pki_identity *identity;  // borrowed; NULL on the admin address
     const char *peer;               // borrowed: "192.0.2.1:50000"
@@ -9957,6 +9994,7 @@ struct req_from {
     const struct cfg_limits *limits;       // borrowed
     const char *tls_version, *tls_cipher;  // NULL: no TLS
     struct str sni, alpn;
+    size_t site;  // of the listener, that TLS was made with; cfg_site_of()
     struct str our_sig_alg, our_key_alg;  // of our certificate, as "EC256"
     bool resumed;      // the identity is that of an earlier handshake
     uint8_t *allowed;  // owned by the connection: one bit for each route that
@@ -10151,7 +10189,7 @@ enum {
     PKI_DIGEST_INFO_MAX = 19 + 64,  // DigestInfo of SHA-512
     PKI_SUBTREES_MAX = 256,         // name constraints of one certificate
     PKI_NAMES_MAX = 2 * PKI_ITEMS_MAX + 1,  // SANs, subject, parts of it
-    PKI_WORK_MAX = 32,  // signatures checked for one verdict
+    PKI_WORK_MAX = 16,  // signatures checked for one verdict
     PKI_WHO_MAX = 64,   // bytes of a subject in a message
     PKI_ANCHORS_ARENA = 16 << 20,
     PKI_VERIFY_ARENA = 4 << 20,
@@ -11853,7 +11891,9 @@ struct pki_identity {
     struct str client_cert;  // RFC 9440, ":BASE64:"
     struct str xfcc;         // "Hash=…;Subject=\"…\";URI=…;DNS=…"
 
-    unsigned char cache_key[32];
+    unsigned char tbs_hash[32];          // SHA-256 of what the issuer signed
+    unsigned char rules_hash[32];        // of the pki_rules that it passed
+    unsigned char cache_key[32];         // SHA-256 of rules, leaf and chain
     bool cached;                         // the cache holds one of the refs
     struct pki_identity *next;           // of the same slot
     struct pki_identity *newer, *older;  // in order of use
@@ -12154,6 +12194,7 @@ pki_identity_hashes(struct pki_identity *id, const struct pki_cert *c)
 
     pki_sha256(id->der.p, id->der.n, hash);
     id->fingerprint = str_hex(a, hash, sizeof hash);
+    pki_sha256(c->tbs.p, c->tbs.n, id->tbs_hash);
     pki_sha256(c->spki.p, c->spki.n, hash);
     b64 = str_b64(a, (struct str){(const char *)hash, sizeof hash});
     id->spki = str_of(mem_printf(a, "sha256:%.*s", STR_FMT(b64)));
@@ -12315,13 +12356,30 @@ pki_cache_hash(struct str leaf, const struct str *chain, size_t n,
     wc_Sha256Free(&sha);
 }
 
+/* The same leaf under the same rules, come with other certificates: one client
+ * has one place. */
 static void
-pki_cache_add(struct pki_cache *c, struct pki_identity *id,
-              const unsigned char key[32])
+pki_cache_drop_alike(struct pki_cache *c, const struct pki_identity *id)
 {
-    struct pki_identity **slot = pki_cache_slot(c, key);
+    for (struct pki_identity *one = c->newest; one; one = one->older)
+        if (memcmp(one->tbs_hash, id->tbs_hash, sizeof id->tbs_hash) == 0 &&
+            memcmp(one->rules_hash, id->rules_hash, sizeof id->rules_hash) ==
+                0) {
+            pki_cache_drop(c, one);
+            return;
+        }
+}
 
-    memcpy(id->cache_key, key, sizeof id->cache_key);
+/* Takes in whom pki_cache_verify() found, once it has proved to have the key:
+ * chains are public, and whoever sends one must not push others out. */
+static void
+pki_cache_keep(struct pki_cache *c, struct pki_identity *id)
+{
+    struct pki_identity **slot = pki_cache_slot(c, id->cache_key);
+
+    if (id->cached)
+        return;
+    pki_cache_drop_alike(c, id);
     id->next = *slot;
     *slot = id;
     pki_cache_link(c, id);
@@ -13619,9 +13677,10 @@ struct pki_crl_issuer {
     size_t n;
     struct pki_crl_own {
         const struct pki_crl *crl;
-        bool other;        // pki_crl_of_other()
-        bool known, good;  // its signature was looked at; it is right
-    } * v;                 // owned; NULL: the place is free
+        bool other;       // pki_crl_of_other()
+        bool known, its;  // its signature was looked at; it is the issuer's
+        bool good;        // and the issuer may sign lists
+    } * v;                // owned; NULL: the place is free
 };
 
 struct pki_crls {
@@ -13996,10 +14055,13 @@ pki_crls_of(struct pki_crls *s, const struct pki_cert *issuer)
 static bool
 pki_crl_proven(struct pki_crl_own *own, const struct pki_cert *issuer)
 {
+    const struct pki_crl *c = own->crl;
     struct err why;
 
     if (!own->known) {
-        own->good = pki_crl_signed(own->crl, issuer, &why);
+        own->its = pki_signature_check(c->algorithm, c->tbs, c->signature,
+                                       issuer->spki, &why);
+        own->good = own->its && pki_crl_signed(c, issuer, &why);
         own->known = true;
     }
     return own->good;
@@ -14089,12 +14151,14 @@ pki_crl_check(struct pki_crls *s, const struct pki_cert *issuer,
         return true;
     is = pki_crls_of(s, issuer);
     for (size_t i = 0; i < is->n; i++) {
-        if (!pki_crl_covers(is->v[i].crl, cert) ||
-            (is->v[i].other && !pki_crl_proven(&is->v[i], issuer)))
+        struct pki_crl_own *own = &is->v[i];
+
+        if (!pki_crl_covers(own->crl, cert) ||
+            (own->other && !pki_crl_proven(own, issuer) && !own->its))
             continue;
         covered = true;
-        if (!pki_crl_usable(s, &is->v[i], issuer, now, e) ||
-            !pki_crl_revoked(s, is->v[i].crl, cert, e))
+        if (!pki_crl_usable(s, own, issuer, now, e) ||
+            !pki_crl_revoked(s, own->crl, cert, e))
             return false;
     }
     s->last = PKI_CRL_FINE;
@@ -14581,9 +14645,9 @@ pki_identity_cas(struct pki_identity *id, const struct pki_cas *cas)
             }
 }
 
-/* Who holds this leaf, if the rules let it in? A chain that was seen before
- * costs one hash, while its certificates are in date. The caller owns one
- * reference. */
+/* Who holds this leaf, if the rules let it in? A chain that was seen before,
+ * and kept, costs one hash, while its certificates are in date. The caller owns
+ * one reference, and calls pki_cache_keep() once the key is proved. */
 static bool
 pki_cache_verify(struct pki_cache *c, const struct pki_rules *rules,
                  struct str leaf, const struct str *presented, size_t n,
@@ -14612,9 +14676,10 @@ pki_cache_verify(struct pki_cache *c, const struct pki_rules *rules,
         return false;
     id->from = path.from;
     id->until = path.until;
+    memcpy(id->rules_hash, rules->hash, sizeof id->rules_hash);
+    memcpy(id->cache_key, key, sizeof id->cache_key);
     if (rules->cas)
         pki_identity_cas(id, rules->cas);
-    pki_cache_add(c, id, key);
     *out = id;
     return true;
 }
@@ -16225,7 +16290,7 @@ pki_doctor_run(struct pki_doctor *d)
 static int
 pki_doctor(int argc, char **argv)
 {
-    struct pki_doctor d = {.a = mem_arena_new(PKI_ANCHORS_ARENA),
+    struct pki_doctor d = {.a = mem_arena_new(SIZE_MAX),
                            .crls = pki_crls_new(),
                            .depth = PKI_CHAIN_MAX,
                            .at = time(NULL)};
@@ -16764,21 +16829,9 @@ tls_pair_for(struct tls_site *s, const struct tls_hello *h)
 static struct tls_site *
 tls_site_for(const struct tls_ctx *c, const char *name)
 {
-    const char *dot = strchr(name, '.');
-    struct tls_site *wild = NULL;
+    size_t i = cfg_site_of(c->cfg, str_of(name));
 
-    for (size_t i = 1; i < c->sites_n; i++) {
-        struct str s = c->sites[i].name;
-
-        if (str_eq(s, str_of(name)))
-            return &c->sites[i];
-        if (dot && dot > name && s.p[0] == '*' &&
-            str_eq(str_from(s, 1), str_of(dot)))
-            wild = &c->sites[i];
-    }
-    if (wild)
-        return wild;
-    return c->cfg->sni_strict && *name ? NULL : &c->sites[0];
+    return i || !*name || !c->cfg->sni_strict ? &c->sites[i] : NULL;
 }
 
 /* In our order, which counts before the client's. No finite fields: they cost
@@ -16814,6 +16867,7 @@ tls_refuse(struct tls *t, const char *why)
     t->bad_cert = true;
     free(t->reason);
     t->reason = strdup(why);
+    must(t->reason != NULL);
     return false;
 }
 
@@ -16876,6 +16930,8 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
         return tls_refuse(t, tls_cert_reason(store->error));
     for (int i = 1; i < store->totalCerts; i++)
         chain[n++] = tls_cert_str(store, i);
+    if (t->identity && str_eq(t->identity->der, tls_cert_str(store, 0)))
+        return true;  // wolfSSL asks twice where its own verdict is another
     pki_identity_put(t->identity);
     t->identity = NULL;
     if (now < 0)
@@ -17609,6 +17665,8 @@ tls_opened(struct tls *t, struct err *e)
         t->ticket.identity = NULL;
         met_inc(MET_TICKET_RESUMED);
     }
+    if (who)
+        pki_cache_keep(t->ctx->cache, who);
     t->state = TLS_OPEN;
     t->ops->on_open(t->data);
     return true;
@@ -18224,15 +18282,6 @@ struct h1_scan {
 /* H1_OVER: the first line, or the head, is longer than allowed. */
 enum h1_verdict { H1_MORE, H1_DONE, H1_BAD, H1_OVER };
 
-static bool
-h1_token_byte(unsigned char c)
-{
-    static const char more[] = "!#$%&'*+-.^_`|~";
-
-    return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') ||
-           (c >= 'a' && c <= 'z') || (c && strchr(more, c));
-}
-
 /* One line without its CRLF: no control byte but HTAB, and from the second
  * line on a token right before the colon. */
 static bool
@@ -18250,7 +18299,7 @@ h1_scan_line(struct str line, bool first, struct err *e)
         return true;
     if (line.p[0] == ' ' || line.p[0] == '\t')
         return err_set(e, ERR_SYNTAX, "folded header line (obs-fold)");
-    while (colon < line.n && h1_token_byte((unsigned char)line.p[colon]))
+    while (colon < line.n && hdr_token_byte[(unsigned char)line.p[colon]])
         colon++;
     if (colon == 0 || colon == line.n || line.p[colon] != ':')
         return err_set(e, ERR_SYNTAX, "malformed header line");
@@ -18773,7 +18822,7 @@ h1_rearm(struct h1 *h)
                  ? h->limits->head_ms
              : h->last ? H1_GRACE_MS
                        : h->limits->idle_ms;
-    else if (h->req->tunnel)
+    else if (h->req->tunnel && !h->serve_ms)  // a hook that waits has its own
         ms = h1_tunnel_ms(h);
     else if (h->reading && !h->end_told)
         ms = h->body_ms;
@@ -19034,6 +19083,7 @@ h1_begin(struct h1 *h)
     h->reading = h->end_told = false;
     h->serve_ms = 0;
     h->body_ms = h->limits->body_ms;
+    h->io->stall(h->io_data, h->limits->write_ms);
     return r;
 }
 
@@ -19424,7 +19474,7 @@ h1_server_on_time(struct h1 *h)
 
     if (h->closing && (!h->req || h->req->ended))
         return;
-    if (h->req && h->req->tunnel) {
+    if (h->req && h->req->tunnel && !h->serve_ms) {
         h1_tunnel_late(h);
         return;
     }
@@ -20536,6 +20586,7 @@ enum {
     CONN_BACKLOG = 4096,
     CONN_LINGER_MS = 2000,
     CONN_LINGER_BYTES = 1 << 20,
+    CONN_EARLY_MAX = TLS_HELLO_MAX + 1024,  // held while one waits for its turn
     CONN_STALE_MS = 1000,   // an older handshake gives way to one that waits
     CONN_EXPIRE_MS = 5000,  // for the last answer to an expired certificate
 };
@@ -20697,6 +20748,7 @@ conn_slot_take(struct conn *c)
 {
     conn_queue_add(&c->listener->shaking, c);
     c->since = uv_now(c->sock.pool->loop);
+    sock_deadline(&c->sock, c->listener->limits->handshake_ms);
     met_add(MET_HANDSHAKES_OPEN, 1);
 }
 
@@ -21157,12 +21209,18 @@ static void
 conn_hello(struct conn *c, const char *p, size_t n)
 {
     struct conn_listener *l = c->listener;
+    struct err e;
 
     if (l->shaking.n >= l->limits->handshakes)
         conn_slot_evict(l);
     if (l->shaking.n < l->limits->handshakes) {
         conn_slot_take(c);
         conn_begin(c, p, n);
+        return;
+    }
+    if (n > CONN_EARLY_MAX) {
+        err_set(&e, ERR_TLS, "more than a ClientHello before the handshake");
+        conn_fail(c, &e);
         return;
     }
     mem_buf_add(&c->early, p, n);
@@ -21176,7 +21234,6 @@ static void
 conn_begin(struct conn *c, const char *p, size_t n)
 {
     c->tls = tls_new(c->listener->tls, &conn_tls_ops, c);
-    sock_deadline(&c->sock, c->listener->limits->handshake_ms);
     conn_on_read(c, p, n);
 }
 
@@ -21214,6 +21271,7 @@ conn_on_open(void *data)
         c->from.tls_version = tls_version(c->tls);
         c->from.tls_cipher = tls_cipher(c->tls);
         c->from.sni = tls_sni(c->tls);
+        c->from.site = (size_t)(c->tls->site - c->tls->ctx->sites);
         c->from.alpn = tls_alpn(c->tls);
         c->from.our_sig_alg = str_of(c->tls->pair->sig_alg);
         c->from.our_key_alg = str_of(c->tls->pair->key_alg);
@@ -21831,7 +21889,7 @@ up_fail(struct up_call *c, const struct err *e)
 
 /* The target with the fewest calls; one that just refused comes last. */
 static struct up_target *
-up_pick(struct up_pool *p, const struct up_target * not, uint64_t now)
+up_pick(struct up_pool *p, const struct up_target *except, uint64_t now)
 {
     struct up_target *best = NULL;
 
@@ -21839,7 +21897,7 @@ up_pick(struct up_pool *p, const struct up_target * not, uint64_t now)
         struct up_target *t = &p->targets[i];
         bool down = t->down_until > now, best_down;
 
-        if (t == not &&p->n > 1)
+        if (t == except && p->n > 1)
             continue;
         best_down = best && best->down_until > now;
         if (!best || (best_down && !down) ||
@@ -21988,6 +22046,13 @@ up_at_end(struct up_conn *u, struct err *e)
  * as soon as it is connected. Each direction ends by itself; with the second,
  * the call. No deadline here: whoever made the call has one for both sides. */
 
+/* One that is spoilt is as good as closed, at once. */
+static void
+up_deadline(struct up_conn *u, uint32_t ms)
+{
+    sock_deadline(&u->sock, u->spoilt ? 1 : ms);
+}
+
 static void
 up_tunnel_open(struct up_call *c)
 {
@@ -21995,7 +22060,7 @@ up_tunnel_open(struct up_call *c)
     c->state = UP_BODY;
     c->want.head_ms = c->want.idle_ms = 0;
     c->conn->sock.stall_ms = c->want.tunnel_ms;
-    sock_deadline(&c->conn->sock, 0);
+    up_deadline(c->conn, 0);
 }
 
 /* Has a direction come to its end? */
@@ -22308,7 +22373,7 @@ up_write(struct up_conn *u, const char *p, size_t n)
     u->writing = true;
     if (!u->spoilt && n && !tls_write(u->tls, p, n, &e)) {
         u->spoilt = true;
-        sock_deadline(&u->sock, 1);
+        up_deadline(u, 1);
     }
     u->writing = false;
 }
@@ -22352,7 +22417,7 @@ up_start(struct up_call *c, struct up_conn *u)
     c->parser.upgrade = c->want.upgrade;
     if (!c->want.stream || c->early_end)
         c->state = UP_HEAD;
-    sock_deadline(&u->sock, c->state == UP_HEAD ? c->want.head_ms : 0);
+    up_deadline(u, c->state == UP_HEAD ? c->want.head_ms : 0);
     up_write(u, c->want.head.p, c->want.head.n);
     if (c->want.body.n)
         up_write(u, c->want.body.p, c->want.body.n);
@@ -22434,7 +22499,7 @@ up_send_end(struct up_call *c)
     c->sent_stream = true;  // an end alone, too, is not sent twice
     if (c->state == UP_SEND) {
         c->state = UP_HEAD;
-        sock_deadline(&c->conn->sock, c->want.head_ms);
+        up_deadline(c->conn, c->want.head_ms);
     }
     if (c->want.chunked)
         up_write(c->conn, "0\r\n\r\n", 5);
@@ -22453,9 +22518,9 @@ up_pause(struct up_call *c, bool on)
         return;
     c->conn->paused = on;
     sock_read(&c->conn->sock, !on);
-    sock_deadline(&c->conn->sock, on                    ? 0
-                                  : c->state == UP_BODY ? c->want.idle_ms
-                                                        : c->want.head_ms);
+    up_deadline(c->conn, on                    ? 0
+                         : c->state == UP_BODY ? c->want.idle_ms
+                                               : c->want.head_ms);
 }
 
 /* The answer is whole: the connection may serve again only if nothing is left
@@ -22533,7 +22598,7 @@ up_on_plain(void *data, const char *p, size_t n)
     } else if (c->parser.done)
         up_done(u);
     else if (c->state == UP_BODY && !u->paused)
-        sock_deadline(&u->sock, c->want.idle_ms);
+        up_deadline(u, c->want.idle_ms);
 }
 
 /* May the same request be sent once more? */
@@ -23126,7 +23191,8 @@ proxy_go(struct proxy *p)
         up_pause(p->call, false);
     if (mem_buf_len(&p->early))
         proxy_send(p, mem_buf_ptr(&p->early), mem_buf_len(&p->early));
-    if (p->eof)
+    mem_buf_free(&p->early);
+    if (p->eof && !r->ended)
         req_half(r);
     if (p->ended)
         p->ops->on_done(r);
@@ -31384,12 +31450,39 @@ serve_read_target(struct serve *s, unsigned method)
     return false;
 }
 
+/* Is the request for the server name that TLS was made for? A name whose
+ * clients another CA vouches for is out of reach in any case, also for who
+ * named none. */
+static bool
+serve_check_host(struct serve *s, struct str host)
+{
+    const struct req_from *f = s->req->from;
+    const struct cfg_listener *l = &s->set->env->cfg->listeners[f->listener];
+    size_t site = cfg_site_of(l, host);
+    struct err e;
+
+    if (!s->req->host.n)
+        return true;
+    if (f->host_check && f->sni.n && !str_eqi(host, f->sni))
+        err_set(&e, ERR_MISDIRECTED, "Host is not the TLS server name %.*s",
+                STR_FMT(f->sni));
+    else if (f->site != REQ_ANY_SITE &&
+             cfg_site_trust(l, site) != cfg_site_trust(l, f->site))
+        err_set(&e, ERR_MISDIRECTED,
+                "Host has a client_ca of its own, and the TLS server name is "
+                "another");
+    else
+        return true;
+    s->stage = SERVE_ROUTE;
+    serve_refuse_err(s, "headers", &e);
+    return false;
+}
+
 /* Host, down to the name that routes are chosen by. */
 static bool
 serve_read_host(struct serve *s, struct str *host)
 {
     struct req *r = s->req;
-    const struct req_from *f = r->from;
     uint16_t port;
     struct err e;
 
@@ -31408,15 +31501,7 @@ serve_read_host(struct serve *s, struct str *host)
         return false;
     }
     *host = serve_bare_host(*host);
-    if (f->host_check && f->sni.n && r->host.n &&
-        !str_eqi(*host, serve_bare_host(f->sni))) {
-        s->stage = SERVE_ROUTE;
-        err_set(&e, ERR_MISDIRECTED, "Host is not the TLS server name %.*s",
-                STR_FMT(f->sni));
-        serve_refuse_err(s, "headers", &e);
-        return false;
-    }
-    return true;
+    return serve_check_host(s, *host);
 }
 
 /* What is legal but odd passes only where the route has said so; `allow` is 0
@@ -32449,11 +32534,12 @@ serve_on_head(struct req *r)
     struct serve *s = serve_new(serve_set_of(r), r);
     struct err e;
 
-    if (r->from->identity && time(NULL) > r->from->identity->not_after) {
+    if (r->from->identity && pki_now(time(NULL)) > r->from->identity->until) {
         r->close = true;
-        err_set(&e, ERR_DENIED,
-                "the certificate has expired since it was "
-                "presented");
+        err_set(
+            &e, ERR_DENIED,
+            "the certificate, a CA of it, or a CRL has expired since it was "
+            "presented");
         serve_refuse_err(s, "connection", &e);
         return;
     }
@@ -32833,7 +32919,7 @@ enum {
 struct work_count {
     struct work_count *next;
     unsigned n;
-    char fingerprint[65];
+    unsigned char tbs_hash[32];
 };
 
 struct work {
@@ -32896,15 +32982,12 @@ work_load_policy(struct work *w, struct err *e)
 /* ---- connections by identity ---- */
 
 static struct work_count **
-work_count_at(struct work *w, struct str fingerprint)
+work_count_at(struct work *w, const unsigned char tbs_hash[32])
 {
-    uint64_t slot = 0;
+    size_t slot = (tbs_hash[0] | (size_t)tbs_hash[1] << 8) % WORK_COUNTS;
+    struct work_count **at = &w->counts[slot];
 
-    for (size_t i = 0; i < 8 && i < fingerprint.n; i++)
-        slot = slot << 4 | (unsigned)str_hex_digit(fingerprint.p[i]);
-    struct work_count **at = &w->counts[slot % WORK_COUNTS];
-
-    while (*at && !str_eq(str_of((*at)->fingerprint), fingerprint))
+    while (*at && memcmp((*at)->tbs_hash, tbs_hash, 32) != 0)
         at = &(*at)->next;
     return at;
 }
@@ -32916,7 +32999,9 @@ work_of(struct conn *c)
                                    offsetof(struct work, env));
 }
 
-/* One connection too many is told so in the answer to its first request. */
+/* One connection too many is told so in the answer to its first request. They
+ * are counted by what the issuer signed: whoever has a certificate can give its
+ * ECDSA signature another form, and so it another fingerprint. */
 static void
 work_on_open(struct conn *c)
 {
@@ -32925,11 +33010,10 @@ work_on_open(struct conn *c)
 
     if (!id)
         return;
-    at = work_count_at(work_of(c), id->fingerprint);
+    at = work_count_at(work_of(c), id->tbs_hash);
     if (!*at) {
         *at = mem_xcalloc(sizeof **at);
-        snprintf((*at)->fingerprint, sizeof(*at)->fingerprint, "%.*s",
-                 STR_FMT(id->fingerprint));
+        memcpy((*at)->tbs_hash, id->tbs_hash, sizeof id->tbs_hash);
     }
     one = *at;
     one->n++;
@@ -32947,7 +33031,7 @@ work_on_gone(struct conn *c)
 
     if (!one || --one->n)
         return;
-    at = work_count_at(work_of(c), str_of(one->fingerprint));
+    at = work_count_at(work_of(c), one->tbs_hash);
     must(*at == one);
     *at = one->next;
     free(one);
@@ -36048,6 +36132,7 @@ try_core_request(lua_State *L)
     from.listener_name = t->cfg.listeners[from.listener].name;
     from.limits = &t->cfg.listeners[from.listener].limits;
     from.explain = t->cfg.listeners[from.listener].explain;
+    from.site = REQ_ANY_SITE;
     from.strip = &t->cfg.listeners[from.listener].strip;
     text = try_request_text(L, 2, a);
     lua_createtable(L, 0, 12);  // 4: the result

@@ -63,7 +63,7 @@ def shown(g, name, *argv, who="ops"):
     done = sh("openssl", "s_client", "-connect", "127.0.0.1:%d" % g.port,
               *(["-servername", name] if name else ["-noservername"]),
               "-cert", crt, "-key", key, "-ign_eof", *argv, check=False,
-              input=b"GET /ok HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+              input=build("GET", "/ok", [("Connection", "close")], host=name or "a"),
               timeout=15)
     subject = re.search(r"^subject=.*?CN ?= ?(\S+)", done.out, re.M)
     text = re.search(r"^(\w[\w-]*) (\S+)$", done.out.rpartition("HTTP/1.1")[2],
@@ -352,3 +352,26 @@ def test_the_modes_of_keys():
             assert says in done.err and "server.key" in done.err, done.err
         else:
             equal(done.err, "", "%o" % mode)
+
+
+def test_another_names_clients_are_kept_apart(g):
+    """Whom the listener's CA vouches for does not reach a.example, whose clients
+    come from another CA; and theirs do not reach the listener's own names."""
+    for sni, who, host, status in (
+            (None, "ops", "a.example", 421), (None, "ops", "A.Example.", 421),
+            (None, "ops", "a.example:443", 421), (None, "ops", "other", 200),
+            ("b.example", "ops", "a.example", 421),
+            ("b.example", "ops", "y.c.example", 421),
+            ("b.example", "ops", "other", 200),
+            ("a.example", "second-ops", "a.example", 200),
+            ("a.example", "second-ops", "b.example", 421),
+            ("a.example", "second-ops", "other", 421),
+            ("a.example", "second-ops", "y.c.example", 421)):
+        crt, key = cert(who)
+        done = sh("openssl", "s_client", "-connect", "127.0.0.1:%d" % g.port,
+                  *(["-servername", sni] if sni else ["-noservername"]),
+                  "-cert", crt, "-key", key, "-ign_eof", check=False,
+                  input=build("GET", "/ok", [("Connection", "close")],
+                              host=host), timeout=15)
+        assert "HTTP/1.1 %d" % status in done.out, (sni, who, host,
+                                                    done.out[-300:])
