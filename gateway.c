@@ -10189,8 +10189,9 @@ enum {
     PKI_DIGEST_INFO_MAX = 19 + 64,  // DigestInfo of SHA-512
     PKI_SUBTREES_MAX = 256,         // name constraints of one certificate
     PKI_NAMES_MAX = 2 * PKI_ITEMS_MAX + 1,  // SANs, subject, parts of it
-    PKI_WORK_MAX = 16,  // signatures checked for one verdict
-    PKI_WHO_MAX = 64,   // bytes of a subject in a message
+    PKI_WORK_MAX = 32,   // signatures checked for one verdict
+    PKI_WORK_SENT = 12,  // of them, against keys that the peer sent
+    PKI_WHO_MAX = 64,    // bytes of a subject in a message
     PKI_ANCHORS_ARENA = 16 << 20,
     PKI_VERIFY_ARENA = 4 << 20,
 };
@@ -14229,8 +14230,8 @@ struct pki_search {
     struct pki_link link[PKI_CHAIN_MAX + 1];
     size_t n;  // of the path so far
     const struct pki_link *path[PKI_CHAIN_MAX + 1];
-    unsigned work;  // signatures checked
-    int rank;       // of `why`: how far the path had come that failed so
+    unsigned work, sent;  // signatures checked: all, by keys that were sent
+    int rank;             // of `why`: how far the path had come that failed so
     struct err why;
     bool unread;  // one of what the peer sent is: `junk` says why
     struct err junk;
@@ -14454,7 +14455,7 @@ pki_hint(const struct pki_link *below, const struct pki_link *l)
 
 /* Did `l` issue the last certificate of the path, and was it allowed to? */
 static bool
-pki_issuer_check(struct pki_search *s, const struct pki_link *l)
+pki_issuer_check(struct pki_search *s, const struct pki_link *l, bool anchor)
 {
     const struct pki_cert *below = &s->path[s->n - 1]->cert;
     const char *why = pki_issuer_why(&l->cert);
@@ -14468,10 +14469,10 @@ pki_issuer_check(struct pki_search *s, const struct pki_link *l)
         why = "its path length does not allow a chain as long as this";
     if (why)
         return pki_fault(s, 2, &l->cert, why);
-    if (s->work == PKI_WORK_MAX)
+    s->sent += !anchor;
+    if (s->work++ == PKI_WORK_MAX || s->sent > PKI_WORK_SENT)
         return pki_fault(s, 3, below,
                          "its chain takes too many signatures to check");
-    s->work++;
     if (pki_signature_check(below->algorithm, below->tbs, below->signature,
                             l->cert.spki, &e))
         return true;
@@ -14510,7 +14511,7 @@ static bool pki_path_extend(struct pki_search *s);
 static bool
 pki_path_try(struct pki_search *s, const struct pki_link *l, bool anchor)
 {
-    if (!pki_issuer_check(s, l))
+    if (!pki_issuer_check(s, l, anchor))
         return false;
     s->path[s->n++] = l;
     if (anchor ? pki_path_names(s) && pki_path_crls(s) : pki_path_extend(s))
@@ -14560,6 +14561,20 @@ pki_same_key(const struct pki_cert *c)
     return wc_GetSubjectPubKeyInfoDerFromCert((const byte *)c->der.p,
                                               (word32)c->der.n, key, &n) == 0 &&
            str_eq(c->spki, (struct str){(const char *)key, n});
+}
+
+/* Is an anchor named by any of what was sent? If not, no signature need be
+ * checked: a stranger's chain costs nothing. */
+static bool
+pki_leads_home(const struct pki_search *s)
+{
+    const struct pki_anchors *t = s->rules->anchors;
+
+    for (size_t i = 0; i < s->links; i++)
+        for (size_t k = 0; k < t->n; k++)
+            if (str_eq(s->link[i].issuer, t->v[k].subject))
+                return true;
+    return false;
 }
 
 static void
@@ -14618,7 +14633,9 @@ pki_verify(const struct pki_rules *rules, struct str leaf,
     ok = pki_search_init(s, leaf, presented, n);
     if (ok) {
         why = pki_leaf_why(s);
-        ok = why ? pki_fault(s, 3, &s->link[0].cert, why) : pki_path_extend(s);
+        ok = why                  ? pki_fault(s, 3, &s->link[0].cert, why)
+             : !pki_leads_home(s) ? pki_no_issuer(s, &s->link[0].cert)
+                                  : pki_path_extend(s);
     }
     if (ok && !pki_same_key(&s->link[0].cert))
         ok = pki_fault(s, 100, &s->link[0].cert, "its key is malformed");
@@ -36277,6 +36294,8 @@ try_core_identity(lua_State *L)
     mem_buf_free(&der);
     if (!ok)
         return luaL_error(L, "t.identity: %s", e.msg);
+    id->from = id->not_before;
+    id->until = id->not_after;
     for (size_t i = 0; i < t->ca_n; i++)
         t->ca[i] = str_dup(id->arena, t->ca[i]);
     id->ca = pki_strs_dup(id->arena, t->ca, t->ca_n);
