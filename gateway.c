@@ -15838,7 +15838,7 @@ static const char pki_help_revoke[] =
     "back, for `crl` of gateway.listen: what was in it, and DIR/NAME.crt of\n"
     "each NAME. Its number is one more each time. Without a NAME the list is\n"
     "made anew with what is in it, so that it does not expire: it is good for\n"
-    "90 days if nothing else is said. Then: kill -HUP the gateway.\n"
+    "90 days if nothing else is said. Then: kill -USR1 the gateway.\n"
     "\n"
     "  --serial HEX        one whose file is lost, by the serial number in "
     "the\n"
@@ -20895,6 +20895,22 @@ static const struct h1_io conn_io = {
 
 /* ---- step 1: a client is there ---- */
 
+/* A socket for both families names IPv4 clients ::ffff:192.0.2.1; whoever reads
+ * the address, an allow-list upstream say, expects 192.0.2.1. */
+static void
+conn_unmap(struct sockaddr_storage *sa)
+{
+    struct sockaddr_in6 six;
+    struct sockaddr_in four = {.sin_family = AF_INET};
+
+    memcpy(&six, sa, sizeof six);
+    if (sa->ss_family != AF_INET6 || !IN6_IS_ADDR_V4MAPPED(&six.sin6_addr))
+        return;
+    four.sin_port = six.sin6_port;
+    memcpy(&four.sin_addr, &six.sin6_addr.s6_addr[12], 4);
+    memcpy(sa, &four, sizeof four);
+}
+
 static void
 conn_peer_name(struct conn *c)
 {
@@ -20925,6 +20941,8 @@ conn_ends(struct conn *c)
          uv_tcp_getsockname(&c->sock.h.tcp, (struct sockaddr *)&c->ends.dst,
                             &m) != 0))
         c->ends = (struct pp_ends){0};
+    conn_unmap(&c->ends.src);
+    conn_unmap(&c->ends.dst);
     conn_peer_name(c);
 }
 
@@ -22620,8 +22638,11 @@ up_on_plain(void *data, const char *p, size_t n)
 
 /* May the same request be sent once more? */
 static bool
-up_may_retry(const struct up_conn *u, const struct up_call *c)
+up_may_retry(const struct up_conn *u, const struct up_call *c,
+             const struct err *e)
 {
+    if (e->kind == ERR_UPSTREAM_TIME)
+        return false;  // it has the request, and works on it
     if (c->tries > 1 || c->sent_stream || c->parser.started)
         return false;
     return u->state == UP_BUSY && u->reused && c->want.idempotent;
@@ -22633,7 +22654,7 @@ up_broken(struct up_conn *u, const struct err *e)
 {
     struct up_call *c = u->call;
     bool connecting = u->state == UP_CONNECTING;
-    bool again = up_may_retry(u, c);
+    bool again = up_may_retry(u, c, e);
 
     c->conn = NULL;
     u->call = NULL;
@@ -36913,8 +36934,10 @@ cli_facts(struct cli_fact *f, char text[][64])
     f[n++] = (struct cli_fact){"yyjson", YYJSON_VERSION_STRING};
     f[n++] = (struct cli_fact){"pcre2", text[1]};
     f[n++] = (struct cli_fact){"c-ares", ares_version(NULL)};
-    f[n++] = (struct cli_fact){"tls", "1.3, 1.2; X25519, P-256; ECDSA, RSA, "
-                                      "Ed25519; client certificate required"};
+    f[n++] =
+        (struct cli_fact){"tls", "1.3, 1.2; X25519MLKEM768, X25519, P-256; "
+                                 "ECDSA, RSA, Ed25519; client certificate "
+                                 "required"};
     f[n++] = (struct cli_fact){"kernel", text[3]};
     f[n++] = (struct cli_fact){"landlock_abi", text[2]};
     return n;
@@ -36948,7 +36971,8 @@ cli_version(const struct cli *cli)
 
 static const struct cli_command cli_commands[] = {
     {"run", "[POLICY]",
-     "Serves. SIGHUP reloads; SIGUSR1 reloads certificates, keys and CAs, but "
+     "Serves. SIGHUP reloads; SIGUSR1 reloads certificates, keys, CAs and "
+     "CRLs, but "
      "not the policy; SIGTERM drains, a second one stops at once.",
      "  gateway run\n"
      "  gateway run /etc/gateway/gateway.lua\n",
@@ -36964,9 +36988,9 @@ static const struct cli_command cli_commands[] = {
      "no waiting.",
      "  gateway test scripts/tests/*_test.lua\n", CLI_POLICY, -1, NULL,
      try_main},
-    {"certs", "init|server|client DIR ...",
-     "Makes a development CA and "
-     "certificates.",
+    {"certs", "init|server|client|revoke DIR ... | doctor CERT.pem ...",
+     "Makes a development CA, its certificates and its revocation list; says "
+     "why a client would be refused.",
      "  gateway certs init certs\n"
      "  gateway certs client certs alice --ou ops\n",
      0, -1, NULL, pki_command},
