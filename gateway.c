@@ -62,7 +62,7 @@
  *   11  cfg     the plain configuration
  *   12  boot    what a child starts from
  *   13  req     one exchange
- *   14  pki     certificates: parsing, identities, making them
+ *   14  pki     certificates: parsing, verdicts, identities, making them
  *   15  tls     wolfSSL over two buffers
  *   16  h1      HTTP/1.1, both sides
  *   17  pp      PROXY protocol headers
@@ -10156,22 +10156,23 @@ req_queued(struct req *r)
 
 /* ==== 14 pki: certificates ==================================================
  *
- * DER in, identity out; and, for development and tests, certificates made.
- * The reader is our own and strict: one value has one encoding, so that what
- * we decide on is what the issuer signed. It copies nothing: a pki_cert is
- * slices of the DER it came from. An identity is a copy, made once for each
- * certificate and shared by its connections through the cache.
+ * DER in, verdict and identity out; and, for development and tests,
+ * certificates made. The reader is our own and strict: one value has one
+ * encoding, so that what we decide on is what the issuer signed. It copies
+ * nothing: a pki_cert is slices of the DER it came from. An identity is a copy,
+ * made once for each certificate and shared by its connections.
  *
- *   DER --> pki_cert (slices) --> pki_identity (text, reference-counted)
- *                                      ^-- pki_cache, by SHA-256
+ *   DER --> pki_cert (slices) --> pki_link, pki_search --> pki_path: verified
+ *   pki_anchors, pki_crls, pki_rules --^                        |
+ *   pki_cache, by SHA-256 <-- pki_identity (text, counted) <----'
  *
- * Refused here is what is malformed, or what no text can say safely: control
- * bytes in names, two extensions of one kind, a SPIFFE ID that is none. What
- * is well-formed but not trusted is the business of whoever verifies.
+ * Refused is what is malformed, or what no text can say safely (control bytes
+ * in names, two extensions of one kind, a SPIFFE ID that is none), and what no
+ * path leads to from an anchor by the rules of RFC 5280.
  *
- * Entry   pki_cert_parse  pki_identity_parse  pki_identity_put  pki_verify
- *         pki_cache_verify  pki_crls_load  pki_crls_verify  pki_describe
- *         pki_pem_read  pki_command
+ * Entry   pki_anchors_new  pki_crls_load  pki_rules_init  pki_verify
+ *         pki_cache_verify  pki_cache_keep  pki_identity_put  pki_crls_verify
+ *         pki_pem_read  pki_describe  pki_command
  */
 enum {
     PKI_CERT_MAX = 16384,  // bytes of one certificate
@@ -16784,6 +16785,16 @@ static const struct tls_kind tls_kinds[] = {
      0},
 };
 
+/* The kind of a key, by what it is called; NULL: another one. */
+static const struct tls_kind *
+tls_kind_of(struct str key)
+{
+    for (size_t i = 0; i < sizeof tls_kinds / sizeof *tls_kinds; i++)
+        if (str_starts(key, tls_kinds[i].key))
+            return &tls_kinds[i];
+    return NULL;
+}
+
 static bool
 tls_offers(struct str list, const unsigned *v, size_t n)
 {
@@ -16802,26 +16813,6 @@ tls_kind_fits(const struct tls_kind *k, const struct tls_hello *h)
     return tls_offers(h->sigs, k->sigs, 6) &&
            tls_offers(h->suites, k->suites, 3) &&
            (!k->group || !h->groups.n || tls_list_has(h->groups, k->group));
-}
-
-/* The kind of the first certificate in a PEM text; NULL: another one. */
-static const struct tls_kind *
-tls_kind_of(struct str pem)
-{
-    struct mem_arena *a = mem_arena_new(4 * PKI_PEM_BYTES);
-    const struct tls_kind *kind = NULL;
-    struct str *der, key = S("");
-    struct pki_cert cert;
-    struct err e;
-    size_t n;
-
-    if (pki_pem_read(a, pem, "CERTIFICATE", &der, &n, &e) &&
-        pki_cert_parse(der[0], &cert, &e) && pki_key_text(a, &cert, &key, &e))
-        for (size_t i = 0; i < sizeof tls_kinds / sizeof *tls_kinds; i++)
-            if (str_starts(key, tls_kinds[i].key))
-                kind = &tls_kinds[i];
-    mem_arena_free(a);
-    return kind;
 }
 
 /* The cheapest of a site's certificates that the client can check, or the
@@ -17295,20 +17286,22 @@ tls_ctx_free(struct tls_ctx *c)
 }
 
 static bool
-tls_ctx_load(WOLFSSL_CTX *ctx, const struct boot_pair *files, struct err *e)
+tls_ctx_load(WOLFSSL_CTX *ctx, struct str certificate, struct str private_key,
+             const char *whose, struct err *e)
 {
-    const unsigned char *cert = (const unsigned char *)files->certificate.p;
-    const unsigned char *key = (const unsigned char *)files->key.p;
+    const unsigned char *cert = (const unsigned char *)certificate.p;
+    const unsigned char *key = (const unsigned char *)private_key.p;
     int rc;
 
     rc = wolfSSL_CTX_use_certificate_chain_buffer(ctx, cert,
-                                                  (long)files->certificate.n);
+                                                  (long)certificate.n);
     if (rc != WOLFSSL_SUCCESS)
         return err_set(e, ERR_CONFIG,
-                       "certificate: not usable (%s): give a PEM file with the "
-                       "server's certificate first",
-                       wolfSSL_ERR_reason_error_string((unsigned long)rc));
-    rc = wolfSSL_CTX_use_PrivateKey_buffer(ctx, key, (long)files->key.n,
+                       "certificate: not usable (%s): give a PEM file with %s "
+                       "certificate first",
+                       wolfSSL_ERR_reason_error_string((unsigned long)rc),
+                       whose);
+    rc = wolfSSL_CTX_use_PrivateKey_buffer(ctx, key, (long)private_key.n,
                                            WOLFSSL_FILETYPE_PEM);
     if (rc != WOLFSSL_SUCCESS)
         return err_set(e, ERR_CONFIG,
@@ -17344,28 +17337,6 @@ tls_alg_name(char *out, size_t n, const char *name)
             out[k++] = *name;
     }
     out[k] = 0;
-}
-
-/* For PROXY headers; empty where our certificate's algorithm has no name. */
-static void
-tls_name_algs(struct tls_pair *p, struct str pem)
-{
-    struct mem_arena *a = mem_arena_new(8 << 20);
-    const struct pki_sig *sig;
-    struct pki_cert cert;
-    struct pki_pss pss;
-    struct str *v, key;
-    struct err e;
-    size_t n;
-
-    if (pki_pem_read(a, pem, "CERTIFICATE", &v, &n, &e) &&
-        pki_cert_parse(v[0], &cert, &e)) {
-        if (pki_key_text(a, &cert, &key, &e))
-            tls_alg_name(p->key_alg, sizeof p->key_alg, key.p);
-        if (!pki_sig_read(cert.algorithm, &sig, &pss))
-            tls_alg_name(p->sig_alg, sizeof p->sig_alg, sig->name);
-    }
-    mem_arena_free(a);
 }
 
 static void
@@ -17406,7 +17377,7 @@ tls_ctx_wolf(const struct cfg_listener *l, const struct boot_pair *files,
     tls_ctx_tickets(ctx, &l->tickets, tickets);
     wolfSSL_CTX_SetIORecv(ctx, tls_on_recv);
     wolfSSL_CTX_SetIOSend(ctx, tls_on_send);
-    if (tls_ctx_load(ctx, files, e))
+    if (tls_ctx_load(ctx, files->certificate, files->key, "the server's", e))
         return ctx;
     wolfSSL_CTX_free(ctx);
     return NULL;
@@ -17436,6 +17407,30 @@ tls_site_trust(struct tls_site *s, const struct tls_site *own,
     return true;
 }
 
+/* What kind of certificate it is; all empty where its key has no name. */
+static void
+tls_pair_describe(struct tls_pair *p, struct str pem)
+{
+    struct mem_arena *a = mem_arena_new(4 * PKI_PEM_BYTES);
+    const struct pki_sig *sig;
+    struct pki_cert cert;
+    struct pki_pss pss;
+    struct str *der, key;
+    struct err e;
+    size_t n;
+
+    if (pki_pem_read(a, pem, "CERTIFICATE", &der, &n, &e) &&
+        pki_cert_parse(der[0], &cert, &e)) {
+        if (pki_key_text(a, &cert, &key, &e)) {
+            p->kind = tls_kind_of(key);
+            tls_alg_name(p->key_alg, sizeof p->key_alg, key.p);
+        }
+        if (!pki_sig_read(cert.algorithm, &sig, &pss))
+            tls_alg_name(p->sig_alg, sizeof p->sig_alg, sig->name);
+    }
+    mem_arena_free(a);
+}
+
 static bool
 tls_site_load(struct tls_site *s, const struct cfg_listener *l,
               const struct boot_site *files, bool tickets, struct err *e)
@@ -17447,8 +17442,7 @@ tls_site_load(struct tls_site *s, const struct cfg_listener *l,
         if (!p->ctx)
             return false;
         s->pairs_n++;
-        p->kind = tls_kind_of(files->pairs[i].certificate);
-        tls_name_algs(p, files->pairs[i].certificate);
+        tls_pair_describe(p, files->pairs[i].certificate);
     }
     return true;
 }
@@ -18062,37 +18056,6 @@ tls_client_fail(struct tls *t, int code, struct err *e)
     return err_set(e, ERR_TLS, "%s", text);
 }
 
-/* `files` are the upstream's PEM texts. */
-static bool
-tls_client_load(WOLFSSL_CTX *ctx, const struct boot_upstream *files,
-                struct err *e)
-{
-    const unsigned char *cert = (const unsigned char *)files->certificate.p;
-    const unsigned char *key = (const unsigned char *)files->key.p;
-    int rc;
-
-    if (!files->certificate.n && !files->key.n)
-        return true;
-    rc = wolfSSL_CTX_use_certificate_chain_buffer(ctx, cert,
-                                                  (long)files->certificate.n);
-    if (rc != WOLFSSL_SUCCESS)
-        return err_set(e, ERR_CONFIG,
-                       "certificate: not usable (%s): give a PEM file with our "
-                       "client certificate first",
-                       wolfSSL_ERR_reason_error_string((unsigned long)rc));
-    rc = wolfSSL_CTX_use_PrivateKey_buffer(ctx, key, (long)files->key.n,
-                                           WOLFSSL_FILETYPE_PEM);
-    if (rc != WOLFSSL_SUCCESS)
-        return err_set(e, ERR_CONFIG,
-                       "key: not usable (%s): give the PEM private key, not "
-                       "encrypted, of `certificate`",
-                       wolfSSL_ERR_reason_error_string((unsigned long)rc));
-    if (wolfSSL_CTX_check_private_key(ctx) != WOLFSSL_SUCCESS)
-        return err_set(e, ERR_CONFIG,
-                       "key: it does not belong to `certificate`");
-    return true;
-}
-
 static WOLFSSL_CTX *
 tls_client_wolf(void)
 {
@@ -18131,7 +18094,9 @@ tls_client_ctx_new(const struct boot_upstream *files, struct err *e)
         return NULL;
     }
     s->crls = pki_crls_load(&files->trust, e);
-    if (!s->crls || !tls_client_load(s->pairs[0].ctx, files, e)) {
+    if (!s->crls || (files->certificate.n &&
+                     !tls_ctx_load(s->pairs[0].ctx, files->certificate,
+                                   files->key, "our client", e))) {
         tls_ctx_free(c);
         return NULL;
     }

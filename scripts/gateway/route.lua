@@ -388,7 +388,7 @@ local function read_handle(at, what, handle, captures)
   end
   if upstream.is_stream(handle) then
     options.fail(at, what, ("handle: upstream %s is for gateway.tcp: a route"
-      .. " needs http:// or http+unix: targets"):format(handle.name))
+      .. " needs http://, https:// or http+unix: targets"):format(handle.name))
   end
   if not upstream.is_forward(handle) then
     options.fail(at, what, ("handle must be function(request, identity), an"

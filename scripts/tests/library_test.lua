@@ -273,7 +273,7 @@ local MISTAKES <const> = {
   { upstream "https://", "no target" },
   { function()
     route { handle = gateway.upstream "unix:/run/app.sock" }()
-  end, "a route needs http:// or http+unix: targets" },
+  end, "a route needs http://, https:// or http+unix: targets" },
   { upstream "http://127.0.0.1/api", "a target has no path" },
   { upstream "127.0.0.1:80", "no target" },
   { function() gateway.upstream {} end, "names no target" },
