@@ -2632,13 +2632,18 @@ hdr_identity_x(struct str name)
     switch (str_lower_byte((unsigned char)name.p[2])) {
     case 'a':
         return hdr_folds_to(name, 1, "-amzn-mtls-") ||
+               hdr_folds_to(name, 1, "-amzn-oidc-") ||
+               hdr_folds_to(name, 1, "-auth-request-") ||
+               hdr_folds_to(name, 1, "-authenticated-") ||
                hdr_folds_to(name, 1, "-arr-clientcert");
     case 'c':
-        return hdr_folds_to(name, 1, "-client-cert") ||
+        return hdr_folds_to(name, 1, "-client-c") ||  // cert, cn
                hdr_folds_to(name, 1, "-client-dn") ||
                hdr_folds_to(name, 1, "-client-ip") ||
-               hdr_folds_to(name, 1, "-client-s-dn") ||
+               hdr_folds_to(name, 1, "-client-s") ||  // s-dn, san, serial
+               hdr_folds_to(name, 1, "-client-tls-") ||
                hdr_folds_to(name, 1, "-client-verify") ||
+               hdr_folds_to(name, 1, "-consumer-") ||
                hdr_folds_to(name, 1, "-certificate") ||
                hdr_folds_to(name, 1, "-cluster-client-ip");
     case 'e':
@@ -2648,19 +2653,26 @@ hdr_identity_x(struct str name)
     case 'h':
         return hdr_folds_to(name, 1, "-http-method") ||
                (name.n == 6 && hdr_folds_to(name, 1, "-host"));
+    case 'g':
+        return hdr_folds_to(name, 1, "-goog-authenticated-") ||
+               hdr_folds_to(name, 1, "-goog-iap-");
     case 'm':
-        return hdr_folds_to(name, 1, "-method-override");
+        return hdr_folds_to(name, 1, "-method-override") ||
+               hdr_folds_to(name, 1, "-ms-client-principal");
     case 'o':
         return hdr_folds_to(name, 1, "-original-");
     case 'r':
         return (name.n == 9 && hdr_folds_to(name, 1, "-real-ip")) ||
                (name.n == 13 && hdr_folds_to(name, 1, "-rewrite-url")) ||
-               hdr_folds_to(name, 1, "-remote-user");
+               hdr_folds_to(name, 1, "-remote-");
     case 's':
         return hdr_folds_to(name, 1, "-ssl-") ||
+               hdr_folds_to(name, 1, "-spiffe-") ||
                hdr_folds_to(name, 1, "-sslclientcert");
     case 't':
         return hdr_folds_to(name, 1, "-tls-client-");
+    case 'w':
+        return hdr_folds_to(name, 1, "-webauth-");
     default:
         return false;
     }
@@ -2714,7 +2726,10 @@ hdr_identity(struct str name)
         return false;  // shorter than "proxy"
     switch (str_lower_byte((unsigned char)name.p[0])) {
     case 'c':
-        if (hdr_folds_to(name, 1, "f-connecting-ip"))
+        if (hdr_folds_to(name, 1, "f-connecting-ip") ||
+            hdr_folds_to(name, 1, "f-client-") ||
+            hdr_folds_to(name, 1, "f-access-") ||
+            hdr_folds_to(name, 1, "lient-ip"))
             return true;
         return (name.n == 11 || name.n == 17) &&
                hdr_folds_to(name, 1, "lient-cert") &&
@@ -2722,11 +2737,16 @@ hdr_identity(struct str name)
     case 'p':
         return name.n == 5 && hdr_folds_to(name, 1, "roxy");  // httpoxy
     case 'r':
-        return hdr_folds_to(name, 1, "emote-user");
+        return hdr_folds_to(name, 1, "emote-");
+    case 'i':
+        return hdr_folds_to(name, 1, "mpersonate-");
     case 't':
-        return hdr_folds_to(name, 1, "rue-client-ip");
+        return hdr_folds_to(name, 1, "rue-client-ip") ||
+               hdr_folds_to(name, 1, "ls-client-") ||
+               hdr_folds_to(name, 1, "ailscale-");
     case 'f':
-        return name.n == 9 && hdr_folds_to(name, 1, "orwarded");
+        return hdr_folds_to(name, 1, "orwarded") &&
+               (name.n == 9 || hdr_folds_to(name, 9, "-"));
     case 's':
         return hdr_folds_to(name, 1, "sl-client-");
     case 'x':
@@ -10190,9 +10210,9 @@ enum {
     PKI_DIGEST_INFO_MAX = 19 + 64,  // DigestInfo of SHA-512
     PKI_SUBTREES_MAX = 256,         // name constraints of one certificate
     PKI_NAMES_MAX = 2 * PKI_ITEMS_MAX + 1,  // SANs, subject, parts of it
-    PKI_WORK_MAX = 32,   // signatures checked for one verdict
-    PKI_WORK_SENT = 12,  // of them, against keys that the peer sent
-    PKI_WHO_MAX = 64,    // bytes of a subject in a message
+    PKI_WORK_MAX = 32,     // signatures checked for one verdict
+    PKI_STEPS_MAX = 1000,  // issuers tried for it
+    PKI_WHO_MAX = 64,      // bytes of a subject in a message
     PKI_ANCHORS_ARENA = 16 << 20,
     PKI_VERIFY_ARENA = 4 << 20,
 };
@@ -12843,8 +12863,8 @@ pki_names_add(struct pki_names *names, unsigned tag, struct str v)
     return true;
 }
 
-/* Names in the subject that stand where a SAN should: an email address, and,
- * where the leaf has no DNS name, a CN that reads like one. */
+/* Names in the subject that stand where a SAN should: an email address, and a
+ * leaf's CN that reads like a DNS name, for id.cn lets people in by it. */
 static bool
 pki_names_subject(struct mem_arena *a, const struct pki_cert *c, bool dns,
                   struct pki_names *names, struct err *e)
@@ -12876,7 +12896,6 @@ pki_names_read(struct mem_arena *a, const struct pki_cert *c, struct str canon,
     struct str san = c->ext[PKI_EXT_SAN];
     struct pki_sans sans;
     struct pki_tlv seq, t;
-    bool dns = false;
 
     names->n = 0;
     sans.uri.n = sans.dns.n = sans.ip.n = sans.email.n = 0;
@@ -12892,10 +12911,9 @@ pki_names_read(struct mem_arena *a, const struct pki_cert *c, struct str canon,
                 !pki_name_canon(a, t.body, "subjectAltName", &t.body, e))
                 return false;
             must(pki_names_add(names, t.tag, t.body));
-            dns |= t.tag == PKI_SAN_DNS;
         }
     }
-    return pki_names_subject(a, c, !dns && !c->ca, names, e);
+    return pki_names_subject(a, c, !c->ca, names, e);
 }
 
 /* ---- anchors, and the certificates of a chain ---- */
@@ -12906,6 +12924,7 @@ struct pki_link {
     struct str subject, issuer;    // canonical
     struct str key_id, issuer_id;  // n == 0: not there
     bool self_issued;
+    const char *unfit;  // why it may issue nothing: pki_issuer_why(); or NULL
 };
 
 static bool
@@ -14231,8 +14250,12 @@ struct pki_search {
     struct pki_link link[PKI_CHAIN_MAX + 1];
     size_t n;  // of the path so far
     const struct pki_link *path[PKI_CHAIN_MAX + 1];
-    unsigned work, sent;  // signatures checked: all, by keys that were sent
-    int rank;             // of `why`: how far the path had come that failed so
+    unsigned steps, work;  // issuers tried; signatures checked, and of what:
+    struct pki_proof {
+        const struct pki_link *issuer, *below;
+        bool good;
+    } proof[PKI_WORK_MAX];
+    int rank;  // of `why`: how far the path had come that failed so
     struct err why;
     bool unread;  // one of what the peer sent is: `junk` says why
     struct err junk;
@@ -14454,35 +14477,63 @@ pki_hint(const struct pki_link *below, const struct pki_link *l)
     return str_eq(below->issuer_id, l->key_id) ? PKI_WITHIN : PKI_OUTSIDE;
 }
 
-/* Did `l` issue the last certificate of the path, and was it allowed to? */
+/* Could `l` have issued the last certificate of the path? Its signature is not
+ * looked at yet. */
 static bool
-pki_issuer_check(struct pki_search *s, const struct pki_link *l, bool anchor)
+pki_issuer_check(struct pki_search *s, const struct pki_link *l)
 {
-    const struct pki_cert *below = &s->path[s->n - 1]->cert;
-    const char *why = pki_issuer_why(&l->cert);
-    struct err e;
+    const char *why = l->unfit;
 
+    if (s->steps++ == PKI_STEPS_MAX)
+        return pki_fault(s, 3, &s->path[s->n - 1]->cert,
+                         "its chain takes too many steps to follow");
     if (!why)
         why = pki_date_why(&l->cert, s->now);
     if (!why && !s->rules->eku_any)
         why = pki_eku_why(&l->cert, s->rules->role, false);
     if (!why && !pki_path_fits(s, &l->cert))
         why = "its path length does not allow a chain as long as this";
-    if (why)
-        return pki_fault(s, 2, &l->cert, why);
-    s->sent += !anchor;
-    if (s->work++ == PKI_WORK_MAX || s->sent > PKI_WORK_SENT)
-        return pki_fault(s, 3, below,
+    return !why || pki_fault(s, 2, &l->cert, why);
+}
+
+/* Did the issuer sign what is below it? Each pair is looked at once. */
+static bool
+pki_pair_check(struct pki_search *s, const struct pki_link *issuer,
+               const struct pki_link *below)
+{
+    const struct pki_cert *c = &below->cert;
+    struct pki_proof *p;
+    struct err e;
+
+    for (p = s->proof; p < s->proof + s->work; p++)
+        if (p->issuer == issuer && p->below == below)
+            return p->good;
+    if (s->work == PKI_WORK_MAX)
+        return pki_fault(s, 3, c,
                          "its chain takes too many signatures to check");
-    if (pki_signature_check(below->algorithm, below->tbs, below->signature,
-                            l->cert.spki, &e))
+    s->work++;
+    *p = (struct pki_proof){issuer, below, false};
+    p->good = pki_signature_check(c->algorithm, c->tbs, c->signature,
+                                  issuer->cert.spki, &e);
+    if (p->good)
         return true;
-    if (pki_hint(s->path[s->n - 1], l) == PKI_OUTSIDE &&
+    if (pki_hint(below, issuer) == PKI_OUTSIDE &&
         strcmp(e.msg, pki_other_key) == 0)
-        return pki_fault(s, 1, below,
+        return pki_fault(s, 1, c,
                          "a CA of its issuer's name is there, but with another "
                          "key: add the CA that issued it");
-    return pki_fault(s, 1, below, e.msg);
+    return pki_fault(s, 1, c, e.msg);
+}
+
+/* From the anchor down: a key that a peer sent is used once its own
+ * certificate has proved right, so that a stranger's chain costs one check. */
+static bool
+pki_path_signed(struct pki_search *s)
+{
+    for (size_t i = s->n - 1; i > 0; i--)
+        if (!pki_pair_check(s, s->path[i], s->path[i - 1]))
+            return false;
+    return true;
 }
 
 static bool
@@ -14512,10 +14563,11 @@ static bool pki_path_extend(struct pki_search *s);
 static bool
 pki_path_try(struct pki_search *s, const struct pki_link *l, bool anchor)
 {
-    if (!pki_issuer_check(s, l, anchor))
+    if (!pki_issuer_check(s, l))
         return false;
     s->path[s->n++] = l;
-    if (anchor ? pki_path_names(s) && pki_path_crls(s) : pki_path_extend(s))
+    if (anchor ? pki_path_signed(s) && pki_path_names(s) && pki_path_crls(s)
+               : pki_path_extend(s))
         return true;
     s->n--;
     return false;
@@ -14564,20 +14616,6 @@ pki_same_key(const struct pki_cert *c)
            str_eq(c->spki, (struct str){(const char *)key, n});
 }
 
-/* Is an anchor named by any of what was sent? If not, no signature need be
- * checked: a stranger's chain costs nothing. */
-static bool
-pki_leads_home(const struct pki_search *s)
-{
-    const struct pki_anchors *t = s->rules->anchors;
-
-    for (size_t i = 0; i < s->links; i++)
-        for (size_t k = 0; k < t->n; k++)
-            if (str_eq(s->link[i].issuer, t->v[k].subject))
-                return true;
-    return false;
-}
-
 static void
 pki_path_found(const struct pki_search *s, struct pki_path *p)
 {
@@ -14606,11 +14644,16 @@ pki_search_init(struct pki_search *s, struct str leaf,
     if (!pki_link_read(s->arena, leaf, &s->link[0], &e))
         return pki_malformed(s, &s->link[0].cert, &e);
     s->links = 1;
-    for (size_t i = 0; i < n && s->links <= PKI_CHAIN_MAX; i++)
-        if (pki_link_read(s->arena, presented[i], &s->link[s->links], &s->junk))
+    for (size_t i = 0; i < n && s->links <= PKI_CHAIN_MAX; i++) {
+        struct pki_link *l = &s->link[s->links];
+
+        if (pki_link_read(s->arena, presented[i], l, &s->junk)) {
+            l->unfit = pki_issuer_why(&l->cert);
             s->links++;
-        else
+        } else {
             s->unread = true;
+        }
+    }
     s->path[s->n++] = &s->link[0];
     return true;
 }
@@ -14634,9 +14677,7 @@ pki_verify(const struct pki_rules *rules, struct str leaf,
     ok = pki_search_init(s, leaf, presented, n);
     if (ok) {
         why = pki_leaf_why(s);
-        ok = why                  ? pki_fault(s, 3, &s->link[0].cert, why)
-             : !pki_leads_home(s) ? pki_no_issuer(s, &s->link[0].cert)
-                                  : pki_path_extend(s);
+        ok = why ? pki_fault(s, 3, &s->link[0].cert, why) : pki_path_extend(s);
     }
     if (ok && !pki_same_key(&s->link[0].cert))
         ok = pki_fault(s, 100, &s->link[0].cert, "its key is malformed");
@@ -20569,8 +20610,9 @@ enum {
     CONN_LINGER_MS = 2000,
     CONN_LINGER_BYTES = 1 << 20,
     CONN_EARLY_MAX = TLS_HELLO_MAX + 1024,  // held while one waits for its turn
-    CONN_STALE_MS = 1000,   // an older handshake gives way to one that waits
-    CONN_EXPIRE_MS = 5000,  // for the last answer to an expired certificate
+    CONN_STALE_MS = 1000,     // an older handshake gives way to one that waits
+    CONN_STALE_MIN_MS = 100,  // the more wait, the nearer to this
+    CONN_EXPIRE_MS = 5000,    // for the last answer to an expired certificate
 };
 
 /* Up: work, which counts connections by identity. */
@@ -20755,17 +20797,29 @@ conn_slot_leave(struct conn *c)
 }
 
 /* The oldest handshake gives way, if it is stale. */
+/* How old a handshake may be while others wait: the more of them, the less, so
+ * that slots turn over faster than one host fills them. */
+static uint64_t
+conn_stale_ms(const struct conn_listener *l)
+{
+    size_t full = l->waiting.n * 4 / (l->limits->handshakes + 1);
+    uint64_t ms = CONN_STALE_MS / (1 + full);
+
+    return ms < CONN_STALE_MIN_MS ? CONN_STALE_MIN_MS : ms;
+}
+
 static void
 conn_slot_evict(struct conn_listener *l)
 {
     struct conn *old = l->shaking.first;
+    uint64_t ms = conn_stale_ms(l);
     struct err e;
 
-    if (!old || uv_now(l->env->loop) - old->since < CONN_STALE_MS)
+    if (!old || uv_now(l->env->loop) - old->since < ms)
         return;
     met_inc(MET_CONNS_OVER_HANDSHAKES);
-    err_set(&e, ERR_TIMEOUT, "gave way to another handshake after %d ms",
-            CONN_STALE_MS);
+    err_set(&e, ERR_TIMEOUT, "gave way to another handshake after %u ms",
+            (unsigned)ms);
     conn_refuse(old, &e);
 }
 
@@ -20991,7 +21045,7 @@ conn_refuse(struct conn *c, struct err *e)
     conn_fail(c, e);
 }
 
-/* A connection that waits for a slot looks again every CONN_STALE_MS. */
+/* A connection that waits for a slot looks again every conn_stale_ms(). */
 static bool
 conn_wait_on(struct conn *c)
 {
@@ -21000,7 +21054,7 @@ conn_wait_on(struct conn *c)
     if (c->queue != &l->waiting ||
         uv_now(l->env->loop) - c->since >= l->limits->handshake_ms)
         return false;
-    sock_deadline(&c->sock, CONN_STALE_MS);
+    sock_deadline(&c->sock, (uint32_t)conn_stale_ms(l));
     conn_slot_evict(l);
     return true;
 }
@@ -21226,7 +21280,7 @@ conn_hello(struct conn *c, const char *p, size_t n)
     mem_buf_add(&c->early, p, n);
     sock_read(&c->sock, false);
     conn_queue_add(&l->waiting, c);
-    sock_deadline(&c->sock, CONN_STALE_MS);
+    sock_deadline(&c->sock, (uint32_t)conn_stale_ms(l));
 }
 
 /* The handshake starts with the client's first bytes. */
@@ -31486,6 +31540,7 @@ static bool
 serve_read_host(struct serve *s, struct str *host)
 {
     struct req *r = s->req;
+    const struct req_from *f = r->from;
     uint16_t port;
     struct err e;
 
@@ -31504,6 +31559,8 @@ serve_read_host(struct serve *s, struct str *host)
         return false;
     }
     *host = serve_bare_host(*host);
+    if (!host->n)  // HTTP/1.0 need not say it; TLS did
+        r->host = *host = f->sni;
     return serve_check_host(s, *host);
 }
 
