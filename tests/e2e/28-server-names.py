@@ -375,3 +375,19 @@ def test_another_names_clients_are_kept_apart(g):
                               host=host), timeout=15)
         assert "HTTP/1.1 %d" % status in done.out, (sni, who, host,
                                                     done.out[-300:])
+
+
+def test_http_1_0_without_host_is_for_the_tls_server_name():
+    """It does not get by the routes of that name to those of none."""
+    routes = """
+gateway.get("/x", { host = "localhost", authorize = id.ou "nobody",
+  handle = function() return gateway.text "named" end })
+gateway.get("/x", { authorize = id.anyone,
+  handle = function() return gateway.text "hostless" end })
+"""
+    with Gateway(routes) as g:
+        for head in ("GET /x HTTP/1.0\r\n\r\n",
+                     "GET /x HTTP/1.0\r\nHost: localhost\r\n\r\n"):
+            with g.connect() as c:
+                c.send(head.encode())
+                equal(c.response().status, 403, head)
