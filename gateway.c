@@ -20733,7 +20733,7 @@ conn_later(void *data)
  * A handshake costs memory and most of the CPU a client can make us spend, so
  * only `handshakes` of them are under way; a connection takes a slot with its
  * first bytes (one that says nothing takes none). In a burst, the others wait
- * with theirs. Where one waits, a handshake that is older than CONN_STALE_MS
+ * with theirs. Where one waits, a handshake older than conn_stale_ms()
  * gives way: its client had its time. */
 
 static void
