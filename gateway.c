@@ -14484,9 +14484,10 @@ pki_issuer_check(struct pki_search *s, const struct pki_link *l)
 {
     const char *why = l->unfit;
 
-    if (s->steps++ == PKI_STEPS_MAX)
+    if (s->steps == PKI_STEPS_MAX)
         return pki_fault(s, 3, &s->path[s->n - 1]->cert,
                          "its chain takes too many steps to follow");
+    s->steps++;
     if (!why)
         why = pki_date_why(&l->cert, s->now);
     if (!why && !s->rules->eku_any)
