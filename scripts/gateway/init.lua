@@ -261,8 +261,8 @@ local function read_listener(at, what, given)
   read.eku_any, read.eku = read.eku, nil
   if read.eku_any then
     policy.warn(at, what .. [[: eku = "any" lets in certificates that were]]
-      .. " issued for something else, such as a web server's: let authorize name"
-      .. " who may call, never id.anyone")
+      .. " issued for something else, such as a web server's: let authorize"
+      .. " name who may call, never id.anyone")
   end
   read.crl_missing_ok = read.crl_missing == "allow"
   read.crl_expired_ok = read.crl_expired == "allow"

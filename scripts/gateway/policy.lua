@@ -25,8 +25,8 @@ function M.reset()
   book = {
     sealed = false,
     process = nil, process_at = nil,
-    env = {}, cas = {}, listeners = {}, admin = {}, upstreams = {}, commands = {},
-    routes = {}, warnings = {}, files = {},
+    env = {}, cas = {}, listeners = {}, admin = {}, upstreams = {},
+    commands = {}, routes = {}, warnings = {}, files = {},
     hooks = {}, hook_numbers = {}, pure = {},
   }
 end
