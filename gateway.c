@@ -29,14 +29,17 @@
  *
  * The life of a request
  *
- *    1  conn_accept()        a client connects; limits. conn_hello(): its first
- *                            bytes take a slot for the handshake
+ *    1  conn_accept()        a client connects; limits. conn_on_header(): its
+ *                            balancer's PROXY header, where one is due.
+ *                            conn_hello(): its first bytes take a slot for the
+ *                            handshake
  *    2  tls_feed()           tls_begin() picks certificate and CA; handshake;
- *                            tls_on_verify() sees the chain, pki_ makes the
- *                            identity, or a ticket says who it was
+ *                            tls_on_verify() sees the chain, pki_verify()
+ *                            decides on it, or a ticket says who it was
  *    3  h1_server_feed()     bytes become a head; h1_scan(), llhttp and
  *                            h1_framing() must agree, or it is refused
- *    4  serve_on_head()      route_match() finds the route
+ *    4  serve_on_head()      route_match() finds the route; a connection of
+ *                            gateway.tcp is one request: serve_tcp()
  *    5  serve_step_authorize()  who: conditions on the identity
  *    6  serve_step_validate()   what: path, query, headers by schema
  *    7  serve_step_body()       the body is read only now; JSON by schema

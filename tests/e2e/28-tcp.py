@@ -10,9 +10,9 @@ import subprocess
 import threading
 import time
 
-from gw import (ASAN, PKI, SOCKET_S, Client, Gateway, OpensslCa, Skip, cert,
-                equal, free_port, gateway_cli, read, sh, spawn, status_kib, tmpdir,
-                until, write)
+from gw import (ASAN, PKI, SOCKET_S, Client, Gateway, Listener, OpensslCa,
+                Skip, cert, equal, free_port, gateway_cli, read, sh, spawn,
+                status_kib, tmpdir, until, write)
 
 GROWN_KIB = (96 if ASAN else 16) << 10  # ASan keeps what is freed
 
@@ -37,28 +37,12 @@ def tcp(to, tcp="", listen="", ca=PKI + "/clients.pem", **tokens):
                    listen=listen, **tokens)
 
 
-class Server:
+class Server(Listener):
     """One thread a connection runs `serve(sock)`; nothing is closed before."""
 
     def __init__(self, serve):
         self.serve, self.seen, self.lock = serve, [], threading.Lock()
-        self.sock = socket.socket()
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.sock.bind(("127.0.0.1", 0))
-        self.sock.listen(64)
-        self.port = self.sock.getsockname()[1]
-        self.to = "tcp://127.0.0.1:%d" % self.port
-        threading.Thread(target=self.run, daemon=True).start()
-
-    def run(self):
-        while True:
-            try:
-                sock, _ = self.sock.accept()
-            except OSError:
-                return
-            sock.settimeout(SOCKET_S)
-            threading.Thread(target=self.one, args=(sock,),
-                             daemon=True).start()
+        self.listen()
 
     def one(self, sock):
         try:

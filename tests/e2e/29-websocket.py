@@ -12,7 +12,7 @@ import ssl
 import struct
 import threading
 
-from gw import (ASAN, PKI, SOCKET_S, Gateway, build, equal, free_port,
+from gw import (ASAN, PKI, Gateway, Listener, build, equal, free_port,
                 status_kib, until)
 
 GROWN_KIB = (96 if ASAN else 16) << 10  # ASan keeps what is freed
@@ -110,7 +110,7 @@ class Frames:
                 return first, data
 
 
-class Server:
+class Server(Listener):
     """A WebSocket server: echoes messages; `heads` are the requests it saw.
 
     `answer`, if set, is sent instead of the handshake's answer."""
@@ -120,22 +120,7 @@ class Server:
         self.heads, self.after, self.answer = [], [], None
         self.behind = []  # bytes that came with a head that `answer` answered
         self.after_101 = b""
-        self.sock = socket.socket()
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.sock.bind(("127.0.0.1", 0))
-        self.sock.listen(64)
-        self.port = self.sock.getsockname()[1]
-        threading.Thread(target=self.run, daemon=True).start()
-
-    def run(self):
-        while True:
-            try:
-                sock, _ = self.sock.accept()
-            except OSError:
-                return
-            sock.settimeout(SOCKET_S)
-            threading.Thread(target=self.one, args=(sock,),
-                             daemon=True).start()
+        self.listen()
 
     def one(self, sock):
         try:

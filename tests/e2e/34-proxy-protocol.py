@@ -8,10 +8,9 @@ import socket
 import ssl
 import struct
 import subprocess
-import threading
 
-from gw import (PKI, SOCKET_S, Client, Gateway, Skip, Upstream, build, cert,
-                equal, free_port, gateway_cli, spawn, tmpdir, until, write)
+from gw import (PKI, SOCKET_S, Client, Gateway, Listener, Skip, Upstream, build,
+                cert, equal, free_port, gateway_cli, spawn, tmpdir, until, write)
 
 POLICY = """
 local gateway = require "gateway"
@@ -243,36 +242,22 @@ gateway.tcp {
 """
 
 
-class Reader:
+class Reader(Listener):
     """Keeps all that each connection sends, until it ends."""
 
     def __init__(self):
         self.seen = []
-        self.sock = socket.socket()
-        self.sock.bind(("127.0.0.1", 0))
-        self.sock.listen(8)
-        self.port = self.sock.getsockname()[1]
-        self.to = "tcp://127.0.0.1:%d" % self.port
-        threading.Thread(target=self.run, daemon=True).start()
+        self.listen()
 
-    def run(self):
-        while True:
+    def one(self, sock):
+        data = b""
+        with sock:
             try:
-                sock, _ = self.sock.accept()
+                while part := sock.recv(65536):
+                    data += part
             except OSError:
-                return
-            sock.settimeout(SOCKET_S)
-            data = b""
-            with sock:
-                try:
-                    while True:
-                        part = sock.recv(65536)
-                        if not part:
-                            break
-                        data += part
-                except OSError:
-                    pass
-            self.seen.append(data)
+                pass
+        self.seen.append(data)
 
     def wait(self, count):
         until(lambda: len(self.seen) >= count, "%d connections" % count)

@@ -50,6 +50,29 @@ def is_asan(binary):
         return b"__asan_init" in f.read()
 
 
+class Listener:
+    """A server on a port of its own: one(socket), a thread a connection."""
+
+    def listen(self):
+        self.sock = socket.socket()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.sock.bind(("127.0.0.1", 0))
+        self.sock.listen(64)
+        self.port = self.sock.getsockname()[1]
+        self.to = "tcp://127.0.0.1:%d" % self.port
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        while True:
+            try:
+                sock, _ = self.sock.accept()
+            except OSError:
+                return
+            sock.settimeout(SOCKET_S)
+            threading.Thread(target=self.one, args=(sock,),
+                             daemon=True).start()
+
+
 # ---- waiting ---------------------------------------------------------------
 
 def until(condition, what, seconds=5):
