@@ -127,6 +127,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <linux/openat2.h>
+#include <malloc.h>
 #include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -20259,7 +20260,7 @@ pp_write_v2(struct mem_buf *b, struct pp_ends ends, const struct pp_tls *tls)
  *         until on_closed(), the only place to free it.
  * Up      struct sock_ops
  * Entry   sock_init  sock_read  sock_add  sock_send  sock_flush  sock_deadline
- *         sock_close
+ *         sock_finish  sock_close
  */
 enum {
     SOCK_READ = 64 << 10,   // one read
@@ -20301,6 +20302,7 @@ struct sock {
     void *data;                  // borrowed: who embeds us
     int handles;                 // open ones
     bool is_unix, reading, high, closing;
+    bool last;   // nothing is added any more: the end follows what is queued
     bool reset;  // close so that the peer sees a reset, not an end
     uint32_t stall_ms;
     uint64_t deadline, stall, armed;  // ms of uv_now(); 0: none
@@ -20525,12 +20527,27 @@ sock_on_written(uv_write_t *w, int status)
         s->ops->on_flushed(s->data);
 }
 
+/* What the socket takes of it now. The last bytes wait in the kernel for the
+ * end of the stream, which then travels in the same packet. */
+static size_t
+sock_try(struct sock *s, const char *p, size_t n)
+{
+    uv_buf_t b = uv_buf_init((char *)(uintptr_t)p, (unsigned)n);
+    uv_os_fd_t fd;
+    ssize_t sent;
+
+    if (!s->last || s->is_unix || uv_fileno(&s->h.handle, &fd) != 0)
+        sent = uv_try_write(&s->h.stream, &b, 1);
+    else
+        sent = send(fd, p, n, MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE);
+    return sent > 0 ? (size_t)sent : 0;
+}
+
 /* Sends `out` as far as the socket takes it; the rest flies. */
 static void
 sock_flush(struct sock *s)
 {
     uv_buf_t b;
-    int n;
 
     if (s->closing || s->write)
         return;
@@ -20539,10 +20556,8 @@ sock_flush(struct sock *s)
         return;
     }
     must(mem_buf_len(&s->out) <= INT_MAX);
-    b = uv_buf_init(s->out.p + s->out.off, (unsigned)mem_buf_len(&s->out));
-    n = uv_try_write(&s->h.stream, &b, 1);
-    if (n > 0)
-        mem_buf_take(&s->out, (size_t)n);
+    mem_buf_take(&s->out,
+                 sock_try(s, mem_buf_ptr(&s->out), mem_buf_len(&s->out)));
     if (!mem_buf_len(&s->out)) {
         sock_buf_put(s->pool, &s->out);
         if (s->stall)
@@ -20561,6 +20576,22 @@ sock_flush(struct sock *s)
 }
 
 /* ---- the end ---- */
+
+/* Ends our half of the stream once all that is queued is sent. False: the
+ * socket does not take it all now; to be called again, from on_flushed(). */
+static bool
+sock_finish(struct sock *s)
+{
+    uv_os_fd_t fd;
+
+    s->last = true;
+    sock_flush(s);
+    if (sock_queued(s))
+        return false;
+    if (uv_fileno(&s->h.handle, &fd) == 0)
+        shutdown(fd, SHUT_WR);
+    return true;
+}
 
 static void
 sock_on_closed(uv_handle_t *handle)
@@ -21405,14 +21436,14 @@ conn_run_one(struct conn *c)
         more = h1_server_resume(c->h1);
     if (c->state == CONN_SERVING && conn_wants(c))
         sock_read(&c->sock, true);
+    if (c->shut_asked && c->state == CONN_SERVING)
+        conn_shut(c);
     sock_flush(&c->sock);
     if (c->half_asked && c->state == CONN_SERVING && !conn_queued(c)) {
         c->half_asked = false;
         tls_bye(c->tls);
         sock_flush(&c->sock);
     }
-    if (c->shut_asked && c->state == CONN_SERVING && !conn_queued(c))
-        conn_shut(c);
     return more && c->state == CONN_SERVING;
 }
 
@@ -21440,21 +21471,18 @@ conn_run_later(struct conn_set *set)
 
 /* ---- step 3: the end ---- */
 
+/* The answer, close_notify and the end of the stream leave together. */
 static void
 conn_shut(struct conn *c)
 {
-    uv_os_fd_t fd;
-
-    conn_enter(c, CONN_LINGER, "lingering");
-    if (c->tls) {
+    if (c->tls)
         tls_bye(c->tls);
-        sock_flush(&c->sock);
-    }
-    if (uv_fileno(&c->sock.h.handle, &fd) == 0)
-        shutdown(fd, SHUT_WR);
+    if (!sock_finish(&c->sock))
+        return;
+    conn_enter(c, CONN_LINGER, "lingering");
     sock_deadline(&c->sock, CONN_LINGER_MS);
     sock_read(&c->sock, true);
-    if (c->fin && !conn_queued(c))  // there is nothing to wait for
+    if (c->fin)  // there is nothing to wait for
         conn_on_gone(c, UV_EOF);
 }
 
@@ -32974,9 +33002,11 @@ static const struct req_ops admin_ops = {
  * Entry   work_check_policy  work_main
  */
 enum {
-    WORK_PING_MS = 1000,  // the supervisor kills what is silent for ten
-    WORK_COUNTS = 256,    // slots of the table of identities
-    WORK_CUT_MS = 1000,   // before the end of a drain, at most: tunnels are cut
+    WORK_PING_MS = 1000,       // the supervisor kills what is silent for ten
+    WORK_HEAP_KEEP = 1 << 20,  // freed bytes at its end before it shrinks
+    WORK_HEAP_STEP = 256 << 10,
+    WORK_COUNTS = 256,   // slots of the table of identities
+    WORK_CUT_MS = 1000,  // before the end of a drain, at most: tunnels are cut
 };
 
 /* How many connections an identity has open. */
@@ -33399,12 +33429,26 @@ work_close(struct work *w)
     free(w);
 }
 
+/* The heap grows and shrinks in steps of a connection's size and more: glibc
+ * asks the kernel for each (4 % of a resumed handshake), unless told to keep
+ * some. */
+static void
+work_keep_heap(void)
+{
+#ifdef M_TRIM_THRESHOLD
+    mallopt(M_MMAP_THRESHOLD, WORK_HEAP_KEEP);
+    mallopt(M_TRIM_THRESHOLD, WORK_HEAP_KEEP);
+    mallopt(M_TOP_PAD, WORK_HEAP_STEP);
+#endif
+}
+
 static int
 work_main(struct boot *boot)
 {
     struct work *w = mem_xcalloc(sizeof *w);
     struct err e;
 
+    work_keep_heap();
     work_descriptors();
     must(uv_loop_init(&w->loop) == 0);
     must(wolfSSL_Init() == WOLFSSL_SUCCESS);
