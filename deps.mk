@@ -63,6 +63,9 @@ WOLFSSL_MORE = (input[srcIdx] == (ASN_SEQUENCE | ASN_CONSTRUCTED))
 # wolfSSL 5.9.2 goes on counting a ticket's nonce where the resumed session's
 # stood, and ends a chain of resumptions at 256 with an error; RFC 8446 (4.6.1)
 # wants it to be unique within one connection, so each begins at 0.
+# What a client sends is for pki_ alone: wolfSSL would keep each CA of a chain,
+# check the next signature with it (a stranger's P-521 key: 2 ms each) and
+# complete another client's chain with it.
 define wolfssl_BUILD
 sed -i 's/GetASN_Items(rdnASN, dataASN, rdnASN_Length, 1, input,/GetASN_Items( \
   rdnASN + $(WOLFSSL_MORE), dataASN + $(WOLFSSL_MORE), \
@@ -71,6 +74,9 @@ grep -q 'rdnASN + (input' wolfcrypt/src/asn.c
 sed -i 's/if (ssl->session->ticketNonce.len == 0) {/if (!ssl->options.ticketsSent) {/' \
   src/tls13.c
 [ "$$(grep -c 'if (!ssl->options.ticketsSent) {' src/tls13.c)" = 1 ]
+sed -i 's/verifyNone && !skipAddCA) {/verifyNone \&\& !skipAddCA \&\& 0) {/' \
+  src/internal.c
+[ "$$(grep -c '!skipAddCA && 0) {' src/internal.c)" = 1 ]
 ./autogen.sh
 ./configure $(HOST) $(WOLFSSL_FLAGS) CFLAGS="$$CFLAGS $(WOLFSSL_DEFS)"
 for name in $(WOLFSSL_ABSENT); do

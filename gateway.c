@@ -16418,9 +16418,8 @@ pki_command(int argc, char **argv)
  * identity comes from the cache, by the key in the ticket. All else falls back
  * to a full handshake.
  *
- * wolfSSL keeps the intermediates that clients send as if they were its own,
- * and so one client's chain would complete another's: they are unloaded after
- * each step of a handshake that saw certificates.
+ * wolfSSL would keep the intermediates that clients send as if they were its
+ * own, so that one client's chain completes another's: deps.mk takes that out.
  *
  * Owner   conn and up make and free a struct tls; work and up a struct tls_ctx.
  * Down    wolfSSL pki        Up  struct tls_ops
@@ -16533,7 +16532,6 @@ struct tls {
     const struct tls_ops *ops;      // borrowed
     void *data;                     // borrowed: the conn
     struct str in;                  // what is left of the bytes being fed
-    bool saw_certs;                 // intermediates may have been loaded
     bool bad_cert, no_cert;         // why the handshake failed
     enum pki_crl_result crl;        // what a revocation list had to do with it
     bool said_bye;                  // our close_notify is sent
@@ -17008,7 +17006,6 @@ tls_on_verify(int good, WOLFSSL_X509_STORE_CTX *store)
     struct tls *t = OBJ(struct tls, TLS, store->userCtx);
 
     (void)good;
-    t->saw_certs = true;
     if (store->error_depth != 0 ||
         (t->peer ? tls_on_server(t, store) : tls_on_leaf(t, store)))
         return 1;
@@ -17735,11 +17732,6 @@ tls_handshake(struct tls *t, struct err *e)
 {
     int rc = t->peer ? wolfSSL_connect(t->ssl) : tls_accept(t);
 
-    if (t->saw_certs) {
-        wolfSSL_CertManagerUnloadIntermediateCerts(
-            wolfSSL_CTX_GetCertManager(t->wolf));
-        t->saw_certs = false;
-    }
     if (rc == WOLFSSL_SUCCESS)
         return tls_opened(t, e);
     if (wolfSSL_get_error(t->ssl, rc) == WOLFSSL_ERROR_WANT_READ) {
