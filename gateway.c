@@ -16450,6 +16450,7 @@ struct tls_hello {
     char name[TLS_NAME_MAX + 1];  // server name, lower case; empty: none
     struct str suites, sigs, groups;
     bool tls13;         // offers TLS 1.3
+    bool http;          // offers to speak HTTP, by ALPN
     bool psk_dhe;       // resumes with a fresh key exchange
     size_t ticket_len;  // of the session_ticket extension of TLS 1.2
 };
@@ -16648,10 +16649,29 @@ enum {
     TLS_EXT_NAME = 0,
     TLS_EXT_GROUPS = 10,
     TLS_EXT_SIGS = 13,
+    TLS_EXT_ALPN = 16,
     TLS_EXT_TICKET = 35,
     TLS_EXT_VERSIONS = 43,
     TLS_EXT_PSK_MODES = 45,
 };
+
+/* The protocols (RFC 7301): is HTTP among them? */
+static const char *
+tls_hello_alpn(struct str body, struct tls_hello *h)
+{
+    struct tls_in in = {body, false};
+    struct tls_in names = {tls_in_vector(&in, 2), false};
+
+    while (names.left.n && !names.bad) {
+        struct str name = tls_in_vector(&names, 1);
+
+        h->http = h->http || str_eq(name, S("h2")) || str_eq(name, S("h3")) ||
+                  str_starts(name, S("http/"));
+        names.bad = names.bad || !name.n;
+    }
+    return in.bad || in.left.n || names.bad ? "a list in it is malformed"
+                                            : NULL;
+}
 
 static const char *
 tls_hello_extension(size_t type, struct str body, struct tls_hello *h)
@@ -16667,6 +16687,8 @@ tls_hello_extension(size_t type, struct str body, struct tls_hello *h)
         return tls_hello_list(body, 2, &h->groups);
     case TLS_EXT_SIGS:
         return tls_hello_list(body, 2, &h->sigs);
+    case TLS_EXT_ALPN:
+        return tls_hello_alpn(body, h);
     case TLS_EXT_TICKET:
         h->ticket_len = body.n;
         return NULL;
@@ -17580,7 +17602,7 @@ tls_free(struct tls *t)
     obj_free(t);
 }
 
-enum { TLS_ALERT_DECODE = 50, TLS_ALERT_NAME = 112 };
+enum { TLS_ALERT_DECODE = 50, TLS_ALERT_NAME = 112, TLS_ALERT_ALPN = 120 };
 
 /* Ends a handshake that wolfSSL has not seen. */
 static void
@@ -17623,6 +17645,13 @@ tls_begin(struct tls *t, const struct tls_hello *h, struct err *e)
                        "no such server name: add \"%s\" to sni, or leave "
                        "sni_strict out",
                        t->name);
+    }
+    // a web page could have its visitor's browser write to what is behind us
+    if (!t->ctx->alpn && h->http) {
+        tls_alert(t, TLS_ALERT_ALPN);
+        return err_set(e, ERR_TLS,
+                       "a client that wants to speak HTTP, as browsers do: if "
+                       "it is welcome, name its protocol in alpn");
     }
     t->pair = tls_pair_for(t->site, h);
     t->wolf = t->pair->ctx;

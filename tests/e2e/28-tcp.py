@@ -736,6 +736,24 @@ def test_alpn():
     server.stop()
 
 
+def test_browsers_stay_out():
+    """What offers HTTP by ALPN is led by a web page, perhaps (ALPACA)."""
+    server = Server(echo)
+    for alpn, names, welcome in (
+            ("", ["h2", "http/1.1"], False), ("", ["x", "http/1.0"], False),
+            ("", ["x"], True), ('alpn = { "http/1.1" }', ["http/1.1"], True)):
+        with tcp(server.to, tcp=alpn) as g:
+            try:
+                with Client(g.port, alpn=names) as c:
+                    c.send(b"1")
+                    assert c.fill() and welcome, names
+            except (ssl.SSLError, OSError) as e:
+                assert not welcome, (names, e)
+                assert "no application protocol" in str(e), e
+                g.wait_line("name its protocol in alpn")
+    server.stop()
+
+
 def test_mistakes():
     folder = tmpdir("tcp-bad")
     listen = ('listen = { address = "127.0.0.1:1", certificate = "a",'
