@@ -36699,6 +36699,7 @@ enum cli_option_bit {
     CLI_POLICY = 1 << 0,
     CLI_JSON = 1 << 1,
     CLI_STDIN = 1 << 2,
+    CLI_OPEN = 1 << 3,
 };
 
 static const struct cli_option {
@@ -36709,11 +36710,13 @@ static const struct cli_option {
      "the policy (default scripts/gateway.lua)"},
     {CLI_JSON, "--json", NULL, "for machines"},
     {CLI_STDIN, "--stdin", NULL, "pass standard input on to the program"},
+    {CLI_OPEN, "--open", NULL,
+     "objects may hold what no schema speaks of, as in the standard"},
 };
 
 struct cli {
     const char *policy;
-    bool json, pass_stdin;
+    bool json, pass_stdin, open;
     char **args;  // what is left: operands
     int args_n;
 };
@@ -36995,6 +36998,58 @@ cli_exec(const struct cli *cli)
     return ok ? x.code : e.kind == ERR_SYNTAX ? 2 : 1;
 }
 
+/* ---- schema -------------------------------------------------------------- */
+
+/* One line: an instance meets its schema. ERR_SCHEMA: it is not valid; any
+ * other kind: the line or the schema is no good. */
+static bool
+cli_schema_line(struct mem_arena *a, struct str line, bool open, struct err *e)
+{
+    yyjson_val *root, *doc, *instance;
+    const struct schema *schema;
+    struct schema_why why;
+
+    if (!json_parse(a, line, &root, e))
+        return false;
+    doc = json_get(root, "schema");
+    instance = json_get(root, "instance");
+    if (!doc || !instance || json_count(root) != 2)
+        return err_set(e, ERR_CONFIG,
+                       "a line is {\"schema\": ..., \"instance\": ...}");
+    schema = schema_compile(a, doc, open, e);
+    if (!schema || schema_check(schema, instance, &why))
+        return schema != NULL;
+    return err_set(e, ERR_SCHEMA, "%s%s%s (%s)", why.path,
+                   why.path[0] ? ": " : "", why.msg, why.keyword);
+}
+
+static int
+cli_schema(const struct cli *cli)
+{
+    char *line = NULL;
+    size_t cap = 0;
+    ssize_t n;
+    int code = 0;
+
+    while ((n = getline(&line, &cap, stdin)) > 0) {
+        struct mem_arena *a = mem_arena_new((size_t)1 << 30);
+        size_t bytes = (size_t)n - (line[n - 1] == '\n');
+        struct err e;
+
+        if (cli_schema_line(a, (struct str){line, bytes}, cli->open, &e)) {
+            puts("valid");
+        } else {
+            code = 1;
+            printf("%s: %s\n", e.kind == ERR_SCHEMA ? "invalid" : "error",
+                   e.msg);
+        }
+        fflush(stdout);
+        mem_arena_free(a);
+    }
+    free(line);
+    return code;
+}
+
 /* ---- version ------------------------------------------------------------- */
 
 struct cli_fact {
@@ -37091,6 +37146,14 @@ static const struct cli_command cli_commands[] = {
      "  gateway exec tail lines=10 file=app.log\n"
      "  gateway exec --policy my.lua --stdin wc < notes\n",
      CLI_POLICY | CLI_STDIN, -1, cli_exec, NULL},
+    {"schema", "",
+     "Reads lines {\"schema\": ..., \"instance\": ...} and answers each with "
+     "\"valid\", \"invalid: why\" or \"error: why\" (of the schema). Exit code "
+     "0: all are valid.",
+     "  echo '{\"schema\": {\"type\": \"integer\"}, \"instance\": 1}' | "
+     "gateway schema\n"
+     "  gateway schema --open < suite.jsonl\n",
+     CLI_OPEN, 0, cli_schema, NULL},
     {"version", "", "Everything that is linked in, and what the kernel offers.",
      "  gateway version --json\n", CLI_JSON, 0, cli_version, NULL},
 };
@@ -37156,6 +37219,7 @@ cli_option_set(struct cli *cli, unsigned bit, const char *value)
         cli->policy = value;
     cli->json |= bit == CLI_JSON;
     cli->pass_stdin |= bit == CLI_STDIN;
+    cli->open |= bit == CLI_OPEN;
 }
 
 /* Options and operands in any order; "--" ends the options. */

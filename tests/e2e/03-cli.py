@@ -4,7 +4,7 @@ import json
 
 from gw import equal, gateway_cli, sh, BIN
 
-COMMANDS = ("run", "check", "test", "certs", "exec", "version")
+COMMANDS = ("run", "check", "test", "certs", "exec", "schema", "version")
 
 
 def test_help_of_each_command_has_an_example():
@@ -28,7 +28,7 @@ def test_help_goes_to_stdout_and_errors_to_stderr():
 def test_usage_mistakes_exit_2():
     for argv in ((), ("frobnicate",), ("--frobnicate",), ("run", "--colour"),
                  ("check", "a", "b"), ("check", "--policy"), ("exec",),
-                 ("version", "x")):
+                 ("version", "x"), ("schema", "x"), ("schema", "--json")):
         done = gateway_cli(*argv)
         equal(done.returncode, 2, "exit of %r (%s)" % (argv, done.err[:200]))
         assert len(done.err) < 3000, "a wall of text: " + done.err
@@ -68,3 +68,25 @@ def test_stdout_that_is_closed_does_no_harm():
     sh("python3", "-c", "import subprocess, sys\n"
        "p = subprocess.Popen([sys.argv[1], '--help'], stdout=subprocess.PIPE)\n"
        "p.stdout.close()\np.wait(10)", BIN)
+
+
+def test_schema_answers_line_by_line():
+    closed = {"properties": {"a": {"type": "string"}}}
+    rows = (({"type": "integer"}, 1, "valid"),
+            ({"type": "integer"}, "1", "invalid: must be integer (type)"),
+            (closed, {"a": 1}, "invalid: /a: must be string (type)"),
+            (closed, {"a": "x", "b": 1}, "invalid: "),
+            ({"typ": "integer"}, 1, "error: schema at #/typ"))
+    lines = [json.dumps({"schema": s, "instance": i}) for s, i, _ in rows]
+    lines += ["", "[1]", '{"schema": true}', '{"schema": true,']
+    for options, b in (((), "invalid: "), (("--open",), "valid")):
+        done = gateway_cli("schema", *options,
+                           input=("\n".join(lines) + "\n").encode())
+        got = done.out.splitlines()
+        equal(len(got), len(lines), "answers")
+        for (_, _, want), line in zip(rows, got):
+            assert line.startswith(b if want == "invalid: " else want), line
+        assert all(line.startswith("error: ") for line in got[len(rows):]), got
+        equal(done.returncode, 1, "exit")
+    done = gateway_cli("schema", input=b'{"schema": {}, "instance": 1}')
+    equal((done.out, done.returncode), ("valid\n", 0))
