@@ -4815,29 +4815,41 @@ schema_enum_sort(struct schema_build *b, struct schema_enum *en)
     }
 }
 
+static bool
+schema_enum_has(const struct schema_enum *en, yyjson_val *v)
+{
+    for (size_t i = 0; i < en->n; i++)
+        if (json_equal(en->v[i], v))
+            return true;
+    return false;
+}
+
 /* `const` and `enum` are one thing; a schema with both wants both. */
 static bool
 schema_fill_enum(struct schema_build *b, struct schema_node *n, yyjson_val *v,
                  const struct schema_word *w)
 {
     bool list = strcmp(w->name, "enum") == 0;
+    const struct schema_enum *other = n->value;
     struct schema_enum *en;
+    size_t count;
 
     if (list && (json_type(v) != YYJSON_TYPE_ARR || !json_count(v)))
         return schema_bad(b, v, w->name,
                           "must be a list of at least one value");
     if (list && json_count(v) > 10000)
         return schema_bad(b, v, w->name, "more than 10000 values");
-    if (n->value)
+    if (other && !b->s->open)
         return schema_bad(b, v, w->name,
                           "beside const or enum: one of them is enough");
     n->value = en = mem_alloc(b->arena, sizeof *en);
     en->word = w->name;
-    en->n = list ? json_count(v) : 1;
-    en->v = mem_alloc(b->arena, en->n * sizeof(void *));
+    count = list ? json_count(v) : 1;
+    en->v = mem_alloc(b->arena, count * sizeof(void *));
     v += list;
-    for (size_t i = 0; i < en->n; i++, v = json_next(v))
-        en->v[i] = v;
+    for (; count; count--, v = json_next(v))
+        if (!other || schema_enum_has(other, v))
+            en->v[en->n++] = v;
     if (en->n > SCHEMA_ENUM_LINEAR)
         schema_enum_sort(b, en);
     return true;
@@ -5605,7 +5617,8 @@ schema_finish_obj(struct schema_build *b, struct schema_node *n)
 }
 
 /* A keyword that can never apply is a check that its author believes in and
- * nobody makes: `maximum` beside `type: string`, `then` without `if`. */
+ * nobody makes: `maximum` beside `type: string`, `then` without `if`. The
+ * standard allows it, and so does an open schema. */
 static bool
 schema_check_idle(struct schema_build *b, const struct schema_spot *spot)
 {
@@ -5618,6 +5631,8 @@ schema_check_idle(struct schema_build *b, const struct schema_spot *spot)
     yyjson_val *key = spot->v + 1;
     char types[80];
 
+    if (b->s->open)
+        return true;
     for (size_t i = json_count(spot->v); i; i--, key = json_next(key + 1)) {
         const struct schema_word *w = schema_word_find(json_str(key));
 

@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""Random schemas and instances to `gateway schema --open` and to jsonschema.
+
+    tests/schemas.py [--bin build/gateway] [--seed N] [--cases N]
+
+python3-jsonschema is an independent reading of JSON Schema 2020-12, so each
+different verdict is a mistake of one of the two, and printed whole.  Numbers
+are such that binary floating point (jsonschema's) and decimal arithmetic
+(ours) agree.  Every keyword must have decided some case: a generator that
+forgets one fails.  The last line is `N passed, N failed`.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+
+try:
+    from jsonschema import Draft202012Validator
+except ImportError:  # another python3 than Debian's
+    sys.path.append("/usr/lib/python3/dist-packages")
+    from jsonschema import Draft202012Validator
+
+NAMES = ["a", "b", "c", "aa", "", "é"]
+VALUES = [None, True, False, 0, 1, -1, 1.0, 2, 1.5, 3, 10, 0.5, "", "a", "aa",
+          "abc", "é", "😀", [], [1], [1, 1], [1, "a"], [[]], [{}], {},
+          {"a": 1}, {"a": "x", "b": 2}]
+TYPES = ["null", "boolean", "integer", "number", "string", "array", "object"]
+BOUNDS = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"]
+COUNTS = ["minLength", "maxLength", "minItems", "maxItems", "minProperties",
+          "maxProperties"]
+ONE = ["items", "contains", "additionalProperties", "propertyNames", "not",
+       "if", "then", "else", "unevaluatedItems", "unevaluatedProperties"]
+SOME = ["prefixItems", "allOf", "anyOf", "oneOf"]
+MEMBERS = ["properties", "dependentSchemas"]
+OTHERS = ["type", "enum", "const", "multipleOf", "minContains", "maxContains",
+          "pattern", "uniqueItems", "patternProperties", "required",
+          "dependentRequired", "$ref"]
+KEYWORDS = BOUNDS + COUNTS + ONE + SOME + MEMBERS + OTHERS
+# drawn more often: what meets other keywords at the same place
+OFTEN = ["properties", "items", "allOf", "anyOf", "if", "$ref",
+         "unevaluatedProperties", "unevaluatedItems"]
+
+
+class Maker:
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+
+    def some(self, make, least, most):
+        return [make() for _ in range(self.random.randint(least, most))]
+
+    def name(self):
+        return self.random.choice(NAMES)
+
+    def names(self):
+        return sorted(set(self.some(self.name, 0, 2)))
+
+    def instance(self, depth=0):
+        pick = self.random.random()
+        if depth > 3 or pick < 0.5:
+            return self.random.choice(VALUES)
+        if pick < 0.72:
+            return self.some(lambda: self.instance(depth + 1), 0, 4)
+        return {name: self.instance(depth + 1)
+                for name in self.some(self.name, 0, 4)}
+
+    def value(self, word, sub, schema, refs):
+        choice = self.random.choice
+        if word == "type":
+            return choice([choice(TYPES), sorted(self.random.sample(TYPES, 2))])
+        if word == "enum":
+            values = self.some(lambda: self.instance(2), 1, 3)
+            return [v for i, v in enumerate(values) if v not in values[:i]]
+        if word == "const":
+            return self.instance(2)
+        if word in BOUNDS:
+            return choice([0, 1, 2, 3, -1, 1.5, 0.5, 10])
+        if word == "multipleOf":
+            return choice([1, 2, 0.5, 3, 10, 1.5])
+        if word in ("minContains", "maxContains"):
+            schema.setdefault("contains", sub())
+            return choice([0, 1, 2, 3])
+        if word in COUNTS:
+            return choice([0, 1, 2, 3, 2.0])
+        if word == "pattern":
+            return choice(["^a", "a$", "^$", "b", "^[a-c]*$", "^é$"])
+        if word == "uniqueItems":
+            return choice([True, False])
+        if word in ONE:
+            return sub()
+        if word in SOME:
+            return self.some(sub, 1, 3)
+        if word in MEMBERS:
+            return {name: sub() for name in self.some(self.name, 0, 3)}
+        if word == "patternProperties":
+            return {choice(["^a", "b$", "^.?$"]): sub()}
+        if word == "required":
+            return self.names()
+        if word == "dependentRequired":
+            return {name: self.names() for name in self.names()}
+        return choice(refs)
+
+    def schema(self, depth, refs):
+        if self.random.random() < 0.12:
+            return self.random.choice([True, False])
+        schema = {}
+
+        def sub():
+            if depth < 3:
+                return self.schema(depth + 1, refs)
+            return self.random.choice(
+                [True, False, {"type": "string"}, {"minimum": 1}])
+
+        for _ in range(self.random.randint(0, 3 if depth else 4)):
+            word = self.random.choice(KEYWORDS + OFTEN)
+            if word != "$ref" or refs:
+                schema[word] = self.value(word, sub, schema, refs)
+        return schema
+
+    def document(self):
+        schema = self.schema(0, ["#/$defs/x", "#/$defs/y"])
+        if isinstance(schema, dict):
+            schema["$defs"] = {"x": self.schema(2, []), "y": self.schema(2, [])}
+        return schema
+
+
+def words(schema):
+    """Every keyword in a schema, and some names of members too."""
+    found = set()
+    if isinstance(schema, dict):
+        found.update(schema)
+        schema = list(schema.values())
+    for part in schema if isinstance(schema, list) else []:
+        found |= words(part)
+    return found
+
+
+def main():
+    options = argparse.ArgumentParser()
+    options.add_argument("--bin", default="build/gateway")
+    options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--cases", type=int, default=6000)
+    options = options.parse_args()
+    maker = Maker(options.seed)
+    lines, wanted, used = [], [], {True: set(), False: set()}
+    while len(lines) < options.cases:
+        schema = maker.document()
+        validator = Draft202012Validator(schema)
+        for _ in range(6):
+            instance = maker.instance()
+            wanted.append(validator.is_valid(instance))
+            used[wanted[-1]] |= words(schema)
+            lines.append(json.dumps({"schema": schema, "instance": instance}))
+    done = subprocess.run([options.bin, "schema", "--open"], text=True,
+                          input="\n".join(lines) + "\n", capture_output=True)
+    answers = done.stdout.splitlines()
+    bad = abs(len(answers) - len(lines))
+    for line, want, answer in zip(lines, wanted, answers):
+        if answer.split(":")[0] != ("valid" if want else "invalid"):
+            bad += 1
+            print("FAIL jsonschema says %s, gateway %s\n     %s" % (
+                "valid" if want else "invalid", answer, line))
+    for verdict, seen in used.items():
+        for word in sorted(set(KEYWORDS) - seen):
+            bad += 1
+            print("FAIL no %s case has %s" % (
+                "valid" if verdict else "invalid", word))
+    print("%d passed, %d failed" % (len(lines) - bad, bad))
+    return bad != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
