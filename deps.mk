@@ -11,7 +11,7 @@
 #
 # To add a library: its name in LIBS, its _ROW, its _BUILD.
 
-LIBS = wolfssl uv lua llhttp yyjson pcre2 cares
+LIBS = wolfssl uv lua llhttp yyjson pcre2 cares seccomp
 DEBUG_LIBS = lua_debug
 
 # library     Debian's source, minimum, licence, its names in pkg-config
@@ -23,6 +23,7 @@ llhttp_ROW  = nghttp2  1.60   MIT
 yyjson_ROW  = yyjson   0.10   MIT           yyjson
 pcre2_ROW   = pcre2    10.43  BSD-3-Clause  libpcre2-8
 cares_ROW   = c-ares   1.34   MIT           libcares
+seccomp_ROW = libseccomp 2.5  LGPL-2.1-only libseccomp
 
 SUITES      = sid forky trixie
 DEPS_FLAGS  = -O2 -fPIE -fno-omit-frame-pointer -fstack-protector-strong \
@@ -146,6 +147,16 @@ define cares_BUILD
 make -j$$JOBS -C src/lib
 cp src/lib/.libs/libcares.a $$OUT/lib/
 cp include/*.h $$OUT/include/
+endef
+
+# Its configure asks for gperf, whose work is in the tarball, and finds out
+# nothing else.
+define seccomp_BUILD
+cd src
+rm -f arch-syscall-dump.c
+: >configure.h
+archive "-I. -I../include -D_GNU_SOURCE -DHAVE_LINUX_SECCOMP_H" *.c
+cp ../include/seccomp.h ../include/seccomp-syscalls.h $$OUT/include/
 endef
 
 # ---- end of the settings; below is how a row becomes a static library ------

@@ -126,7 +126,10 @@
 #include <grp.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
 #include <linux/openat2.h>
+#include <linux/seccomp.h>
 #include <malloc.h>
 #include <math.h>
 #include <netinet/in.h>
@@ -144,6 +147,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -163,6 +167,7 @@
 #include <llhttp.h>
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
+#include <seccomp.h>
 #include <uv.h>
 #include <wolfssl/options.h>
 #include <wolfssl/ssl.h>
@@ -23919,9 +23924,10 @@ msg_chan_on_closed(uv_handle_t *h)
  * makes a start cheap), so jail_child() only makes system calls, and everything
  * it needs is prepared before.
  *
- * seccomp, Landlock and namespaces belong here, and come with the cage.
+ * Landlock and namespaces belong here, and come with the cage.
  *
- * Entry   jail_early  jail_drop  jail_spawn  jail_orphans  jail_sweep
+ * Entry   jail_early  jail_drop  jail_filter_program  jail_spawn  jail_orphans
+ *         jail_sweep
  */
 enum {
     JAIL_FILE_FD = 10,    // a command's file slots are 10, 11, …
@@ -24022,6 +24028,281 @@ jail_limit_fit(int resource, uint64_t want)
     return want < now.rlim_max ? (rlim_t)want : now.rlim_max;
 }
 
+/* ---- seccomp ---- */
+
+/* libseccomp compiles filters; we install them. One that is being made keeps
+ * its first failure, so that rules are added in a row and asked for once. */
+struct jail_filter {
+    scmp_filter_ctx ctx;
+    const char *call;  // whose rule could not be added
+    int error;         // errno
+};
+
+/* The number at which calls begin that this source does not know; 0: they are
+ * not numbered alike here. */
+#if defined(__x86_64__) || defined(__aarch64__) || defined(__riscv)
+enum { JAIL_NR_NEW = 463, JAIL_NR_X32 = 0x40000000 };
+#else
+enum { JAIL_NR_NEW = 0, JAIL_NR_X32 = 0 };
+#endif
+
+/* The argument of clone() that holds its flags. */
+#ifdef __s390__
+enum { JAIL_CLONE_FLAGS = 1 };
+#else
+enum { JAIL_CLONE_FLAGS = 0 };
+#endif
+
+#define JAIL_ERRNO(n) SCMP_ACT_ERRNO((uint16_t)(n))
+#define JAIL_ARG2(n, op_, a, b)                                                \
+    ((struct scmp_arg_cmp){                                                    \
+        .arg = (n), .op = SCMP_CMP_##op_, .datum_a = (a), .datum_b = (b)})
+#define JAIL_ARG(n, op, value) JAIL_ARG2(n, op, value, 0)
+#define JAIL_BITS(n, mask, value) JAIL_ARG2(n, MASKED_EQ, mask, value)
+/* Of an `int`: the kernel does not look at the upper half of the register. */
+#define JAIL_INT(n, value) JAIL_BITS(n, 0xffffffff, (uint32_t)(value))
+
+/* A call that this machine does not have needs no rule. */
+static void
+jail_rule_nr(struct jail_filter *f, uint32_t action, const char *call, int nr,
+             const struct scmp_arg_cmp *args, unsigned n)
+{
+    int r;
+
+    if (f->error || nr < 0)
+        return;
+    r = seccomp_rule_add_array(f->ctx, action, nr, n, args);
+    if (r != 0) {
+        f->call = call;
+        f->error = -r;
+    }
+}
+
+/* `args` all hold at once. To a library that does not know the call, this is
+ * one that answers ENOSYS, or is not needed. */
+#define JAIL_RULE(f, action, call, ...)                                        \
+    jail_rule_nr(f, action, call, seccomp_syscall_resolve_name(call),          \
+                 (const struct scmp_arg_cmp[]){__VA_ARGS__},                   \
+                 sizeof((const struct scmp_arg_cmp[]){__VA_ARGS__}) /          \
+                     sizeof(struct scmp_arg_cmp))
+
+/* `calls` are names with a space between them. */
+static void
+jail_rules(struct jail_filter *f, uint32_t action, const char *calls)
+{
+    struct str left = str_of(calls), word;
+    bool more = true;
+
+    while (more) {
+        char name[32];
+
+        more = str_cut(left, ' ', &word, &left);
+        snprintf(name, sizeof name, "%.*s", STR_FMT(word));
+        must(word.n && word.n < sizeof name);
+        jail_rule_nr(f, action, calls, seccomp_syscall_resolve_name(name), NULL,
+                     0);
+    }
+}
+
+/* What is not of this machine's own kind (32 bit, x32) is killed; it would pass
+ * by numbers that mean something else. */
+static void
+jail_filter_new(struct jail_filter *f, uint32_t otherwise)
+{
+    *f = (struct jail_filter){.ctx = seccomp_init(otherwise)};
+    must(f->ctx);
+    if (seccomp_attr_set(f->ctx, SCMP_FLTATR_ACT_BADARCH,
+                         SCMP_ACT_KILL_PROCESS) != 0 ||
+        seccomp_attr_set(f->ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2) != 0)
+        f->error = EINVAL;
+}
+
+/* The whole of a file from its start; NULL: errno says why. */
+static void *
+jail_slurp(int fd, size_t *n)
+{
+    struct stat st;
+    char *p;
+
+    if (fstat(fd, &st) != 0)
+        return NULL;
+    *n = (size_t)st.st_size;
+    p = mem_xmalloc(*n + 1);
+    if (pread(fd, p, *n, 0) == st.st_size)
+        return p;
+    free(p);
+    errno = EIO;
+    return NULL;
+}
+
+/* Puts in front: what is newer than this source answers ENOSYS, as on a kernel
+ * that is no newer. */
+static struct sock_fprog
+jail_filter_front(const struct sock_filter *rest, size_t n)
+{
+    const struct sock_filter front[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, JAIL_NR_X32, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, JAIL_NR_NEW, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+    };
+    size_t before = JAIL_NR_NEW ? sizeof front / sizeof *front : 0;
+    struct sock_filter *all = mem_xmalloc((before + n) * sizeof *all);
+
+    must(before + n <= BPF_MAXINSNS);
+    memcpy(all, front, before * sizeof *all);
+    memcpy(all + before, rest, n * sizeof *all);
+    return (struct sock_fprog){(unsigned short)(before + n), all};
+}
+
+/* Compiles, and frees what it was made of. */
+static bool
+jail_filter_end(struct jail_filter *f, const char *what, struct sock_fprog *out,
+                struct err *e)
+{
+    int fd = memfd_create("filter", MFD_CLOEXEC);
+    struct sock_filter *code = NULL;
+    size_t n = 0;
+    int r = fd < 0 ? -errno : -f->error;
+
+    if (r == 0)
+        r = seccomp_export_bpf(f->ctx, fd);
+    if (r == 0 && !(code = jail_slurp(fd, &n)))
+        r = -errno;
+    if (code)
+        *out = jail_filter_front(code, n / sizeof *code);
+    free(code);
+    if (fd >= 0)
+        close(fd);
+    seccomp_release(f->ctx);
+    return r == 0 ||
+           err_set(e, ERR_CONFIG, "seccomp: the filter of %s: %s%s%s", what,
+                   f->call ? f->call : "", f->call ? ": " : "", strerror(-r));
+}
+
+/* Other processes of our uid, whether dumpable or not, are reached by more than
+ * signals: their limits, their scheduling, who gets SIGIO. */
+static void
+jail_refuse_others(struct jail_filter *f)
+{
+    const uint32_t no = JAIL_ERRNO(EPERM);
+
+    JAIL_RULE(f, no, "prlimit64", JAIL_ARG(0, NE, 0), JAIL_ARG(2, NE, 0));
+    JAIL_RULE(f, no, "sched_setaffinity", JAIL_ARG(0, NE, 0));
+    JAIL_RULE(f, no, "sched_setattr", JAIL_ARG(0, NE, 0));
+    JAIL_RULE(f, no, "sched_setparam", JAIL_ARG(0, NE, 0));
+    JAIL_RULE(f, no, "sched_setscheduler", JAIL_ARG(0, NE, 0));
+    JAIL_RULE(f, no, "setpriority", JAIL_ARG(0, GT, PRIO_PGRP));
+    JAIL_RULE(f, no, "setpriority", JAIL_ARG(1, NE, 0));
+    JAIL_RULE(f, no, "ioprio_set", JAIL_ARG(0, GT, 2));
+    JAIL_RULE(f, no, "ioprio_set", JAIL_ARG(1, NE, 0));
+    JAIL_RULE(f, no, "fcntl", JAIL_INT(1, F_SETOWN));
+    JAIL_RULE(f, no, "fcntl", JAIL_INT(1, F_SETOWN_EX));
+    JAIL_RULE(f, no, "fcntl64", JAIL_INT(1, F_SETOWN));
+    JAIL_RULE(f, no, "fcntl64", JAIL_INT(1, F_SETOWN_EX));
+    JAIL_RULE(f, no, "ioctl", JAIL_INT(1, FIOSETOWN));
+    JAIL_RULE(f, no, "ioctl", JAIL_INT(1, SIOCSPGRP));
+}
+
+/* Ways to a terminal's input, which a program would have to have first. */
+static void
+jail_refuse_terminal(struct jail_filter *f)
+{
+    JAIL_RULE(f, JAIL_ERRNO(EPERM), "ioctl", JAIL_INT(1, TIOCSTI));
+    JAIL_RULE(f, JAIL_ERRNO(EPERM), "ioctl", JAIL_INT(1, TIOCLINUX));
+    JAIL_RULE(f, JAIL_ERRNO(EPERM), "ioctl", JAIL_INT(1, TIOCSETD));
+}
+
+/* clone3() has its flags in memory, where a filter cannot look: ENOSYS makes
+ * the C library fall back to clone(). */
+static void
+jail_refuse_namespaces(struct jail_filter *f)
+{
+    static const unsigned flags[] = {CLONE_NEWNS,    CLONE_NEWUTS, CLONE_NEWIPC,
+                                     CLONE_NEWUSER,  CLONE_NEWPID, CLONE_NEWNET,
+                                     CLONE_NEWCGROUP};
+
+    jail_rules(f, JAIL_ERRNO(EPERM), "unshare setns");
+    jail_rules(f, JAIL_ERRNO(ENOSYS), "clone3");
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+        JAIL_RULE(f, JAIL_ERRNO(EPERM), "clone",
+                  JAIL_BITS(JAIL_CLONE_FLAGS, flags[i], flags[i]));
+}
+
+/* With a network: Unix sockets, TCP and UDP. Not netlink, which getaddrinfo()
+ * would like to ask for our addresses and can do without; never raw, packet,
+ * vsock, alg, or a rarer protocol of IP. Pairs are for talking to oneself. */
+static void
+jail_refuse_sockets(struct jail_filter *f, bool network)
+{
+    const uint32_t no = JAIL_ERRNO(EPERM);
+
+    jail_rules(f, no, "socketcall");
+    JAIL_RULE(f, no, "socketpair", JAIL_ARG(0, NE, AF_UNIX));
+    if (!network) {
+        jail_rules(f, no, "socket");
+        return;
+    }
+    for (unsigned family = 0; family < AF_INET6; family++)
+        if (family != AF_UNIX && family != AF_INET)
+            JAIL_RULE(f, no, "socket", JAIL_INT(0, family));
+    JAIL_RULE(f, no, "socket", JAIL_ARG(0, GT, AF_INET6));
+    for (unsigned type = 0; type < 16; type++)
+        if (type != SOCK_STREAM && type != SOCK_DGRAM)
+            JAIL_RULE(f, no, "socket", JAIL_BITS(1, 15, type));
+    JAIL_RULE(f, no, "socket", JAIL_ARG(2, GT, IPPROTO_UDP));
+}
+
+/* For declared commands: everything, but what no command needs and an attacker
+ * does. memfd_create(): what is in such a file can be executed even where
+ * Landlock lets nothing be; libraries that use it fall back to a file.
+ * System V and POSIX queues: they would outlive the program. */
+static void
+jail_refuse_program(struct jail_filter *f)
+{
+    jail_rules(f, JAIL_ERRNO(EPERM),
+               "mount umount umount2 pivot_root chroot move_mount open_tree "
+               "fsopen fsconfig fsmount fspick mount_setattr");
+    jail_rules(f, JAIL_ERRNO(EPERM),
+               "ptrace process_vm_readv process_vm_writev process_madvise "
+               "process_mrelease kcmp pidfd_getfd move_pages migrate_pages");
+    jail_rules(f, JAIL_ERRNO(EPERM), "keyctl add_key request_key");
+    jail_rules(f, JAIL_ERRNO(EPERM),
+               "bpf perf_event_open userfaultfd kexec_load kexec_file_load "
+               "create_module init_module finit_module delete_module");
+    jail_rules(f, JAIL_ERRNO(ENOSYS),
+               "io_uring_setup io_uring_enter io_uring_register");
+    jail_rules(f, JAIL_ERRNO(EPERM), "setsid setpgid");
+    jail_rules(f, JAIL_ERRNO(EPERM),
+               "reboot swapon swapoff acct quotactl quotactl_fd syslog vhangup "
+               "settimeofday stime clock_settime clock_settime64 adjtimex "
+               "clock_adjtime clock_adjtime64 sethostname setdomainname iopl "
+               "ioperm modify_ldt vm86 vm86old uselib _sysctl nfsservctl");
+    jail_rules(f, JAIL_ERRNO(EPERM),
+               "open_by_handle_at name_to_handle_at fanotify_init "
+               "fanotify_mark lookup_dcookie");
+    jail_rules(f, JAIL_ERRNO(ENOSYS), "memfd_create memfd_secret");
+    jail_rules(f, JAIL_ERRNO(ENOSYS),
+               "shmget shmat shmctl msgget msgsnd msgrcv msgctl semget semop "
+               "semtimedop semtimedop_time64 semctl ipc mq_open mq_unlink");
+    JAIL_RULE(f, JAIL_ERRNO(EPERM), "personality", JAIL_ARG(0, NE, 0xffffffff));
+}
+
+/* The filter for declared commands; it is the caller's for good. */
+static bool
+jail_filter_program(bool network, struct sock_fprog *out, struct err *e)
+{
+    struct jail_filter f;
+
+    jail_filter_new(&f, SCMP_ACT_ALLOW);
+    jail_refuse_program(&f);
+    jail_refuse_namespaces(&f);
+    jail_refuse_others(&f);
+    jail_refuse_terminal(&f);
+    jail_refuse_sockets(&f, network);
+    return jail_filter_end(&f, "programs", out, e);
+}
+
 /* ---- a program ----------------------------------------------------------- */
 
 struct jail_limit {
@@ -24040,8 +24321,9 @@ struct jail_spawn {
     unsigned files_n;
     const struct jail_limit *limits;
     unsigned limits_n;
-    char *stack;   // JAIL_STACK bytes
-    pid_t parent;  // ourselves
+    const struct sock_fprog *filter;  // NULL: none
+    char *stack;                      // JAIL_STACK bytes
+    pid_t parent;                     // ourselves
 
     int error;         // out: errno, 0 if the program runs
     const char *step;  // out: what failed
@@ -24086,6 +24368,10 @@ jail_child_try(struct jail_spawn *s)
     s->step = "signal mask";
     sigemptyset(&none);
     if (sigprocmask(SIG_SETMASK, &none, NULL) != 0)
+        return false;
+    s->step = "seccomp";
+    if (s->filter &&
+        syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0u, s->filter) != 0)
         return false;
     s->step = "execveat";
     syscall(SYS_execveat, s->program, "", s->argv, s->envp, AT_EMPTY_PATH);
@@ -24894,6 +25180,7 @@ struct exec_command {
     char **envp;
     struct jail_limit limits[JAIL_LIMITS_MAX];
     unsigned limits_n;
+    const struct sock_fprog *filter;  // borrowed from the broker
     bool file_on_stdin;  // a slot is its stdin, so a body is refused
 
     unsigned running, waiting;
@@ -24995,9 +25282,10 @@ struct exec_broker {
     uid_t uid;                // that programs run under
     struct cfg cfg;
     struct exec_command *commands;
-    struct msg_chan sup;  // to the supervisor
-    bool draining;        // ends when its last worker has
-    bool ending;          // starts nothing any more
+    struct sock_fprog filters[2];  // of programs; [1]: with a network
+    struct msg_chan sup;           // to the supervisor
+    bool draining;                 // ends when its last worker has
+    bool ending;                   // starts nothing any more
     unsigned workers_n;
     uint64_t worker_ids, run_ids;
     struct exec_run *runs;  // every one that is not closed
@@ -25486,6 +25774,7 @@ exec_spawn(struct exec_run *r, const struct exec_start *s, struct err *e)
                            .files_n = s->files_n,
                            .limits = c->limits,
                            .limits_n = c->limits_n,
+                           .filter = c->filter,
                            .stack = r->broker->stack,
                            .parent = getpid()};
     pid_t pid;
@@ -26375,6 +26664,7 @@ exec_table_load(struct exec_broker *b, struct str cfg_json, struct err *e)
         if (!exec_command_load(b->arena, &c->commands[i], &b->commands[i], e))
             return false;
         b->commands[i].program = program;
+        b->commands[i].filter = &b->filters[false];
     }
     return true;
 }
@@ -26456,7 +26746,9 @@ exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
                               .children = -1};
     b->arena = mem_arena_new(SIZE_MAX);
     b->stack = mem_xmalloc(JAIL_STACK);
-    return exec_reserve(b, e) && exec_table_load(b, cfg_json, e);
+    return jail_filter_program(false, &b->filters[false], e) &&
+           jail_filter_program(true, &b->filters[true], e) &&
+           exec_reserve(b, e) && exec_table_load(b, cfg_json, e);
 }
 
 /* Ends every program, and records that, within two seconds: the kernel (parent
@@ -26512,6 +26804,8 @@ exec_broker_free(struct exec_broker *b)
         uv_run(b->loop, UV_RUN_ONCE);
     must(uv_loop_close(b->loop) == 0);
     free(b->stack);
+    free(b->filters[false].filter);
+    free(b->filters[true].filter);
     mem_buf_free(&b->frame);
     mem_arena_free(b->arena);
 }
@@ -37086,6 +37380,8 @@ cli_facts(struct cli_fact *f, char text[][64])
     snprintf(text[2], 64, "%d", landlock < 0 ? 0 : landlock);
     uname(&u);
     snprintf(text[3], 64, "%.10s %.50s", u.sysname, u.release);
+    snprintf(text[4], 64, "%u.%u.%u", seccomp_version()->major,
+             seccomp_version()->minor, seccomp_version()->micro);
     f[n++] = (struct cli_fact){"gateway", GATEWAY_VERSION};
     f[n++] = (struct cli_fact){"libuv", uv_version_string()};
     f[n++] = (struct cli_fact){"wolfssl", wolfSSL_lib_version()};
@@ -37095,6 +37391,7 @@ cli_facts(struct cli_fact *f, char text[][64])
     f[n++] = (struct cli_fact){"yyjson", YYJSON_VERSION_STRING};
     f[n++] = (struct cli_fact){"pcre2", text[1]};
     f[n++] = (struct cli_fact){"c-ares", ares_version(NULL)};
+    f[n++] = (struct cli_fact){"libseccomp", text[4]};
     f[n++] =
         (struct cli_fact){"tls", "1.3, 1.2; X25519MLKEM768, X25519, P-256; "
                                  "ECDSA, RSA, Ed25519; client certificate "
@@ -37108,7 +37405,7 @@ static int
 cli_version(const struct cli *cli)
 {
     struct cli_fact f[16];
-    char text[4][64];
+    char text[5][64];
     size_t n = cli_facts(f, text);
     struct mem_buf out = {0};
 

@@ -39,6 +39,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #include "unit_pp.inc"
 #include "unit_up.inc"
 #include "unit_msg.inc"
+#include "unit_jail.inc"
 #include "unit_exec.inc"
 #include "unit_lib.inc"
 #include "unit_sup.inc"
@@ -51,8 +52,8 @@ static const struct {
     {"hdr", unit_hdr},   {"schema", unit_schema}, {"route", unit_route},
     {"cfg", unit_cfg},   {"boot", unit_boot},     {"pki", unit_pki},
     {"tls", unit_tls},   {"h1", unit_h1},         {"pp", unit_pp},
-    {"up", unit_up},     {"msg", unit_msg},       {"exec", unit_exec},
-    {"lib", unit_lib},   {"sup", unit_sup},
+    {"up", unit_up},     {"msg", unit_msg},       {"jail", unit_jail},
+    {"exec", unit_exec}, {"lib", unit_lib},       {"sup", unit_sup},
 };
 
 static bool

@@ -44,7 +44,7 @@ def test_version_names_what_is_linked_in():
     done = gateway_cli("version")
     equal(done.returncode, 0, "exit")
     for name in ("gateway", "wolfSSL", "libuv", "Lua", "llhttp", "yyjson",
-                 "PCRE2", "c-ares"):
+                 "PCRE2", "c-ares", "libseccomp"):
         assert name.lower() in done.out.lower(), "no %s in: %s" % (name,
                                                                    done.out)
     plain = json.loads(gateway_cli("version", "--json").out)
