@@ -126,7 +126,9 @@
 #include <grp.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/filter.h>
 #include <linux/openat2.h>
+#include <linux/seccomp.h>
 #include <malloc.h>
 #include <math.h>
 #include <netinet/in.h>
@@ -145,6 +147,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -7307,60 +7310,61 @@ cfg_read_level(struct cfg_read *r, yyjson_val *v, void *object)
                     yyjson_get_str(v));
 }
 
-/* What our processes give up, or are shut into. */
-static const struct cfg_layer {
-    const char *name;
-    bool later;  // known, and given by a later version
-} cfg_layers[] = {
-    {"no_new_privs", false}, {"dumpable", false},    {"rlimits", false},
-    {"descriptors", false},  {"environment", false}, {"uid", false},
-    {"seccomp", true},       {"landlock", true},     {"namespaces", true},
-    {"cgroup", true},        {"processes", true},
+/* What our processes give up, or are shut into, in the order of enum
+ * jail_layer; jail_layers[] says what is lost without each. */
+static const char *const cfg_layers[] = {
+    "no_new_privs",  "seccomp",
+    "landlock",      "rlimits",
+    "descriptors",   "environment",
+    "uid",           "user_namespace",
+    "pid_namespace", "network_namespace",
+    "ipc_namespace", "mount_namespace",
+    "cgroup",        "scopes",
+    "processes",
 };
 
-static const size_t cfg_layers_n = sizeof cfg_layers / sizeof *cfg_layers;
+enum { CFG_LAYERS_N = sizeof cfg_layers / sizeof *cfg_layers };
 
-static const struct cfg_layer *
-cfg_layer_find(struct str name)
+/* The place of `name` in a list, or -1. */
+static int
+cfg_name_find(const char *const *list, size_t n, struct str name)
 {
-    for (size_t i = 0; i < cfg_layers_n; i++)
-        if (str_eq(name, str_of(cfg_layers[i].name)))
-            return &cfg_layers[i];
-    return NULL;
+    for (size_t i = 0; i < n; i++)
+        if (str_eq(name, str_of(list[i])))
+            return (int)i;
+    return -1;
 }
 
-/* The names, with commas; of this version only, or of later ones too. */
+/* ": did you mean seccomp?", or all that there is. */
 static const char *
-cfg_layer_names(struct mem_arena *a, bool later)
+cfg_name_hint(struct mem_arena *a, const char *const *list, size_t n,
+              struct str name)
 {
-    const char *all = "";
+    const char *near = NULL, *all = "";
+    unsigned best = 3, d;
 
-    for (size_t i = 0; i < cfg_layers_n; i++)
-        if (later || !cfg_layers[i].later)
-            all = mem_printf(a, "%s%s%s", all, *all ? ", " : "",
-                             cfg_layers[i].name);
-    return all;
+    for (size_t i = 0; i < n; i++) {
+        d = schema_distance(name, list[i]);
+        if (d < best) {
+            best = d;
+            near = list[i];
+        }
+        all = mem_printf(a, "%s%s%s", all, *all ? ", " : "", list[i]);
+    }
+    return near ? mem_printf(a, "did you mean %s?", near)
+                : mem_printf(a, "write %s", all);
 }
 
-/* Whoever asks for a layer gets it, or is told that it is not there: `must`
- * for must_have. "uid" depends on who starts us, which sup knows. */
+/* Which of these a machine has, sup finds out. */
 static bool
-cfg_check_layers(struct cfg_read *r, const char *key, struct cfg_strs names,
-                 bool must)
+cfg_check_layers(struct cfg_read *r, const char *key, struct cfg_strs names)
 {
-    for (size_t i = 0; i < names.n; i++) {
-        const struct cfg_layer *l = cfg_layer_find(names.v[i]);
-
-        if (!l)
-            return cfg_fail(r, "%s: there is no layer \"%.40s\": write %s", key,
-                            str_c(r->a, names.v[i]),
-                            cfg_layer_names(r->a, true));
-        if (must && l->later)
-            return cfg_fail(r,
-                            "%s: %s comes with a later version: this one can "
-                            "promise %s",
-                            key, l->name, cfg_layer_names(r->a, false));
-    }
+    for (size_t i = 0; i < names.n; i++)
+        if (cfg_name_find(cfg_layers, CFG_LAYERS_N, names.v[i]) < 0)
+            return cfg_fail(
+                r, "%s: there is no layer \"%.40s\": %s", key,
+                str_c(r->a, names.v[i]),
+                cfg_name_hint(r->a, cfg_layers, CFG_LAYERS_N, names.v[i]));
     return true;
 }
 
@@ -7397,9 +7401,8 @@ cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
 
     cfg_enter(r, v, "process", "");
     ok = cfg_read_object(r, v, table, &c->process) &&
-         cfg_check_layers(r, "accept_missing", c->process.accept_missing,
-                          false) &&
-         cfg_check_layers(r, "must_have", c->process.must_have, true);
+         cfg_check_layers(r, "accept_missing", c->process.accept_missing) &&
+         cfg_check_layers(r, "must_have", c->process.must_have);
     cfg_leave(r);
     return ok;
 }
@@ -9528,6 +9531,8 @@ struct boot {
     int met_fd;               // the slab of struct met_row; -1: none
     unsigned met_slot, met_rows;
     int route_met_fd;  // met_rows × routes of struct met_route; -1: none
+    uint32_t layers;   // what this machine has: 1 << enum jail_layer
+    uint32_t landlock_abi;
     uid_t uid;
     gid_t gid;
     bool drop;  // change to uid and gid
@@ -9612,6 +9617,8 @@ boot_format(const struct boot *b, struct mem_buf *out)
     boot_put_u32(out, b->met_rows);
     boot_put_u32(out, b->route_met_fd >= 0);
     boot_put_u32(out, b->broker_fd >= 0);
+    boot_put_u32(out, b->layers);
+    boot_put_u32(out, b->landlock_abi);
     boot_put_str(out, b->policy);
     boot_put_str(out, b->cfg_json);
     boot_put_u32(out, b->scripts_n);
@@ -9878,6 +9885,8 @@ boot_parse(struct str text, struct mem_arena *a, struct boot *b, struct err *e)
     b->met_rows = boot_get_u32(&in, 1 << 16);
     route_met = boot_get_u32(&in, 1);
     broker = boot_get_u32(&in, 1);
+    b->layers = boot_get_u32(&in, (1u << CFG_LAYERS_N) - 1);
+    b->landlock_abi = boot_get_u32(&in, 255);
     b->policy = boot_get_str(&in);
     b->cfg_json = boot_get_str(&in);
     boot_get_scripts(&in, a, b);
@@ -23883,9 +23892,11 @@ msg_chan_on_closed(uv_handle_t *h)
  * makes a start cheap), so jail_child() only makes system calls, and everything
  * it needs is prepared before.
  *
- * seccomp, Landlock and namespaces belong here, and come with the cage.
+ * seccomp, Landlock and namespaces belong here, and come with the cage. What of
+ * that this machine has, jail_probe() tries before any of it is relied on.
  *
  * Entry   jail_early  jail_drop  jail_spawn  jail_orphans  jail_sweep
+ *         jail_probe  jail_has
  */
 enum {
     JAIL_FILE_FD = 10,    // a command's file slots are 10, 11, …
@@ -23984,6 +23995,763 @@ jail_limit_fit(int resource, uint64_t want)
 
     must(getrlimit((unsigned)resource, &now) == 0);
     return want < now.rlim_max ? (rlim_t)want : now.rlim_max;
+}
+
+/* ---- mounts -------------------------------------------------------------- */
+
+/* A line of /proc/PID/mountinfo, see proc(5). Text is as it stands there, with
+ * \040 for a blank; jail_unescape() makes a path of it. */
+struct jail_mount {
+    struct str root, point, options, type, source, super;
+};
+
+/* Takes the next word of a line. False: there is none. */
+static bool
+jail_word(struct str *line, struct str *word)
+{
+    str_cut(*line, ' ', word, line);
+    return word->n > 0;
+}
+
+/* "36 35 98:0 /root /point rw,noatime master:1 - ext4 /dev/sda rw": a number
+ * of optional fields, none too, stands before the hyphen. */
+static bool
+jail_mount_line(struct str line, struct jail_mount *m)
+{
+    struct str word;
+
+    *m = (struct jail_mount){0};
+    for (int i = 0; i < 3; i++)  // ids and device
+        if (!jail_word(&line, &word))
+            return false;
+    if (!jail_word(&line, &m->root) || !jail_word(&line, &m->point) ||
+        !jail_word(&line, &m->options))
+        return false;
+    do
+        if (!jail_word(&line, &word))
+            return false;
+    while (!str_eq(word, S("-")));
+    if (!jail_word(&line, &m->type))
+        return false;
+    str_cut(line, ' ', &m->source, &line);  // may be empty
+    m->super = line;
+    return m->point.p[0] == '/';
+}
+
+/* The next mount of `text`; lines that are none are passed over. */
+static bool
+jail_mount_next(struct str *text, struct jail_mount *m)
+{
+    struct str line;
+
+    while (text->n) {
+        str_cut(*text, '\n', &line, text);
+        if (jail_mount_line(line, m))
+            return true;
+    }
+    return false;
+}
+
+/* Into `out` with a NUL. False: it does not fit, or holds one. */
+static bool
+jail_unescape(struct str s, char *out, size_t cap)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < s.n; i++) {
+        unsigned c = (unsigned char)s.p[i];
+
+        if (c == '\\' && s.n - i > 3 && s.p[i + 1] >= '0' &&
+            s.p[i + 1] <= '3' && s.p[i + 2] >= '0' && s.p[i + 2] <= '7' &&
+            s.p[i + 3] >= '0' && s.p[i + 3] <= '7') {
+            c = (unsigned)(s.p[i + 1] - '0') << 6 |
+                (unsigned)(s.p[i + 2] - '0') << 3 |
+                (unsigned)(s.p[i + 3] - '0');
+            i += 3;
+        }
+        if (!c || n + 1 >= cap)
+            return false;
+        out[n++] = (char)c;
+    }
+    if (n >= cap)
+        return false;
+    out[n] = 0;
+    return true;
+}
+
+/* A word in a list of them: "rw" in "rw,nosuid", "pids" in "cpu pids". */
+static bool
+jail_listed(struct str list, char sep, const char *word)
+{
+    struct str one;
+
+    while (list.n) {
+        str_cut(list, sep, &one, &list);
+        if (str_eq(str_trim(one), str_of(word)))
+            return true;
+    }
+    return false;
+}
+
+/* A small file of /proc or /sys. Empty: it is not there. */
+static struct str
+jail_read(const char *path, char *buf, size_t cap)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    size_t n = 0;
+    ssize_t r = 1;
+
+    while (fd >= 0 && r > 0 && n < cap) {
+        r = read(fd, buf + n, cap - n);
+        if (r > 0)
+            n += (size_t)r;
+    }
+    if (fd >= 0)
+        close(fd);
+    return (struct str){buf, n};
+}
+
+/* ---- layers -------------------------------------------------------------- */
+
+enum jail_layer {
+    JAIL_NO_NEW_PRIVS,  // the floor
+    JAIL_SECCOMP,
+    JAIL_LANDLOCK,
+    JAIL_RLIMITS,
+    JAIL_DESCRIPTORS,
+    JAIL_ENVIRONMENT,
+    JAIL_UID,  // extras: another user than who started us
+    JAIL_USER_NAMESPACE,
+    JAIL_PID_NAMESPACE,
+    JAIL_NETWORK_NAMESPACE,
+    JAIL_IPC_NAMESPACE,
+    JAIL_MOUNT_NAMESPACE,
+    JAIL_CGROUP,     // v2, with memory and pids
+    JAIL_SCOPES,     // Landlock's, for signals and abstract sockets
+    JAIL_PROCESSES,  // a number of them that a command cannot exceed
+    JAIL_LAYERS_N
+};
+
+static_assert((int)JAIL_LAYERS_N == CFG_LAYERS_N, "a name for each layer");
+
+/* A layer of the floor that is missing stops the start, unless it is accepted.
+ * An extra is reported, unless it is a must. */
+static const struct jail_layer_about {
+    bool floor;
+    const char *lost, *mend;
+} jail_layers[JAIL_LAYERS_N] = {
+    [JAIL_NO_NEW_PRIVS] =
+        {true, "a set-uid program can give back the rights that were given up",
+         "let prctl(PR_SET_NO_NEW_PRIVS) through the filter around us"},
+    [JAIL_SECCOMP] =
+        {true, "a process that is taken over can make every system call",
+         "run on a kernel with CONFIG_SECCOMP_FILTER, and let seccomp(2) "
+         "through the filter around us"},
+    [JAIL_LANDLOCK] =
+        {true,
+         "a process that is taken over can open every file and start every "
+         "program that its user can",
+         "run on Linux 5.13 or later with landlock in its list of security "
+         "modules (lsm=), and let landlock_* through the filter around us"},
+    [JAIL_RLIMITS] = {true,
+                      "memory, files and computing time of a program have no "
+                      "end",
+                      "let setrlimit(2) through the filter around us"},
+    [JAIL_DESCRIPTORS] = {true,
+                          "a program can inherit a descriptor that it was not "
+                          "given",
+                          "run on Linux 5.11 or later (close_range)"},
+    [JAIL_ENVIRONMENT] = {true,
+                          "a program cannot be started from a descriptor with "
+                          "an environment of its own",
+                          "let execveat(2) through the filter around us"},
+    [JAIL_UID] = {false,
+                  "all processes are of one user, whose files are within reach "
+                  "of a worker or program that is taken over",
+                  "start as root with CAP_SETUID and CAP_SETGID, and let "
+                  "process.user be somebody else"},
+    [JAIL_USER_NAMESPACE] = {false, "namespaces can be made by root alone",
+                             "allow user namespaces "
+                             "(user.max_user_namespaces, "
+                             "kernel.unprivileged_userns_clone)"},
+    [JAIL_PID_NAMESPACE] = {false,
+                            "a program sees other processes, and what it left "
+                            "behind is looked for, not ended by the kernel",
+                            "allow user namespaces, or start as root with "
+                            "CAP_SYS_ADMIN"},
+    [JAIL_NETWORK_NAMESPACE] = {false,
+                                "seccomp and Landlock alone keep a program "
+                                "from the network",
+                                "allow user namespaces, or start as root with "
+                                "CAP_SYS_ADMIN"},
+    [JAIL_IPC_NAMESPACE] = {false,
+                            "a program shares System V IPC and message queues "
+                            "with the machine",
+                            "allow user namespaces, or start as root with "
+                            "CAP_SYS_ADMIN"},
+    [JAIL_MOUNT_NAMESPACE] = {false,
+                              "Landlock alone keeps a program from the files "
+                              "of the machine",
+                              "allow user namespaces, or start as root with "
+                              "CAP_SYS_ADMIN"},
+    [JAIL_CGROUP] = {false,
+                     "limits hold for each process of a program, not for all "
+                     "of them together",
+                     "delegate a cgroup v2 with memory and pids (systemd: "
+                     "Delegate=memory pids)"},
+    [JAIL_SCOPES] = {false,
+                     "Landlock does not keep a program from signals and "
+                     "abstract sockets of processes of its user",
+                     "run on Linux 6.12 or later (Landlock ABI 6)"},
+    [JAIL_PROCESSES] = {false, "a command can start processes without end",
+                        "start as an ordinary user, let process.user be one, "
+                        "or delegate a cgroup v2 with pids"},
+};
+
+/* What this machine gives us. Found out once, by the supervisor; its children
+ * read it in their bundle: jail_have_of(). */
+struct jail_have {
+    uint32_t layers;  // 1 << enum jail_layer
+    uint32_t landlock_abi;
+    bool root_limited;            // a process limit holds for us, also as uid 0
+    char why[JAIL_LAYERS_N][80];  // of one that is missing
+};
+
+static bool
+jail_has(const struct jail_have *h, enum jail_layer layer)
+{
+    return h->layers & 1u << layer;
+}
+
+/* In a child: it runs only because each floor layer is there, or is accepted
+ * missing; so it installs what jail_has(), and fails where that fails. */
+static struct jail_have
+jail_have_of(const struct boot *b)
+{
+    return (struct jail_have){.layers = b->layers,
+                              .landlock_abi = b->landlock_abi};
+}
+
+/* One attempt, shared with the throw-away process that makes it. */
+struct jail_try {
+    bool ok;
+    const char *step;  // the call that failed
+    int error;
+    uint32_t landlock_abi;
+    bool ours;  // of jail_try_processes(): without another uid
+};
+
+/* Landlock's own, which headers of 2022 know a part of only. */
+struct jail_landlock {
+    uint64_t fs, net, scoped;
+};
+
+enum {
+    JAIL_LL_VERSION = 1 << 0,  // flag of landlock_create_ruleset()
+    JAIL_LL_READ_DIR = 1 << 3,
+    JAIL_LL_SCOPE_ABSTRACT = 1 << 0,
+    JAIL_LL_SCOPE_SIGNAL = 1 << 1,
+    JAIL_TRY_SECONDS = 5,
+    JAIL_TRY_UID = 65534,
+};
+
+static bool
+jail_no(struct jail_try *t, const char *step, int error)
+{
+    t->step = step;
+    t->error = error;
+    return false;
+}
+
+static bool
+jail_try_no_new_privs(struct jail_try *t)
+{
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0)
+        return jail_no(t, "PR_SET_NO_NEW_PRIVS", errno);
+    return prctl(PR_GET_NO_NEW_PRIVS, 0L, 0L, 0L, 0L) == 1 ||
+           jail_no(t, "PR_GET_NO_NEW_PRIVS", errno);
+}
+
+/* A filter that changes the answer of getppid(). */
+static bool
+jail_try_seccomp(struct jail_try *t)
+{
+    struct sock_filter code[] = {
+        {BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, nr)},
+        {BPF_JMP | BPF_JEQ | BPF_K, 0, 1, SYS_getppid},
+        {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | EBUSY},
+        {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW},
+    };
+    struct sock_fprog filter = {4, code};
+
+    if (!jail_try_no_new_privs(t))
+        return false;
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0u, &filter) != 0)
+        return jail_no(t, "seccomp", errno);
+    return (syscall(SYS_getppid) == -1 && errno == EBUSY) ||
+           jail_no(t, "the filter does not filter", 0);
+}
+
+static bool
+jail_try_ruleset(struct jail_try *t, struct jail_landlock *rules, size_t size)
+{
+    long fd = syscall(SYS_landlock_create_ruleset, rules, size, 0u);
+
+    if (fd < 0)
+        return jail_no(t, "landlock_create_ruleset", errno);
+    if (!jail_try_no_new_privs(t))
+        return false;
+    return syscall(SYS_landlock_restrict_self, (int)fd, 0u) == 0 ||
+           jail_no(t, "landlock_restrict_self", errno);
+}
+
+/* A ruleset that opens no folder, not even this one. */
+static bool
+jail_try_landlock(struct jail_try *t)
+{
+    struct jail_landlock rules = {.fs = JAIL_LL_READ_DIR};
+    long abi = syscall(SYS_landlock_create_ruleset, NULL, (size_t)0,
+                       (unsigned)JAIL_LL_VERSION);
+
+    if (abi < 1)
+        return jail_no(t, "landlock_create_ruleset", errno);
+    if (!jail_try_ruleset(t, &rules, sizeof rules.fs))
+        return false;
+    if (open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC) >= 0 || errno != EACCES)
+        return jail_no(t, "the ruleset does not hold", 0);
+    t->landlock_abi = abi > 255 ? 255 : (uint32_t)abi;
+    return true;
+}
+
+/* Our parent is outside, and may not even be asked whether it is alive. */
+static bool
+jail_try_scopes(struct jail_try *t)
+{
+    struct jail_landlock rules = {.scoped = JAIL_LL_SCOPE_ABSTRACT |
+                                            JAIL_LL_SCOPE_SIGNAL};
+
+    if (!jail_try_ruleset(t, &rules, sizeof rules))
+        return false;
+    return (kill(getppid(), 0) != 0 && errno == EPERM) ||
+           jail_no(t, "the scope does not hold", 0);
+}
+
+static bool
+jail_try_rlimits(struct jail_try *t)
+{
+    struct rlimit none = {0, 0};
+
+    if (setrlimit(RLIMIT_NOFILE, &none) != 0)
+        return jail_no(t, "setrlimit", errno);
+    return dup(2) < 0 || jail_no(t, "the limit does not hold", 0);
+}
+
+static bool
+jail_try_descriptors(struct jail_try *t)
+{
+    int fd = dup(2);
+
+    if (syscall(SYS_close_range, 3u, ~0u, (unsigned)JAIL_CLOEXEC) != 0 ||
+        syscall(SYS_close_range, 3u, ~0u, 0u) != 0)
+        return jail_no(t, "close_range", errno);
+    return fcntl(fd, F_GETFD) < 0 ||
+           jail_no(t, "close_range does not close", 0);
+}
+
+/* There is no program at this descriptor: what matters is who says so. */
+static bool
+jail_try_environment(struct jail_try *t)
+{
+    char *none[] = {NULL};
+
+    syscall(SYS_execveat, -1, "", none, none, AT_EMPTY_PATH);
+    return errno == EBADF || jail_no(t, "execveat", errno);
+}
+
+static bool
+jail_try_uid(struct jail_try *t)
+{
+    if (geteuid() != 0)
+        return jail_no(t, "only root can become another user", 0);
+    if (setgroups(0, NULL) != 0)
+        return jail_no(t, "setgroups", errno);
+    if (setresgid(JAIL_TRY_UID, JAIL_TRY_UID, JAIL_TRY_UID) != 0)
+        return jail_no(t, "setresgid", errno);
+    return setresuid(JAIL_TRY_UID, JAIL_TRY_UID, JAIL_TRY_UID) == 0 ||
+           jail_no(t, "setresuid", errno);
+}
+
+static bool
+jail_write(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY), error;
+    ssize_t n = fd < 0 ? -1 : write(fd, text, strlen(text));
+
+    error = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = error;
+    return n == (ssize_t)strlen(text);
+}
+
+/* Files of /proc/self are ours only while we are dumpable. */
+static bool
+jail_try_user_namespace(struct jail_try *t)
+{
+    uid_t uid = geteuid();
+    gid_t gid = getegid();
+    char map[48];
+
+    prctl(PR_SET_DUMPABLE, 1L, 0L, 0L, 0L);
+    if (unshare(CLONE_NEWUSER) != 0)
+        return jail_no(t, "unshare(CLONE_NEWUSER)", errno);
+    jail_write("/proc/self/setgroups", "deny");
+    snprintf(map, sizeof map, "%u %u 1\n", uid, uid);
+    if (!jail_write("/proc/self/uid_map", map))
+        return jail_no(t, "/proc/self/uid_map", errno);
+    snprintf(map, sizeof map, "%u %u 1\n", gid, gid);
+    if (!jail_write("/proc/self/gid_map", map))
+        return jail_no(t, "/proc/self/gid_map", errno);
+    return (geteuid() == uid && getegid() == gid) ||
+           jail_no(t, "the user is another one there", 0);
+}
+
+/* As root by itself, else inside a user namespace. */
+static bool
+jail_try_unshare(struct jail_try *t, int flag, const char *step)
+{
+    if (unshare(flag) == 0)
+        return true;
+    if (errno == ENOSYS || errno == EINVAL)
+        return jail_no(t, step, errno);
+    return jail_try_user_namespace(t) &&
+           (unshare(flag) == 0 || jail_no(t, step, errno));
+}
+
+static bool
+jail_try_pid_namespace(struct jail_try *t)
+{
+    int status = 0;
+    pid_t pid;
+
+    if (!jail_try_unshare(t, CLONE_NEWPID, "unshare(CLONE_NEWPID)"))
+        return false;
+    pid = fork();
+    if (pid == 0)
+        _exit(getpid() == 1 ? 0 : 1);
+    if (pid < 0 || waitpid(pid, &status, 0) != pid)
+        return jail_no(t, "fork", errno);
+    return status == 0 || jail_no(t, "its first process is not 1", 0);
+}
+
+static bool
+jail_try_network_namespace(struct jail_try *t)
+{
+    return jail_try_unshare(t, CLONE_NEWNET, "unshare(CLONE_NEWNET)");
+}
+
+static bool
+jail_try_ipc_namespace(struct jail_try *t)
+{
+    return jail_try_unshare(t, CLONE_NEWIPC, "unshare(CLONE_NEWIPC)");
+}
+
+static bool
+jail_try_mount_namespace(struct jail_try *t)
+{
+    if (!jail_try_unshare(t, CLONE_NEWNS, "unshare(CLONE_NEWNS)"))
+        return false;
+    return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 ||
+           jail_no(t, "mount", errno);
+}
+
+/* The folder of our own cgroup v2, out of /proc/self/cgroup and mountinfo. A
+ * mount of a part of the tree shows that part alone. */
+static bool
+jail_cgroup_path(struct str cgroup, struct str mounts, char *out, size_t cap)
+{
+    struct str line, own = S("");
+    struct jail_mount m;
+    char point[512];
+
+    while (cgroup.n && !own.n) {
+        str_cut(cgroup, '\n', &line, &cgroup);
+        if (str_starts(line, S("0::/")))
+            own = str_from(line, 3);
+    }
+    while (own.n && jail_mount_next(&mounts, &m))
+        if (str_eq(m.type, S("cgroup2")) &&
+            jail_unescape(m.point, point, sizeof point)) {
+            if (m.root.n > 1 && str_starts(own, m.root))
+                own = str_from(own, m.root.n);
+            return snprintf(out, cap, "%s%.*s", point, STR_FMT(own)) < (int)cap;
+        }
+    return false;
+}
+
+/* A cgroup below ours that limits memory and processes. */
+static bool
+jail_try_cgroup(struct jail_try *t)
+{
+    static char cgroup[8192], mounts[256 << 10];
+    char own[1024], dir[1100], file[1200], text[512];
+    bool ok;
+
+    if (!jail_cgroup_path(
+            jail_read("/proc/self/cgroup", cgroup, sizeof cgroup),
+            jail_read("/proc/self/mountinfo", mounts, sizeof mounts), own,
+            sizeof own))
+        return jail_no(t, "no cgroup v2 is mounted", 0);
+    snprintf(dir, sizeof dir, "%s/gateway-try-%d", own, (int)getpid());
+    if (mkdir(dir, 0700) != 0)
+        return jail_no(t, "a cgroup below ours", errno);
+    snprintf(file, sizeof file, "%s/cgroup.controllers", dir);
+    ok = jail_listed(jail_read(file, text, sizeof text), ' ', "memory") &&
+         jail_listed(jail_read(file, text, sizeof text), ' ', "pids");
+    if (!ok)
+        jail_no(t, "cgroup v2 has no memory and pids for us", 0);
+    snprintf(file, sizeof file, "%s/memory.max", dir);
+    if (ok && !jail_write(file, "max"))
+        ok = jail_no(t, "memory.max", errno);
+    snprintf(file, sizeof file, "%s/pids.max", dir);
+    if (ok && !jail_write(file, "max"))
+        ok = jail_no(t, "pids.max", errno);
+    rmdir(dir);
+    return ok;
+}
+
+/* Not one process more: the limit is not root's, who has no limit. */
+static bool
+jail_try_fork(struct jail_try *t)
+{
+    struct rlimit none = {0, 0};
+    struct err e;
+    pid_t pid;
+
+    if (!jail_uncap(&e))
+        return jail_no(t, "capset", errno);
+    if (setrlimit(RLIMIT_NPROC, &none) != 0)
+        return jail_no(t, "setrlimit", errno);
+    pid = fork();
+    if (pid == 0)
+        _exit(0);
+    if (pid > 0)
+        waitpid(pid, NULL, 0);
+    return pid < 0 || jail_no(t, "the limit does not hold for this user", 0);
+}
+
+static bool
+jail_try_processes(struct jail_try *t)
+{
+    struct jail_try other = {0};
+
+    if (!t->ours)
+        jail_try_uid(&other);  // where we can
+    return jail_try_fork(t);
+}
+
+typedef bool jail_trial(struct jail_try *);
+
+/* In a process of its own, which nothing outlives. */
+static void
+jail_try_run(jail_trial *trial, struct jail_try *t)
+{
+    pid_t pid = fork();
+    int status = 0;
+
+    if (pid == 0) {
+        for (int i = 1; i < NSIG; i++)
+            signal(i, SIG_DFL);
+        alarm(JAIL_TRY_SECONDS);
+        t->ok = trial(t);
+        _exit(0);
+    }
+    if (pid < 0) {
+        jail_no(t, "fork", errno);
+        return;
+    }
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    if (!WIFEXITED(status) || WEXITSTATUS(status))
+        t->ok = jail_no(t, "the process that tried it was killed", 0);
+}
+
+/* The tries, in the order of the list. */
+static jail_trial *const jail_trials[JAIL_LAYERS_N] = {
+    [JAIL_NO_NEW_PRIVS] = jail_try_no_new_privs,
+    [JAIL_SECCOMP] = jail_try_seccomp,
+    [JAIL_LANDLOCK] = jail_try_landlock,
+    [JAIL_RLIMITS] = jail_try_rlimits,
+    [JAIL_DESCRIPTORS] = jail_try_descriptors,
+    [JAIL_ENVIRONMENT] = jail_try_environment,
+    [JAIL_UID] = jail_try_uid,
+    [JAIL_USER_NAMESPACE] = jail_try_user_namespace,
+    [JAIL_PID_NAMESPACE] = jail_try_pid_namespace,
+    [JAIL_NETWORK_NAMESPACE] = jail_try_network_namespace,
+    [JAIL_IPC_NAMESPACE] = jail_try_ipc_namespace,
+    [JAIL_MOUNT_NAMESPACE] = jail_try_mount_namespace,
+    [JAIL_CGROUP] = jail_try_cgroup,
+    [JAIL_SCOPES] = jail_try_scopes,
+    [JAIL_PROCESSES] = jail_try_processes,
+};
+
+static void
+jail_lacks(struct jail_have *h, enum jail_layer layer, const char *why)
+{
+    h->layers &= ~(1u << layer);
+    snprintf(h->why[layer], sizeof h->why[layer], "%s", why);
+}
+
+static void
+jail_note(struct jail_have *h, enum jail_layer layer, const struct jail_try *t)
+{
+    char why[sizeof h->why[layer]];
+
+    h->landlock_abi |= t->landlock_abi;
+    if (t->ok) {
+        h->layers |= 1u << layer;
+        return;
+    }
+    snprintf(why, sizeof why, "%s%s%s", t->step ? t->step : "",
+             t->error ? ": " : "", t->error ? strerror(t->error) : "");
+    jail_lacks(h, layer, why);
+}
+
+/* Tries each layer in a throw-away process: what a kernel of some version could
+ * do is not what the container around us lets through. To be called before
+ * anything secret is read, and before other threads are. */
+static void
+jail_probe(struct jail_have *h)
+{
+    struct jail_try *t = mmap(NULL, sizeof *t, PROT_READ | PROT_WRITE,
+                              MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    must(t != MAP_FAILED);
+    *h = (struct jail_have){0};
+    for (int i = 0; i < JAIL_LAYERS_N; i++) {
+        *t = (struct jail_try){0};
+        jail_try_run(jail_trials[i], t);
+        jail_note(h, (enum jail_layer)i, t);
+    }
+    *t = (struct jail_try){.ours = true};
+    jail_try_run(jail_try_processes, t);
+    h->root_limited = t->ok;
+    if (jail_has(h, JAIL_CGROUP))
+        h->layers |= 1u << JAIL_PROCESSES;
+    munmap(t, sizeof *t);
+}
+
+/* What is left of it where the children keep our user. */
+static void
+jail_have_no_uid(struct jail_have *h)
+{
+    if (jail_has(h, JAIL_UID))
+        jail_lacks(h, JAIL_UID, "process.user is root");
+    if (!h->root_limited && !jail_has(h, JAIL_CGROUP))
+        jail_lacks(h, JAIL_PROCESSES, "the limit does not hold for root");
+}
+
+static bool
+jail_named(struct cfg_strs names, enum jail_layer layer)
+{
+    for (size_t i = 0; i < names.n; i++)
+        if (str_eq(names.v[i], str_of(cfg_layers[layer])))
+            return true;
+    return false;
+}
+
+/* Whether a policy that says so can do without a layer. */
+static bool
+jail_spares(const struct cfg_process *p, bool commands, enum jail_layer layer)
+{
+    if (jail_named(p->must_have, layer))
+        return false;
+    if (!jail_layers[layer].floor && !(layer == JAIL_PROCESSES && commands))
+        return true;
+    return jail_named(p->accept_missing, layer);
+}
+
+/* Whether what this machine gives is enough to start: never silently less. */
+static bool
+jail_enough(const struct jail_have *h, const struct cfg_process *p,
+            bool commands, struct err *e)
+{
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
+        enum jail_layer layer = (enum jail_layer)i;
+        const struct jail_layer_about *l = &jail_layers[layer];
+        bool must_have = jail_named(p->must_have, layer);
+
+        if (jail_has(h, layer) || jail_spares(p, commands, layer))
+            continue;
+        err_set(e, ERR_CONFIG,
+                "process: %s%s is missing here (%s): without it, %s; %s%s%s%s",
+                must_have ? "must_have: " : "", cfg_layers[i], h->why[i],
+                l->lost, l->mend,
+                must_have ? "" : ", or write accept_missing = { \"",
+                must_have ? "" : cfg_layers[i], must_have ? "" : "\" }");
+        return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
+    }
+    return true;
+}
+
+/* What a policy says of a layer; nothing, without a policy. */
+static const char *
+jail_said(const struct cfg_process *p, bool commands, enum jail_layer layer)
+{
+    if (!p)
+        return "";
+    if (jail_named(p->must_have, layer))
+        return "must have";
+    if (jail_named(p->accept_missing, layer))
+        return "accepted if missing";
+    return jail_spares(p, commands, layer) ? "" : "needed";
+}
+
+/* A line a layer; below a missing one, what is lost, and the mend. */
+static void
+jail_print(const struct jail_have *h, const struct cfg_process *p,
+           bool commands, FILE *f)
+{
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
+        bool has = jail_has(h, (enum jail_layer)i);
+        const char *said = jail_said(p, commands, (enum jail_layer)i);
+
+        fprintf(f, "  %-18s %-6s %s%s%s%s%s\n", cfg_layers[i],
+                jail_layers[i].floor ? "floor" : "extra",
+                has ? "yes" : "missing: ", h->why[i], *said ? " (" : "", said,
+                *said ? ")" : "");
+        if (!has)
+            fprintf(f, "      without it, %s\n      mend: %s\n",
+                    jail_layers[i].lost, jail_layers[i].mend);
+    }
+}
+
+/* The same as an array of objects. */
+static void
+jail_write_json(const struct jail_have *h, const struct cfg_process *p,
+                bool commands, struct mem_buf *out)
+{
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
+        enum jail_layer layer = (enum jail_layer)i;
+
+        mem_buf_printf(out, "%s{\"name\":\"%s\",\"floor\":%s,\"have\":%s",
+                       i ? "," : "[", cfg_layers[i],
+                       jail_layers[i].floor ? "true" : "false",
+                       jail_has(h, layer) ? "true" : "false");
+        if (p)
+            mem_buf_printf(out, ",\"policy\":\"%s\"",
+                           jail_said(p, commands, layer));
+        if (!jail_has(h, layer)) {
+            mem_buf_printf(out, ",\"why\":");
+            json_write_str(out, str_of(h->why[i]));
+            mem_buf_printf(out, ",\"lost\":");
+            json_write_str(out, str_of(jail_layers[i].lost));
+            mem_buf_printf(out, ",\"mend\":");
+            json_write_str(out, str_of(jail_layers[i].mend));
+        }
+        mem_buf_add(out, "}", 1);
+    }
+    mem_buf_add(out, "]", 1);
 }
 
 /* ---- a program ----------------------------------------------------------- */
@@ -32839,6 +33607,7 @@ struct admin {
     unsigned rows_n;
     const struct met_route *routes;  // rows_n × routes
     struct mem_buf crls;             // owned: lines of admin_note_crls()
+    struct jail_have have;
 };
 
 static void
@@ -32895,6 +33664,21 @@ admin_note_crls(struct admin *a, struct mem_arena *arena, struct str listener,
                    admin_escape(arena, listener), next);
 }
 
+/* One line a layer: 1 where this machine has it. */
+static void
+admin_layer_metrics(const struct admin *a, struct mem_buf *b)
+{
+    static const char name[] = "gateway_sandbox_layer";
+
+    mem_buf_printf(b,
+                   "# HELP %s Whether this machine has a layer.\n"
+                   "# TYPE %s gauge\n",
+                   name, name);
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
+        mem_buf_printf(b, "%s{layer=\"%s\"} %d\n", name, cfg_layers[i],
+                       jail_has(&a->have, (enum jail_layer)i));
+}
+
 /* A family's lines stand together, as the format asks. */
 static void
 admin_route_metrics(struct admin *a, struct mem_arena *arena, struct mem_buf *b,
@@ -32919,6 +33703,7 @@ admin_metrics(struct admin *a, struct req *r)
 
     met_render(&b, a->rows, a->rows_n);
     mem_buf_add(&b, mem_buf_ptr(&a->crls), mem_buf_len(&a->crls));
+    admin_layer_metrics(a, &b);
     mem_buf_printf(
         &b, "# HELP http_server_request_duration_seconds Time to the answer.\n"
             "# TYPE http_server_request_duration_seconds histogram\n");
@@ -33343,6 +34128,7 @@ work_map_metrics(struct work *w, struct met_route **mine, struct err *e)
     met_attach(p, b->met_slot);
     *mine = (struct met_route *)q + b->met_slot * routes;
     w->admin = (struct admin){.ops = admin_ops,
+                              .have = jail_have_of(b),
                               .env = &w->env,
                               .rows = p,
                               .rows_n = b->met_rows,
@@ -33614,6 +34400,7 @@ struct sup {
     struct err why;
     int null_fd, met_fd;
     int children_fd;  // for jail_orphans()
+    struct jail_have have;
     unsigned met_rows;
     bool *slots;  // which rows are leased
     unsigned number;
@@ -34127,30 +34914,17 @@ sup_find_group(const char *name, gid_t *gid)
     return found;
 }
 
-/* must_have = { "uid" } is kept only where the children change their user. */
+/* Whom the children become. Only root can become somebody else, and not in
+ * every container: *have is told. */
 static bool
-sup_check_uid(const struct cfg_process *p, bool drop, struct err *e)
-{
-    for (size_t i = 0; !drop && i < p->must_have.n; i++)
-        if (str_eq(p->must_have.v[i], S("uid"))) {
-            err_set(e, ERR_CONFIG,
-                    "process: must_have: uid needs a start as root, and a "
-                    "process.user that is not root");
-            return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
-        }
-    return true;
-}
-
-/* Whom the children become. Only root can become somebody else. */
-static bool
-sup_user(struct mem_arena *a, const struct cfg_process *p, struct boot *b,
-         struct err *e)
+sup_user(struct mem_arena *a, const struct cfg_process *p,
+         struct jail_have *have, struct boot *b, struct err *e)
 {
     b->uid = geteuid();
     b->gid = getegid();
     b->drop = false;
     if (b->uid != 0)
-        return sup_check_uid(p, false, e);
+        return true;
     if (!sup_find_user(str_c(a, p->user.n ? p->user : S("nobody")), &b->uid,
                        &b->gid))
         return err_set(e, ERR_CONFIG,
@@ -34162,12 +34936,29 @@ sup_user(struct mem_arena *a, const struct cfg_process *p, struct boot *b,
                        "process.group: there is no group "
                        "\"%.*s\" in /etc/group: name one, or a number",
                        STR_FMT(p->group));
-    b->drop = b->uid != 0;
-    if (!b->drop)
-        log_at(LOG_WARN, "sup",
-               "process.user is root: workers that parse the "
-               "network run as root; name another user");
-    return sup_check_uid(p, b->drop, e);
+    b->drop = b->uid != 0 && jail_has(have, JAIL_UID);
+    if (b->drop)
+        return true;
+    log_at(LOG_WARN, "sup", "workers that parse the network run as root: %s",
+           b->uid ? have->why[JAIL_UID]
+                  : "process.user is root; name another user");
+    b->uid = geteuid();
+    b->gid = getegid();
+    jail_have_no_uid(have);
+    return true;
+}
+
+/* The machine as this policy uses it: the user, and whether it is enough. */
+static bool
+sup_layers(struct mem_arena *a, const struct cfg *c, struct jail_have *have,
+           struct boot *b, struct err *e)
+{
+    if (!sup_user(a, &c->process, have, b, e) ||
+        !jail_enough(have, &c->process, c->commands_n > 0, e))
+        return false;
+    b->layers = have->layers;
+    b->landlock_abi = have->landlock_abi;
+    return true;
 }
 
 /* ---- sockets ------------------------------------------------------------- */
@@ -34626,6 +35417,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
 {
     struct sup_load *l = s->load;
     struct boot *b = &l->boot;
+    struct jail_have have = s->have;
     struct sup_gen *g;
     struct cfg c;
 
@@ -34640,7 +35432,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->workers = g->workers;
     b->generation = g->number;
     b->admin_n = c.admin_n;
-    if (!sup_user(l->arena, &c.process, b, e) ||
+    if (!sup_layers(l->arena, &c, &have, b, e) ||
         !sup_read_certificates(l->arena, &c, b, e) ||
         !sup_gen_sockets(s, g, &c, e) || !sup_slab(s, g->workers, e) ||
         !sup_route_slab(s, &c, g, e))
@@ -35702,6 +36494,7 @@ sup_init(struct sup *s, struct err *e)
 
     signal(SIGPIPE, SIG_IGN);
     sup_reopen_log();
+    jail_probe(&s->have);
     if (!jail_undumpable())
         return err_set(e, ERR_CONFIG, "dumpable: %s", strerror(errno));
     prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L);
@@ -36746,13 +37539,15 @@ cli_check(const struct cli *cli)
 {
     struct mem_arena *a = mem_arena_new((size_t)512 << 20);
     struct mem_buf numbers = {0};
+    struct jail_have have;
     struct boot b;
     struct cfg c;
     struct err e;
     bool ok;
 
+    jail_probe(&have);
     ok = cli_load(a, cli->policy, &b, &c, &e) && sup_servable(&c, &e) &&
-         sup_user(a, &c.process, &b, &e) &&
+         sup_layers(a, &c, &have, &b, &e) &&
          sup_read_certificates(a, &c, &b, &e) &&
          sup_verify(&c, &b, &numbers, &e);
     if (ok && cli->json) {
@@ -36923,10 +37718,12 @@ static bool
 cli_exec_start(struct cli_exec *x, const struct cli *cli, struct boot *b,
                struct err *e)
 {
+    struct jail_have have;
     struct str in;
     int fd;
 
-    if (!sup_user(x->a, &x->cfg.process, b, e) ||
+    jail_probe(&have);
+    if (!sup_layers(x->a, &x->cfg, &have, b, e) ||
         !exec_program_check(x->command, b->uid, e) ||
         !cli_exec_stdin(x, cli, &in, e))
         return false;
@@ -36984,7 +37781,6 @@ struct cli_fact {
 static size_t
 cli_facts(struct cli_fact *f, char text[][64])
 {
-    int landlock = (int)syscall(SYS_landlock_create_ruleset, NULL, 0, 1);
     struct utsname u;
     size_t n = 0;
 
@@ -36992,9 +37788,8 @@ cli_facts(struct cli_fact *f, char text[][64])
              LLHTTP_VERSION_MINOR, LLHTTP_VERSION_PATCH);
     pcre2_config(PCRE2_CONFIG_VERSION, text[1]);
     text[1][strcspn(text[1], " ")] = 0;  // without the date
-    snprintf(text[2], 64, "%d", landlock < 0 ? 0 : landlock);
     uname(&u);
-    snprintf(text[3], 64, "%.10s %.50s", u.sysname, u.release);
+    snprintf(text[2], 64, "%.10s %.50s", u.sysname, u.release);
     f[n++] = (struct cli_fact){"gateway", GATEWAY_VERSION};
     f[n++] = (struct cli_fact){"libuv", uv_version_string()};
     f[n++] = (struct cli_fact){"wolfssl", wolfSSL_lib_version()};
@@ -37008,8 +37803,7 @@ cli_facts(struct cli_fact *f, char text[][64])
         (struct cli_fact){"tls", "1.3, 1.2; X25519MLKEM768, X25519, P-256; "
                                  "ECDSA, RSA, Ed25519; client certificate "
                                  "required"};
-    f[n++] = (struct cli_fact){"kernel", text[3]};
-    f[n++] = (struct cli_fact){"landlock_abi", text[2]};
+    f[n++] = (struct cli_fact){"kernel", text[2]};
     return n;
 }
 
@@ -37017,13 +37811,19 @@ static int
 cli_version(const struct cli *cli)
 {
     struct cli_fact f[16];
-    char text[4][64];
+    char text[3][64];
     size_t n = cli_facts(f, text);
+    struct jail_have have;
     struct mem_buf out = {0};
 
+    jail_probe(&have);
     if (!cli->json) {
         for (size_t i = 0; i < n; i++)
             printf("%-13s %s\n", f[i].name, f[i].value);
+        printf("%-13s %u\n", "landlock_abi", have.landlock_abi);
+        fputs("\nsandbox layers of this machine, for who starts us now\n",
+              stdout);
+        jail_print(&have, NULL, false, stdout);
         return 0;
     }
     for (size_t i = 0; i < n; i++) {
@@ -37032,6 +37832,9 @@ cli_version(const struct cli *cli)
         mem_buf_add(&out, ":", 1);
         json_write_str(&out, str_of(f[i].value));
     }
+    mem_buf_printf(&out,
+                   ",\"landlock_abi\":\"%u\",\"layers\":", have.landlock_abi);
+    jail_write_json(&have, NULL, false, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
     return 0;
