@@ -24694,6 +24694,48 @@ jail_enough(const struct jail_have *h, const struct cfg_process *p,
     return true;
 }
 
+static unsigned
+jail_missing_n(const struct jail_have *h)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
+        n += !jail_has(h, (enum jail_layer)i);
+    return n;
+}
+
+/* Names: as an array of JSON, or with commas. */
+static void
+jail_write_missing(const struct jail_have *h, bool json, struct mem_buf *out)
+{
+    const char *quote = json ? "\"" : "", *comma = "";
+
+    if (json)
+        mem_buf_add(out, "[", 1);
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
+        if (jail_has(h, (enum jail_layer)i))
+            continue;
+        mem_buf_printf(out, "%s%s%s%s", comma, quote, cfg_layers[i], quote);
+        comma = json ? "," : ", ";
+    }
+    if (json)
+        mem_buf_add(out, "]", 1);
+}
+
+/* At each start: what the policy goes without. */
+static void
+jail_warn(const struct jail_have *h, const struct cfg_process *p)
+{
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
+        if (!jail_has(h, (enum jail_layer)i) &&
+            jail_named(p->accept_missing, (enum jail_layer)i))
+            log_at(LOG_WARN, "jail",
+                   "%s is missing here (%s), as accept_missing allows: without "
+                   "it, %s; %s",
+                   cfg_layers[i], h->why[i], jail_layers[i].lost,
+                   jail_layers[i].mend);
+}
+
 /* What a policy says of a layer; nothing, without a policy. */
 static const char *
 jail_said(const struct cfg_process *p, bool commands, enum jail_layer layer)
@@ -33716,6 +33758,44 @@ admin_metrics(struct admin *a, struct req *r)
     admin_answer(r, 200, S("text/plain; version=0.0.4"), text);
 }
 
+/* Why this worker should get no requests; NULL: it should. */
+static const char *
+admin_unready(const struct admin *a)
+{
+    if (a->env->draining)
+        return "draining";
+    return pki_now(time(NULL)) < 0 ? "the clock is not set" : NULL;
+}
+
+/* Ready or not is the status. The body also says which layers are missing,
+ * with "Accept: application/json" as an object. */
+static void
+admin_ready(struct admin *a, struct req *r)
+{
+    const struct str *accept = hdr_get(&r->headers, S("accept"));
+    const char *why = admin_unready(a);
+    struct mem_buf b = {0};
+    bool json = accept && str_eq(*accept, S("application/json"));
+
+    if (json) {
+        mem_buf_printf(&b, "{\"ready\":%s,\"why\":\"%s\",\"missing\":",
+                       why ? "false" : "true", why ? why : "");
+        jail_write_missing(&a->have, true, &b);
+        mem_buf_add(&b, "}\n", 2);
+    } else {
+        mem_buf_printf(&b, "%s\n", why ? why : "ready");
+        if (jail_missing_n(&a->have)) {
+            mem_buf_printf(&b, "missing layers: ");
+            jail_write_missing(&a->have, false, &b);
+            mem_buf_add(&b, "\n", 1);
+        }
+    }
+    admin_answer(r, why ? 503 : 200,
+                 json ? S("application/json") : S("text/plain"),
+                 str_dup(r->arena, (struct str){b.p, b.n}));
+    mem_buf_free(&b);
+}
+
 static void
 admin_on_head(struct req *r)
 {
@@ -33727,12 +33807,8 @@ admin_on_head(struct req *r)
         admin_metrics(a, r);
     else if (get && str_eq(r->target, S("/healthz")))
         admin_answer(r, 200, text, S("ok\n"));
-    else if (get && str_eq(r->target, S("/readyz")) && a->env->draining)
-        admin_answer(r, 503, text, S("draining\n"));
-    else if (get && str_eq(r->target, S("/readyz")) && pki_now(time(NULL)) < 0)
-        admin_answer(r, 503, text, S("the clock is not set\n"));
     else if (get && str_eq(r->target, S("/readyz")))
-        admin_answer(r, 200, text, S("ready\n"));
+        admin_ready(a, r);
     else
         admin_answer(r, get ? 404 : 405, text, S("no such page\n"));
 }
@@ -34351,6 +34427,7 @@ struct sup_gen {
     struct sup_socket **sockets;                // borrowed from s->sockets
     size_t listeners_n, sockets_n;              // listeners first, then admin
     int route_met_fd;
+    struct jail_have have;     // as this policy's user has it
     uint64_t route_shape;      // equal shapes share a slab
     struct sup_child *broker;  // borrowed
     struct sup_back *respawn;  // per worker
@@ -35437,6 +35514,8 @@ sup_configure(struct sup *s, struct str json, struct err *e)
         !sup_gen_sockets(s, g, &c, e) || !sup_slab(s, g->workers, e) ||
         !sup_route_slab(s, &c, g, e))
         return false;
+    g->have = have;
+    jail_warn(&have, &c.process);
     sup_boot_env(l->arena, &c, b);
     sup_boot_ticket_key(s, l->arena, b);
     b->met_fd = s->met_fd;
@@ -35980,16 +36059,21 @@ sup_notify(const char *text)
 static void
 sup_log_ready(const struct sup_gen *g)
 {
+    struct mem_buf missing = {0};
     struct log_line l;
 
     if (!log_begin(&l, LOG_INFO, "ready"))
         return;
+    jail_write_missing(&g->have, true, &missing);
     log_int(&l, "pid", getpid());
     log_int(&l, "generation", g->number);
     log_int(&l, "workers", g->workers);
+    if (log_key(&l, "missing_layers"))
+        log_raw(&l, mem_buf_ptr(&missing), mem_buf_len(&missing));
     sup_log_addresses(&l, "listeners", g, 0, g->listeners_n);
     sup_log_addresses(&l, "admin", g, g->listeners_n, g->sockets_n);
     log_end(&l);
+    mem_buf_free(&missing);
 }
 
 /* Step 4: every worker is ready. From here on the new generation serves. */
@@ -37534,6 +37618,21 @@ cli_load(struct mem_arena *a, const char *policy, struct boot *b, struct cfg *c,
            cfg_load(a, b->cfg_json, c, e);
 }
 
+/* The plain configuration, and what is here to run it. */
+static void
+cli_check_json(const struct cfg *c, const struct jail_have *have,
+               struct str plain)
+{
+    struct mem_buf out = {0};
+
+    must(str_ends(plain, S("}")) && plain.n > 2);
+    mem_buf_add(&out, plain.p, plain.n - 1);
+    mem_buf_printf(&out, ",\"layers\":");
+    jail_write_json(have, &c->process, c->commands_n > 0, &out);
+    printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
+    mem_buf_free(&out);
+}
+
 static int
 cli_check(const struct cli *cli)
 {
@@ -37551,10 +37650,11 @@ cli_check(const struct cli *cli)
          sup_read_certificates(a, &c, &b, &e) &&
          sup_verify(&c, &b, &numbers, &e);
     if (ok && cli->json) {
-        fwrite(b.cfg_json.p, 1, b.cfg_json.n, stdout);
-        putchar('\n');
+        cli_check_json(&c, &have, b.cfg_json);
     } else if (ok) {
         cfg_print(&c, stdout);
+        fputs("sandbox layers\n", stdout);
+        jail_print(&have, &c.process, c.commands_n > 0, stdout);
         printf("\nfine: %.*s, %zu listener%s, %zu route%s, %zu command%s\n",
                STR_FMT(b.policy), c.listeners_n, c.listeners_n == 1 ? "" : "s",
                c.routes_n, c.routes_n == 1 ? "" : "s", c.commands_n,
