@@ -7310,61 +7310,80 @@ cfg_read_level(struct cfg_read *r, yyjson_val *v, void *object)
                     yyjson_get_str(v));
 }
 
+enum { CFG_LAYERS_N = 15 };
+
 /* What our processes give up, or are shut into, in the order of enum
- * jail_layer; jail_layers[] says what is lost without each. */
+ * jail_layer; then, for must_have alone, what is around us: enum jail_posture.
+ * Room jail says what is lost without each. */
 static const char *const cfg_layers[] = {
-    "no_new_privs",  "seccomp",
-    "landlock",      "rlimits",
-    "descriptors",   "environment",
-    "uid",           "user_namespace",
-    "pid_namespace", "network_namespace",
-    "ipc_namespace", "mount_namespace",
-    "cgroup",        "scopes",
+    "no_new_privs",
+    "seccomp",
+    "landlock",
+    "rlimits",
+    "descriptors",
+    "environment",
+    "uid",
+    "user_namespace",
+    "pid_namespace",
+    "network_namespace",
+    "ipc_namespace",
+    "mount_namespace",
+    "cgroup",
+    "scopes",
     "processes",
+
+    "not_root",
+    "read_only_root",
+    "outer_seccomp",
+    "outer_no_new_privs",
+    "few_capabilities",
+    "no_container_socket",
+    "no_host_mounts",
+    "masked_proc",
+    "own_pids",
+    "own_network",
+    "no_core_pipe",
+    "user_namespaces_off",
+    "yama",
+    "unshared_files",
 };
 
-enum { CFG_LAYERS_N = sizeof cfg_layers / sizeof *cfg_layers };
+enum { CFG_MUSTS_N = sizeof cfg_layers / sizeof *cfg_layers };
 
-/* The place of `name` in a list, or -1. */
-static int
-cfg_name_find(const char *const *list, size_t n, struct str name)
-{
-    for (size_t i = 0; i < n; i++)
-        if (str_eq(name, str_of(list[i])))
-            return (int)i;
-    return -1;
-}
-
-/* ": did you mean seccomp?", or all that there is. */
+/* "did you mean seccomp?", or all that there is. */
 static const char *
-cfg_name_hint(struct mem_arena *a, const char *const *list, size_t n,
-              struct str name)
+cfg_layer_hint(struct mem_arena *a, struct str name, size_t n)
 {
     const char *near = NULL, *all = "";
     unsigned best = 3, d;
 
     for (size_t i = 0; i < n; i++) {
-        d = schema_distance(name, list[i]);
+        d = schema_distance(name, cfg_layers[i]);
         if (d < best) {
             best = d;
-            near = list[i];
+            near = cfg_layers[i];
         }
-        all = mem_printf(a, "%s%s%s", all, *all ? ", " : "", list[i]);
+        all = mem_printf(a, "%s%s%s", all, *all ? ", " : "", cfg_layers[i]);
     }
     return near ? mem_printf(a, "did you mean %s?", near)
                 : mem_printf(a, "write %s", all);
 }
 
-/* Which of these a machine has, sup finds out. */
+/* Names out of the first `n`. Which of these a machine has, sup finds out. */
 static bool
-cfg_check_layers(struct cfg_read *r, const char *key, struct cfg_strs names)
+cfg_check_layers(struct cfg_read *r, const char *key, struct cfg_strs names,
+                 size_t n)
 {
-    for (size_t i = 0; i < names.n; i++)
-        if (cfg_name_find(cfg_layers, CFG_LAYERS_N, names.v[i]) < 0)
-            return cfg_fail(
-                r, "%s: there is no layer \"%.40s\": %s", key,
-                str_c(r->a, names.v[i]),
-                cfg_name_hint(r->a, cfg_layers, CFG_LAYERS_N, names.v[i]));
+    for (size_t i = 0; i < names.n; i++) {
+        size_t k = 0;
+
+        while (k < n && !str_eq(names.v[i], str_of(cfg_layers[k])))
+            k++;
+        if (k == n)
+            return cfg_fail(r, "%s: there is no layer \"%.40s\": %s", key,
+                            str_c(r->a, names.v[i]),
+                            cfg_layer_hint(r->a, names.v[i], n));
+    }
     return true;
 }
 
@@ -7401,8 +7420,9 @@ cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
 
     cfg_enter(r, v, "process", "");
     ok = cfg_read_object(r, v, table, &c->process) &&
-         cfg_check_layers(r, "accept_missing", c->process.accept_missing) &&
-         cfg_check_layers(r, "must_have", c->process.must_have);
+         cfg_check_layers(r, "accept_missing", c->process.accept_missing,
+                          CFG_LAYERS_N) &&
+         cfg_check_layers(r, "must_have", c->process.must_have, CFG_MUSTS_N);
     cfg_leave(r);
     return ok;
 }
@@ -24002,7 +24022,7 @@ jail_limit_fit(int resource, uint64_t want)
 /* A line of /proc/PID/mountinfo, see proc(5). Text is as it stands there, with
  * \040 for a blank; jail_unescape() makes a path of it. */
 struct jail_mount {
-    struct str root, point, options, type, source, super;
+    struct str device, root, point, options, type, source, super;
 };
 
 /* Takes the next word of a line. False: there is none. */
@@ -24021,11 +24041,9 @@ jail_mount_line(struct str line, struct jail_mount *m)
     struct str word;
 
     *m = (struct jail_mount){0};
-    for (int i = 0; i < 3; i++)  // ids and device
-        if (!jail_word(&line, &word))
-            return false;
-    if (!jail_word(&line, &m->root) || !jail_word(&line, &m->point) ||
-        !jail_word(&line, &m->options))
+    if (!jail_word(&line, &word) || !jail_word(&line, &word) ||  // ids
+        !jail_word(&line, &m->device) || !jail_word(&line, &m->root) ||
+        !jail_word(&line, &m->point) || !jail_word(&line, &m->options))
         return false;
     do
         if (!jail_word(&line, &word))
@@ -24651,11 +24669,14 @@ jail_have_no_uid(struct jail_have *h)
         jail_lacks(h, JAIL_PROCESSES, "the limit does not hold for root");
 }
 
+/* Whether a list has a name of cfg_layers. */
 static bool
-jail_named(struct cfg_strs names, enum jail_layer layer)
+jail_named(struct cfg_strs names, unsigned i)
 {
-    for (size_t i = 0; i < names.n; i++)
-        if (str_eq(names.v[i], str_of(cfg_layers[layer])))
+    struct str name = str_of(cfg_layers[i]);
+
+    for (size_t k = 0; k < names.n; k++)
+        if (str_eq(names.v[k], name))
             return true;
     return false;
 }
@@ -24790,6 +24811,790 @@ jail_write_json(const struct jail_have *h, const struct cfg_process *p,
             json_write_str(out, str_of(jail_layers[i].lost));
             mem_buf_printf(out, ",\"mend\":");
             json_write_str(out, str_of(jail_layers[i].mend));
+        }
+        mem_buf_add(out, "}", 1);
+    }
+    mem_buf_add(out, "]", 1);
+}
+
+/* ---- posture -------------------------------------------------------------
+ *
+ * What is around us, and not ours to change: told at the start and by `check`
+ * and `audit --host`, each with the mend. jail_look() reads, jail_judge() only
+ * compares.
+ */
+enum jail_posture {
+    JAIL_NOT_ROOT,
+    JAIL_READ_ONLY_ROOT,
+    JAIL_OUTER_SECCOMP,
+    JAIL_OUTER_NO_NEW_PRIVS,
+    JAIL_FEW_CAPABILITIES,
+    JAIL_NO_CONTAINER_SOCKET,
+    JAIL_NO_HOST_MOUNTS,
+    JAIL_MASKED_PROC,
+    JAIL_OWN_PIDS,
+    JAIL_OWN_NETWORK,
+    JAIL_NO_CORE_PIPE,
+    JAIL_USER_NAMESPACES_OFF,
+    JAIL_YAMA,
+    JAIL_UNSHARED_FILES,  // of the policy
+    JAIL_POSTURE_N
+};
+
+static_assert((int)JAIL_POSTURE_N == CFG_MUSTS_N - CFG_LAYERS_N, "all named");
+
+/* Mends; each name says what holds where all is well. */
+static const char *const jail_mends[JAIL_POSTURE_N] = {
+    [JAIL_NOT_ROOT] =
+        "start as an ordinary user (User=, --user), or in a user namespace",
+    [JAIL_READ_ONLY_ROOT] = "--read-only, readOnlyRootFilesystem: true, or "
+                            "ProtectSystem=strict",
+    [JAIL_OUTER_SECCOMP] =
+        "leave the runtime's seccomp profile on (not unconfined; Kubernetes: "
+        "seccompProfile RuntimeDefault; systemd: SystemCallFilter=)",
+    [JAIL_OUTER_NO_NEW_PRIVS] =
+        "--security-opt no-new-privileges, allowPrivilegeEscalation: false, or "
+        "NoNewPrivileges=yes",
+    [JAIL_FEW_CAPABILITIES] =
+        "--cap-drop ALL, and --cap-add setuid setgid setpcap kill where it "
+        "starts as root (net_bind_service for a port below 1024)",
+    [JAIL_NO_CONTAINER_SOCKET] =
+        "take it out of the container, or away from our user and group: who "
+        "reaches it is root on the host",
+    [JAIL_NO_HOST_MOUNTS] = "mount only what the policy reads, read-only",
+    [JAIL_MASKED_PROC] =
+        "leave the runtime's masks on (not --privileged, not procMount: "
+        "Unmasked, not systempaths=unconfined)",
+    [JAIL_OWN_PIDS] = "take out --pid=host, hostPID: true",
+    [JAIL_OWN_NETWORK] = "take out --network=host, hostNetwork: true",
+    [JAIL_NO_CORE_PIPE] =
+        "let kernel.core_pattern be a file name, if dumps are not wanted",
+    [JAIL_USER_NAMESPACES_OFF] =
+        "where nobody else needs them: user.max_user_namespaces = 0; commands "
+        "then go without, unless we start as root",
+    [JAIL_YAMA] = "kernel.yama.ptrace_scope = 1 or more",
+    [JAIL_UNSHARED_FILES] = "chmod o-w",
+};
+
+enum jail_severity {
+    JAIL_FINE,
+    JAIL_NOTE,  // good to know; not a finding
+    JAIL_LOW,
+    JAIL_MEDIUM,
+    JAIL_HIGH,
+};
+
+static const char *
+jail_severity_name(enum jail_severity s)
+{
+    static const char *const names[] = {"fine", "note", "low", "medium",
+                                        "high"};
+
+    return names[s];
+}
+
+struct jail_finding {
+    enum jail_severity severity;
+    char what[320];
+};
+
+/* Texts of /proc, as they are, and what was tried. */
+struct jail_view {
+    struct str mounts, status, uid_map, cgroup, core_pattern, max_userns, yama,
+        interfaces;
+    bool marked;  // /.dockerenv and its like, or $container
+    bool initial_pids, initial_network, kthreadd;
+    bool kcore, sysrq, sysctl;  // can be read; written; written
+    const char *socket;         // of a container runtime, writable; or NULL
+};
+
+__attribute__((format(printf, 4, 5))) static void
+jail_find(struct jail_finding *all, enum jail_posture id,
+          enum jail_severity severity, const char *fmt, ...)
+{
+    struct jail_finding *f = &all[id];
+    va_list ap;
+
+    if (severity <= f->severity)
+        return;  // a worse thing was found
+    f->severity = severity;
+    va_start(ap, fmt);
+    vsnprintf(f->what, sizeof f->what, fmt, ap);
+    va_end(ap);
+    for (char *p = f->what; *p; p++)
+        if ((unsigned char)*p < 0x20 || (unsigned char)*p >= 0x7f)
+            *p = '?';  // names of others, which may go to a terminal
+}
+
+/* For "%.*s": a name of others, and no more of it than there is room for. */
+static struct str
+jail_short(struct str s)
+{
+    return (struct str){s.p, s.n < 120 ? s.n : 120};
+}
+
+static struct str
+jail_line(struct str text)
+{
+    struct str line, rest;
+
+    str_cut(text, '\n', &line, &rest);
+    return str_trim(line);
+}
+
+/* The value of "Name:\tvalue" in /proc/PID/status. */
+static struct str
+jail_status(struct str status, struct str name)
+{
+    struct str line, key, value;
+
+    while (status.n) {
+        str_cut(status, '\n', &line, &status);
+        if (str_cut(line, ':', &key, &value) && str_eq(key, name))
+            return str_trim(value);
+    }
+    return S("");
+}
+
+/* The next number of a line of /proc/PID/uid_map. */
+static bool
+jail_number(struct str *line, uint64_t *n)
+{
+    struct str word;
+
+    *line = str_trim(*line);
+    str_cut(*line, ' ', &word, line);
+    return str_u64(word, n);
+}
+
+/* Whether uid 0 here is uid 0 around us: the map is "inside outside count". */
+static bool
+jail_real_root(struct str map)
+{
+    struct str line;
+
+    while (map.n) {
+        uint64_t inside, outside, n;
+
+        str_cut(map, '\n', &line, &map);
+        if (jail_number(&line, &inside) && jail_number(&line, &outside) &&
+            jail_number(&line, &n) && inside == 0 && n)
+            return outside == 0;
+    }
+    return true;  // nothing says otherwise
+}
+
+static bool
+jail_holds(struct str text, const char *word)
+{
+    return text.n && memmem(text.p, text.n, word, strlen(word));
+}
+
+/* The mount that a path of one component lies on: the last one there. */
+static bool
+jail_mount_at(struct str mounts, struct str point, struct jail_mount *m)
+{
+    struct jail_mount one;
+    bool found = false;
+
+    while (jail_mount_next(&mounts, &one))
+        if (str_eq(one.point, point)) {
+            *m = one;
+            found = true;
+        }
+    return found;
+}
+
+/* Containers are known in many ways, of which one is enough; but a machine
+ * whose disk was made of an image has the marks of a container too. */
+static bool
+jail_contained(const struct jail_view *v)
+{
+    static const char *const words[] = {"docker", "kubepods",   "libpod",
+                                        "lxc",    "containerd", "crio"};
+    static const char *const types[] = {"overlay", "aufs",
+                                        "fuse.fuse-overlayfs"};
+    struct jail_mount root;
+
+    if (!v->initial_pids || !jail_real_root(v->uid_map))
+        return true;
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (jail_holds(v->cgroup, words[i]))
+            return true;
+    if (!jail_mount_at(v->mounts, S("/"), &root))
+        return false;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (str_eq(root.type, str_of(types[i])))
+            return true;
+    return v->marked && root.root.n > 1;
+}
+
+static void
+jail_judge_root(const struct jail_view *v, bool in, struct jail_finding *out)
+{
+    struct str uids = jail_status(v->status, S("Uid")), ruid, euid, rest;
+    struct jail_mount root;
+    bool is_root;
+
+    str_cut(uids, '\t', &ruid, &rest);
+    str_cut(rest, '\t', &euid, &rest);
+    is_root = str_eq(euid, S("0"));
+    if (!euid.n)
+        jail_find(out, JAIL_NOT_ROOT, JAIL_LOW,
+                  "/proc/self/status cannot be read");
+    else if (is_root && jail_real_root(v->uid_map))
+        jail_find(out, JAIL_NOT_ROOT, JAIL_LOW,
+                  "the supervisor is root; the others become another user");
+    if (!jail_mount_at(v->mounts, S("/"), &root))
+        jail_find(out, JAIL_READ_ONLY_ROOT, JAIL_LOW,
+                  "/proc/self/mountinfo cannot be read");
+    else if (!jail_listed(root.options, ',', "ro") &&
+             !jail_listed(root.super, ',', "ro"))
+        jail_find(out, JAIL_READ_ONLY_ROOT,
+                  in && is_root ? JAIL_MEDIUM : JAIL_LOW,
+                  "the root file system is mounted writable (%.*s)",
+                  STR_FMT(root.type));
+}
+
+/* What somebody else has already put around us. */
+static void
+jail_judge_filters(const struct jail_view *v, bool in, struct jail_finding *out)
+{
+    struct str seccomp = jail_status(v->status, S("Seccomp"));
+    struct str no_new = jail_status(v->status, S("NoNewPrivs"));
+
+    if (!str_eq(seccomp, S("2")) && !str_eq(seccomp, S("1")))
+        jail_find(out, JAIL_OUTER_SECCOMP, in ? JAIL_MEDIUM : JAIL_LOW,
+                  "no seccomp filter was on before us: the supervisor has the "
+                  "system calls that we leave it");
+    if (!str_eq(no_new, S("1")))
+        jail_find(out, JAIL_OUTER_NO_NEW_PRIVS, in ? JAIL_MEDIUM : JAIL_LOW,
+                  "no_new_privs was not set before us: the supervisor could "
+                  "start a set-uid program");
+}
+
+static const struct jail_cap {
+    const char *name;
+    bool needed;     // to become another user, listen, and end children
+    bool dangerous;  // as good as root on the host
+} jail_caps[] = {
+    {"chown", false, false},
+    {"dac_override", false, false},
+    {"dac_read_search", false, true},
+    {"fowner", false, false},
+    {"fsetid", false, false},
+    {"kill", true, false},
+    {"setgid", true, false},
+    {"setuid", true, false},
+    {"setpcap", true, false},
+    {"linux_immutable", false, false},
+    {"net_bind_service", true, false},
+    {"net_broadcast", false, false},
+    {"net_admin", false, true},
+    {"net_raw", false, false},
+    {"ipc_lock", false, false},
+    {"ipc_owner", false, false},
+    {"sys_module", false, true},
+    {"sys_rawio", false, true},
+    {"sys_chroot", false, false},
+    {"sys_ptrace", false, true},
+    {"sys_pacct", false, false},
+    {"sys_admin", false, true},
+    {"sys_boot", false, true},
+    {"sys_nice", false, false},
+    {"sys_resource", false, false},
+    {"sys_time", false, true},
+    {"sys_tty_config", false, false},
+    {"mknod", false, true},
+    {"lease", false, false},
+    {"audit_write", false, false},
+    {"audit_control", false, true},
+    {"setfcap", false, false},
+    {"mac_override", false, true},
+    {"mac_admin", false, true},
+    {"syslog", false, true},
+    {"wake_alarm", false, false},
+    {"block_suspend", false, false},
+    {"audit_read", false, false},
+    {"perfmon", false, true},
+    {"bpf", false, true},
+    {"checkpoint_restore", false, true},
+};
+
+/* Sixteen digits of hexadecimal; what is no digit, ends them. */
+static uint64_t
+jail_hex(struct str s)
+{
+    uint64_t n = 0;
+    int d;
+
+    for (size_t i = 0; i < s.n && i < 16; i++) {
+        d = str_hex_digit(s.p[i]);
+        if (d < 0)
+            break;
+        n = n << 4 | (unsigned)d;
+    }
+    return n;
+}
+
+/* The names of those that are not needed, the dangerous ones first. True: there
+ * is one. */
+static bool
+jail_cap_names(uint64_t held, char *names, size_t cap)
+{
+    const unsigned n = sizeof jail_caps / sizeof *jail_caps;
+    bool danger = false;
+    size_t at = 0;
+
+    *names = 0;
+    for (unsigned k = 0; k < 2 * n; k++) {
+        const struct jail_cap *c = &jail_caps[k % n];
+
+        if (!(held >> k % n & 1) || c->needed || c->dangerous != (k < n))
+            continue;
+        danger |= c->dangerous;
+        if (at + strlen(c->name) + 8 > cap) {
+            snprintf(names + at, cap - at, ", ...");
+            return danger;
+        }
+        at += (size_t)snprintf(names + at, cap - at, "%s%s", at ? ", " : "",
+                               c->name);
+    }
+    return danger;
+}
+
+/* Held now, or to be had without asking: effective, permitted, inheritable,
+ * ambient. */
+static void
+jail_judge_capabilities(const struct jail_view *v, bool in,
+                        struct jail_finding *out)
+{
+    uint64_t held = jail_hex(jail_status(v->status, S("CapEff"))) |
+                    jail_hex(jail_status(v->status, S("CapPrm"))) |
+                    jail_hex(jail_status(v->status, S("CapInh"))) |
+                    jail_hex(jail_status(v->status, S("CapAmb")));
+    char names[160];
+    bool danger = jail_cap_names(held, names, sizeof names);
+
+    if (*names)
+        jail_find(out, JAIL_FEW_CAPABILITIES,
+                  !in      ? JAIL_LOW
+                  : danger ? JAIL_HIGH
+                           : JAIL_MEDIUM,
+                  "it holds capabilities it does not need: %s", names);
+}
+
+/* Folders that make whoever writes, or reads, them master of the host. */
+static bool
+jail_is_hosts(struct str root)
+{
+    static const char *const roots[] = {
+        "/etc",
+        "/root",
+        "/home",
+        "/boot",
+        "/usr",
+        "/var",
+        "/run",
+        "/var/run",
+        "/var/lib",
+        "/var/log",
+        "/proc",
+        "/sys",
+        "/dev",
+        "/var/lib/docker",
+        "/var/lib/containerd",
+        "/var/lib/kubelet",
+        "/bin",
+        "/sbin",
+        "/lib",
+        "/opt",
+        "/srv",
+    };
+
+    for (size_t i = 0; i < sizeof roots / sizeof *roots; i++)
+        if (str_eq(root, str_of(roots[i])))
+            return true;
+    return false;
+}
+
+static bool
+jail_below(struct str path, struct str folder)
+{
+    return str_starts(path, folder) &&
+           (path.n == folder.n || path.p[folder.n] == '/');
+}
+
+/* Whether one of the mounts that come `later` lies on top. */
+static bool
+jail_covered(struct str later, const struct jail_mount *m)
+{
+    struct jail_mount one;
+
+    while (jail_mount_next(&later, &one))
+        if (one.point.n == 1 || jail_below(m->point, one.point))
+            return true;
+    return false;
+}
+
+/* Whether `root` of a disk is shown at `point` while other parts of the same
+ * disk are too: as runtimes do with /etc/hosts, whose disk is the host's. */
+static bool
+jail_whole_disk(struct str mounts, const struct jail_mount *m)
+{
+    struct jail_mount one;
+
+    if (m->root.n != 1 || m->point.n == 1 || !str_starts(m->source, S("/dev/")))
+        return false;
+    while (jail_mount_next(&mounts, &one))
+        if (str_eq(one.device, m->device) && one.root.n > 1)
+            return true;
+    return false;
+}
+
+/* Why a mount of a container is one of the host; NULL: it is not. */
+static const char *
+jail_mount_hosts(struct str mounts, const struct jail_mount *m)
+{
+    bool disk = str_starts(m->source, S("/dev/"));
+
+    if (str_eq(m->type, S("proc")))
+        return jail_below(m->point, S("/proc")) ? NULL : "another /proc";
+    if (str_eq(m->type, S("sysfs")))
+        return jail_below(m->point, S("/sys")) ? NULL : "another /sys";
+    if (str_eq(m->type, S("devtmpfs")))
+        return m->root.n == 1 ? "the devices of the host" : NULL;
+    if (jail_whole_disk(mounts, m))
+        return "a whole disk of the host";
+    return disk && m->point.n > 1 && jail_is_hosts(m->root)
+               ? "a folder of the host"
+               : NULL;
+}
+
+static bool
+jail_is_socket(struct str point)
+{
+    static const char *const names[] = {"/docker.sock", "/containerd.sock",
+                                        "/crio.sock", "/podman.sock"};
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (str_ends(point, str_of(names[i])))
+            return true;
+    return false;
+}
+
+static void
+jail_judge_mounts(const struct jail_view *v, bool in, struct jail_finding *out)
+{
+    struct str mounts = v->mounts;
+    struct jail_mount m;
+
+    if (v->socket)
+        jail_find(out, JAIL_NO_CONTAINER_SOCKET, JAIL_HIGH,
+                  "%s can be written to", v->socket);
+    if (!mounts.n) {
+        jail_find(out, JAIL_NO_HOST_MOUNTS, JAIL_LOW,
+                  "/proc/self/mountinfo cannot be read");
+        return;
+    }
+    while (jail_mount_next(&mounts, &m)) {
+        const char *why = in && out[JAIL_NO_HOST_MOUNTS].severity < JAIL_HIGH
+                              ? jail_mount_hosts(v->mounts, &m)
+                              : NULL;
+
+        if (why && jail_covered(mounts, &m))
+            why = NULL;
+        if (jail_is_socket(m.point))
+            jail_find(out, JAIL_NO_CONTAINER_SOCKET, JAIL_HIGH,
+                      "%.*s is mounted here", STR_FMT(jail_short(m.point)));
+        if (why)
+            jail_find(out, JAIL_NO_HOST_MOUNTS,
+                      jail_listed(m.options, ',', "ro") ? JAIL_MEDIUM
+                                                        : JAIL_HIGH,
+                      "%.*s: %s", STR_FMT(jail_short(m.point)), why);
+    }
+}
+
+static void
+jail_judge_proc(const struct jail_view *v, bool in, struct jail_finding *out)
+{
+    struct str pipe = jail_line(v->core_pattern);
+
+    if (in && (v->kcore || v->sysrq || v->sysctl))
+        jail_find(out, JAIL_MASKED_PROC, JAIL_HIGH, "within reach:%s%s%s",
+                  v->kcore ? " /proc/kcore" : "",
+                  v->sysrq ? " /proc/sysrq-trigger" : "",
+                  v->sysctl ? " /proc/sys" : "");
+    if (in && (v->initial_pids || v->kthreadd))
+        jail_find(out, JAIL_OWN_PIDS, JAIL_HIGH,
+                  "the processes of the host are seen here");
+    if (str_starts(pipe, S("|")))
+        jail_find(out, JAIL_NO_CORE_PIPE, JAIL_LOW,
+                  "a program that crashes makes the kernel start %.*s as "
+                  "root of the host",
+                  STR_FMT(jail_short(str_from(pipe, 1))));
+    if (v->max_userns.n && !str_eq(jail_line(v->max_userns), S("0")))
+        jail_find(out, JAIL_USER_NAMESPACES_OFF, JAIL_NOTE,
+                  "every user can make user namespaces, and so reach parts of "
+                  "the kernel that are root's otherwise");
+    if (!v->yama.n || str_eq(jail_line(v->yama), S("0")))
+        jail_find(out, JAIL_YAMA, JAIL_NOTE,
+                  "a process may trace others of its user; ours are not "
+                  "dumpable, which forbids it");
+}
+
+/* Bridges and far ends of containers are a host's. */
+static void
+jail_judge_network(const struct jail_view *v, bool in, struct jail_finding *out)
+{
+    static const char *const names[] = {"docker",  "cni",  "veth",   "virbr",
+                                        "flannel", "cali", "podman", "br-"};
+    struct str lines = v->interfaces, line;
+    bool host = v->initial_network;
+
+    while (lines.n && !host) {
+        str_cut(lines, '\n', &line, &lines);
+        line = str_trim(line);
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+            host |= str_starts(line, str_of(names[i]));
+    }
+    if (in && host)
+        jail_find(out, JAIL_OWN_NETWORK, JAIL_MEDIUM,
+                  "the network of the host is seen here: its loopback, and "
+                  "abstract sockets");
+}
+
+/* All but what is the policy's. */
+static void
+jail_judge(const struct jail_view *v, struct jail_finding *out)
+{
+    bool in = jail_contained(v);
+
+    memset(out, 0, JAIL_POSTURE_N * sizeof *out);
+    jail_judge_root(v, in, out);
+    jail_judge_filters(v, in, out);
+    jail_judge_capabilities(v, in, out);
+    jail_judge_mounts(v, in, out);
+    jail_judge_proc(v, in, out);
+    jail_judge_network(v, in, out);
+}
+
+/* The children keep our user, which is well unless that is root. */
+static void
+jail_judge_keep(struct jail_finding *out)
+{
+    if (out[JAIL_NOT_ROOT].severity)
+        jail_find(out, JAIL_NOT_ROOT, JAIL_HIGH,
+                  "all processes are root, also those that parse the network");
+}
+
+/* A file of the policy, or its folder, that everybody may write. */
+static void
+jail_judge_path(struct jail_finding *out, const char *path)
+{
+    struct stat st;
+
+    if (stat(path, &st) == 0 && st.st_mode & S_IWOTH)
+        jail_find(out, JAIL_UNSHARED_FILES,
+                  S_ISDIR(st.st_mode) && st.st_mode & S_ISVTX ? JAIL_MEDIUM
+                                                              : JAIL_HIGH,
+                  "everybody can write %s (mode %04o)", path,
+                  (unsigned)st.st_mode & 07777);
+}
+
+static void
+jail_judge_file(struct mem_arena *a, struct jail_finding *out, struct str path)
+{
+    const char *slash;
+
+    if (!path.n)
+        return;
+    jail_judge_path(out, str_c(a, path));
+    slash = memrchr(path.p, '/', path.n);
+    jail_judge_path(
+        out, !slash ? "."
+             : slash == path.p
+                 ? "/"
+                 : str_c(a, (struct str){path.p, (size_t)(slash - path.p)}));
+}
+
+/* A socket that leads out of the container, and that we may write to. */
+static const char *
+jail_look_socket(void)
+{
+    static const char *const paths[] = {
+        "/run/docker.sock",
+        "/var/run/docker.sock",
+        "/run/containerd/containerd.sock",
+        "/var/run/containerd/containerd.sock",
+        "/run/k3s/containerd/containerd.sock",
+        "/run/crio/crio.sock",
+        "/var/run/crio/crio.sock",
+        "/run/podman/podman.sock",
+        "/var/run/podman/podman.sock",
+    };
+    struct stat st;
+
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
+        if (stat(paths[i], &st) == 0 && S_ISSOCK(st.st_mode) &&
+            faccessat(AT_FDCWD, paths[i], W_OK, AT_EACCESS) == 0)
+            return paths[i];
+    return NULL;
+}
+
+/* Inode numbers of the first namespaces are fixed (include/uapi/linux/nsfs.h);
+ * that of the first network is since Linux 6.18. */
+static bool
+jail_look_initial(const char *path, const char *name)
+{
+    char text[64];
+    ssize_t n = readlink(path, text, sizeof text - 1);
+
+    text[n > 0 ? n : 0] = 0;
+    return strcmp(text, name) == 0;
+}
+
+static bool
+jail_look_marked(void)
+{
+    return getenv("container") || access("/.dockerenv", F_OK) == 0 ||
+           access("/run/.containerenv", F_OK) == 0 ||
+           getenv("KUBERNETES_SERVICE_HOST");
+}
+
+static bool
+jail_look_access(const char *path, int mode)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode) &&
+           faccessat(AT_FDCWD, path, mode, AT_EACCESS) == 0;
+}
+
+static void
+jail_look(struct mem_arena *a, struct jail_view *v)
+{
+    static const struct {
+        const char *path;
+        size_t offset, max;
+    } files[] = {
+        {"/proc/self/mountinfo", offsetof(struct jail_view, mounts), 256 << 10},
+        {"/proc/self/status", offsetof(struct jail_view, status), 8192},
+        {"/proc/self/uid_map", offsetof(struct jail_view, uid_map), 4096},
+        {"/proc/self/cgroup", offsetof(struct jail_view, cgroup), 8192},
+        {"/proc/sys/kernel/core_pattern",
+         offsetof(struct jail_view, core_pattern), 256},
+        {"/proc/sys/user/max_user_namespaces",
+         offsetof(struct jail_view, max_userns), 64},
+        {"/proc/sys/kernel/yama/ptrace_scope", offsetof(struct jail_view, yama),
+         64},
+        {"/proc/net/dev", offsetof(struct jail_view, interfaces), 1 << 16},
+    };
+    char comm[32];
+
+    *v = (struct jail_view){0};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        *(struct str *)((char *)v + files[i].offset) = jail_read(
+            files[i].path, mem_alloc_raw(a, files[i].max), files[i].max);
+    v->marked = jail_look_marked();
+    v->initial_pids =
+        jail_look_initial("/proc/self/ns/pid", "pid:[4026531836]");
+    v->initial_network =
+        jail_look_initial("/proc/self/ns/net", "net:[4026531833]");
+    v->kthreadd = str_eq(
+        jail_line(jail_read("/proc/2/comm", comm, sizeof comm)), S("kthreadd"));
+    v->kcore = jail_look_access("/proc/kcore", R_OK);
+    v->sysrq = jail_look_access("/proc/sysrq-trigger", W_OK);
+    v->sysctl = jail_look_access("/proc/sys/kernel/core_pattern", W_OK);
+    v->socket = jail_look_socket();
+}
+
+/* What this machine gives us, and what is around us. */
+struct jail_host {
+    struct jail_have have;
+    struct jail_finding posture[JAIL_POSTURE_N];
+};
+
+/* Once, before we change anything about ourselves: see jail_probe(). */
+static void
+jail_survey(struct jail_host *h)
+{
+    struct mem_arena *a = mem_arena_new((size_t)4 << 20);
+    struct jail_view v;
+
+    jail_probe(&h->have);
+    jail_look(a, &v);
+    jail_judge(&v, h->posture);
+    mem_arena_free(a);
+}
+
+static const char *
+jail_posture_name(unsigned id)
+{
+    return cfg_layers[CFG_LAYERS_N + id];
+}
+
+/* Whether each part of it that must be fine, is. */
+static bool
+jail_posture_enough(const struct jail_finding *all, const struct cfg_process *p,
+                    struct err *e)
+{
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++)
+        if (all[i].severity && jail_named(p->must_have, CFG_LAYERS_N + i)) {
+            err_set(e, ERR_CONFIG, "process: must_have: %s: %s; mend: %s",
+                    jail_posture_name(i), all[i].what, jail_mends[i]);
+            return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
+        }
+    return true;
+}
+
+static void
+jail_posture_warn(const struct jail_finding *all)
+{
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++)
+        if (all[i].severity > JAIL_NOTE)
+            log_at(all[i].severity > JAIL_LOW ? LOG_WARN : LOG_INFO, "jail",
+                   "posture: %s (%s): %s; mend: %s", jail_posture_name(i),
+                   jail_severity_name(all[i].severity), all[i].what,
+                   jail_mends[i]);
+}
+
+/* `p` is NULL without a policy. */
+static void
+jail_posture_print(const struct jail_finding *all, const struct cfg_process *p,
+                   FILE *f)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++) {
+        bool must_have = p && jail_named(p->must_have, CFG_LAYERS_N + i);
+
+        if (!all[i].severity && !must_have)
+            continue;
+        n++;
+        fprintf(f, "  %-20s %-6s %s%s\n", jail_posture_name(i),
+                jail_severity_name(all[i].severity),
+                all[i].severity ? all[i].what : "",
+                must_have ? " (must have)" : "");
+        if (all[i].severity)
+            fprintf(f, "      mend: %s\n", jail_mends[i]);
+    }
+    if (!n)
+        fputs("  nothing to say\n", f);
+}
+
+static void
+jail_posture_json(const struct jail_finding *all, struct mem_buf *out)
+{
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++) {
+        mem_buf_printf(out, "%s{\"name\":\"%s\",\"severity\":\"%s\"",
+                       i ? "," : "[", jail_posture_name(i),
+                       jail_severity_name(all[i].severity));
+        if (all[i].severity) {
+            mem_buf_printf(out, ",\"what\":");
+            json_write_str(out, str_of(all[i].what));
+            mem_buf_printf(out, ",\"mend\":");
+            json_write_str(out, str_of(jail_mends[i]));
         }
         mem_buf_add(out, "}", 1);
     }
@@ -34477,7 +35282,7 @@ struct sup {
     struct err why;
     int null_fd, met_fd;
     int children_fd;  // for jail_orphans()
-    struct jail_have have;
+    struct jail_host host;
     unsigned met_rows;
     bool *slots;  // which rows are leased
     unsigned number;
@@ -35025,17 +35830,57 @@ sup_user(struct mem_arena *a, const struct cfg_process *p,
     return true;
 }
 
+static void
+sup_judge_site(struct mem_arena *a, const struct cfg_site *s,
+               struct jail_finding *out)
+{
+    jail_judge_file(a, out, s->client_ca);
+    for (size_t i = 0; i < s->pairs_n; i++) {
+        jail_judge_file(a, out, s->pairs[i].certificate);
+        jail_judge_file(a, out, s->pairs[i].key);
+    }
+    for (size_t i = 0; i < s->crl.n; i++)
+        jail_judge_file(a, out, s->crl.v[i]);
+}
+
+/* Files whose change changes who may do what. */
+static void
+sup_judge_files(struct mem_arena *a, const struct cfg *c, struct str policy,
+                struct jail_finding *out)
+{
+    jail_judge_file(a, out, policy);
+    jail_judge_file(a, out, c->process.ticket_keys);
+    for (size_t i = 0; i < c->cas.n; i++)
+        jail_judge_file(a, out, c->cas.v[i]);
+    for (size_t i = 0; i < c->listeners_n; i++) {
+        const struct cfg_listener *l = &c->listeners[i];
+
+        for (size_t j = 0; j <= l->sni_n; j++)
+            sup_judge_site(a, j ? &l->sni[j - 1] : &l->own, out);
+    }
+    for (size_t i = 0; i < c->upstreams_n; i++) {
+        const struct cfg_upstream *u = &c->upstreams[i];
+
+        jail_judge_file(a, out, u->ca);
+        jail_judge_file(a, out, u->certificate);
+        jail_judge_file(a, out, u->key);
+    }
+}
+
 /* The machine as this policy uses it: the user, and whether it is enough. */
 static bool
-sup_layers(struct mem_arena *a, const struct cfg *c, struct jail_have *have,
-           struct boot *b, struct err *e)
+sup_judge(struct mem_arena *a, const struct cfg *c, struct jail_host *host,
+          struct boot *b, struct err *e)
 {
-    if (!sup_user(a, &c->process, have, b, e) ||
-        !jail_enough(have, &c->process, c->commands_n > 0, e))
+    if (!sup_user(a, &c->process, &host->have, b, e) ||
+        !jail_enough(&host->have, &c->process, c->commands_n > 0, e))
         return false;
-    b->layers = have->layers;
-    b->landlock_abi = have->landlock_abi;
-    return true;
+    b->layers = host->have.layers;
+    b->landlock_abi = host->have.landlock_abi;
+    if (!b->drop)
+        jail_judge_keep(host->posture);
+    sup_judge_files(a, c, b->policy, host->posture);
+    return jail_posture_enough(host->posture, &c->process, e);
 }
 
 /* ---- sockets ------------------------------------------------------------- */
@@ -35494,7 +36339,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
 {
     struct sup_load *l = s->load;
     struct boot *b = &l->boot;
-    struct jail_have have = s->have;
+    struct jail_host host = s->host;
     struct sup_gen *g;
     struct cfg c;
 
@@ -35509,13 +36354,14 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->workers = g->workers;
     b->generation = g->number;
     b->admin_n = c.admin_n;
-    if (!sup_layers(l->arena, &c, &have, b, e) ||
+    if (!sup_judge(l->arena, &c, &host, b, e) ||
         !sup_read_certificates(l->arena, &c, b, e) ||
         !sup_gen_sockets(s, g, &c, e) || !sup_slab(s, g->workers, e) ||
         !sup_route_slab(s, &c, g, e))
         return false;
-    g->have = have;
-    jail_warn(&have, &c.process);
+    g->have = host.have;
+    jail_warn(&host.have, &c.process);
+    jail_posture_warn(host.posture);
     sup_boot_env(l->arena, &c, b);
     sup_boot_ticket_key(s, l->arena, b);
     b->met_fd = s->met_fd;
@@ -36578,7 +37424,7 @@ sup_init(struct sup *s, struct err *e)
 
     signal(SIGPIPE, SIG_IGN);
     sup_reopen_log();
-    jail_probe(&s->have);
+    jail_survey(&s->host);
     if (!jail_undumpable())
         return err_set(e, ERR_CONFIG, "dumpable: %s", strerror(errno));
     prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L);
@@ -37555,6 +38401,7 @@ enum cli_option_bit {
     CLI_POLICY = 1 << 0,
     CLI_JSON = 1 << 1,
     CLI_STDIN = 1 << 2,
+    CLI_HOST = 1 << 3,
 };
 
 static const struct cli_option {
@@ -37565,11 +38412,13 @@ static const struct cli_option {
      "the policy (default scripts/gateway.lua)"},
     {CLI_JSON, "--json", NULL, "for machines"},
     {CLI_STDIN, "--stdin", NULL, "pass standard input on to the program"},
+    {CLI_HOST, "--host", NULL,
+     "what is around the gateway, and how to mend it"},
 };
 
 struct cli {
     const char *policy;
-    bool json, pass_stdin;
+    bool policy_given, json, pass_stdin, host;
     char **args;  // what is left: operands
     int args_n;
 };
@@ -37620,7 +38469,7 @@ cli_load(struct mem_arena *a, const char *policy, struct boot *b, struct cfg *c,
 
 /* The plain configuration, and what is here to run it. */
 static void
-cli_check_json(const struct cfg *c, const struct jail_have *have,
+cli_check_json(const struct cfg *c, const struct jail_host *host,
                struct str plain)
 {
     struct mem_buf out = {0};
@@ -37628,7 +38477,9 @@ cli_check_json(const struct cfg *c, const struct jail_have *have,
     must(str_ends(plain, S("}")) && plain.n > 2);
     mem_buf_add(&out, plain.p, plain.n - 1);
     mem_buf_printf(&out, ",\"layers\":");
-    jail_write_json(have, &c->process, c->commands_n > 0, &out);
+    jail_write_json(&host->have, &c->process, c->commands_n > 0, &out);
+    mem_buf_printf(&out, ",\"posture\":");
+    jail_posture_json(host->posture, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
 }
@@ -37638,23 +38489,25 @@ cli_check(const struct cli *cli)
 {
     struct mem_arena *a = mem_arena_new((size_t)512 << 20);
     struct mem_buf numbers = {0};
-    struct jail_have have;
+    struct jail_host host;
     struct boot b;
     struct cfg c;
     struct err e;
     bool ok;
 
-    jail_probe(&have);
+    jail_survey(&host);
     ok = cli_load(a, cli->policy, &b, &c, &e) && sup_servable(&c, &e) &&
-         sup_layers(a, &c, &have, &b, &e) &&
+         sup_judge(a, &c, &host, &b, &e) &&
          sup_read_certificates(a, &c, &b, &e) &&
          sup_verify(&c, &b, &numbers, &e);
     if (ok && cli->json) {
-        cli_check_json(&c, &have, b.cfg_json);
+        cli_check_json(&c, &host, b.cfg_json);
     } else if (ok) {
         cfg_print(&c, stdout);
         fputs("sandbox layers\n", stdout);
-        jail_print(&have, &c.process, c.commands_n > 0, stdout);
+        jail_print(&host.have, &c.process, c.commands_n > 0, stdout);
+        fputs("posture\n", stdout);
+        jail_posture_print(host.posture, &c.process, stdout);
         printf("\nfine: %.*s, %zu listener%s, %zu route%s, %zu command%s\n",
                STR_FMT(b.policy), c.listeners_n, c.listeners_n == 1 ? "" : "s",
                c.routes_n, c.routes_n == 1 ? "" : "s", c.commands_n,
@@ -37666,6 +38519,63 @@ cli_check(const struct cli *cli)
         ok = cli_fail("standard output: %s", strerror(errno)) == 0;
     boot_forget_keys(&b);
     mem_buf_free(&numbers);
+    mem_arena_free(a);
+    return ok ? 0 : 1;
+}
+
+/* ---- audit --------------------------------------------------------------- */
+
+static void
+cli_audit_write(const struct jail_host *host, const struct cfg *c, bool json)
+{
+    const struct cfg_process *p = c ? &c->process : NULL;
+    bool commands = c && c->commands_n;
+    struct mem_buf out = {0};
+
+    if (!json) {
+        fputs("sandbox layers\n", stdout);
+        jail_print(&host->have, p, commands, stdout);
+        fputs("posture\n", stdout);
+        jail_posture_print(host->posture, p, stdout);
+        return;
+    }
+    mem_buf_printf(&out, "{\"layers\":");
+    jail_write_json(&host->have, p, commands, &out);
+    mem_buf_printf(&out, ",\"posture\":");
+    jail_posture_json(host->posture, &out);
+    printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
+    mem_buf_free(&out);
+}
+
+/* With a policy, as that one uses the machine; without, by itself. */
+static int
+cli_audit(const struct cli *cli)
+{
+    struct mem_arena *a;
+    struct jail_host host;
+    struct boot b;
+    struct cfg c;
+    struct err e;
+    bool ok = true, loaded = false;
+
+    if (!cli->host)
+        return cli_fail("say what to look at: gateway audit --host") + 1;
+    a = mem_arena_new((size_t)512 << 20);
+    jail_survey(&host);
+    if (!jail_has(&host.have, JAIL_UID))
+        jail_judge_keep(host.posture);
+    if (cli->policy_given) {
+        loaded = cli_load(a, cli->policy, &b, &c, &e);
+        ok = loaded && sup_judge(a, &c, &host, &b, &e);
+    }
+    if (ok || loaded)
+        cli_audit_write(&host, loaded ? &c : NULL, cli->json);
+    if (!ok)
+        cli_fail("%s", e.msg);
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++)
+        ok = ok && host.posture[i].severity < JAIL_MEDIUM;
+    if (fflush(stdout) != 0)
+        ok = cli_fail("standard output: %s", strerror(errno)) == 0;
     mem_arena_free(a);
     return ok ? 0 : 1;
 }
@@ -37818,12 +38728,12 @@ static bool
 cli_exec_start(struct cli_exec *x, const struct cli *cli, struct boot *b,
                struct err *e)
 {
-    struct jail_have have;
+    struct jail_host host;
     struct str in;
     int fd;
 
-    jail_probe(&have);
-    if (!sup_layers(x->a, &x->cfg, &have, b, e) ||
+    jail_survey(&host);
+    if (!sup_judge(x->a, &x->cfg, &host, b, e) ||
         !exec_program_check(x->command, b->uid, e) ||
         !cli_exec_stdin(x, cli, &in, e))
         return false;
@@ -37956,6 +38866,12 @@ static const struct cli_command cli_commands[] = {
      "  gateway check\n"
      "  gateway check --json my.lua > plain.json\n",
      CLI_POLICY | CLI_JSON, 1, cli_check, NULL},
+    {"audit", "--host [POLICY]",
+     "Says which sandbox layers are here, and what around the gateway is not "
+     "as it should be, with the mend. 1: something of medium or high severity.",
+     "  gateway audit --host\n"
+     "  gateway audit --host --json my.lua\n",
+     CLI_POLICY | CLI_JSON | CLI_HOST, 1, cli_audit, NULL},
     {"test", "[TEST.lua ...]",
      "Runs policy tests: no network, no certificates, "
      "no waiting.",
@@ -38034,10 +38950,13 @@ cli_option_find(const struct cli_command *c, const char *arg,
 static void
 cli_option_set(struct cli *cli, unsigned bit, const char *value)
 {
-    if (bit == CLI_POLICY)
+    if (bit == CLI_POLICY) {
         cli->policy = value;
+        cli->policy_given = true;
+    }
     cli->json |= bit == CLI_JSON;
     cli->pass_stdin |= bit == CLI_STDIN;
+    cli->host |= bit == CLI_HOST;
 }
 
 /* Options and operands in any order; "--" ends the options. */
@@ -38095,7 +39014,7 @@ cli_command_run(const struct cli_command *c, int argc, char **argv)
     if (code)
         return code;
     if (c->max == 1 && cli.args_n == 1)
-        cli.policy = cli.args[0];
+        cli_option_set(&cli, CLI_POLICY, cli.args[0]);
     return c->run(&cli);
 }
 
