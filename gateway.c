@@ -149,6 +149,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -7327,59 +7328,79 @@ cfg_read_level(struct cfg_read *r, yyjson_val *v, void *object)
                     yyjson_get_str(v));
 }
 
-/* What our processes give up, or are shut into. */
-static const struct cfg_layer {
-    const char *name;
-    bool later;  // known, and given by a later version
-} cfg_layers[] = {
-    {"no_new_privs", false}, {"dumpable", false},    {"rlimits", false},
-    {"descriptors", false},  {"environment", false}, {"uid", false},
-    {"seccomp", true},       {"landlock", true},     {"namespaces", true},
-    {"cgroup", true},        {"processes", true},
+enum { CFG_LAYERS_N = 15 };
+
+/* What our processes give up, or are shut into, in the order of enum
+ * jail_layer; then, for must_have alone, what is around us: enum jail_posture.
+ * Room jail says what is lost without each. */
+static const char *const cfg_layers[] = {
+    "no_new_privs",
+    "seccomp",
+    "landlock",
+    "rlimits",
+    "descriptors",
+    "environment",
+    "uid",
+    "user_namespace",
+    "pid_namespace",
+    "network_namespace",
+    "ipc_namespace",
+    "mount_namespace",
+    "cgroup",
+    "scopes",
+    "processes",
+
+    "not_root",
+    "read_only_root",
+    "outer_seccomp",
+    "outer_no_new_privs",
+    "few_capabilities",
+    "no_container_socket",
+    "no_host_mounts",
+    "masked_proc",
+    "own_pids",
+    "own_network",
+    "no_core_pipe",
+    "user_namespaces_off",
+    "yama",
+    "unshared_files",
 };
 
-static const size_t cfg_layers_n = sizeof cfg_layers / sizeof *cfg_layers;
+enum { CFG_MUSTS_N = sizeof cfg_layers / sizeof *cfg_layers };
 
-static const struct cfg_layer *
-cfg_layer_find(struct str name)
-{
-    for (size_t i = 0; i < cfg_layers_n; i++)
-        if (str_eq(name, str_of(cfg_layers[i].name)))
-            return &cfg_layers[i];
-    return NULL;
-}
-
-/* The names, with commas; of this version only, or of later ones too. */
+/* "did you mean seccomp?", or all that there is. */
 static const char *
-cfg_layer_names(struct mem_arena *a, bool later)
+cfg_layer_hint(struct mem_arena *a, struct str name, size_t n)
 {
-    const char *all = "";
+    const char *near = NULL, *all = "";
+    unsigned best = 3, d;
 
-    for (size_t i = 0; i < cfg_layers_n; i++)
-        if (later || !cfg_layers[i].later)
-            all = mem_printf(a, "%s%s%s", all, *all ? ", " : "",
-                             cfg_layers[i].name);
-    return all;
+    for (size_t i = 0; i < n; i++) {
+        d = schema_distance(name, cfg_layers[i]);
+        if (d < best) {
+            best = d;
+            near = cfg_layers[i];
+        }
+        all = mem_printf(a, "%s%s%s", all, *all ? ", " : "", cfg_layers[i]);
+    }
+    return near ? mem_printf(a, "did you mean %s?", near)
+                : mem_printf(a, "write %s", all);
 }
 
-/* Whoever asks for a layer gets it, or is told that it is not there: `must`
- * for must_have. "uid" depends on who starts us, which sup knows. */
+/* Names out of the first `n`. Which of these a machine has, sup finds out. */
 static bool
 cfg_check_layers(struct cfg_read *r, const char *key, struct cfg_strs names,
-                 bool must)
+                 size_t n)
 {
     for (size_t i = 0; i < names.n; i++) {
-        const struct cfg_layer *l = cfg_layer_find(names.v[i]);
+        size_t k = 0;
 
-        if (!l)
-            return cfg_fail(r, "%s: there is no layer \"%.40s\": write %s", key,
+        while (k < n && !str_eq(names.v[i], str_of(cfg_layers[k])))
+            k++;
+        if (k == n)
+            return cfg_fail(r, "%s: there is no layer \"%.40s\": %s", key,
                             str_c(r->a, names.v[i]),
-                            cfg_layer_names(r->a, true));
-        if (must && l->later)
-            return cfg_fail(r,
-                            "%s: %s comes with a later version: this one can "
-                            "promise %s",
-                            key, l->name, cfg_layer_names(r->a, false));
+                            cfg_layer_hint(r->a, names.v[i], n));
     }
     return true;
 }
@@ -7418,8 +7439,8 @@ cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
     cfg_enter(r, v, "process", "");
     ok = cfg_read_object(r, v, table, &c->process) &&
          cfg_check_layers(r, "accept_missing", c->process.accept_missing,
-                          false) &&
-         cfg_check_layers(r, "must_have", c->process.must_have, true);
+                          CFG_LAYERS_N) &&
+         cfg_check_layers(r, "must_have", c->process.must_have, CFG_MUSTS_N);
     cfg_leave(r);
     return ok;
 }
@@ -9548,6 +9569,8 @@ struct boot {
     int met_fd;               // the slab of struct met_row; -1: none
     unsigned met_slot, met_rows;
     int route_met_fd;  // met_rows × routes of struct met_route; -1: none
+    uint32_t layers;   // what this machine has: 1 << enum jail_layer
+    uint32_t landlock_abi;
     uid_t uid;
     gid_t gid;
     bool drop;  // change to uid and gid
@@ -9632,6 +9655,8 @@ boot_format(const struct boot *b, struct mem_buf *out)
     boot_put_u32(out, b->met_rows);
     boot_put_u32(out, b->route_met_fd >= 0);
     boot_put_u32(out, b->broker_fd >= 0);
+    boot_put_u32(out, b->layers);
+    boot_put_u32(out, b->landlock_abi);
     boot_put_str(out, b->policy);
     boot_put_str(out, b->cfg_json);
     boot_put_u32(out, b->scripts_n);
@@ -9898,6 +9923,8 @@ boot_parse(struct str text, struct mem_arena *a, struct boot *b, struct err *e)
     b->met_rows = boot_get_u32(&in, 1 << 16);
     route_met = boot_get_u32(&in, 1);
     broker = boot_get_u32(&in, 1);
+    b->layers = boot_get_u32(&in, (1u << CFG_LAYERS_N) - 1);
+    b->landlock_abi = boot_get_u32(&in, 255);
     b->policy = boot_get_str(&in);
     b->cfg_json = boot_get_str(&in);
     boot_get_scripts(&in, a, b);
@@ -23924,10 +23951,11 @@ msg_chan_on_closed(uv_handle_t *h)
  * makes a start cheap), so jail_child() only makes system calls, and everything
  * it needs is prepared before.
  *
- * Landlock and namespaces belong here, and come with the cage.
+ * Landlock and namespaces belong here, and come with the cage. What of that
+ * this machine has, jail_probe() tries before any of it is relied on.
  *
  * Entry   jail_early  jail_drop  jail_filter_program  jail_spawn  jail_orphans
- *         jail_sweep
+ *         jail_sweep  jail_probe  jail_has
  */
 enum {
     JAIL_FILE_FD = 10,    // a command's file slots are 10, 11, …
@@ -24301,6 +24329,1590 @@ jail_filter_program(bool network, struct sock_fprog *out, struct err *e)
     jail_refuse_terminal(&f);
     jail_refuse_sockets(&f, network);
     return jail_filter_end(&f, "programs", out, e);
+}
+
+/* ---- mounts -------------------------------------------------------------- */
+
+/* A line of /proc/PID/mountinfo, see proc(5). Text is as it stands there, with
+ * \040 for a blank; jail_unescape() makes a path of it. */
+struct jail_mount {
+    struct str device, root, point, options, type, source, super;
+};
+
+/* Takes the next word of a line. False: there is none. */
+static bool
+jail_word(struct str *line, struct str *word)
+{
+    str_cut(*line, ' ', word, line);
+    return word->n > 0;
+}
+
+/* "36 35 98:0 /root /point rw,noatime master:1 - ext4 /dev/sda rw": a number
+ * of optional fields, none too, stands before the hyphen. */
+static bool
+jail_mount_line(struct str line, struct jail_mount *m)
+{
+    struct str word;
+
+    *m = (struct jail_mount){0};
+    if (!jail_word(&line, &word) || !jail_word(&line, &word) ||  // ids
+        !jail_word(&line, &m->device) || !jail_word(&line, &m->root) ||
+        !jail_word(&line, &m->point) || !jail_word(&line, &m->options))
+        return false;
+    do
+        if (!jail_word(&line, &word))
+            return false;
+    while (!str_eq(word, S("-")));
+    if (!jail_word(&line, &m->type))
+        return false;
+    str_cut(line, ' ', &m->source, &line);  // may be empty
+    m->super = line;
+    return m->point.p[0] == '/';
+}
+
+/* The next mount of `text`; lines that are none are passed over. */
+static bool
+jail_mount_next(struct str *text, struct jail_mount *m)
+{
+    struct str line;
+
+    while (text->n) {
+        str_cut(*text, '\n', &line, text);
+        if (jail_mount_line(line, m))
+            return true;
+    }
+    return false;
+}
+
+/* Into `out` with a NUL. False: it does not fit, or holds one. */
+static bool
+jail_unescape(struct str s, char *out, size_t cap)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < s.n; i++) {
+        unsigned c = (unsigned char)s.p[i];
+
+        if (c == '\\' && s.n - i > 3 && s.p[i + 1] >= '0' &&
+            s.p[i + 1] <= '3' && s.p[i + 2] >= '0' && s.p[i + 2] <= '7' &&
+            s.p[i + 3] >= '0' && s.p[i + 3] <= '7') {
+            c = (unsigned)(s.p[i + 1] - '0') << 6 |
+                (unsigned)(s.p[i + 2] - '0') << 3 |
+                (unsigned)(s.p[i + 3] - '0');
+            i += 3;
+        }
+        if (!c || n + 1 >= cap)
+            return false;
+        out[n++] = (char)c;
+    }
+    if (n >= cap)
+        return false;
+    out[n] = 0;
+    return true;
+}
+
+/* A word in a list of them: "rw" in "rw,nosuid", "pids" in "cpu pids". */
+static bool
+jail_listed(struct str list, char sep, const char *word)
+{
+    struct str one;
+
+    while (list.n) {
+        str_cut(list, sep, &one, &list);
+        if (str_eq(str_trim(one), str_of(word)))
+            return true;
+    }
+    return false;
+}
+
+/* A small file of /proc or /sys. Empty: it is not there. */
+static struct str
+jail_read(const char *path, char *buf, size_t cap)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    size_t n = 0;
+    ssize_t r = 1;
+
+    while (fd >= 0 && r > 0 && n < cap) {
+        r = read(fd, buf + n, cap - n);
+        if (r > 0)
+            n += (size_t)r;
+    }
+    if (fd >= 0)
+        close(fd);
+    return (struct str){buf, n};
+}
+
+/* ---- layers -------------------------------------------------------------- */
+
+enum jail_layer {
+    JAIL_NO_NEW_PRIVS,  // the floor
+    JAIL_SECCOMP,
+    JAIL_LANDLOCK,
+    JAIL_RLIMITS,
+    JAIL_DESCRIPTORS,
+    JAIL_ENVIRONMENT,
+    JAIL_UID,  // extras: another user than who started us
+    JAIL_USER_NAMESPACE,
+    JAIL_PID_NAMESPACE,
+    JAIL_NETWORK_NAMESPACE,
+    JAIL_IPC_NAMESPACE,
+    JAIL_MOUNT_NAMESPACE,
+    JAIL_CGROUP,     // v2, with memory and pids
+    JAIL_SCOPES,     // Landlock's, for signals and abstract sockets
+    JAIL_PROCESSES,  // a number of them that a command cannot exceed
+    JAIL_LAYERS_N
+};
+
+static_assert((int)JAIL_LAYERS_N == CFG_LAYERS_N, "a name for each layer");
+
+/* A layer of the floor that is missing stops the start, unless it is accepted.
+ * An extra is reported, unless it is a must. */
+static const struct jail_layer_about {
+    bool floor;
+    const char *lost, *mend;
+} jail_layers[JAIL_LAYERS_N] = {
+    [JAIL_NO_NEW_PRIVS] =
+        {true, "a set-uid program can give back the rights that were given up",
+         "let prctl(PR_SET_NO_NEW_PRIVS) through the filter around us"},
+    [JAIL_SECCOMP] =
+        {true, "a process that is taken over can make every system call",
+         "run on a kernel with CONFIG_SECCOMP_FILTER, and let seccomp(2) "
+         "through the filter around us"},
+    [JAIL_LANDLOCK] =
+        {true,
+         "a process that is taken over can open every file and start every "
+         "program that its user can",
+         "run on Linux 5.13 or later with landlock in its list of security "
+         "modules (lsm=), and let landlock_* through the filter around us"},
+    [JAIL_RLIMITS] = {true,
+                      "memory, files and computing time of a program have no "
+                      "end",
+                      "let setrlimit(2) through the filter around us"},
+    [JAIL_DESCRIPTORS] = {true,
+                          "a program can inherit a descriptor that it was not "
+                          "given",
+                          "run on Linux 5.11 or later (close_range)"},
+    [JAIL_ENVIRONMENT] = {true,
+                          "a program cannot be started from a descriptor with "
+                          "an environment of its own",
+                          "let execveat(2) through the filter around us"},
+    [JAIL_UID] = {false,
+                  "all processes are of one user, whose files are within reach "
+                  "of a worker or program that is taken over",
+                  "start as root with CAP_SETUID and CAP_SETGID, and let "
+                  "process.user be somebody else"},
+    [JAIL_USER_NAMESPACE] = {false, "namespaces can be made by root alone",
+                             "allow user namespaces "
+                             "(user.max_user_namespaces, "
+                             "kernel.unprivileged_userns_clone)"},
+    [JAIL_PID_NAMESPACE] = {false,
+                            "a program sees other processes, and what it left "
+                            "behind is looked for, not ended by the kernel",
+                            "allow user namespaces, or start as root with "
+                            "CAP_SYS_ADMIN"},
+    [JAIL_NETWORK_NAMESPACE] = {false,
+                                "seccomp and Landlock alone keep a program "
+                                "from the network",
+                                "allow user namespaces, or start as root with "
+                                "CAP_SYS_ADMIN"},
+    [JAIL_IPC_NAMESPACE] = {false,
+                            "a program shares System V IPC and message queues "
+                            "with the machine",
+                            "allow user namespaces, or start as root with "
+                            "CAP_SYS_ADMIN"},
+    [JAIL_MOUNT_NAMESPACE] = {false,
+                              "Landlock alone keeps a program from the files "
+                              "of the machine",
+                              "allow user namespaces, or start as root with "
+                              "CAP_SYS_ADMIN"},
+    [JAIL_CGROUP] = {false,
+                     "limits hold for each process of a program, not for all "
+                     "of them together",
+                     "delegate a cgroup v2 with memory and pids (systemd: "
+                     "Delegate=memory pids)"},
+    [JAIL_SCOPES] = {false,
+                     "Landlock does not keep a program from signals and "
+                     "abstract sockets of processes of its user",
+                     "run on Linux 6.12 or later (Landlock ABI 6)"},
+    [JAIL_PROCESSES] = {false, "a command can start processes without end",
+                        "start as an ordinary user, let process.user be one, "
+                        "or delegate a cgroup v2 with pids"},
+};
+
+/* What this machine gives us. Found out once, by the supervisor; its children
+ * read it in their bundle: jail_have_of(). */
+struct jail_have {
+    uint32_t layers;  // 1 << enum jail_layer
+    uint32_t landlock_abi;
+    bool root_limited;            // a process limit holds for us, also as uid 0
+    char why[JAIL_LAYERS_N][80];  // of one that is missing
+};
+
+static bool
+jail_has(const struct jail_have *h, enum jail_layer layer)
+{
+    return h->layers & 1u << layer;
+}
+
+/* In a child: it runs only because each floor layer is there, or is accepted
+ * missing; so it installs what jail_has(), and fails where that fails. */
+static struct jail_have
+jail_have_of(const struct boot *b)
+{
+    return (struct jail_have){.layers = b->layers,
+                              .landlock_abi = b->landlock_abi};
+}
+
+/* One attempt, shared with the throw-away process that makes it. */
+struct jail_try {
+    bool ok;
+    const char *step;  // the call that failed
+    int error;
+    uint32_t landlock_abi;
+    bool ours;  // of jail_try_processes(): without another uid
+};
+
+/* Landlock's own, which headers of 2022 know a part of only. */
+struct jail_landlock {
+    uint64_t fs, net, scoped;
+};
+
+enum {
+    JAIL_LL_VERSION = 1 << 0,  // flag of landlock_create_ruleset()
+    JAIL_LL_READ_DIR = 1 << 3,
+    JAIL_LL_SCOPE_ABSTRACT = 1 << 0,
+    JAIL_LL_SCOPE_SIGNAL = 1 << 1,
+    JAIL_TRY_SECONDS = 5,
+    JAIL_TRY_UID = 65534,
+};
+
+static bool
+jail_no(struct jail_try *t, const char *step, int error)
+{
+    t->step = step;
+    t->error = error;
+    return false;
+}
+
+static bool
+jail_try_no_new_privs(struct jail_try *t)
+{
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0)
+        return jail_no(t, "PR_SET_NO_NEW_PRIVS", errno);
+    return prctl(PR_GET_NO_NEW_PRIVS, 0L, 0L, 0L, 0L) == 1 ||
+           jail_no(t, "PR_GET_NO_NEW_PRIVS", errno);
+}
+
+/* A filter that changes the answer of getppid(). */
+static bool
+jail_try_seccomp(struct jail_try *t)
+{
+    struct sock_filter code[] = {
+        {BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, nr)},
+        {BPF_JMP | BPF_JEQ | BPF_K, 0, 1, SYS_getppid},
+        {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | EBUSY},
+        {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW},
+    };
+    struct sock_fprog filter = {4, code};
+
+    if (!jail_try_no_new_privs(t))
+        return false;
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0u, &filter) != 0)
+        return jail_no(t, "seccomp", errno);
+    return (syscall(SYS_getppid) == -1 && errno == EBUSY) ||
+           jail_no(t, "the filter does not filter", 0);
+}
+
+static bool
+jail_try_ruleset(struct jail_try *t, struct jail_landlock *rules, size_t size)
+{
+    long fd = syscall(SYS_landlock_create_ruleset, rules, size, 0u);
+
+    if (fd < 0)
+        return jail_no(t, "landlock_create_ruleset", errno);
+    if (!jail_try_no_new_privs(t))
+        return false;
+    return syscall(SYS_landlock_restrict_self, (int)fd, 0u) == 0 ||
+           jail_no(t, "landlock_restrict_self", errno);
+}
+
+/* A ruleset that opens no folder, not even this one. */
+static bool
+jail_try_landlock(struct jail_try *t)
+{
+    struct jail_landlock rules = {.fs = JAIL_LL_READ_DIR};
+    long abi = syscall(SYS_landlock_create_ruleset, NULL, (size_t)0,
+                       (unsigned)JAIL_LL_VERSION);
+
+    if (abi < 1)
+        return jail_no(t, "landlock_create_ruleset", errno);
+    if (!jail_try_ruleset(t, &rules, sizeof rules.fs))
+        return false;
+    if (open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC) >= 0 || errno != EACCES)
+        return jail_no(t, "the ruleset does not hold", 0);
+    t->landlock_abi = abi > 255 ? 255 : (uint32_t)abi;
+    return true;
+}
+
+/* Our parent is outside, and may not even be asked whether it is alive. */
+static bool
+jail_try_scopes(struct jail_try *t)
+{
+    struct jail_landlock rules = {.scoped = JAIL_LL_SCOPE_ABSTRACT |
+                                            JAIL_LL_SCOPE_SIGNAL};
+
+    if (!jail_try_ruleset(t, &rules, sizeof rules))
+        return false;
+    return (kill(getppid(), 0) != 0 && errno == EPERM) ||
+           jail_no(t, "the scope does not hold", 0);
+}
+
+static bool
+jail_try_rlimits(struct jail_try *t)
+{
+    struct rlimit none = {0, 0};
+
+    if (setrlimit(RLIMIT_NOFILE, &none) != 0)
+        return jail_no(t, "setrlimit", errno);
+    return dup(2) < 0 || jail_no(t, "the limit does not hold", 0);
+}
+
+static bool
+jail_try_descriptors(struct jail_try *t)
+{
+    int fd = dup(2);
+
+    if (syscall(SYS_close_range, 3u, ~0u, (unsigned)JAIL_CLOEXEC) != 0 ||
+        syscall(SYS_close_range, 3u, ~0u, 0u) != 0)
+        return jail_no(t, "close_range", errno);
+    return fcntl(fd, F_GETFD) < 0 ||
+           jail_no(t, "close_range does not close", 0);
+}
+
+/* There is no program at this descriptor: what matters is who says so. */
+static bool
+jail_try_environment(struct jail_try *t)
+{
+    char *none[] = {NULL};
+
+    syscall(SYS_execveat, -1, "", none, none, AT_EMPTY_PATH);
+    return errno == EBADF || jail_no(t, "execveat", errno);
+}
+
+static bool
+jail_try_uid(struct jail_try *t)
+{
+    if (geteuid() != 0)
+        return jail_no(t, "only root can become another user", 0);
+    if (setgroups(0, NULL) != 0)
+        return jail_no(t, "setgroups", errno);
+    if (setresgid(JAIL_TRY_UID, JAIL_TRY_UID, JAIL_TRY_UID) != 0)
+        return jail_no(t, "setresgid", errno);
+    return setresuid(JAIL_TRY_UID, JAIL_TRY_UID, JAIL_TRY_UID) == 0 ||
+           jail_no(t, "setresuid", errno);
+}
+
+static bool
+jail_write(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY), error;
+    ssize_t n = fd < 0 ? -1 : write(fd, text, strlen(text));
+
+    error = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = error;
+    return n == (ssize_t)strlen(text);
+}
+
+/* Files of /proc/self are ours only while we are dumpable. */
+static bool
+jail_try_user_namespace(struct jail_try *t)
+{
+    uid_t uid = geteuid();
+    gid_t gid = getegid();
+    char map[48];
+
+    prctl(PR_SET_DUMPABLE, 1L, 0L, 0L, 0L);
+    if (unshare(CLONE_NEWUSER) != 0)
+        return jail_no(t, "unshare(CLONE_NEWUSER)", errno);
+    jail_write("/proc/self/setgroups", "deny");
+    snprintf(map, sizeof map, "%u %u 1\n", uid, uid);
+    if (!jail_write("/proc/self/uid_map", map))
+        return jail_no(t, "/proc/self/uid_map", errno);
+    snprintf(map, sizeof map, "%u %u 1\n", gid, gid);
+    if (!jail_write("/proc/self/gid_map", map))
+        return jail_no(t, "/proc/self/gid_map", errno);
+    return (geteuid() == uid && getegid() == gid) ||
+           jail_no(t, "the user is another one there", 0);
+}
+
+/* As root by itself, else inside a user namespace. */
+static bool
+jail_try_unshare(struct jail_try *t, int flag, const char *step)
+{
+    if (unshare(flag) == 0)
+        return true;
+    if (errno == ENOSYS || errno == EINVAL)
+        return jail_no(t, step, errno);
+    return jail_try_user_namespace(t) &&
+           (unshare(flag) == 0 || jail_no(t, step, errno));
+}
+
+static bool
+jail_try_pid_namespace(struct jail_try *t)
+{
+    int status = 0;
+    pid_t pid;
+
+    if (!jail_try_unshare(t, CLONE_NEWPID, "unshare(CLONE_NEWPID)"))
+        return false;
+    pid = fork();
+    if (pid == 0)
+        _exit(getpid() == 1 ? 0 : 1);
+    if (pid < 0 || waitpid(pid, &status, 0) != pid)
+        return jail_no(t, "fork", errno);
+    return status == 0 || jail_no(t, "its first process is not 1", 0);
+}
+
+static bool
+jail_try_network_namespace(struct jail_try *t)
+{
+    return jail_try_unshare(t, CLONE_NEWNET, "unshare(CLONE_NEWNET)");
+}
+
+static bool
+jail_try_ipc_namespace(struct jail_try *t)
+{
+    return jail_try_unshare(t, CLONE_NEWIPC, "unshare(CLONE_NEWIPC)");
+}
+
+static bool
+jail_try_mount_namespace(struct jail_try *t)
+{
+    if (!jail_try_unshare(t, CLONE_NEWNS, "unshare(CLONE_NEWNS)"))
+        return false;
+    return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 ||
+           jail_no(t, "mount", errno);
+}
+
+/* The folder of our own cgroup v2, out of /proc/self/cgroup and mountinfo. A
+ * mount of a part of the tree shows that part alone. */
+static bool
+jail_cgroup_path(struct str cgroup, struct str mounts, char *out, size_t cap)
+{
+    struct str line, own = S("");
+    struct jail_mount m;
+    char point[512];
+
+    while (cgroup.n && !own.n) {
+        str_cut(cgroup, '\n', &line, &cgroup);
+        if (str_starts(line, S("0::/")))
+            own = str_from(line, 3);
+    }
+    while (own.n && jail_mount_next(&mounts, &m))
+        if (str_eq(m.type, S("cgroup2")) &&
+            jail_unescape(m.point, point, sizeof point)) {
+            if (m.root.n > 1 && str_starts(own, m.root))
+                own = str_from(own, m.root.n);
+            return snprintf(out, cap, "%s%.*s", point, STR_FMT(own)) < (int)cap;
+        }
+    return false;
+}
+
+/* A cgroup below ours that limits memory and processes. */
+static bool
+jail_try_cgroup(struct jail_try *t)
+{
+    static char cgroup[8192], mounts[256 << 10];
+    char own[1024], dir[1100], file[1200], text[512];
+    bool ok;
+
+    if (!jail_cgroup_path(
+            jail_read("/proc/self/cgroup", cgroup, sizeof cgroup),
+            jail_read("/proc/self/mountinfo", mounts, sizeof mounts), own,
+            sizeof own))
+        return jail_no(t, "no cgroup v2 is mounted", 0);
+    snprintf(dir, sizeof dir, "%s/gateway-try-%d", own, (int)getpid());
+    if (mkdir(dir, 0700) != 0)
+        return jail_no(t, "a cgroup below ours", errno);
+    snprintf(file, sizeof file, "%s/cgroup.controllers", dir);
+    ok = jail_listed(jail_read(file, text, sizeof text), ' ', "memory") &&
+         jail_listed(jail_read(file, text, sizeof text), ' ', "pids");
+    if (!ok)
+        jail_no(t, "cgroup v2 has no memory and pids for us", 0);
+    snprintf(file, sizeof file, "%s/memory.max", dir);
+    if (ok && !jail_write(file, "max"))
+        ok = jail_no(t, "memory.max", errno);
+    snprintf(file, sizeof file, "%s/pids.max", dir);
+    if (ok && !jail_write(file, "max"))
+        ok = jail_no(t, "pids.max", errno);
+    rmdir(dir);
+    return ok;
+}
+
+/* Not one process more: the limit is not root's, who has no limit. */
+static bool
+jail_try_fork(struct jail_try *t)
+{
+    struct rlimit none = {0, 0};
+    struct err e;
+    pid_t pid;
+
+    if (!jail_uncap(&e))
+        return jail_no(t, "capset", errno);
+    if (setrlimit(RLIMIT_NPROC, &none) != 0)
+        return jail_no(t, "setrlimit", errno);
+    pid = fork();
+    if (pid == 0)
+        _exit(0);
+    if (pid > 0)
+        waitpid(pid, NULL, 0);
+    return pid < 0 || jail_no(t, "the limit does not hold for this user", 0);
+}
+
+static bool
+jail_try_processes(struct jail_try *t)
+{
+    struct jail_try other = {0};
+
+    if (!t->ours)
+        jail_try_uid(&other);  // where we can
+    return jail_try_fork(t);
+}
+
+typedef bool jail_trial(struct jail_try *);
+
+/* In a process of its own, which nothing outlives. */
+static void
+jail_try_run(jail_trial *trial, struct jail_try *t)
+{
+    pid_t pid = fork();
+    int status = 0;
+
+    if (pid == 0) {
+        for (int i = 1; i < NSIG; i++)
+            signal(i, SIG_DFL);
+        alarm(JAIL_TRY_SECONDS);
+        t->ok = trial(t);
+        _exit(0);
+    }
+    if (pid < 0) {
+        jail_no(t, "fork", errno);
+        return;
+    }
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    if (!WIFEXITED(status) || WEXITSTATUS(status))
+        t->ok = jail_no(t, "the process that tried it was killed", 0);
+}
+
+/* The tries, in the order of the list. */
+static jail_trial *const jail_trials[JAIL_LAYERS_N] = {
+    [JAIL_NO_NEW_PRIVS] = jail_try_no_new_privs,
+    [JAIL_SECCOMP] = jail_try_seccomp,
+    [JAIL_LANDLOCK] = jail_try_landlock,
+    [JAIL_RLIMITS] = jail_try_rlimits,
+    [JAIL_DESCRIPTORS] = jail_try_descriptors,
+    [JAIL_ENVIRONMENT] = jail_try_environment,
+    [JAIL_UID] = jail_try_uid,
+    [JAIL_USER_NAMESPACE] = jail_try_user_namespace,
+    [JAIL_PID_NAMESPACE] = jail_try_pid_namespace,
+    [JAIL_NETWORK_NAMESPACE] = jail_try_network_namespace,
+    [JAIL_IPC_NAMESPACE] = jail_try_ipc_namespace,
+    [JAIL_MOUNT_NAMESPACE] = jail_try_mount_namespace,
+    [JAIL_CGROUP] = jail_try_cgroup,
+    [JAIL_SCOPES] = jail_try_scopes,
+    [JAIL_PROCESSES] = jail_try_processes,
+};
+
+static void
+jail_lacks(struct jail_have *h, enum jail_layer layer, const char *why)
+{
+    h->layers &= ~(1u << layer);
+    snprintf(h->why[layer], sizeof h->why[layer], "%s", why);
+}
+
+static void
+jail_note(struct jail_have *h, enum jail_layer layer, const struct jail_try *t)
+{
+    char why[sizeof h->why[layer]];
+
+    h->landlock_abi |= t->landlock_abi;
+    if (t->ok) {
+        h->layers |= 1u << layer;
+        return;
+    }
+    snprintf(why, sizeof why, "%s%s%s", t->step ? t->step : "",
+             t->error ? ": " : "", t->error ? strerror(t->error) : "");
+    jail_lacks(h, layer, why);
+}
+
+/* Tries each layer in a throw-away process: what a kernel of some version could
+ * do is not what the container around us lets through. To be called before
+ * anything secret is read, and before other threads are. */
+static void
+jail_probe(struct jail_have *h)
+{
+    struct jail_try *t = mmap(NULL, sizeof *t, PROT_READ | PROT_WRITE,
+                              MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    must(t != MAP_FAILED);
+    *h = (struct jail_have){0};
+    for (int i = 0; i < JAIL_LAYERS_N; i++) {
+        *t = (struct jail_try){0};
+        jail_try_run(jail_trials[i], t);
+        jail_note(h, (enum jail_layer)i, t);
+    }
+    *t = (struct jail_try){.ours = true};
+    jail_try_run(jail_try_processes, t);
+    h->root_limited = t->ok;
+    if (jail_has(h, JAIL_CGROUP))
+        h->layers |= 1u << JAIL_PROCESSES;
+    munmap(t, sizeof *t);
+}
+
+/* What is left of it where the children keep our user. */
+static void
+jail_have_no_uid(struct jail_have *h)
+{
+    if (jail_has(h, JAIL_UID))
+        jail_lacks(h, JAIL_UID, "process.user is root");
+    if (!h->root_limited && !jail_has(h, JAIL_CGROUP))
+        jail_lacks(h, JAIL_PROCESSES, "the limit does not hold for root");
+}
+
+/* Whether a list has a name of cfg_layers. */
+static bool
+jail_named(struct cfg_strs names, unsigned i)
+{
+    struct str name = str_of(cfg_layers[i]);
+
+    for (size_t k = 0; k < names.n; k++)
+        if (str_eq(names.v[k], name))
+            return true;
+    return false;
+}
+
+/* Whether a policy that says so can do without a layer. */
+static bool
+jail_spares(const struct cfg_process *p, bool commands, enum jail_layer layer)
+{
+    if (jail_named(p->must_have, layer))
+        return false;
+    if (!jail_layers[layer].floor && !(layer == JAIL_PROCESSES && commands))
+        return true;
+    return jail_named(p->accept_missing, layer);
+}
+
+/* Whether what this machine gives is enough to start: never silently less. */
+static bool
+jail_enough(const struct jail_have *h, const struct cfg_process *p,
+            bool commands, struct err *e)
+{
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
+        enum jail_layer layer = (enum jail_layer)i;
+        const struct jail_layer_about *l = &jail_layers[layer];
+        bool must_have = jail_named(p->must_have, layer);
+
+        if (jail_has(h, layer) || jail_spares(p, commands, layer))
+            continue;
+        err_set(e, ERR_CONFIG,
+                "process: %s%s is missing here (%s): without it, %s; %s%s%s%s",
+                must_have ? "must_have: " : "", cfg_layers[i], h->why[i],
+                l->lost, l->mend,
+                must_have ? "" : ", or write accept_missing = { \"",
+                must_have ? "" : cfg_layers[i], must_have ? "" : "\" }");
+        return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
+    }
+    return true;
+}
+
+static unsigned
+jail_missing_n(const struct jail_have *h)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
+        n += !jail_has(h, (enum jail_layer)i);
+    return n;
+}
+
+/* Names: as an array of JSON, or with commas. */
+static void
+jail_write_missing(const struct jail_have *h, bool json, struct mem_buf *out)
+{
+    const char *quote = json ? "\"" : "", *comma = "";
+
+    if (json)
+        mem_buf_add(out, "[", 1);
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
+        if (jail_has(h, (enum jail_layer)i))
+            continue;
+        mem_buf_printf(out, "%s%s%s%s", comma, quote, cfg_layers[i], quote);
+        comma = json ? "," : ", ";
+    }
+    if (json)
+        mem_buf_add(out, "]", 1);
+}
+
+/* At each start: what the policy goes without. */
+static void
+jail_warn(const struct jail_have *h, const struct cfg_process *p)
+{
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
+        if (!jail_has(h, (enum jail_layer)i) &&
+            jail_named(p->accept_missing, (enum jail_layer)i))
+            log_at(LOG_WARN, "jail",
+                   "%s is missing here (%s), as accept_missing allows: without "
+                   "it, %s; %s",
+                   cfg_layers[i], h->why[i], jail_layers[i].lost,
+                   jail_layers[i].mend);
+}
+
+/* What a policy says of a layer; nothing, without a policy. */
+static const char *
+jail_said(const struct cfg_process *p, bool commands, enum jail_layer layer)
+{
+    if (!p)
+        return "";
+    if (jail_named(p->must_have, layer))
+        return "must have";
+    if (jail_named(p->accept_missing, layer))
+        return "accepted if missing";
+    return jail_spares(p, commands, layer) ? "" : "needed";
+}
+
+/* A line a layer; below a missing one, what is lost, and the mend. */
+static void
+jail_print(const struct jail_have *h, const struct cfg_process *p,
+           bool commands, FILE *f)
+{
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
+        bool has = jail_has(h, (enum jail_layer)i);
+        const char *said = jail_said(p, commands, (enum jail_layer)i);
+
+        fprintf(f, "  %-18s %-6s %s%s%s%s%s\n", cfg_layers[i],
+                jail_layers[i].floor ? "floor" : "extra",
+                has ? "yes" : "missing: ", h->why[i], *said ? " (" : "", said,
+                *said ? ")" : "");
+        if (!has)
+            fprintf(f, "      without it, %s\n      mend: %s\n",
+                    jail_layers[i].lost, jail_layers[i].mend);
+    }
+}
+
+/* The same as an array of objects. */
+static void
+jail_write_json(const struct jail_have *h, const struct cfg_process *p,
+                bool commands, struct mem_buf *out)
+{
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
+        enum jail_layer layer = (enum jail_layer)i;
+
+        mem_buf_printf(out, "%s{\"name\":\"%s\",\"floor\":%s,\"have\":%s",
+                       i ? "," : "[", cfg_layers[i],
+                       jail_layers[i].floor ? "true" : "false",
+                       jail_has(h, layer) ? "true" : "false");
+        if (p)
+            mem_buf_printf(out, ",\"policy\":\"%s\"",
+                           jail_said(p, commands, layer));
+        if (!jail_has(h, layer)) {
+            mem_buf_printf(out, ",\"why\":");
+            json_write_str(out, str_of(h->why[i]));
+            mem_buf_printf(out, ",\"lost\":");
+            json_write_str(out, str_of(jail_layers[i].lost));
+            mem_buf_printf(out, ",\"mend\":");
+            json_write_str(out, str_of(jail_layers[i].mend));
+        }
+        mem_buf_add(out, "}", 1);
+    }
+    mem_buf_add(out, "]", 1);
+}
+
+/* ---- posture -------------------------------------------------------------
+ *
+ * What is around us, and not ours to change: told at the start and by `check`
+ * and `audit --host`, each with the mend. jail_look() reads, jail_judge() only
+ * compares.
+ */
+enum jail_posture {
+    JAIL_NOT_ROOT,
+    JAIL_READ_ONLY_ROOT,
+    JAIL_OUTER_SECCOMP,
+    JAIL_OUTER_NO_NEW_PRIVS,
+    JAIL_FEW_CAPABILITIES,
+    JAIL_NO_CONTAINER_SOCKET,
+    JAIL_NO_HOST_MOUNTS,
+    JAIL_MASKED_PROC,
+    JAIL_OWN_PIDS,
+    JAIL_OWN_NETWORK,
+    JAIL_NO_CORE_PIPE,
+    JAIL_USER_NAMESPACES_OFF,
+    JAIL_YAMA,
+    JAIL_UNSHARED_FILES,  // of the policy
+    JAIL_POSTURE_N
+};
+
+static_assert((int)JAIL_POSTURE_N == CFG_MUSTS_N - CFG_LAYERS_N, "all named");
+
+/* Mends; each name says what holds where all is well. */
+static const char *const jail_mends[JAIL_POSTURE_N] = {
+    [JAIL_NOT_ROOT] =
+        "start as an ordinary user (User=, --user), or in a user namespace",
+    [JAIL_READ_ONLY_ROOT] = "--read-only, readOnlyRootFilesystem: true, or "
+                            "ProtectSystem=strict",
+    [JAIL_OUTER_SECCOMP] =
+        "leave the runtime's seccomp profile on (not unconfined; Kubernetes: "
+        "seccompProfile RuntimeDefault; systemd: SystemCallFilter=)",
+    [JAIL_OUTER_NO_NEW_PRIVS] =
+        "--security-opt no-new-privileges, allowPrivilegeEscalation: false, or "
+        "NoNewPrivileges=yes",
+    [JAIL_FEW_CAPABILITIES] =
+        "--cap-drop ALL, and --cap-add setuid setgid setpcap kill where it "
+        "starts as root (net_bind_service for a port below 1024)",
+    [JAIL_NO_CONTAINER_SOCKET] =
+        "take it out of the container, or away from our user and group: who "
+        "reaches it is root on the host",
+    [JAIL_NO_HOST_MOUNTS] = "mount only what the policy reads, read-only",
+    [JAIL_MASKED_PROC] =
+        "leave the runtime's masks on (not --privileged, not procMount: "
+        "Unmasked, not systempaths=unconfined)",
+    [JAIL_OWN_PIDS] = "take out --pid=host, hostPID: true",
+    [JAIL_OWN_NETWORK] = "take out --network=host, hostNetwork: true",
+    [JAIL_NO_CORE_PIPE] =
+        "let kernel.core_pattern be a file name, if dumps are not wanted",
+    [JAIL_USER_NAMESPACES_OFF] =
+        "where nobody else needs them: user.max_user_namespaces = 0; commands "
+        "then go without, unless we start as root",
+    [JAIL_YAMA] = "kernel.yama.ptrace_scope = 1 or more",
+    [JAIL_UNSHARED_FILES] = "chmod o-w",
+};
+
+enum jail_severity {
+    JAIL_FINE,
+    JAIL_NOTE,  // good to know; not a finding
+    JAIL_LOW,
+    JAIL_MEDIUM,
+    JAIL_HIGH,
+};
+
+static const char *
+jail_severity_name(enum jail_severity s)
+{
+    static const char *const names[] = {"fine", "note", "low", "medium",
+                                        "high"};
+
+    return names[s];
+}
+
+struct jail_finding {
+    enum jail_severity severity;
+    char what[320];
+};
+
+/* Texts of /proc, as they are, and what was tried. */
+struct jail_view {
+    struct str mounts, status, uid_map, cgroup, core_pattern, max_userns, yama,
+        interfaces;
+    bool marked;  // /.dockerenv and its like, or $container
+    bool initial_pids, initial_network, kthreadd;
+    bool kcore, sysrq, sysctl;  // can be read; written; written
+    const char *socket;         // of a container runtime, writable; or NULL
+};
+
+__attribute__((format(printf, 4, 5))) static void
+jail_find(struct jail_finding *all, enum jail_posture id,
+          enum jail_severity severity, const char *fmt, ...)
+{
+    struct jail_finding *f = &all[id];
+    va_list ap;
+
+    if (severity <= f->severity)
+        return;  // a worse thing was found
+    f->severity = severity;
+    va_start(ap, fmt);
+    vsnprintf(f->what, sizeof f->what, fmt, ap);
+    va_end(ap);
+    for (char *p = f->what; *p; p++)
+        if ((unsigned char)*p < 0x20 || (unsigned char)*p >= 0x7f)
+            *p = '?';  // names of others, which may go to a terminal
+}
+
+/* For "%.*s": a name of others, and no more of it than there is room for. */
+static struct str
+jail_short(struct str s)
+{
+    return (struct str){s.p, s.n < 120 ? s.n : 120};
+}
+
+static struct str
+jail_line(struct str text)
+{
+    struct str line, rest;
+
+    str_cut(text, '\n', &line, &rest);
+    return str_trim(line);
+}
+
+/* The value of "Name:\tvalue" in /proc/PID/status. */
+static struct str
+jail_status(struct str status, struct str name)
+{
+    struct str line, key, value;
+
+    while (status.n) {
+        str_cut(status, '\n', &line, &status);
+        if (str_cut(line, ':', &key, &value) && str_eq(key, name))
+            return str_trim(value);
+    }
+    return S("");
+}
+
+/* The next number of a line of /proc/PID/uid_map. */
+static bool
+jail_number(struct str *line, uint64_t *n)
+{
+    struct str word;
+
+    *line = str_trim(*line);
+    str_cut(*line, ' ', &word, line);
+    return str_u64(word, n);
+}
+
+/* Whether uid 0 here is uid 0 around us: the map is "inside outside count". */
+static bool
+jail_real_root(struct str map)
+{
+    struct str line;
+
+    while (map.n) {
+        uint64_t inside, outside, n;
+
+        str_cut(map, '\n', &line, &map);
+        if (jail_number(&line, &inside) && jail_number(&line, &outside) &&
+            jail_number(&line, &n) && inside == 0 && n)
+            return outside == 0;
+    }
+    return true;  // nothing says otherwise
+}
+
+static bool
+jail_holds(struct str text, const char *word)
+{
+    return text.n && memmem(text.p, text.n, word, strlen(word));
+}
+
+/* The mount that a path of one component lies on: the last one there. */
+static bool
+jail_mount_at(struct str mounts, struct str point, struct jail_mount *m)
+{
+    struct jail_mount one;
+    bool found = false;
+
+    while (jail_mount_next(&mounts, &one))
+        if (str_eq(one.point, point)) {
+            *m = one;
+            found = true;
+        }
+    return found;
+}
+
+/* Containers are known in many ways, of which one is enough; but a machine
+ * whose disk was made of an image has the marks of a container too. */
+static bool
+jail_contained(const struct jail_view *v)
+{
+    static const char *const words[] = {"docker", "kubepods",   "libpod",
+                                        "lxc",    "containerd", "crio"};
+    static const char *const types[] = {"overlay", "aufs",
+                                        "fuse.fuse-overlayfs"};
+    struct jail_mount root;
+
+    if (!v->initial_pids || !jail_real_root(v->uid_map))
+        return true;
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (jail_holds(v->cgroup, words[i]))
+            return true;
+    if (!jail_mount_at(v->mounts, S("/"), &root))
+        return false;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (str_eq(root.type, str_of(types[i])))
+            return true;
+    return v->marked && root.root.n > 1;
+}
+
+static void
+jail_judge_root(const struct jail_view *v, bool in, struct jail_finding *out)
+{
+    struct str uids = jail_status(v->status, S("Uid")), ruid, euid, rest;
+    struct jail_mount root;
+    bool is_root;
+
+    str_cut(uids, '\t', &ruid, &rest);
+    str_cut(rest, '\t', &euid, &rest);
+    is_root = str_eq(euid, S("0"));
+    if (!euid.n)
+        jail_find(out, JAIL_NOT_ROOT, JAIL_LOW,
+                  "/proc/self/status cannot be read");
+    else if (is_root && jail_real_root(v->uid_map))
+        jail_find(out, JAIL_NOT_ROOT, JAIL_LOW,
+                  "the supervisor is root; the others become another user");
+    if (!jail_mount_at(v->mounts, S("/"), &root))
+        jail_find(out, JAIL_READ_ONLY_ROOT, JAIL_LOW,
+                  "/proc/self/mountinfo cannot be read");
+    else if (!jail_listed(root.options, ',', "ro") &&
+             !jail_listed(root.super, ',', "ro"))
+        jail_find(out, JAIL_READ_ONLY_ROOT,
+                  in && is_root ? JAIL_MEDIUM : JAIL_LOW,
+                  "the root file system is mounted writable (%.*s)",
+                  STR_FMT(root.type));
+}
+
+/* What somebody else has already put around us. */
+static void
+jail_judge_filters(const struct jail_view *v, bool in, struct jail_finding *out)
+{
+    struct str seccomp = jail_status(v->status, S("Seccomp"));
+    struct str no_new = jail_status(v->status, S("NoNewPrivs"));
+
+    if (!str_eq(seccomp, S("2")) && !str_eq(seccomp, S("1")))
+        jail_find(out, JAIL_OUTER_SECCOMP, in ? JAIL_MEDIUM : JAIL_LOW,
+                  "no seccomp filter was on before us: the supervisor has the "
+                  "system calls that we leave it");
+    if (!str_eq(no_new, S("1")))
+        jail_find(out, JAIL_OUTER_NO_NEW_PRIVS, in ? JAIL_MEDIUM : JAIL_LOW,
+                  "no_new_privs was not set before us: the supervisor could "
+                  "start a set-uid program");
+}
+
+static const struct jail_cap {
+    const char *name;
+    bool needed;     // to become another user, listen, and end children
+    bool dangerous;  // as good as root on the host
+} jail_caps[] = {
+    {"chown", false, false},
+    {"dac_override", false, false},
+    {"dac_read_search", false, true},
+    {"fowner", false, false},
+    {"fsetid", false, false},
+    {"kill", true, false},
+    {"setgid", true, false},
+    {"setuid", true, false},
+    {"setpcap", true, false},
+    {"linux_immutable", false, false},
+    {"net_bind_service", true, false},
+    {"net_broadcast", false, false},
+    {"net_admin", false, true},
+    {"net_raw", false, false},
+    {"ipc_lock", false, false},
+    {"ipc_owner", false, false},
+    {"sys_module", false, true},
+    {"sys_rawio", false, true},
+    {"sys_chroot", false, false},
+    {"sys_ptrace", false, true},
+    {"sys_pacct", false, false},
+    {"sys_admin", false, true},
+    {"sys_boot", false, true},
+    {"sys_nice", false, false},
+    {"sys_resource", false, false},
+    {"sys_time", false, true},
+    {"sys_tty_config", false, false},
+    {"mknod", false, true},
+    {"lease", false, false},
+    {"audit_write", false, false},
+    {"audit_control", false, true},
+    {"setfcap", false, false},
+    {"mac_override", false, true},
+    {"mac_admin", false, true},
+    {"syslog", false, true},
+    {"wake_alarm", false, false},
+    {"block_suspend", false, false},
+    {"audit_read", false, false},
+    {"perfmon", false, true},
+    {"bpf", false, true},
+    {"checkpoint_restore", false, true},
+};
+
+/* Sixteen digits of hexadecimal; what is no digit, ends them. */
+static uint64_t
+jail_hex(struct str s)
+{
+    uint64_t n = 0;
+    int d;
+
+    for (size_t i = 0; i < s.n && i < 16; i++) {
+        d = str_hex_digit(s.p[i]);
+        if (d < 0)
+            break;
+        n = n << 4 | (unsigned)d;
+    }
+    return n;
+}
+
+/* The names of those that are not needed, the dangerous ones first. True: there
+ * is one. */
+static bool
+jail_cap_names(uint64_t held, char *names, size_t cap)
+{
+    const unsigned n = sizeof jail_caps / sizeof *jail_caps;
+    bool danger = false;
+    size_t at = 0;
+
+    *names = 0;
+    for (unsigned k = 0; k < 2 * n; k++) {
+        const struct jail_cap *c = &jail_caps[k % n];
+
+        if (!(held >> k % n & 1) || c->needed || c->dangerous != (k < n))
+            continue;
+        danger |= c->dangerous;
+        if (at + strlen(c->name) + 8 > cap) {
+            snprintf(names + at, cap - at, ", ...");
+            return danger;
+        }
+        at += (size_t)snprintf(names + at, cap - at, "%s%s", at ? ", " : "",
+                               c->name);
+    }
+    return danger;
+}
+
+/* Held now, or to be had without asking: effective, permitted, inheritable,
+ * ambient. */
+static void
+jail_judge_capabilities(const struct jail_view *v, bool in,
+                        struct jail_finding *out)
+{
+    uint64_t held = jail_hex(jail_status(v->status, S("CapEff"))) |
+                    jail_hex(jail_status(v->status, S("CapPrm"))) |
+                    jail_hex(jail_status(v->status, S("CapInh"))) |
+                    jail_hex(jail_status(v->status, S("CapAmb")));
+    char names[160];
+    bool danger = jail_cap_names(held, names, sizeof names);
+
+    if (*names)
+        jail_find(out, JAIL_FEW_CAPABILITIES,
+                  !in      ? JAIL_LOW
+                  : danger ? JAIL_HIGH
+                           : JAIL_MEDIUM,
+                  "it holds capabilities it does not need: %s", names);
+}
+
+/* Folders that make whoever writes, or reads, them master of the host. */
+static bool
+jail_is_hosts(struct str root)
+{
+    static const char *const roots[] = {
+        "/etc",
+        "/root",
+        "/home",
+        "/boot",
+        "/usr",
+        "/var",
+        "/run",
+        "/var/run",
+        "/var/lib",
+        "/var/log",
+        "/proc",
+        "/sys",
+        "/dev",
+        "/var/lib/docker",
+        "/var/lib/containerd",
+        "/var/lib/kubelet",
+        "/bin",
+        "/sbin",
+        "/lib",
+        "/opt",
+        "/srv",
+    };
+
+    for (size_t i = 0; i < sizeof roots / sizeof *roots; i++)
+        if (str_eq(root, str_of(roots[i])))
+            return true;
+    return false;
+}
+
+static bool
+jail_below(struct str path, struct str folder)
+{
+    return str_starts(path, folder) &&
+           (path.n == folder.n || path.p[folder.n] == '/');
+}
+
+/* Whether one of the mounts that come `later` lies on top. */
+static bool
+jail_covered(struct str later, const struct jail_mount *m)
+{
+    struct jail_mount one;
+
+    while (jail_mount_next(&later, &one))
+        if (one.point.n == 1 || jail_below(m->point, one.point))
+            return true;
+    return false;
+}
+
+/* Whether `root` of a disk is shown at `point` while other parts of the same
+ * disk are too: as runtimes do with /etc/hosts, whose disk is the host's. */
+static bool
+jail_whole_disk(struct str mounts, const struct jail_mount *m)
+{
+    struct jail_mount one;
+
+    if (m->root.n != 1 || m->point.n == 1 || !str_starts(m->source, S("/dev/")))
+        return false;
+    while (jail_mount_next(&mounts, &one))
+        if (str_eq(one.device, m->device) && one.root.n > 1)
+            return true;
+    return false;
+}
+
+/* Why a mount of a container is one of the host; NULL: it is not. */
+static const char *
+jail_mount_hosts(struct str mounts, const struct jail_mount *m)
+{
+    bool disk = str_starts(m->source, S("/dev/"));
+
+    if (str_eq(m->type, S("proc")))
+        return jail_below(m->point, S("/proc")) ? NULL : "another /proc";
+    if (str_eq(m->type, S("sysfs")))
+        return jail_below(m->point, S("/sys")) ? NULL : "another /sys";
+    if (str_eq(m->type, S("devtmpfs")))
+        return m->root.n == 1 ? "the devices of the host" : NULL;
+    if (jail_whole_disk(mounts, m))
+        return "a whole disk of the host";
+    return disk && m->point.n > 1 && jail_is_hosts(m->root)
+               ? "a folder of the host"
+               : NULL;
+}
+
+static bool
+jail_is_socket(struct str point)
+{
+    static const char *const names[] = {"/docker.sock", "/containerd.sock",
+                                        "/crio.sock", "/podman.sock"};
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (str_ends(point, str_of(names[i])))
+            return true;
+    return false;
+}
+
+static void
+jail_judge_mounts(const struct jail_view *v, bool in, struct jail_finding *out)
+{
+    struct str mounts = v->mounts;
+    struct jail_mount m;
+
+    if (v->socket)
+        jail_find(out, JAIL_NO_CONTAINER_SOCKET, JAIL_HIGH,
+                  "%s can be written to", v->socket);
+    if (!mounts.n) {
+        jail_find(out, JAIL_NO_HOST_MOUNTS, JAIL_LOW,
+                  "/proc/self/mountinfo cannot be read");
+        return;
+    }
+    while (jail_mount_next(&mounts, &m)) {
+        const char *why = in && out[JAIL_NO_HOST_MOUNTS].severity < JAIL_HIGH
+                              ? jail_mount_hosts(v->mounts, &m)
+                              : NULL;
+
+        if (why && jail_covered(mounts, &m))
+            why = NULL;
+        if (jail_is_socket(m.point))
+            jail_find(out, JAIL_NO_CONTAINER_SOCKET, JAIL_HIGH,
+                      "%.*s is mounted here", STR_FMT(jail_short(m.point)));
+        if (why)
+            jail_find(out, JAIL_NO_HOST_MOUNTS,
+                      jail_listed(m.options, ',', "ro") ? JAIL_MEDIUM
+                                                        : JAIL_HIGH,
+                      "%.*s: %s", STR_FMT(jail_short(m.point)), why);
+    }
+}
+
+static void
+jail_judge_proc(const struct jail_view *v, bool in, struct jail_finding *out)
+{
+    struct str pipe = jail_line(v->core_pattern);
+
+    if (in && (v->kcore || v->sysrq || v->sysctl))
+        jail_find(out, JAIL_MASKED_PROC, JAIL_HIGH, "within reach:%s%s%s",
+                  v->kcore ? " /proc/kcore" : "",
+                  v->sysrq ? " /proc/sysrq-trigger" : "",
+                  v->sysctl ? " /proc/sys" : "");
+    if (in && (v->initial_pids || v->kthreadd))
+        jail_find(out, JAIL_OWN_PIDS, JAIL_HIGH,
+                  "the processes of the host are seen here");
+    if (str_starts(pipe, S("|")))
+        jail_find(out, JAIL_NO_CORE_PIPE, JAIL_LOW,
+                  "a program that crashes makes the kernel start %.*s as "
+                  "root of the host",
+                  STR_FMT(jail_short(str_from(pipe, 1))));
+    if (v->max_userns.n && !str_eq(jail_line(v->max_userns), S("0")))
+        jail_find(out, JAIL_USER_NAMESPACES_OFF, JAIL_NOTE,
+                  "every user can make user namespaces, and so reach parts of "
+                  "the kernel that are root's otherwise");
+    if (!v->yama.n || str_eq(jail_line(v->yama), S("0")))
+        jail_find(out, JAIL_YAMA, JAIL_NOTE,
+                  "a process may trace others of its user; ours are not "
+                  "dumpable, which forbids it");
+}
+
+/* Bridges and far ends of containers are a host's. */
+static void
+jail_judge_network(const struct jail_view *v, bool in, struct jail_finding *out)
+{
+    static const char *const names[] = {"docker",  "cni",  "veth",   "virbr",
+                                        "flannel", "cali", "podman", "br-"};
+    struct str lines = v->interfaces, line;
+    bool host = v->initial_network;
+
+    while (lines.n && !host) {
+        str_cut(lines, '\n', &line, &lines);
+        line = str_trim(line);
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+            host |= str_starts(line, str_of(names[i]));
+    }
+    if (in && host)
+        jail_find(out, JAIL_OWN_NETWORK, JAIL_MEDIUM,
+                  "the network of the host is seen here: its loopback, and "
+                  "abstract sockets");
+}
+
+/* All but what is the policy's. */
+static void
+jail_judge(const struct jail_view *v, struct jail_finding *out)
+{
+    bool in = jail_contained(v);
+
+    memset(out, 0, JAIL_POSTURE_N * sizeof *out);
+    jail_judge_root(v, in, out);
+    jail_judge_filters(v, in, out);
+    jail_judge_capabilities(v, in, out);
+    jail_judge_mounts(v, in, out);
+    jail_judge_proc(v, in, out);
+    jail_judge_network(v, in, out);
+}
+
+/* The children keep our user, which is well unless that is root. */
+static void
+jail_judge_keep(struct jail_finding *out)
+{
+    if (out[JAIL_NOT_ROOT].severity)
+        jail_find(out, JAIL_NOT_ROOT, JAIL_HIGH,
+                  "all processes are root, also those that parse the network");
+}
+
+/* A file of the policy, or its folder, that everybody may write. */
+static void
+jail_judge_path(struct jail_finding *out, const char *path)
+{
+    struct stat st;
+
+    if (stat(path, &st) == 0 && st.st_mode & S_IWOTH)
+        jail_find(out, JAIL_UNSHARED_FILES,
+                  S_ISDIR(st.st_mode) && st.st_mode & S_ISVTX ? JAIL_MEDIUM
+                                                              : JAIL_HIGH,
+                  "everybody can write %s (mode %04o)", path,
+                  (unsigned)st.st_mode & 07777);
+}
+
+static void
+jail_judge_file(struct mem_arena *a, struct jail_finding *out, struct str path)
+{
+    const char *slash;
+
+    if (!path.n)
+        return;
+    jail_judge_path(out, str_c(a, path));
+    slash = memrchr(path.p, '/', path.n);
+    jail_judge_path(
+        out, !slash ? "."
+             : slash == path.p
+                 ? "/"
+                 : str_c(a, (struct str){path.p, (size_t)(slash - path.p)}));
+}
+
+/* A socket that leads out of the container, and that we may write to. */
+static const char *
+jail_look_socket(void)
+{
+    static const char *const paths[] = {
+        "/run/docker.sock",
+        "/var/run/docker.sock",
+        "/run/containerd/containerd.sock",
+        "/var/run/containerd/containerd.sock",
+        "/run/k3s/containerd/containerd.sock",
+        "/run/crio/crio.sock",
+        "/var/run/crio/crio.sock",
+        "/run/podman/podman.sock",
+        "/var/run/podman/podman.sock",
+    };
+    struct stat st;
+
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
+        if (stat(paths[i], &st) == 0 && S_ISSOCK(st.st_mode) &&
+            faccessat(AT_FDCWD, paths[i], W_OK, AT_EACCESS) == 0)
+            return paths[i];
+    return NULL;
+}
+
+/* Inode numbers of the first namespaces are fixed (include/uapi/linux/nsfs.h);
+ * that of the first network is since Linux 6.18. */
+static bool
+jail_look_initial(const char *path, const char *name)
+{
+    char text[64];
+    ssize_t n = readlink(path, text, sizeof text - 1);
+
+    text[n > 0 ? n : 0] = 0;
+    return strcmp(text, name) == 0;
+}
+
+static bool
+jail_look_marked(void)
+{
+    return getenv("container") || access("/.dockerenv", F_OK) == 0 ||
+           access("/run/.containerenv", F_OK) == 0 ||
+           getenv("KUBERNETES_SERVICE_HOST");
+}
+
+static bool
+jail_look_access(const char *path, int mode)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode) &&
+           faccessat(AT_FDCWD, path, mode, AT_EACCESS) == 0;
+}
+
+static void
+jail_look(struct mem_arena *a, struct jail_view *v)
+{
+    static const struct {
+        const char *path;
+        size_t offset, max;
+    } files[] = {
+        {"/proc/self/mountinfo", offsetof(struct jail_view, mounts), 256 << 10},
+        {"/proc/self/status", offsetof(struct jail_view, status), 8192},
+        {"/proc/self/uid_map", offsetof(struct jail_view, uid_map), 4096},
+        {"/proc/self/cgroup", offsetof(struct jail_view, cgroup), 8192},
+        {"/proc/sys/kernel/core_pattern",
+         offsetof(struct jail_view, core_pattern), 256},
+        {"/proc/sys/user/max_user_namespaces",
+         offsetof(struct jail_view, max_userns), 64},
+        {"/proc/sys/kernel/yama/ptrace_scope", offsetof(struct jail_view, yama),
+         64},
+        {"/proc/net/dev", offsetof(struct jail_view, interfaces), 1 << 16},
+    };
+    char comm[32];
+
+    *v = (struct jail_view){0};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        *(struct str *)((char *)v + files[i].offset) = jail_read(
+            files[i].path, mem_alloc_raw(a, files[i].max), files[i].max);
+    v->marked = jail_look_marked();
+    v->initial_pids =
+        jail_look_initial("/proc/self/ns/pid", "pid:[4026531836]");
+    v->initial_network =
+        jail_look_initial("/proc/self/ns/net", "net:[4026531833]");
+    v->kthreadd = str_eq(
+        jail_line(jail_read("/proc/2/comm", comm, sizeof comm)), S("kthreadd"));
+    v->kcore = jail_look_access("/proc/kcore", R_OK);
+    v->sysrq = jail_look_access("/proc/sysrq-trigger", W_OK);
+    v->sysctl = jail_look_access("/proc/sys/kernel/core_pattern", W_OK);
+    v->socket = jail_look_socket();
+}
+
+/* What this machine gives us, and what is around us. */
+struct jail_host {
+    struct jail_have have;
+    struct jail_finding posture[JAIL_POSTURE_N];
+};
+
+/* Once, before we change anything about ourselves: see jail_probe(). */
+static void
+jail_survey(struct jail_host *h)
+{
+    struct mem_arena *a = mem_arena_new((size_t)4 << 20);
+    struct jail_view v;
+
+    jail_probe(&h->have);
+    jail_look(a, &v);
+    jail_judge(&v, h->posture);
+    mem_arena_free(a);
+}
+
+static const char *
+jail_posture_name(unsigned id)
+{
+    return cfg_layers[CFG_LAYERS_N + id];
+}
+
+/* Whether each part of it that must be fine, is. */
+static bool
+jail_posture_enough(const struct jail_finding *all, const struct cfg_process *p,
+                    struct err *e)
+{
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++)
+        if (all[i].severity && jail_named(p->must_have, CFG_LAYERS_N + i)) {
+            err_set(e, ERR_CONFIG, "process: must_have: %s: %s; mend: %s",
+                    jail_posture_name(i), all[i].what, jail_mends[i]);
+            return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
+        }
+    return true;
+}
+
+static void
+jail_posture_warn(const struct jail_finding *all)
+{
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++)
+        if (all[i].severity > JAIL_NOTE)
+            log_at(all[i].severity > JAIL_LOW ? LOG_WARN : LOG_INFO, "jail",
+                   "posture: %s (%s): %s; mend: %s", jail_posture_name(i),
+                   jail_severity_name(all[i].severity), all[i].what,
+                   jail_mends[i]);
+}
+
+/* `p` is NULL without a policy. */
+static void
+jail_posture_print(const struct jail_finding *all, const struct cfg_process *p,
+                   FILE *f)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++) {
+        bool must_have = p && jail_named(p->must_have, CFG_LAYERS_N + i);
+
+        if (!all[i].severity && !must_have)
+            continue;
+        n++;
+        fprintf(f, "  %-20s %-6s %s%s\n", jail_posture_name(i),
+                jail_severity_name(all[i].severity),
+                all[i].severity ? all[i].what : "",
+                must_have ? " (must have)" : "");
+        if (all[i].severity)
+            fprintf(f, "      mend: %s\n", jail_mends[i]);
+    }
+    if (!n)
+        fputs("  nothing to say\n", f);
+}
+
+static void
+jail_posture_json(const struct jail_finding *all, struct mem_buf *out)
+{
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++) {
+        mem_buf_printf(out, "%s{\"name\":\"%s\",\"severity\":\"%s\"",
+                       i ? "," : "[", jail_posture_name(i),
+                       jail_severity_name(all[i].severity));
+        if (all[i].severity) {
+            mem_buf_printf(out, ",\"what\":");
+            json_write_str(out, str_of(all[i].what));
+            mem_buf_printf(out, ",\"mend\":");
+            json_write_str(out, str_of(jail_mends[i]));
+        }
+        mem_buf_add(out, "}", 1);
+    }
+    mem_buf_add(out, "]", 1);
 }
 
 /* ---- a program ----------------------------------------------------------- */
@@ -33169,6 +34781,7 @@ struct admin {
     unsigned rows_n;
     const struct met_route *routes;  // rows_n × routes
     struct mem_buf crls;             // owned: lines of admin_note_crls()
+    struct jail_have have;
 };
 
 static void
@@ -33225,6 +34838,21 @@ admin_note_crls(struct admin *a, struct mem_arena *arena, struct str listener,
                    admin_escape(arena, listener), next);
 }
 
+/* One line a layer: 1 where this machine has it. */
+static void
+admin_layer_metrics(const struct admin *a, struct mem_buf *b)
+{
+    static const char name[] = "gateway_sandbox_layer";
+
+    mem_buf_printf(b,
+                   "# HELP %s Whether this machine has a layer.\n"
+                   "# TYPE %s gauge\n",
+                   name, name);
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
+        mem_buf_printf(b, "%s{layer=\"%s\"} %d\n", name, cfg_layers[i],
+                       jail_has(&a->have, (enum jail_layer)i));
+}
+
 /* A family's lines stand together, as the format asks. */
 static void
 admin_route_metrics(struct admin *a, struct mem_arena *arena, struct mem_buf *b,
@@ -33249,6 +34877,7 @@ admin_metrics(struct admin *a, struct req *r)
 
     met_render(&b, a->rows, a->rows_n);
     mem_buf_add(&b, mem_buf_ptr(&a->crls), mem_buf_len(&a->crls));
+    admin_layer_metrics(a, &b);
     mem_buf_printf(
         &b, "# HELP http_server_request_duration_seconds Time to the answer.\n"
             "# TYPE http_server_request_duration_seconds histogram\n");
@@ -33259,6 +34888,44 @@ admin_metrics(struct admin *a, struct req *r)
     text = str_dup(r->arena, (struct str){b.p, b.n});
     mem_buf_free(&b);
     admin_answer(r, 200, S("text/plain; version=0.0.4"), text);
+}
+
+/* Why this worker should get no requests; NULL: it should. */
+static const char *
+admin_unready(const struct admin *a)
+{
+    if (a->env->draining)
+        return "draining";
+    return pki_now(time(NULL)) < 0 ? "the clock is not set" : NULL;
+}
+
+/* Ready or not is the status. The body also says which layers are missing,
+ * with "Accept: application/json" as an object. */
+static void
+admin_ready(struct admin *a, struct req *r)
+{
+    const struct str *accept = hdr_get(&r->headers, S("accept"));
+    const char *why = admin_unready(a);
+    struct mem_buf b = {0};
+    bool json = accept && str_eq(*accept, S("application/json"));
+
+    if (json) {
+        mem_buf_printf(&b, "{\"ready\":%s,\"why\":\"%s\",\"missing\":",
+                       why ? "false" : "true", why ? why : "");
+        jail_write_missing(&a->have, true, &b);
+        mem_buf_add(&b, "}\n", 2);
+    } else {
+        mem_buf_printf(&b, "%s\n", why ? why : "ready");
+        if (jail_missing_n(&a->have)) {
+            mem_buf_printf(&b, "missing layers: ");
+            jail_write_missing(&a->have, false, &b);
+            mem_buf_add(&b, "\n", 1);
+        }
+    }
+    admin_answer(r, why ? 503 : 200,
+                 json ? S("application/json") : S("text/plain"),
+                 str_dup(r->arena, (struct str){b.p, b.n}));
+    mem_buf_free(&b);
 }
 
 static void
@@ -33272,12 +34939,8 @@ admin_on_head(struct req *r)
         admin_metrics(a, r);
     else if (get && str_eq(r->target, S("/healthz")))
         admin_answer(r, 200, text, S("ok\n"));
-    else if (get && str_eq(r->target, S("/readyz")) && a->env->draining)
-        admin_answer(r, 503, text, S("draining\n"));
-    else if (get && str_eq(r->target, S("/readyz")) && pki_now(time(NULL)) < 0)
-        admin_answer(r, 503, text, S("the clock is not set\n"));
     else if (get && str_eq(r->target, S("/readyz")))
-        admin_answer(r, 200, text, S("ready\n"));
+        admin_ready(a, r);
     else
         admin_answer(r, get ? 404 : 405, text, S("no such page\n"));
 }
@@ -33673,6 +35336,7 @@ work_map_metrics(struct work *w, struct met_route **mine, struct err *e)
     met_attach(p, b->met_slot);
     *mine = (struct met_route *)q + b->met_slot * routes;
     w->admin = (struct admin){.ops = admin_ops,
+                              .have = jail_have_of(b),
                               .env = &w->env,
                               .rows = p,
                               .rows_n = b->met_rows,
@@ -33895,6 +35559,7 @@ struct sup_gen {
     struct sup_socket **sockets;                // borrowed from s->sockets
     size_t listeners_n, sockets_n;              // listeners first, then admin
     int route_met_fd;
+    struct jail_have have;     // as this policy's user has it
     uint64_t route_shape;      // equal shapes share a slab
     struct sup_child *broker;  // borrowed
     struct sup_back *respawn;  // per worker
@@ -33944,6 +35609,7 @@ struct sup {
     struct err why;
     int null_fd, met_fd;
     int children_fd;  // for jail_orphans()
+    struct jail_host host;
     unsigned met_rows;
     bool *slots;  // which rows are leased
     unsigned number;
@@ -34457,30 +36123,17 @@ sup_find_group(const char *name, gid_t *gid)
     return found;
 }
 
-/* must_have = { "uid" } is kept only where the children change their user. */
+/* Whom the children become. Only root can become somebody else, and not in
+ * every container: *have is told. */
 static bool
-sup_check_uid(const struct cfg_process *p, bool drop, struct err *e)
-{
-    for (size_t i = 0; !drop && i < p->must_have.n; i++)
-        if (str_eq(p->must_have.v[i], S("uid"))) {
-            err_set(e, ERR_CONFIG,
-                    "process: must_have: uid needs a start as root, and a "
-                    "process.user that is not root");
-            return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
-        }
-    return true;
-}
-
-/* Whom the children become. Only root can become somebody else. */
-static bool
-sup_user(struct mem_arena *a, const struct cfg_process *p, struct boot *b,
-         struct err *e)
+sup_user(struct mem_arena *a, const struct cfg_process *p,
+         struct jail_have *have, struct boot *b, struct err *e)
 {
     b->uid = geteuid();
     b->gid = getegid();
     b->drop = false;
     if (b->uid != 0)
-        return sup_check_uid(p, false, e);
+        return true;
     if (!sup_find_user(str_c(a, p->user.n ? p->user : S("nobody")), &b->uid,
                        &b->gid))
         return err_set(e, ERR_CONFIG,
@@ -34492,12 +36145,69 @@ sup_user(struct mem_arena *a, const struct cfg_process *p, struct boot *b,
                        "process.group: there is no group "
                        "\"%.*s\" in /etc/group: name one, or a number",
                        STR_FMT(p->group));
-    b->drop = b->uid != 0;
+    b->drop = b->uid != 0 && jail_has(have, JAIL_UID);
+    if (b->drop)
+        return true;
+    log_at(LOG_WARN, "sup", "workers that parse the network run as root: %s",
+           b->uid ? have->why[JAIL_UID]
+                  : "process.user is root; name another user");
+    b->uid = geteuid();
+    b->gid = getegid();
+    jail_have_no_uid(have);
+    return true;
+}
+
+static void
+sup_judge_site(struct mem_arena *a, const struct cfg_site *s,
+               struct jail_finding *out)
+{
+    jail_judge_file(a, out, s->client_ca);
+    for (size_t i = 0; i < s->pairs_n; i++) {
+        jail_judge_file(a, out, s->pairs[i].certificate);
+        jail_judge_file(a, out, s->pairs[i].key);
+    }
+    for (size_t i = 0; i < s->crl.n; i++)
+        jail_judge_file(a, out, s->crl.v[i]);
+}
+
+/* Files whose change changes who may do what. */
+static void
+sup_judge_files(struct mem_arena *a, const struct cfg *c, struct str policy,
+                struct jail_finding *out)
+{
+    jail_judge_file(a, out, policy);
+    jail_judge_file(a, out, c->process.ticket_keys);
+    for (size_t i = 0; i < c->cas.n; i++)
+        jail_judge_file(a, out, c->cas.v[i]);
+    for (size_t i = 0; i < c->listeners_n; i++) {
+        const struct cfg_listener *l = &c->listeners[i];
+
+        for (size_t j = 0; j <= l->sni_n; j++)
+            sup_judge_site(a, j ? &l->sni[j - 1] : &l->own, out);
+    }
+    for (size_t i = 0; i < c->upstreams_n; i++) {
+        const struct cfg_upstream *u = &c->upstreams[i];
+
+        jail_judge_file(a, out, u->ca);
+        jail_judge_file(a, out, u->certificate);
+        jail_judge_file(a, out, u->key);
+    }
+}
+
+/* The machine as this policy uses it: the user, and whether it is enough. */
+static bool
+sup_judge(struct mem_arena *a, const struct cfg *c, struct jail_host *host,
+          struct boot *b, struct err *e)
+{
+    if (!sup_user(a, &c->process, &host->have, b, e) ||
+        !jail_enough(&host->have, &c->process, c->commands_n > 0, e))
+        return false;
+    b->layers = host->have.layers;
+    b->landlock_abi = host->have.landlock_abi;
     if (!b->drop)
-        log_at(LOG_WARN, "sup",
-               "process.user is root: workers that parse the "
-               "network run as root; name another user");
-    return sup_check_uid(p, b->drop, e);
+        jail_judge_keep(host->posture);
+    sup_judge_files(a, c, b->policy, host->posture);
+    return jail_posture_enough(host->posture, &c->process, e);
 }
 
 /* ---- sockets ------------------------------------------------------------- */
@@ -34956,6 +36666,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
 {
     struct sup_load *l = s->load;
     struct boot *b = &l->boot;
+    struct jail_host host = s->host;
     struct sup_gen *g;
     struct cfg c;
 
@@ -34970,11 +36681,14 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->workers = g->workers;
     b->generation = g->number;
     b->admin_n = c.admin_n;
-    if (!sup_user(l->arena, &c.process, b, e) ||
+    if (!sup_judge(l->arena, &c, &host, b, e) ||
         !sup_read_certificates(l->arena, &c, b, e) ||
         !sup_gen_sockets(s, g, &c, e) || !sup_slab(s, g->workers, e) ||
         !sup_route_slab(s, &c, g, e))
         return false;
+    g->have = host.have;
+    jail_warn(&host.have, &c.process);
+    jail_posture_warn(host.posture);
     sup_boot_env(l->arena, &c, b);
     sup_boot_ticket_key(s, l->arena, b);
     b->met_fd = s->met_fd;
@@ -35518,16 +37232,21 @@ sup_notify(const char *text)
 static void
 sup_log_ready(const struct sup_gen *g)
 {
+    struct mem_buf missing = {0};
     struct log_line l;
 
     if (!log_begin(&l, LOG_INFO, "ready"))
         return;
+    jail_write_missing(&g->have, true, &missing);
     log_int(&l, "pid", getpid());
     log_int(&l, "generation", g->number);
     log_int(&l, "workers", g->workers);
+    if (log_key(&l, "missing_layers"))
+        log_raw(&l, mem_buf_ptr(&missing), mem_buf_len(&missing));
     sup_log_addresses(&l, "listeners", g, 0, g->listeners_n);
     sup_log_addresses(&l, "admin", g, g->listeners_n, g->sockets_n);
     log_end(&l);
+    mem_buf_free(&missing);
 }
 
 /* Step 4: every worker is ready. From here on the new generation serves. */
@@ -36032,6 +37751,7 @@ sup_init(struct sup *s, struct err *e)
 
     signal(SIGPIPE, SIG_IGN);
     sup_reopen_log();
+    jail_survey(&s->host);
     if (!jail_undumpable())
         return err_set(e, ERR_CONFIG, "dumpable: %s", strerror(errno));
     prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L);
@@ -37009,6 +38729,7 @@ enum cli_option_bit {
     CLI_JSON = 1 << 1,
     CLI_STDIN = 1 << 2,
     CLI_OPEN = 1 << 3,
+    CLI_HOST = 1 << 4,
 };
 
 static const struct cli_option {
@@ -37021,11 +38742,13 @@ static const struct cli_option {
     {CLI_STDIN, "--stdin", NULL, "pass standard input on to the program"},
     {CLI_OPEN, "--open", NULL,
      "objects may hold what no schema speaks of, as in the standard"},
+    {CLI_HOST, "--host", NULL,
+     "what is around the gateway, and how to mend it"},
 };
 
 struct cli {
     const char *policy;
-    bool json, pass_stdin, open;
+    bool policy_given, json, pass_stdin, host, open;
     char **args;  // what is left: operands
     int args_n;
 };
@@ -37074,25 +38797,47 @@ cli_load(struct mem_arena *a, const char *policy, struct boot *b, struct cfg *c,
            cfg_load(a, b->cfg_json, c, e);
 }
 
+/* The plain configuration, and what is here to run it. */
+static void
+cli_check_json(const struct cfg *c, const struct jail_host *host,
+               struct str plain)
+{
+    struct mem_buf out = {0};
+
+    must(str_ends(plain, S("}")) && plain.n > 2);
+    mem_buf_add(&out, plain.p, plain.n - 1);
+    mem_buf_printf(&out, ",\"layers\":");
+    jail_write_json(&host->have, &c->process, c->commands_n > 0, &out);
+    mem_buf_printf(&out, ",\"posture\":");
+    jail_posture_json(host->posture, &out);
+    printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
+    mem_buf_free(&out);
+}
+
 static int
 cli_check(const struct cli *cli)
 {
     struct mem_arena *a = mem_arena_new((size_t)512 << 20);
     struct mem_buf numbers = {0};
+    struct jail_host host;
     struct boot b;
     struct cfg c;
     struct err e;
     bool ok;
 
+    jail_survey(&host);
     ok = cli_load(a, cli->policy, &b, &c, &e) && sup_servable(&c, &e) &&
-         sup_user(a, &c.process, &b, &e) &&
+         sup_judge(a, &c, &host, &b, &e) &&
          sup_read_certificates(a, &c, &b, &e) &&
          sup_verify(&c, &b, &numbers, &e);
     if (ok && cli->json) {
-        fwrite(b.cfg_json.p, 1, b.cfg_json.n, stdout);
-        putchar('\n');
+        cli_check_json(&c, &host, b.cfg_json);
     } else if (ok) {
         cfg_print(&c, stdout);
+        fputs("sandbox layers\n", stdout);
+        jail_print(&host.have, &c.process, c.commands_n > 0, stdout);
+        fputs("posture\n", stdout);
+        jail_posture_print(host.posture, &c.process, stdout);
         printf("\nfine: %.*s, %zu listener%s, %zu route%s, %zu command%s\n",
                STR_FMT(b.policy), c.listeners_n, c.listeners_n == 1 ? "" : "s",
                c.routes_n, c.routes_n == 1 ? "" : "s", c.commands_n,
@@ -37104,6 +38849,63 @@ cli_check(const struct cli *cli)
         ok = cli_fail("standard output: %s", strerror(errno)) == 0;
     boot_forget_keys(&b);
     mem_buf_free(&numbers);
+    mem_arena_free(a);
+    return ok ? 0 : 1;
+}
+
+/* ---- audit --------------------------------------------------------------- */
+
+static void
+cli_audit_write(const struct jail_host *host, const struct cfg *c, bool json)
+{
+    const struct cfg_process *p = c ? &c->process : NULL;
+    bool commands = c && c->commands_n;
+    struct mem_buf out = {0};
+
+    if (!json) {
+        fputs("sandbox layers\n", stdout);
+        jail_print(&host->have, p, commands, stdout);
+        fputs("posture\n", stdout);
+        jail_posture_print(host->posture, p, stdout);
+        return;
+    }
+    mem_buf_printf(&out, "{\"layers\":");
+    jail_write_json(&host->have, p, commands, &out);
+    mem_buf_printf(&out, ",\"posture\":");
+    jail_posture_json(host->posture, &out);
+    printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
+    mem_buf_free(&out);
+}
+
+/* With a policy, as that one uses the machine; without, by itself. */
+static int
+cli_audit(const struct cli *cli)
+{
+    struct mem_arena *a;
+    struct jail_host host;
+    struct boot b;
+    struct cfg c;
+    struct err e;
+    bool ok = true, loaded = false;
+
+    if (!cli->host)
+        return cli_fail("say what to look at: gateway audit --host") + 1;
+    a = mem_arena_new((size_t)512 << 20);
+    jail_survey(&host);
+    if (!jail_has(&host.have, JAIL_UID))
+        jail_judge_keep(host.posture);
+    if (cli->policy_given) {
+        loaded = cli_load(a, cli->policy, &b, &c, &e);
+        ok = loaded && sup_judge(a, &c, &host, &b, &e);
+    }
+    if (ok || loaded)
+        cli_audit_write(&host, loaded ? &c : NULL, cli->json);
+    if (!ok)
+        cli_fail("%s", e.msg);
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++)
+        ok = ok && host.posture[i].severity < JAIL_MEDIUM;
+    if (fflush(stdout) != 0)
+        ok = cli_fail("standard output: %s", strerror(errno)) == 0;
     mem_arena_free(a);
     return ok ? 0 : 1;
 }
@@ -37256,10 +39058,12 @@ static bool
 cli_exec_start(struct cli_exec *x, const struct cli *cli, struct boot *b,
                struct err *e)
 {
+    struct jail_host host;
     struct str in;
     int fd;
 
-    if (!sup_user(x->a, &x->cfg.process, b, e) ||
+    jail_survey(&host);
+    if (!sup_judge(x->a, &x->cfg, &host, b, e) ||
         !exec_program_check(x->command, b->uid, e) ||
         !cli_exec_stdin(x, cli, &in, e))
         return false;
@@ -37369,7 +39173,6 @@ struct cli_fact {
 static size_t
 cli_facts(struct cli_fact *f, char text[][64])
 {
-    int landlock = (int)syscall(SYS_landlock_create_ruleset, NULL, 0, 1);
     struct utsname u;
     size_t n = 0;
 
@@ -37377,10 +39180,9 @@ cli_facts(struct cli_fact *f, char text[][64])
              LLHTTP_VERSION_MINOR, LLHTTP_VERSION_PATCH);
     pcre2_config(PCRE2_CONFIG_VERSION, text[1]);
     text[1][strcspn(text[1], " ")] = 0;  // without the date
-    snprintf(text[2], 64, "%d", landlock < 0 ? 0 : landlock);
     uname(&u);
-    snprintf(text[3], 64, "%.10s %.50s", u.sysname, u.release);
-    snprintf(text[4], 64, "%u.%u.%u", seccomp_version()->major,
+    snprintf(text[2], 64, "%.10s %.50s", u.sysname, u.release);
+    snprintf(text[3], 64, "%u.%u.%u", seccomp_version()->major,
              seccomp_version()->minor, seccomp_version()->micro);
     f[n++] = (struct cli_fact){"gateway", GATEWAY_VERSION};
     f[n++] = (struct cli_fact){"libuv", uv_version_string()};
@@ -37391,13 +39193,12 @@ cli_facts(struct cli_fact *f, char text[][64])
     f[n++] = (struct cli_fact){"yyjson", YYJSON_VERSION_STRING};
     f[n++] = (struct cli_fact){"pcre2", text[1]};
     f[n++] = (struct cli_fact){"c-ares", ares_version(NULL)};
-    f[n++] = (struct cli_fact){"libseccomp", text[4]};
+    f[n++] = (struct cli_fact){"libseccomp", text[3]};
     f[n++] =
         (struct cli_fact){"tls", "1.3, 1.2; X25519MLKEM768, X25519, P-256; "
                                  "ECDSA, RSA, Ed25519; client certificate "
                                  "required"};
-    f[n++] = (struct cli_fact){"kernel", text[3]};
-    f[n++] = (struct cli_fact){"landlock_abi", text[2]};
+    f[n++] = (struct cli_fact){"kernel", text[2]};
     return n;
 }
 
@@ -37405,13 +39206,19 @@ static int
 cli_version(const struct cli *cli)
 {
     struct cli_fact f[16];
-    char text[5][64];
+    char text[4][64];
     size_t n = cli_facts(f, text);
+    struct jail_have have;
     struct mem_buf out = {0};
 
+    jail_probe(&have);
     if (!cli->json) {
         for (size_t i = 0; i < n; i++)
             printf("%-13s %s\n", f[i].name, f[i].value);
+        printf("%-13s %u\n", "landlock_abi", have.landlock_abi);
+        fputs("\nsandbox layers of this machine, for who starts us now\n",
+              stdout);
+        jail_print(&have, NULL, false, stdout);
         return 0;
     }
     for (size_t i = 0; i < n; i++) {
@@ -37420,6 +39227,9 @@ cli_version(const struct cli *cli)
         mem_buf_add(&out, ":", 1);
         json_write_str(&out, str_of(f[i].value));
     }
+    mem_buf_printf(&out,
+                   ",\"landlock_abi\":\"%u\",\"layers\":", have.landlock_abi);
+    jail_write_json(&have, NULL, false, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
     return 0;
@@ -37441,6 +39251,12 @@ static const struct cli_command cli_commands[] = {
      "  gateway check\n"
      "  gateway check --json my.lua > plain.json\n",
      CLI_POLICY | CLI_JSON, 1, cli_check, NULL},
+    {"audit", "--host [POLICY]",
+     "Says which sandbox layers are here, and what around the gateway is not "
+     "as it should be, with the mend. 1: something of medium or high severity.",
+     "  gateway audit --host\n"
+     "  gateway audit --host --json my.lua\n",
+     CLI_POLICY | CLI_JSON | CLI_HOST, 1, cli_audit, NULL},
     {"test", "[TEST.lua ...]",
      "Runs policy tests: no network, no certificates, "
      "no waiting.",
@@ -37527,11 +39343,14 @@ cli_option_find(const struct cli_command *c, const char *arg,
 static void
 cli_option_set(struct cli *cli, unsigned bit, const char *value)
 {
-    if (bit == CLI_POLICY)
+    if (bit == CLI_POLICY) {
         cli->policy = value;
+        cli->policy_given = true;
+    }
     cli->json |= bit == CLI_JSON;
     cli->pass_stdin |= bit == CLI_STDIN;
     cli->open |= bit == CLI_OPEN;
+    cli->host |= bit == CLI_HOST;
 }
 
 /* Options and operands in any order; "--" ends the options. */
@@ -37589,7 +39408,7 @@ cli_command_run(const struct cli_command *c, int argc, char **argv)
     if (code)
         return code;
     if (c->max == 1 && cli.args_n == 1)
-        cli.policy = cli.args[0];
+        cli_option_set(&cli, CLI_POLICY, cli.args[0]);
     return c->run(&cli);
 }
 
