@@ -25061,14 +25061,19 @@ jail_write_missing(const struct jail_have *h, bool json, struct mem_buf *out)
 static void
 jail_warn(const struct jail_have *h, const struct cfg_process *p)
 {
-    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
-        if (!jail_has(h, (enum jail_layer)i) &&
-            jail_named(p->accept_missing, (enum jail_layer)i))
-            log_at(LOG_WARN, "jail",
-                   "%s is missing here (%s), as accept_missing allows: without "
-                   "it, %s; %s",
-                   cfg_layers[i], h->why[i], jail_layers[i].lost,
-                   jail_layers[i].mend);
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
+        struct log_line l;
+
+        if (jail_has(h, (enum jail_layer)i) ||
+            !jail_named(p->accept_missing, i) ||
+            !log_begin(&l, LOG_WARN, "layer_missing"))
+            continue;
+        log_str(&l, "layer", str_of(cfg_layers[i]));
+        log_str(&l, "why", str_of(h->why[i]));
+        log_str(&l, "lost", str_of(jail_layers[i].lost));
+        log_str(&l, "mend", str_of(jail_layers[i].mend));
+        log_end(&l);
+    }
 }
 
 /* What a policy says of a layer; nothing, without a policy. */
@@ -25865,12 +25870,20 @@ jail_posture_enough(const struct jail_finding *all, const struct cfg_process *p,
 static void
 jail_posture_warn(const struct jail_finding *all)
 {
-    for (unsigned i = 0; i < JAIL_POSTURE_N; i++)
-        if (all[i].severity > JAIL_NOTE)
-            log_at(all[i].severity > JAIL_LOW ? LOG_WARN : LOG_INFO, "jail",
-                   "posture: %s (%s): %s; mend: %s", jail_posture_name(i),
-                   jail_severity_name(all[i].severity), all[i].what,
-                   jail_mends[i]);
+    for (unsigned i = 0; i < JAIL_POSTURE_N; i++) {
+        const struct jail_finding *f = &all[i];
+        struct log_line l;
+
+        if (f->severity < JAIL_LOW ||
+            !log_begin(&l, f->severity > JAIL_LOW ? LOG_WARN : LOG_INFO,
+                       "posture"))
+            continue;
+        log_str(&l, "name", str_of(jail_posture_name(i)));
+        log_str(&l, "severity", str_of(jail_severity_name(f->severity)));
+        log_str(&l, "what", str_of(f->what));
+        log_str(&l, "mend", str_of(jail_mends[i]));
+        log_end(&l);
+    }
 }
 
 /* `p` is NULL without a policy. */

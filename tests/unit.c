@@ -41,6 +41,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #include "unit_msg.inc"
 #include "unit_jail.inc"
 #include "unit_exec.inc"
+#include "unit_layers.inc"
 #include "unit_lib.inc"
 #include "unit_sup.inc"
 
@@ -54,6 +55,7 @@ static const struct {
     {"tls", unit_tls},   {"h1", unit_h1},         {"pp", unit_pp},
     {"up", unit_up},     {"msg", unit_msg},       {"jail", unit_jail},
     {"exec", unit_exec}, {"lib", unit_lib},       {"sup", unit_sup},
+    {"layers", unit_layers},
 };
 
 static bool

@@ -40,7 +40,8 @@ def readyz(g):
 def test_nobody_comes_in_and_it_is_not_ready():
     with Later(ROUTES) as g:
         g.wait_line("clock is not set", "no client is let in")
-        equal(readyz(g), (503, "the clock is not set\n"))
+        equal((readyz(g)[0], readyz(g)[1].split("\n")[0]),
+              (503, "the clock is not set"))
         assert refused(g.port, "ops"), "a client came in without a clock"
         g.wait_line('"handshake"', "clock is not set")
 
@@ -58,6 +59,6 @@ def test_floor_takes_the_day_of_the_build():
 
 def test_a_clock_that_is_set_is_used():
     with Gateway(ROUTES) as g:
-        equal(readyz(g), (200, "ready\n"))
+        equal((readyz(g)[0], readyz(g)[1].split("\n")[0]), (200, "ready"))
         equal(g.get("/ok").status, 200)
         equal(g.lines("clock is not set"), [])
