@@ -37104,6 +37104,7 @@ sup_begin(struct sup *s)
     l->arena = mem_arena_new((size_t)256 << 20);
     l->boot = (struct boot){
         .role = BOOT_CHECK, .met_fd = -1, .route_met_fd = -1, .broker_fd = -1};
+    l->boot.layers = s->host.have.layers;
     sup_enter(s, SUP_CHECKING, SUP_STEP_MS);
     ok = s->policy_too || !s->current
              ? sup_read_scripts(l->arena, s->policy, &l->boot, &s->why)
@@ -39440,16 +39441,19 @@ cli_answer(bool ok, struct str json, const struct err *e)
 static int
 cli_role_check(struct mem_arena *a, struct boot *b)
 {
+    struct jail_have have = jail_have_of(b);
     struct str json = S("");
     uid_t uid = 65534;
     gid_t gid = 65534;
     struct err e;
-    bool ok = true;
+    bool ok;
 
     // a policy is only evaluated here: it needs no file, and no rights
-    if (geteuid() == 0) {
+    if (jail_has(&have, JAIL_UID)) {
         sup_find_user("nobody", &uid, &gid);
         ok = jail_drop(uid, gid, &e);
+    } else {
+        ok = jail_uncap(&e);
     }
     ok = ok && work_check_policy(a, b, &json, &e);
     log_flush();
@@ -39482,7 +39486,8 @@ cli_role_enter(struct boot *b, struct err *e)
         return true;  // exec_main() opens programs first, and then does this
     if (!jail_early(boot_fds_end(b), e))
         return false;
-    if (b->role == BOOT_WORKER && b->drop && !jail_drop(b->uid, b->gid, e))
+    if (b->role == BOOT_WORKER &&
+        !(b->drop ? jail_drop(b->uid, b->gid, e) : jail_uncap(e)))
         return false;
     prctl(PR_SET_PDEATHSIG, (long)SIGKILL, 0L, 0L, 0L);
     return true;

@@ -4,7 +4,8 @@ import json
 
 from gw import equal, gateway_cli, sh, BIN
 
-COMMANDS = ("run", "check", "test", "certs", "exec", "schema", "version")
+COMMANDS = ("run", "check", "audit", "test", "certs", "exec", "schema",
+            "version")
 
 
 def test_help_of_each_command_has_an_example():

@@ -401,10 +401,12 @@ class Gateway:
     """A real `gateway run` on loopback.
 
     `policy` is Lua text that follows HEAD (head=False: the whole text);
-    `prepare` is called with the gateway's folder before it starts."""
+    `prepare` is called with the gateway's folder before it starts, and `wrap`
+    is a command line that starts another: ["setpriv", …]."""
 
     def __init__(self, policy, workers=1, head=True, listen="", wait=True,
-                 env=None, args=(), port=None, prepare=None, **tokens):
+                 env=None, args=(), port=None, prepare=None, wrap=(),
+                 binary=BIN, **tokens):
         self.dir = tmpdir("gw")
         self.port = port or free_port()
         self.tokens = dict(tokens, PORT=self.port, PKI=PKI, DIR=self.dir,
@@ -421,7 +423,7 @@ class Gateway:
         self.expected = []  # patterns of alarming lines that a test provokes
         started.append(self)
         with open(self.log_path, "ab") as log:
-            self.process = spawn([BIN, "run", self.policy, *args],
+            self.process = spawn([*wrap, binary, "run", self.policy, *args],
                                  stdin=subprocess.DEVNULL, stdout=log,
                                  stderr=log, env=env, cwd=self.dir)
         self.pid = self.process.pid
