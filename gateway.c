@@ -39296,7 +39296,8 @@ static const struct cli_command cli_commands[] = {
      "gateway schema\n"
      "  gateway schema --open < suite.jsonl\n",
      CLI_OPEN, 0, cli_schema, NULL},
-    {"version", "", "Everything that is linked in, and what the kernel offers.",
+    {"version", "",
+     "Everything that is linked in, and which sandbox layers are here.",
      "  gateway version --json\n", CLI_JSON, 0, cli_version, NULL},
 };
 
