@@ -23,7 +23,7 @@ llhttp_ROW  = nghttp2  1.60   MIT
 yyjson_ROW  = yyjson   0.10   MIT           yyjson
 pcre2_ROW   = pcre2    10.43  BSD-3-Clause  libpcre2-8
 cares_ROW   = c-ares   1.34   MIT           libcares
-seccomp_ROW = libseccomp 2.5  LGPL-2.1-only libseccomp
+seccomp_ROW = libseccomp 2.5.4 LGPL-2.1-only libseccomp
 
 SUITES      = sid forky trixie
 DEPS_FLAGS  = -O2 -fPIE -fno-omit-frame-pointer -fstack-protector-strong \

@@ -128,6 +128,7 @@
 #include <limits.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/landlock.h>
 #include <linux/openat2.h>
 #include <linux/seccomp.h>
 #include <malloc.h>
@@ -162,6 +163,7 @@
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include <ares.h>
@@ -1220,6 +1222,7 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(EXEC_TIMEOUT, C, "gateway_exec_runs_total", "{result=\"timeout\"}", "")    \
     X(EXEC_REFUSED, C, "gateway_exec_runs_total", "{result=\"refused\"}", "")    \
     X(EXEC_BUSY, C, "gateway_exec_runs_total", "{result=\"queue_full\"}", "")    \
+    X(WALL_REFUSED, C, "gateway_sandbox_refused_calls_total", "", "System calls of workers that their seccomp filter refused.") \
     X(LOG_DROPPED, C, "gateway_log_lines_dropped_total", "", "Log lines lost because the reader stalled.")
 // clang-format on
 
@@ -21962,8 +21965,10 @@ static void
 up_resolve(struct up_call *c)
 {
     struct up_target *t = c->target;
+    // a port that need not be a number would be looked up by NSS
     struct ares_addrinfo_hints hints = {.ai_family = AF_UNSPEC,
-                                        .ai_socktype = SOCK_STREAM};
+                                        .ai_socktype = SOCK_STREAM,
+                                        .ai_flags = ARES_AI_NUMERICSERV};
     char port[8];
     struct err e;
 
@@ -23962,8 +23967,9 @@ enum {
     JAIL_FILES_MAX = 16,  // of them
     JAIL_LIMITS_MAX = 6,
     JAIL_STACK = 32 << 10,
-    JAIL_CLOEXEC = 1 << 2,     // CLOSE_RANGE_CLOEXEC, which old headers lack
-    JAIL_CAP_V3 = 0x20080522,  // capset()'s version: two rows of 32 bits
+    JAIL_CLOEXEC = 1 << 2,      // CLOSE_RANGE_CLOEXEC, which old headers lack
+    JAIL_CAP_V3 = 0x20080522,   // capset()'s version: two rows of 32 bits
+    JAIL_SET_VMA = 0x53564d41,  // PR_SET_VMA: names for memory, by malloc()
 };
 
 /* Not dumpable: no process of our uid may ptrace us or read /proc/PID/mem.
@@ -24079,6 +24085,19 @@ enum { JAIL_NR_NEW = 0, JAIL_NR_X32 = 0 };
 enum { JAIL_CLONE_FLAGS = 1 };
 #else
 enum { JAIL_CLONE_FLAGS = 0 };
+#endif
+
+/* Calls of the sanitizers' own, and no death for them. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { JAIL_SANITIZED = 1 };
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+enum { JAIL_SANITIZED = 1 };
+#else
+enum { JAIL_SANITIZED = 0 };
+#endif
+#else
+enum { JAIL_SANITIZED = 0 };
 #endif
 
 #define JAIL_ERRNO(n) SCMP_ACT_ERRNO((uint16_t)(n))
@@ -24241,8 +24260,8 @@ jail_refuse_terminal(struct jail_filter *f)
     JAIL_RULE(f, JAIL_ERRNO(EPERM), "ioctl", JAIL_INT(1, TIOCSETD));
 }
 
-/* clone3() has its flags in memory, where a filter cannot look: ENOSYS makes
- * the C library fall back to clone(). */
+/* clone3() has its flags in memory, where a filter cannot look: ENOSYS (above)
+ * makes the C library fall back to clone(). */
 static void
 jail_refuse_namespaces(struct jail_filter *f)
 {
@@ -24251,7 +24270,6 @@ jail_refuse_namespaces(struct jail_filter *f)
                                      CLONE_NEWCGROUP};
 
     jail_rules(f, JAIL_ERRNO(EPERM), "unshare setns");
-    jail_rules(f, JAIL_ERRNO(ENOSYS), "clone3");
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
         JAIL_RULE(f, JAIL_ERRNO(EPERM), "clone",
                   JAIL_BITS(JAIL_CLONE_FLAGS, flags[i], flags[i]));
@@ -24281,54 +24299,471 @@ jail_refuse_sockets(struct jail_filter *f, bool network)
     JAIL_RULE(f, no, "socket", JAIL_ARG(2, GT, IPPROTO_UDP));
 }
 
-/* For declared commands: everything, but what no command needs and an attacker
- * does. memfd_create(): what is in such a file can be executed even where
- * Landlock lets nothing be; libraries that use it fall back to a file.
- * System V and POSIX queues: they would outlive the program. */
+/* The supervisor, the broker and the programs each stand behind a filter that
+ * allows everything but a list, and the lists add up: filters are inherited, so
+ * that what a start has to install is short (12 us; the whole would be 60).
+ *
+ * This is the supervisor's: what nothing below it needs either. */
 static void
-jail_refuse_program(struct jail_filter *f)
+jail_refuse_supervisor(struct jail_filter *f)
+{
+    const uint32_t no = JAIL_ERRNO(EPERM);
+
+    jail_rules(f, JAIL_ERRNO(ENOSYS),
+               "clone3 io_uring_setup io_uring_enter io_uring_register");
+    if (!JAIL_SANITIZED)  // the leak checker does this to its own process
+        jail_rules(f, no, "ptrace process_vm_readv process_vm_writev");
+    jail_rules(f, no,
+               "process_madvise process_mrelease kcmp pidfd_getfd move_pages "
+               "migrate_pages keyctl add_key request_key bpf perf_event_open "
+               "userfaultfd lookup_dcookie open_by_handle_at "
+               "name_to_handle_at fanotify_init fanotify_mark");
+    jail_rules(f, no,
+               "kexec_load kexec_file_load create_module init_module "
+               "finit_module delete_module reboot swapon swapoff acct "
+               "quotactl quotactl_fd syslog vhangup iopl ioperm modify_ldt "
+               "vm86 vm86old uselib _sysctl nfsservctl");
+    jail_rules(f, no,
+               "settimeofday stime clock_settime clock_settime64 adjtimex "
+               "clock_adjtime clock_adjtime64");
+    JAIL_RULE(f, no, "personality", JAIL_ARG(0, NE, 0xffffffff));
+    jail_refuse_terminal(f);
+}
+
+/* The broker's, on top, once it has opened all it needs. memfd_create(): what is
+ * in such a file can be executed even where Landlock lets nothing be; libraries
+ * that use it fall back to a file. System V and POSIX queues: they would
+ * outlive the program. */
+static void
+jail_refuse_broker(struct jail_filter *f, bool network)
 {
     jail_rules(f, JAIL_ERRNO(EPERM),
                "mount umount umount2 pivot_root chroot move_mount open_tree "
-               "fsopen fsconfig fsmount fspick mount_setattr");
-    jail_rules(f, JAIL_ERRNO(EPERM),
-               "ptrace process_vm_readv process_vm_writev process_madvise "
-               "process_mrelease kcmp pidfd_getfd move_pages migrate_pages");
-    jail_rules(f, JAIL_ERRNO(EPERM), "keyctl add_key request_key");
-    jail_rules(f, JAIL_ERRNO(EPERM),
-               "bpf perf_event_open userfaultfd kexec_load kexec_file_load "
-               "create_module init_module finit_module delete_module");
-    jail_rules(f, JAIL_ERRNO(ENOSYS),
-               "io_uring_setup io_uring_enter io_uring_register");
-    jail_rules(f, JAIL_ERRNO(EPERM), "setsid setpgid");
-    jail_rules(f, JAIL_ERRNO(EPERM),
-               "reboot swapon swapoff acct quotactl quotactl_fd syslog vhangup "
-               "settimeofday stime clock_settime clock_settime64 adjtimex "
-               "clock_adjtime clock_adjtime64 sethostname setdomainname iopl "
-               "ioperm modify_ldt vm86 vm86old uselib _sysctl nfsservctl");
-    jail_rules(f, JAIL_ERRNO(EPERM),
-               "open_by_handle_at name_to_handle_at fanotify_init "
-               "fanotify_mark lookup_dcookie");
+               "fsopen fsconfig fsmount fspick mount_setattr sethostname "
+               "setdomainname");
     jail_rules(f, JAIL_ERRNO(ENOSYS), "memfd_create memfd_secret");
     jail_rules(f, JAIL_ERRNO(ENOSYS),
                "shmget shmat shmctl msgget msgsnd msgrcv msgctl semget semop "
                "semtimedop semtimedop_time64 semctl ipc mq_open mq_unlink");
-    JAIL_RULE(f, JAIL_ERRNO(EPERM), "personality", JAIL_ARG(0, NE, 0xffffffff));
+    jail_refuse_others(f);
+    jail_refuse_sockets(f, network);
 }
 
-/* The filter for declared commands; it is the caller's for good. */
+/* A program's, on top. It does not leave its group, which is what a timeout
+ * kills. */
+static void
+jail_refuse_program(struct jail_filter *f, bool network)
+{
+    jail_rules(f, JAIL_ERRNO(EPERM), "setsid setpgid");
+    if (JAIL_SANITIZED)
+        jail_rules(f, JAIL_ERRNO(EPERM),
+                   "ptrace process_vm_readv process_vm_writev");
+    jail_refuse_namespaces(f);
+    if (!network)
+        jail_rules(f, JAIL_ERRNO(EPERM), "socket");
+}
+
+/* Compiled once, and the caller's for good. Whole only behind the supervisor's
+ * and the broker's. */
 static bool
 jail_filter_program(bool network, struct sock_fprog *out, struct err *e)
 {
     struct jail_filter f;
 
     jail_filter_new(&f, SCMP_ACT_ALLOW);
-    jail_refuse_program(&f);
-    jail_refuse_namespaces(&f);
-    jail_refuse_others(&f);
-    jail_refuse_terminal(&f);
-    jail_refuse_sockets(&f, network);
+    jail_refuse_program(&f, network);
     return jail_filter_end(&f, "programs", out, e);
+}
+
+/* `network`: some command may have one. */
+static bool
+jail_filter_broker(bool network, struct sock_fprog *out, struct err *e)
+{
+    struct jail_filter f;
+
+    jail_filter_new(&f, SCMP_ACT_ALLOW);
+    jail_refuse_broker(&f, network);
+    return jail_filter_end(&f, "the broker", out, e);
+}
+
+static bool
+jail_filter_supervisor(struct sock_fprog *out, struct err *e)
+{
+    struct jail_filter f;
+
+    jail_filter_new(&f, SCMP_ACT_ALLOW);
+    jail_refuse_supervisor(&f);
+    return jail_filter_end(&f, "the supervisor", out, e);
+}
+
+/* ---- seccomp: what a worker may call ---- */
+
+/* What a process of ours needs that computes, and has its descriptors. */
+static void
+jail_allow_common(struct jail_filter *f)
+{
+    const uint32_t yes = SCMP_ACT_ALLOW;
+
+    jail_rules(f, yes,
+               "read write readv writev pread64 close lseek _llseek fstat "
+               "fstat64 newfstatat fstatat64 statx stat stat64 lstat lstat64");
+    jail_rules(f, yes, "brk munmap mremap madvise");
+    jail_rules(f, yes,
+               "clock_gettime clock_gettime64 clock_getres clock_getres_time64 "
+               "gettimeofday time times getrusage nanosleep clock_nanosleep "
+               "clock_nanosleep_time64 poll ppoll ppoll_time64");
+    jail_rules(f, yes,
+               "getpid getppid gettid getuid geteuid getgid getegid getuid32 "
+               "geteuid32 getgid32 getegid32 getrandom uname sysinfo getcpu "
+               "sched_yield sched_getaffinity getrlimit ugetrlimit getcwd");
+    jail_rules(f, yes,
+               "futex futex_time64 rt_sigaction rt_sigprocmask rt_sigreturn "
+               "sigreturn sigaltstack restart_syscall set_robust_list rseq "
+               "exit exit_group");
+    JAIL_RULE(f, yes, "prlimit64", JAIL_ARG(0, EQ, 0), JAIL_ARG(2, EQ, 0));
+    JAIL_RULE(f, yes, "tgkill", JAIL_INT(0, getpid()));  // abort()
+    JAIL_RULE(f, yes, "prctl", JAIL_INT(0, PR_SET_NAME));
+    JAIL_RULE(f, yes, "prctl", JAIL_INT(0, JAIL_SET_VMA));
+}
+
+/* Memory that is not code, files that are read: Landlock says which. */
+static void
+jail_allow_narrow(struct jail_filter *f)
+{
+    static const int fcntls[] = {F_GETFL, F_SETFL, F_GETFD, F_SETFD};
+    static const unsigned long ioctls[] = {FIONBIO, FIONREAD, FIOCLEX, TCGETS,
+                                           TIOCGWINSZ};
+    const uint32_t yes = SCMP_ACT_ALLOW;
+    const unsigned write = O_ACCMODE | O_CREAT | O_TRUNC;
+
+    JAIL_RULE(f, yes, "mmap", JAIL_BITS(2, PROT_EXEC, 0));
+    JAIL_RULE(f, yes, "mmap2", JAIL_BITS(2, PROT_EXEC, 0));
+    JAIL_RULE(f, yes, "mprotect", JAIL_BITS(2, PROT_EXEC, 0));
+    JAIL_RULE(f, yes, "open", JAIL_BITS(1, write, 0));
+    JAIL_RULE(f, yes, "openat", JAIL_BITS(2, write, 0));
+    for (size_t i = 0; i < sizeof fcntls / sizeof *fcntls; i++) {
+        JAIL_RULE(f, yes, "fcntl", JAIL_INT(1, fcntls[i]));
+        JAIL_RULE(f, yes, "fcntl64", JAIL_INT(1, fcntls[i]));
+    }
+    for (size_t i = 0; i < sizeof ioctls / sizeof *ioctls; i++)
+        JAIL_RULE(f, yes, "ioctl", JAIL_INT(1, ioctls[i]));
+}
+
+/* What a loop with sockets needs. It never binds: its listeners came open. */
+static void
+jail_allow_sockets(struct jail_filter *f)
+{
+    static const struct {
+        int level, option;
+    } options[] = {
+        {SOL_SOCKET, SO_LINGER},
+        {SOL_SOCKET, SO_KEEPALIVE},
+        {SOL_SOCKET, SO_RCVBUF},
+        {SOL_SOCKET, SO_SNDBUF},
+        {IPPROTO_TCP, TCP_NODELAY},
+        {IPPROTO_TCP, TCP_KEEPIDLE},
+        {IPPROTO_TCP, TCP_KEEPINTVL},
+        {IPPROTO_TCP, TCP_KEEPCNT},
+        {IPPROTO_TCP, TCP_FASTOPEN_CONNECT},
+    };
+    static const unsigned families[] = {AF_UNIX, AF_INET, AF_INET6},
+                          types[] = {SOCK_STREAM, SOCK_DGRAM};
+    const uint32_t yes = SCMP_ACT_ALLOW;
+
+    jail_rules(f, yes,
+               "epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 "
+               "eventfd2 pipe2 accept accept4 connect listen shutdown recvfrom "
+               "recv recvmsg sendto send sendmsg getsockname getpeername "
+               "getsockopt");
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        JAIL_RULE(f, yes, "setsockopt", JAIL_INT(1, options[i].level),
+                  JAIL_INT(2, options[i].option));
+    for (size_t i = 0; i < 3; i++)
+        for (size_t j = 0; j < 2; j++)
+            JAIL_RULE(f, yes, "socket", JAIL_INT(0, families[i]),
+                      JAIL_BITS(1, 15, types[j]), JAIL_ARG(2, LE, IPPROTO_UDP));
+}
+
+/* What `verify` does besides: it opens programs, and copies those with a pin. */
+static void
+jail_allow_verify(struct jail_filter *f)
+{
+    jail_rules(f, SCMP_ACT_ALLOW,
+               "memfd_create fchmod fgetxattr readlink readlinkat getdents64");
+    JAIL_RULE(f, SCMP_ACT_ALLOW, "fcntl", JAIL_INT(1, F_ADD_SEALS));
+    JAIL_RULE(f, SCMP_ACT_ALLOW, "fcntl64", JAIL_INT(1, F_ADD_SEALS));
+}
+
+/* What the leak checker does to its own process as that ends, and the runtimes
+ * of sanitizers for their reports. */
+static void
+jail_allow_sanitizer(struct jail_filter *f)
+{
+    jail_rules(f, SCMP_ACT_ALLOW,
+               "clone ptrace wait4 prctl readlink readlinkat getdents64 "
+               "process_vm_readv tgkill kill pipe unlink membarrier "
+               "personality set_tid_address");
+}
+
+/* Nobody comes here by accident: the process ends there and then. */
+static void
+jail_kill_worker(struct jail_filter *f)
+{
+    const uint32_t kill = SCMP_ACT_KILL_PROCESS;
+
+    jail_rules(f, JAIL_ERRNO(ENOSYS),
+               "clone3 io_uring_setup io_uring_enter io_uring_register");
+    if (JAIL_SANITIZED)
+        return;
+    jail_rules(f, kill,
+               "execve execveat fork vfork clone unshare setns ptrace "
+               "process_vm_readv process_vm_writev process_madvise kcmp "
+               "pidfd_open pidfd_getfd pidfd_send_signal memfd_secret bpf "
+               "perf_event_open userfaultfd keyctl add_key request_key");
+    jail_rules(f, kill,
+               "mount umount umount2 pivot_root chroot move_mount open_tree "
+               "fsopen fsconfig fsmount fspick mount_setattr kexec_load "
+               "kexec_file_load init_module finit_module delete_module "
+               "open_by_handle_at name_to_handle_at pkey_mprotect");
+    jail_rules(f, kill,
+               "setuid setgid setreuid setregid setresuid setresgid setgroups "
+               "setfsuid setfsgid capset kill tkill rt_sigqueueinfo "
+               "rt_tgsigqueueinfo");
+    JAIL_RULE(f, kill, "mmap", JAIL_BITS(2, PROT_EXEC, PROT_EXEC));
+    JAIL_RULE(f, kill, "mmap2", JAIL_BITS(2, PROT_EXEC, PROT_EXEC));
+    JAIL_RULE(f, kill, "mprotect", JAIL_BITS(2, PROT_EXEC, PROT_EXEC));
+}
+
+enum jail_wall { JAIL_CHECK, JAIL_VERIFY, JAIL_WORKER };
+
+/* For this very process: its own number is in there. */
+static bool
+jail_filter_own(enum jail_wall wall, struct sock_fprog *out, struct err *e)
+{
+    struct jail_filter f;
+
+    jail_filter_new(&f, SCMP_ACT_TRAP);
+    jail_allow_common(&f);
+    jail_allow_narrow(&f);
+    jail_kill_worker(&f);
+    if (wall == JAIL_WORKER)
+        jail_allow_sockets(&f);
+    if (wall == JAIL_VERIFY)
+        jail_allow_verify(&f);
+    else if (!JAIL_SANITIZED)
+        jail_rules(&f, SCMP_ACT_KILL_PROCESS, "memfd_create");
+    if (JAIL_SANITIZED)
+        jail_allow_sanitizer(&f);
+    return jail_filter_end(&f, "this process", out, e);
+}
+
+/* ---- our own walls ---- */
+
+/* Calls that neither are allowed nor end the process answer EPERM, and are
+ * named in the log afterwards. An honest worker makes none; another C library
+ * might, and then goes on with less. */
+static volatile uint64_t jail_trapped[8], jail_trapped_told[8];
+static volatile unsigned jail_traps;
+
+static void
+jail_on_trap(int signal, siginfo_t *si, void *context)
+{
+    unsigned nr = (unsigned)si->si_syscall & 511;
+    ucontext_t *u = context;
+
+    (void)signal;
+    jail_trapped[nr / 64] |= (uint64_t)1 << nr % 64;
+    jail_traps++;
+#if defined(__x86_64__)
+    u->uc_mcontext.gregs[REG_RAX] = -EPERM;
+#elif defined(__aarch64__)
+    u->uc_mcontext.regs[0] = (unsigned long long)-EPERM;
+#elif defined(__riscv)
+    u->uc_mcontext.__gregs[REG_A0] = (unsigned long)-EPERM;
+#else
+    (void)u;
+    _exit(SIGSYS);
+#endif
+}
+
+/* Logs what was refused since the last time. The number of calls. */
+static unsigned
+jail_wall_report(void)
+{
+    unsigned n = jail_traps;
+
+    for (unsigned nr = 0; n && nr < 512; nr++) {
+        uint64_t bit = (uint64_t)1 << nr % 64;
+        char *name;
+
+        if (!(jail_trapped[nr / 64] & ~jail_trapped_told[nr / 64] & bit))
+            continue;
+        jail_trapped_told[nr / 64] |= bit;
+        name = seccomp_syscall_resolve_num_arch(SCMP_ARCH_NATIVE, (int)nr);
+        log_at(LOG_ERROR, "jail",
+               "this process called %s (%u), which its seccomp filter does not "
+               "allow: it was refused. Please report this",
+               name ? name : "something", nr);
+        free(name);
+    }
+    jail_traps = 0;
+    return n;
+}
+
+/* For good. `accepted`: without, if the kernel has none. */
+static bool
+jail_filter_install(const struct sock_fprog *p, bool accepted, struct err *e)
+{
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0u, p) == 0 || accepted)
+        return true;
+    return err_set(e, ERR_CONFIG,
+                   "seccomp: %s: this kernel, or what surrounds this process, "
+                   "has no filters; allow them, or name \"seccomp\" in "
+                   "accept_missing of gateway.process",
+                   strerror(errno));
+}
+
+/* Landlock's numbers that older headers lack. */
+enum {
+    JAIL_FENCE_TCP = 3,     // bind, connect: version 4
+    JAIL_FENCE_SCOPES = 3,  // abstract Unix sockets, signals: version 6
+    JAIL_FENCE_PORT = 2,    // the type of a rule
+};
+
+/* What a process of ours may still reach by name. */
+struct jail_fence {
+    const char *const *files;  // may be read; what is not there is left out
+    const uint16_t *ports;     // that it may connect to
+    size_t ports_n;
+};
+
+/* Every right over files that this version of Landlock knows. */
+static uint64_t
+jail_fence_rights(int abi)
+{
+    unsigned bits = abi >= 5 ? 16 : abi >= 3 ? 15 : abi == 2 ? 14 : 13;
+
+    return ((uint64_t)1 << bits) - 1;
+}
+
+static bool
+jail_fence_file(int rules, const char *path)
+{
+    struct landlock_path_beneath_attr a = {
+        .allowed_access = LANDLOCK_ACCESS_FS_READ_FILE,
+        .parent_fd = open(path, O_PATH | O_CLOEXEC)};
+    struct stat st;
+    bool ok;
+
+    if (a.parent_fd < 0 || fstat(a.parent_fd, &st) != 0)
+        return true;
+    if (S_ISDIR(st.st_mode))
+        a.allowed_access |= LANDLOCK_ACCESS_FS_READ_DIR;
+    ok = syscall(SYS_landlock_add_rule, rules, LANDLOCK_RULE_PATH_BENEATH, &a,
+                 0) == 0;
+    close(a.parent_fd);
+    return ok;
+}
+
+static bool
+jail_fence_rules(int rules, int abi, const struct jail_fence *f)
+{
+    for (const char *const *file = f->files; *file; file++)
+        if (!jail_fence_file(rules, *file))
+            return false;
+    for (size_t i = 0; abi >= 4 && i < f->ports_n; i++) {
+        uint64_t rule[2] = {2, f->ports[i]};  // connect
+
+        if (syscall(SYS_landlock_add_rule, rules, JAIL_FENCE_PORT, rule, 0))
+            return false;
+    }
+    return true;
+}
+
+/* Landlock around this process, for good: it executes nothing, writes nothing,
+ * reads what is said, binds no port, connects to those that are said, and
+ * signals nobody outside. Unix sockets by name can be connected to as before:
+ * no version up to 8 restricts that. */
+static bool
+jail_fence(const struct jail_fence *f, bool accepted, struct err *e)
+{
+    int abi = (int)syscall(SYS_landlock_create_ruleset, NULL, 0,
+                           LANDLOCK_CREATE_RULESET_VERSION);
+    uint64_t attr[3] = {jail_fence_rights(abi), abi >= 4 ? JAIL_FENCE_TCP : 0,
+                        abi >= 6 ? JAIL_FENCE_SCOPES : 0};
+    size_t size = abi >= 6 ? 24 : abi >= 4 ? 16 : 8;
+    int rules = -1;
+    bool ok = false;
+
+    if (abi > 0)
+        rules = (int)syscall(SYS_landlock_create_ruleset, attr, size, 0);
+    if (rules >= 0)
+        ok = jail_fence_rules(rules, abi, f) &&
+             syscall(SYS_landlock_restrict_self, rules, 0) == 0;
+    if (!ok && !accepted)
+        err_set(e, ERR_CONFIG,
+                "landlock: %s: use a kernel with Landlock, switched on (lsm=), "
+                "or name \"landlock\" in accept_missing of gateway.process",
+                strerror(errno));
+    if (rules >= 0)
+        close(rules);
+    return ok || accepted;
+}
+
+/* Which layers the operator said may be missing. */
+struct jail_accept {
+    bool seccomp, landlock;
+};
+
+/* Seals this process in: files, ports and signals, then calls. Before any
+ * event loop exists: libuv would make an io_uring, and find it denied later. */
+static bool
+jail_wall(enum jail_wall wall, const struct jail_fence *fence,
+          struct jail_accept accept, struct err *e)
+{
+    struct sigaction trap = {.sa_sigaction = jail_on_trap,
+                             .sa_flags = SA_SIGINFO};
+    struct sock_fprog p;
+    bool ok;
+
+    tzset();  // reads a file, once
+    if (!jail_fence(fence, accept.landlock, e) || !jail_filter_own(wall, &p, e))
+        return false;
+    ok = sigaction(SIGSYS, &trap, NULL) == 0 &&
+         jail_filter_install(&p, accept.seccomp, e);
+    free(p.filter);
+    return ok;
+}
+
+/* The broker's: what it inherits and what its programs will. */
+static bool
+jail_wall_broker(bool network, bool accepted, struct err *e)
+{
+    struct sock_fprog p;
+    bool ok;
+
+    if (!jail_filter_broker(network, &p, e))
+        return false;
+    ok = jail_filter_install(&p, accepted, e);
+    free(p.filter);
+    return ok;
+}
+
+/* The supervisor's, and all its children's. */
+static bool
+jail_wall_supervisor(bool accepted, struct err *e)
+{
+    struct sock_fprog p;
+    bool ok;
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0)
+        return accepted ||
+               err_set(e, ERR_CONFIG, "no_new_privs: %s", strerror(errno));
+    if (!jail_filter_supervisor(&p, e))
+        return false;
+    ok = jail_filter_install(&p, accepted, e);
+    free(p.filter);
+    return ok;
 }
 
 /* ---- mounts -------------------------------------------------------------- */
@@ -28449,7 +28884,9 @@ exec_main(struct boot *boot)
     bool ok = jail_early(4, &e) &&
               exec_broker_init(b, &loop, uid, boot->cfg_json, &e) &&
               (!boot->drop || jail_drop(boot->uid, boot->gid, &e)) &&
-              exec_broker_process(b, &e);
+              exec_broker_process(b, &e) &&
+              jail_wall_broker(
+                  false, jail_spares(&b->cfg.process, false, JAIL_SECCOMP), &e);
 
     if (ok) {
         must(uv_loop_init(&loop) == 0);
@@ -35277,6 +35714,7 @@ work_on_ping(uv_timer_t *timer)
 
     met_add(MET_LUA_BYTES,
             (int64_t)w->env.vm->bytes - (int64_t)met_mine->v[MET_LUA_BYTES]);
+    met_add(MET_WALL_REFUSED, jail_wall_report());
     msg_send(&w->chan, MSG_PING, S(""), &e);
     conn_expire(&w->conns, pki_now(time(NULL)));
 }
@@ -35372,8 +35810,7 @@ work_open(struct work *w, struct err *e)
     struct boot *b = (struct boot *)(uintptr_t)w->env.boot;
     struct met_route *route_met = NULL;
 
-    if (!cfg_load(w->boot_arena, b->cfg_json, &w->cfg, e) ||
-        !work_map_metrics(w, &route_met, e) || !work_load_policy(w, e))
+    if (!work_map_metrics(w, &route_met, e) || !work_load_policy(w, e))
         return false;
     log_out.level = w->cfg.process.log_level;
     pki_clock_floor = w->cfg.process.clock_floor;
@@ -35449,6 +35886,33 @@ work_keep_heap(void)
 #endif
 }
 
+/* What a worker may still open and reach: what c-ares reads, what libuv opens
+ * to have a descriptor in reserve, and the ports of our upstreams; 53 is for
+ * names, where an answer does not fit a datagram. */
+static bool
+work_wall(struct work *w, struct err *e)
+{
+    static const char *const files[] = {"/etc/resolv.conf",   "/etc/hosts",
+                                        "/etc/nsswitch.conf", "/etc/host.conf",
+                                        "/dev/null",          NULL};
+    struct jail_accept accept = {
+        .seccomp = jail_spares(&w->cfg.process, false, JAIL_SECCOMP),
+        .landlock = jail_spares(&w->cfg.process, false, JAIL_LANDLOCK)};
+    struct jail_fence fence = {.files = files};
+    size_t n = 1;
+    uint16_t *ports;
+
+    for (size_t i = 0; i < w->cfg.upstreams_n; i++)
+        n += w->cfg.upstreams[i].targets_n;
+    fence.ports = ports = mem_alloc(w->boot_arena, n * sizeof *ports);
+    ports[fence.ports_n++] = 53;
+    for (size_t i = 0; i < w->cfg.upstreams_n; i++)
+        for (size_t j = 0; j < w->cfg.upstreams[i].targets_n; j++)
+            if (!w->cfg.upstreams[i].targets[j].is_unix)
+                ports[fence.ports_n++] = w->cfg.upstreams[i].targets[j].port;
+    return jail_wall(JAIL_WORKER, &fence, accept, e);
+}
+
 static int
 work_main(struct boot *boot)
 {
@@ -35457,9 +35921,14 @@ work_main(struct boot *boot)
 
     work_keep_heap();
     work_descriptors();
+    w->boot_arena = mem_arena_new((size_t)1 << 30);
+    if (!cfg_load(w->boot_arena, boot->cfg_json, &w->cfg, &e) ||
+        !work_wall(w, &e)) {
+        log_at(LOG_FATAL, "work", "%s", e.msg);
+        return 1;
+    }
     must(uv_loop_init(&w->loop) == 0);
     must(wolfSSL_Init() == WOLFSSL_SUCCESS);
-    w->boot_arena = mem_arena_new((size_t)1 << 30);
     w->env = (struct env){.loop = &w->loop,
                           .boot = boot,
                           .cfg = &w->cfg,
@@ -35469,6 +35938,7 @@ work_main(struct boot *boot)
     w->conns.pool =
         (struct sock_pool){.loop = &w->loop, .scratch = mem_xmalloc(SOCK_READ)};
     if (!work_open(w, &e)) {
+        jail_wall_report();
         log_at(LOG_FATAL, "work", "%s", e.msg);
         return 1;
     }
@@ -35486,6 +35956,7 @@ work_main(struct boot *boot)
     uv_run(&w->loop, UV_RUN_DEFAULT);
     if (!w->leaving)
         work_close(w);
+    jail_wall_report();
     log_flush();
     return 0;
 }
@@ -37494,8 +37965,11 @@ static void
 sup_status_text(int status, char *out, size_t n)
 {
     if (WIFSIGNALED(status))
-        snprintf(out, n, "signal %d (%s)", WTERMSIG(status),
-                 strsignal(WTERMSIG(status)));
+        snprintf(out, n, "signal %d (%s)%s", WTERMSIG(status),
+                 strsignal(WTERMSIG(status)),
+                 WTERMSIG(status) == SIGSYS
+                     ? ": it made a system call that no honest one makes"
+                     : "");
     else if (WEXITSTATUS(status) >= 126)
         snprintf(out, n, "it could not be started (exit code %d)",
                  WEXITSTATUS(status));
@@ -37776,6 +38250,9 @@ sup_init(struct sup *s, struct err *e)
          (long)sizeof s->ticket_key);
     s->met_fd = -1;
     s->children_fd = jail_children_open();
+    // no policy is known yet: the children say whether they can do without
+    if (!jail_wall_supervisor(!jail_has(&s->host.have, JAIL_SECCOMP), e))
+        return false;
     s->loop = uv_default_loop();
     if (!s->loop)
         return err_set(e, ERR_CONFIG, "no event loop: %s", strerror(errno));
@@ -39105,7 +39582,8 @@ cli_exec(const struct cli *cli)
                1;
     x.a = mem_arena_new((size_t)1 << 30);
     signal(SIGPIPE, SIG_IGN);
-    ok = cli_load(x.a, cli->policy, &b, &x.cfg, &e) &&
+    ok = jail_wall_supervisor(true, &e) &&
+         cli_load(x.a, cli->policy, &b, &x.cfg, &e) &&
          cli_exec_find(&x, cli->args[0], &e) && cli_exec_slots(&x, cli, &e) &&
          cli_exec_start(&x, cli, &b, &e);
     if (ok)
@@ -39443,6 +39921,10 @@ static int
 cli_role_check(struct mem_arena *a, struct boot *b)
 {
     struct jail_have have = jail_have_of(b);
+    const struct jail_accept accept = {!jail_has(&have, JAIL_SECCOMP),
+                                       !jail_has(&have, JAIL_LANDLOCK)};
+    static const char *const no_file[] = {NULL};
+    const struct jail_fence nothing = {.files = no_file};
     struct str json = S("");
     uid_t uid = 65534;
     gid_t gid = 65534;
@@ -39456,7 +39938,10 @@ cli_role_check(struct mem_arena *a, struct boot *b)
     } else {
         ok = jail_uncap(&e);
     }
-    ok = ok && work_check_policy(a, b, &json, &e);
+    // whether a layer may be missing, the policy says only after this
+    ok = ok && jail_wall(JAIL_CHECK, &nothing, accept, &e) &&
+         work_check_policy(a, b, &json, &e);
+    jail_wall_report();
     log_flush();
     return cli_answer(ok, json, &e);
 }
@@ -39464,13 +39949,20 @@ cli_role_check(struct mem_arena *a, struct boot *b)
 static int
 cli_role_verify(struct mem_arena *a, struct boot *b)
 {
+    static const char *const all_files[] = {"/", NULL};
+    const struct jail_fence fence = {.files = all_files};
     struct mem_buf numbers = {0};
     struct cfg c;
     struct err e;
-    bool ok =
-        cfg_load(a, b->cfg_json, &c, &e) && sup_verify(&c, b, &numbers, &e);
+    bool ok = cfg_load(a, b->cfg_json, &c, &e);
+    struct jail_accept accept = {
+        ok && jail_spares(&c.process, false, JAIL_SECCOMP),
+        ok && jail_spares(&c.process, false, JAIL_LANDLOCK)};
     int code;
 
+    ok = ok && jail_wall(JAIL_VERIFY, &fence, accept, &e) &&
+         sup_verify(&c, b, &numbers, &e);
+    jail_wall_report();
     log_flush();
     code = cli_answer(
         ok, (struct str){mem_buf_ptr(&numbers), mem_buf_len(&numbers)}, &e);
