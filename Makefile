@@ -63,7 +63,7 @@ run: ## install what is missing, build, make development certificates, serve
 
 test: ## everything: unit, policy and end-to-end tests, also under ASan and UBSan
 	@tests/setup.sh nginx $(TEST_NEEDS) $(FUZZ_NEEDS)
-	@$(MAKE) --no-print-directory -j $(JOBS) all asan build/clock/gateway build/unit build/asan/unit build/fuzz/all
+	@$(MAKE) --no-print-directory -j $(JOBS) all asan build/clock/gateway build/hostile/gateway build/unit build/asan/unit build/fuzz/all
 	@exec tests/all.sh
 
 debug: build/debug/gateway ## build/debug/gateway: -O0, a Lua that checks its callers
@@ -126,16 +126,17 @@ build/gateway:       WITH = $(CFLAGS) -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 build/unit:          WITH = $(CFLAGS) $(PART)
 build/debug/gateway: WITH = -O0 -g3
 build/clock/gateway: WITH = -O0 -UGATEWAY_EPOCH -DGATEWAY_EPOCH=4102444800
+build/hostile/gateway: WITH = -O0 -DGATEWAY_TEST_HOSTILE
 build/asan/gateway:  WITH = $(ASAN)
 build/asan/unit:     WITH = $(ASAN) $(PART)
 build/tsan/gateway:  WITH = $(TSAN)
 build/fuzz/all:      WITH = $(ASAN) -fsanitize=fuzzer $(PART)
 build/fuzz/all:      CC   = $(CLANG)
 build/debug/% build/asan/% build/tsan/% build/fuzz/all: USED = $(DEBUG_LDLIBS)
-build/gateway build/clock/gateway build/unit: USED = $(DEPS_LIBS)
+build/gateway build/clock/gateway build/hostile/gateway build/unit: USED = $(DEPS_LIBS)
 
 GATEWAYS = build/gateway build/debug/gateway build/asan/gateway build/tsan/gateway \
-           build/clock/gateway
+           build/clock/gateway build/hostile/gateway
 UNITS    = build/unit build/asan/unit
 define compile
 	@mkdir -p $(@D)
