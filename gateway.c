@@ -964,12 +964,14 @@ log_end(struct log_line *l)
 }
 
 /* Like log_end(), but waits for the reader. False: not written within
- * LOG_SYNC_MS, and so the caller must not do what it meant to record. */
+ * LOG_SYNC_MS, and so the caller must not do what it meant to record. *kept:
+ * the line is written, or will be, once the reader reads again. */
 static bool
-log_sync(struct log_line *l)
+log_sync(struct log_line *l, bool *kept)
 {
     struct pollfd p = {.fd = log_out.fd, .events = POLLOUT};
 
+    *kept = false;
     if (log_out.stalled && poll(&p, 1, 0) == 0)
         return false;      // it did not read a second ago, and does not now
     l->level = LOG_FATAL;  // an exec record has no level to be filtered by
@@ -977,6 +979,7 @@ log_sync(struct log_line *l)
     if (log_out.n + l->n + LOG_TAIL > sizeof log_out.buf)
         return false;
     log_end(l);
+    *kept = true;
     for (int i = 0; log_out.n && i < LOG_SYNC_MS / 10; i++) {
         if (poll(&p, 1, 10) < 0 && errno != EINTR)
             break;
@@ -6582,6 +6585,7 @@ struct cfg_process {
     uint32_t drain_ms;
     bool clock_floor;        // an unset clock reads as the day of the build
     struct str ticket_keys;  // a file; empty: keys of our own, that rotate
+    struct str audit_key;    // a file; empty: records carry hashes, no MACs
     struct cfg_strs accept_missing, must_have;  // names of cfg_layers
     struct str at;
 };
@@ -7426,6 +7430,8 @@ cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
          false},
         {"ticket_keys", CFG_STR, CFG_AT(cfg_process, ticket_keys), 0,
          CFG_PATH_MAX, NULL, false},
+        {"audit_key", CFG_STR, CFG_AT(cfg_process, audit_key), 0, CFG_PATH_MAX,
+         NULL, false},
         {"accept_missing", CFG_STRS, CFG_AT(cfg_process, accept_missing), 0, 64,
          NULL, false},
         {"must_have", CFG_STRS, CFG_AT(cfg_process, must_have), 0, 64, NULL,
@@ -9566,6 +9572,7 @@ struct boot {
     unsigned index, workers;  // this worker, and how many there are
     unsigned generation;      // one more with every reload
     int broker_fd;            // a worker's end to the broker; -1: none
+    int audit_fd;             // a broker's struct exec_slab; -1: none
     int met_fd;               // the slab of struct met_row; -1: none
     unsigned met_slot, met_rows;
     int route_met_fd;  // met_rows × routes of struct met_route; -1: none
@@ -9579,7 +9586,8 @@ struct boot {
 enum {
     BOOT_CHANNEL_FD = 3,  // to the supervisor
     BOOT_FD = 4,          // where a child finds its bundle
-    BOOT_FIRST_FD = 5,    // then: listeners, admin, met, route_met, broker
+    BOOT_FIRST_FD = 5,    // then: listeners, admin, met, route_met, broker;
+                          // or a broker's audit slab
     BOOT_SCRIPTS = 512,   // files
     BOOT_SCRIPT_BYTES = 8 << 20,  // of all scripts together
     BOOT_ENV = 1024,
@@ -9899,6 +9907,7 @@ boot_number_fds(struct mem_arena *a, struct boot *b, bool met, bool route_met,
     b->met_fd = met ? fd++ : -1;
     b->route_met_fd = route_met ? fd++ : -1;
     b->broker_fd = broker ? fd++ : -1;
+    b->audit_fd = b->role == BOOT_BROKER ? fd++ : -1;
 }
 
 /* Borrows from `text`. */
@@ -9950,6 +9959,7 @@ boot_fds_end(const struct boot *b)
     n += b->met_fd >= 0 ? 1 : 0;
     n += b->route_met_fd >= 0 ? 1 : 0;
     n += b->broker_fd >= 0 ? 1 : 0;
+    n += b->audit_fd >= 0 ? 1 : 0;
     return (unsigned)n;
 }
 
@@ -23453,6 +23463,7 @@ enum msg_type {
     MSG_PING,       // worker -> supervisor, every second
     MSG_DRAIN,      // supervisor -> child: finish and leave
     MSG_WORKER,     // supervisor -> broker, with a channel to a worker
+    MSG_AUDIT,      // supervisor -> broker: how the chain of another ended
 
     MSG_EXEC_RUN,     // worker -> broker: run this, and the start of its stdin
     MSG_EXEC_STDIN,   // worker -> broker: more stdin
@@ -26891,6 +26902,294 @@ exec_command_load(struct mem_arena *a, const struct cfg_command *c,
     return true;
 }
 
+/* ---- the chain of records ------------------------------------------------
+ *
+ * Each record ends in its place in a chain, and nothing follows that:
+ *
+ *   ,"chain":"ID","seq":N,"prev":"HASH","hash":"HASH"[,"mac":"MAC"]}
+ *
+ * `hash` is SHA-256 over the line's bytes from its '{' to before `,"hash"`, and
+ * `prev` is the hash of record N-1, so that one that is missing, changed or in
+ * another place shows. `mac` is there if the policy names an audit_key: it is
+ * HMAC-SHA256 over the bytes before `,"mac"`, under a key of that record alone:
+ *
+ *   K(0) = HMAC(HMAC(file, "gateway audit 1"), "chain" ID)  by the supervisor
+ *   K(N) = HMAC(K(N-1), "next"), and K(N-1) is wiped        by the broker
+ *
+ * So whoever takes over a broker cannot rewrite what it wrote before that.
+ *
+ * A chain is the life of one broker: its first record says "begin", its last
+ * one "end". Where its head is, the supervisor sees in a slab that both map;
+ * when a broker is gone, it has another one write down where that one ended
+ * (MSG_AUDIT), so that a chain cut off at its end shows, too.
+ */
+
+enum {
+    EXEC_ID = 16,         // bytes of a chain's name
+    EXEC_SUM = 32,        // of a hash, a MAC, a key
+    EXEC_KEY_MIN = 32,    // of the audit key's file
+    EXEC_SEAL_MAX = 400,  // what a record's place in its chain may take
+};
+
+/* Shared by a broker and its supervisor. A broker that is killed leaves one of
+ * the two heads whole. */
+struct exec_slab {
+    unsigned char id[EXEC_ID];
+    unsigned char key[EXEC_SUM];  // K(0); wiped by the broker
+    uint32_t keyed;
+    uint32_t which;  // of `heads`
+    struct exec_head {
+        uint64_t records;
+        unsigned char hash[EXEC_SUM];  // of the last one
+    } heads[2];
+};
+
+struct exec_chain {
+    char id[2 * EXEC_ID + 1];
+    bool keyed, begun;
+    unsigned char key[EXEC_SUM];  // K(head.records)
+    struct exec_head head;
+    uint64_t lost;           // records that nobody took, since the last one
+    struct exec_slab *slab;  // borrowed, for as long as the broker lives
+};
+
+static void
+exec_hex(const unsigned char *p, size_t n, char *hex)
+{
+    static const char digits[] = "0123456789abcdef";
+
+    for (size_t i = 0; i < n; i++) {
+        hex[2 * i] = digits[p[i] >> 4];
+        hex[2 * i + 1] = digits[p[i] & 15];
+    }
+    hex[2 * n] = 0;
+}
+
+static void
+exec_sha256(struct str v, unsigned char sum[EXEC_SUM])
+{
+    must(wc_Sha256Hash((const byte *)v.p, (word32)v.n, sum) == 0);
+}
+
+/* HMAC-SHA256 of `a` and then `b`. The key may be overwritten by the sum. */
+static void
+exec_hmac(struct str key, struct str a, struct str b,
+          unsigned char sum[EXEC_SUM])
+{
+    Hmac h;
+
+    must(wc_HmacInit(&h, NULL, INVALID_DEVID) == 0);
+    must(wc_HmacSetKey(&h, WC_SHA256, (const byte *)key.p, (word32)key.n) == 0);
+    must(wc_HmacUpdate(&h, (const byte *)a.p, (word32)a.n) == 0);
+    must(wc_HmacUpdate(&h, (const byte *)b.p, (word32)b.n) == 0);
+    must(wc_HmacFinal(&h, sum) == 0);
+    wc_HmacFree(&h);
+}
+
+/* What the bytes of a key file stand for. */
+static bool
+exec_audit_key(struct str file, unsigned char key[EXEC_SUM], struct err *e)
+{
+    while (file.n && strchr("\r\n", file.p[file.n - 1]))
+        file.n--;
+    if (file.n < EXEC_KEY_MIN)
+        return err_set(e, ERR_CONFIG,
+                       "%zu bytes are too few for a key: make one by openssl "
+                       "rand -hex 32",
+                       file.n);
+    exec_hmac(file, S("gateway audit 1"), S(""), key);
+    return true;
+}
+
+/* K(0) of a chain. */
+static void
+exec_chain_key(const unsigned char audit_key[EXEC_SUM],
+               const unsigned char id[EXEC_ID], unsigned char key[EXEC_SUM])
+{
+    exec_hmac((struct str){(const char *)audit_key, EXEC_SUM}, S("chain"),
+              (struct str){(const char *)id, EXEC_ID}, key);
+}
+
+static void
+exec_chain_next(unsigned char key[EXEC_SUM])
+{
+    exec_hmac((struct str){(const char *)key, EXEC_SUM}, S("next"), S(""), key);
+}
+
+/* A new slab: a memory file of one struct exec_slab. -1: *e says why.
+ * `audit_key` NULL: no MACs. */
+static int
+exec_slab_new(const unsigned char *audit_key, struct err *e)
+{
+    struct exec_slab s = {.keyed = audit_key != NULL};
+    int fd = memfd_create("gateway audit", MFD_CLOEXEC);
+
+    must(syscall(SYS_getrandom, s.id, sizeof s.id, 0) == (long)sizeof s.id);
+    if (audit_key)
+        exec_chain_key(audit_key, s.id, s.key);
+    if (fd < 0 || write(fd, &s, sizeof s) != (ssize_t)sizeof s) {
+        err_set(e, ERR_CONFIG, "memory file: %s", strerror(errno));
+        if (fd >= 0)
+            close(fd);
+        fd = -1;
+    }
+    explicit_bzero(&s, sizeof s);
+    return fd;
+}
+
+/* The chain of this broker; `fd` -1: one of its own, that nobody watches. */
+static bool
+exec_chain_init(struct exec_chain *c, int fd, struct err *e)
+{
+    struct exec_slab *s, own = {0};
+
+    *c = (struct exec_chain){0};
+    if (fd < 0) {
+        must(syscall(SYS_getrandom, own.id, EXEC_ID, 0) == EXEC_ID);
+        exec_hex(own.id, EXEC_ID, c->id);
+        return true;
+    }
+    s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (s == MAP_FAILED)
+        return err_set(e, ERR_CONFIG, "audit slab: %s", strerror(errno));
+    close(fd);
+    exec_hex(s->id, EXEC_ID, c->id);
+    c->keyed = s->keyed;
+    memcpy(c->key, s->key, sizeof c->key);
+    explicit_bzero(s->key, sizeof s->key);
+    c->slab = s;
+    return true;
+}
+
+/* Puts its place in the chain at the end of a record, whose hash it gives. */
+static void
+exec_chain_seal(const struct exec_chain *c, struct log_line *l,
+                unsigned char hash[EXEC_SUM])
+{
+    char text[EXEC_SEAL_MAX], hex[2 * EXEC_SUM + 1], lost[40] = "";
+    unsigned char mac[EXEC_SUM];
+
+    must(l->n + EXEC_SEAL_MAX + LOG_TAIL <= LOG_LINE);
+    if (l->cut)
+        log_raw(l, ",\"cut\":true", 11);
+    l->cut = false;
+    if (c->lost)
+        snprintf(lost, sizeof lost, ",\"lost\":%" PRIu64, c->lost);
+    exec_hex(c->head.hash, EXEC_SUM, hex);
+    log_raw(l, text,
+            (size_t)snprintf(text, sizeof text,
+                             "%s,\"chain\":\"%s\",\"seq\":%" PRIu64
+                             ",\"prev\":\"%s\"",
+                             lost, c->id, c->head.records, hex));
+    exec_sha256((struct str){l->p, l->n}, hash);
+    exec_hex(hash, EXEC_SUM, hex);
+    log_raw(l, text,
+            (size_t)snprintf(text, sizeof text, ",\"hash\":\"%s\"", hex));
+    if (!c->keyed)
+        return;
+    exec_hmac((struct str){(const char *)c->key, EXEC_SUM},
+              (struct str){l->p, l->n}, S(""), mac);
+    exec_hex(mac, EXEC_SUM, hex);
+    log_raw(l, text,
+            (size_t)snprintf(text, sizeof text, ",\"mac\":\"%s\"", hex));
+}
+
+/* Shows the supervisor where the chain is now. */
+static void
+exec_chain_show(struct exec_chain *c)
+{
+    uint32_t next;
+
+    if (!c->slab)
+        return;
+    next = !c->slab->which;
+    c->slab->heads[next] = c->head;
+    __atomic_store_n(&c->slab->which, next, __ATOMIC_RELEASE);
+}
+
+/* Seals and writes a record. False: nobody took it in time. What was dropped
+ * is counted in the next one, and has no place in the chain. */
+static bool
+exec_chain_write(struct exec_chain *c, struct log_line *l)
+{
+    unsigned char hash[EXEC_SUM];
+    bool written, kept;
+
+    exec_chain_seal(c, l, hash);
+    written = log_sync(l, &kept);
+    if (!kept) {
+        c->lost++;
+        log_out.dropped++;
+        return false;
+    }
+    c->head.records++;
+    memcpy(c->head.hash, hash, sizeof hash);
+    c->lost = 0;
+    if (c->keyed)
+        exec_chain_next(c->key);
+    exec_chain_show(c);
+    return written;
+}
+
+/* Begins a record, whatever level the log is at. */
+static void
+exec_chain_line(struct log_line *l, const char *event, const char *phase)
+{
+    enum log_level level = log_out.level;
+
+    log_out.level = LOG_DEBUG;
+    log_begin(l, LOG_INFO, event);
+    log_out.level = level;
+    log_str(l, "phase", str_of(phase));
+}
+
+/* The first record. Tried again before each other one, until it is taken. */
+static bool
+exec_chain_begin(struct exec_chain *c)
+{
+    struct log_line l;
+
+    if (c->begun)
+        return true;
+    exec_chain_line(&l, "audit", "begin");
+    log_int(&l, "pid", getpid());
+    log_bool(&l, "keyed", c->keyed);
+    exec_chain_write(c, &l);
+    c->begun = c->head.records != 0;
+    c->lost -= !c->begun;  // it will be tried again
+    return c->begun;
+}
+
+/* The last record of a broker that ends of its own will. */
+static void
+exec_chain_end(struct exec_chain *c)
+{
+    struct log_line l;
+
+    if (!exec_chain_begin(c))
+        return;
+    exec_chain_line(&l, "audit", "end");
+    exec_chain_write(c, &l);
+    explicit_bzero(c->key, sizeof c->key);
+}
+
+/* Where the chain of a broker that is gone ended, as the supervisor saw it. */
+static void
+exec_chain_other(struct exec_chain *c, const char *id, uint64_t records,
+                 const char *hash, struct str how)
+{
+    struct log_line l;
+
+    if (!exec_chain_begin(c))
+        return;
+    exec_chain_line(&l, "audit", "other");
+    log_str(&l, "other", str_of(id));
+    log_int(&l, "other_records", (int64_t)records);
+    log_str(&l, "other_hash", str_of(hash));
+    log_str(&l, "ended", how);
+    exec_chain_write(c, &l);
+}
+
 /* ---- the broker's state -------------------------------------------------- */
 
 enum {
@@ -26920,7 +27219,8 @@ struct exec_broker {
     int children;           // jail_children_open()
     char *stack;            // of jail_spawn()
     unsigned char key[32];  // for secrets in the log; never leaves us
-    struct mem_buf frame;   // the one being written
+    struct exec_chain chain;
+    struct mem_buf frame;  // the one being written
 };
 
 /* A channel to one worker. */
@@ -27055,7 +27355,8 @@ exec_log_slot(struct log_line *l, const struct exec_run *r, unsigned i,
 static void
 exec_log_slots(struct log_line *l, const struct exec_run *r)
 {
-    size_t n = r->command->cfg->slots_n, was = l->n, end = LOG_LINE - 64;
+    size_t n = r->command->cfg->slots_n, was = l->n;
+    size_t end = LOG_LINE - EXEC_SEAL_MAX - 64;
 
     log_object(l, "slots");
     for (unsigned i = 0; i < n && l->n < end; i++)
@@ -27068,18 +27369,13 @@ exec_log_slots(struct log_line *l, const struct exec_run *r)
     log_str(l, "slots_left_out", S("too long for one line"));
 }
 
-/* Begins a record, whatever level the log is at. */
 static void
 exec_log_begin(struct log_line *l, const struct exec_run *r, const char *phase)
 {
-    enum log_level level = log_out.level;
     char id[48];
 
-    log_out.level = LOG_DEBUG;
-    log_begin(l, LOG_INFO, "exec");
-    log_out.level = level;
+    exec_chain_line(l, "exec", phase);
     snprintf(id, sizeof id, "%d.%" PRIu64, (int)getpid(), r->id);
-    log_str(l, "phase", str_of(phase));
     log_str(l, "run", str_of(id));
     exec_log_fit(l, "request", r->request, 200);
     exec_log_fit(l, "command", r->command->cfg->name, 200);
@@ -27088,13 +27384,24 @@ exec_log_begin(struct log_line *l, const struct exec_run *r, const char *phase)
 
 /* False: nobody took the record. */
 static bool
+exec_log_write(const struct exec_run *r, struct log_line *l)
+{
+    struct exec_chain *c = &r->broker->chain;
+
+    if (exec_chain_begin(c))
+        return exec_chain_write(c, l);
+    c->lost++;
+    return false;
+}
+
+static bool
 exec_log_start(const struct exec_run *r)
 {
     struct log_line l;
 
     exec_log_begin(&l, r, "start");
     exec_log_slots(&l, r);
-    return log_sync(&l);
+    return exec_log_write(r, &l);
 }
 
 static void
@@ -27105,8 +27412,7 @@ exec_log_refused(const struct exec_run *r, const char *why)
     exec_log_begin(&l, r, "refused");
     exec_log_fit(&l, "reason", str_of(why), 600);
     exec_log_slots(&l, r);
-    if (!log_sync(&l))
-        log_out.dropped++;
+    exec_log_write(r, &l);
 }
 
 static const char *
@@ -27141,8 +27447,7 @@ exec_log_end(const struct exec_run *r)
     log_int(&l, "cpu_ms", (int64_t)((r->cpu_us + 500) / 1000));
     log_int(&l, "max_rss_kib", (int64_t)r->rss_kib);
     exec_log_slots(&l, r);
-    if (!log_sync(&l))
-        log_out.dropped++;
+    exec_log_write(r, &l);
 }
 
 /* ---- a run: what goes into the program ----------------------------------- */
@@ -28110,6 +28415,7 @@ exec_answer_cancel(void *self, const struct msg_frame *f, struct err *e)
 
 static bool exec_answer_worker(void *, const struct msg_frame *, struct err *);
 static bool exec_answer_drain(void *, const struct msg_frame *, struct err *);
+static bool exec_answer_audit(void *, const struct msg_frame *, struct err *);
 
 /* Who may ask for what. Anything else ends the channel it came on. */
 enum exec_from { EXEC_FROM_SUPERVISOR, EXEC_FROM_WORKER };
@@ -28122,6 +28428,7 @@ static const struct exec_rule {
 } exec_rules[] = {
     {MSG_WORKER, EXEC_FROM_SUPERVISOR, MSG_F_FD, exec_answer_worker},
     {MSG_DRAIN, EXEC_FROM_SUPERVISOR, 0, exec_answer_drain},
+    {MSG_AUDIT, EXEC_FROM_SUPERVISOR, 0, exec_answer_audit},
     {MSG_EXEC_RUN, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_run},
     {MSG_EXEC_STDIN, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_stdin},
     {MSG_EXEC_CREDIT, EXEC_FROM_WORKER, 0, exec_answer_credit},
@@ -28240,6 +28547,24 @@ exec_answer_drain(void *self, const struct msg_frame *f, struct err *e)
     b->draining = true;
     if (!b->workers_n)
         uv_stop(b->loop);
+    return true;
+}
+
+static bool
+exec_answer_audit(void *self, const struct msg_frame *f, struct err *e)
+{
+    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, self);
+    struct msg_in in = {f->body, false};
+    struct str id = msg_get_bytes(&in, EXEC_ID);
+    uint64_t records = msg_get_u64(&in);
+    struct str hash = msg_get_bytes(&in, EXEC_SUM), how = msg_get_str(&in);
+    char id_hex[2 * EXEC_ID + 1], hash_hex[2 * EXEC_SUM + 1];
+
+    if (!msg_get_end(&in))
+        return err_set(e, ERR_NET, "audit: malformed");
+    exec_hex((const unsigned char *)id.p, EXEC_ID, id_hex);
+    exec_hex((const unsigned char *)hash.p, EXEC_SUM, hash_hex);
+    exec_chain_other(&b->chain, id_hex, records, hash_hex, how);
     return true;
 }
 
@@ -28373,7 +28698,8 @@ exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
     b->stack = mem_xmalloc(JAIL_STACK);
     return jail_filter_program(false, &b->filters[false], e) &&
            jail_filter_program(true, &b->filters[true], e) &&
-           exec_reserve(b, e) && exec_table_load(b, cfg_json, e);
+           exec_chain_init(&b->chain, -1, e) && exec_reserve(b, e) &&
+           exec_table_load(b, cfg_json, e);
 }
 
 /* Ends every program, and records that, within two seconds: the kernel (parent
@@ -28413,8 +28739,10 @@ exec_broker_run(struct exec_broker *b, struct err *e)
                        e) ||
         !msg_send(&b->sup, MSG_READY, S(""), e))
         return false;
+    exec_chain_begin(&b->chain);
     uv_run(b->loop, UV_RUN_DEFAULT);
     exec_broker_end(b);
+    exec_chain_end(&b->chain);
     return true;
 }
 
@@ -28446,15 +28774,19 @@ exec_main(struct boot *boot)
 
     // programs and folders are opened while we still may: they are the policy's
     // word, and may lie where the user we become cannot go
-    bool ok = jail_early(4, &e) &&
+    struct exec_chain chain;
+    bool ok = exec_chain_init(&chain, boot->audit_fd, &e) &&
+              jail_early(4, &e) &&
               exec_broker_init(b, &loop, uid, boot->cfg_json, &e) &&
               (!boot->drop || jail_drop(boot->uid, boot->gid, &e)) &&
               exec_broker_process(b, &e);
 
     if (ok) {
+        b->chain = chain;
         must(uv_loop_init(&loop) == 0);
         ok = exec_broker_run(b, &e);
     }
+    explicit_bzero(&chain, sizeof chain);
     if (!ok)
         log_at(LOG_FATAL, "exec", "%s", e.msg);
     log_flush();
@@ -35544,7 +35876,8 @@ enum {
     SUP_DEPTH = 8,        // folders below the policy's
     SUP_ENTRIES = 20000,  // names looked at while searching for scripts
     SUP_BACKLOG = 4096,
-    SUP_ROWS = 64,  // of the metrics slab, at least
+    SUP_ROWS = 64,    // of the metrics slab, at least
+    SUP_CHAINS = 16,  // that wait for a broker to write down their end
     SUP_FDS = BOOT_FIRST_FD + BOOT_LISTENERS + BOOT_ADMINS + 3,
 };
 
@@ -35579,7 +35912,9 @@ struct sup_gen {
     unsigned ready;            // workers
     unsigned children;         // alive or with an open channel
     bool told;                 // MSG_DRAIN was sent
-    char *crl_numbers;         // owned: what the next load may not go below
+    bool audit_keyed;
+    unsigned char audit_key[EXEC_SUM];
+    char *crl_numbers;  // owned: what the next load may not go below
 };
 
 /* Freed when it is reaped and its channel is closed. */
@@ -35594,6 +35929,7 @@ struct sup_child {
     struct msg_chan chan;
     bool chan_open, ready, killed;
     int result;      // what a check wrote; -1: none
+    int audit;       // a broker's struct exec_slab; -1: none
     unsigned index;  // of a worker, from 1
     int slot;        // its row of the metrics slab, or -1
     uint64_t born, heard;
@@ -35604,6 +35940,13 @@ struct sup_child {
 struct sup_load {
     struct mem_arena *arena;
     struct boot boot;
+};
+
+/* A chain of records that ended with its broker, and is in no other yet. */
+struct sup_chain {
+    unsigned char id[EXEC_ID];
+    struct exec_head head;
+    char how[80];
 };
 
 struct sup {
@@ -35620,6 +35963,8 @@ struct sup {
     struct sup_socket *sockets;
     struct sup_back renew;  // of a generation whose broker died
     struct err why;
+    struct sup_chain chains[SUP_CHAINS];  // the oldest first
+    unsigned chains_n;
     int null_fd, met_fd;
     int children_fd;  // for jail_orphans()
     struct jail_host host;
@@ -36085,6 +36430,26 @@ sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
            sup_read_ticket_keys(a, &c->process, b, e);
 }
 
+/* The key of the audit records. *keyed: the policy names one. */
+static bool
+sup_read_audit_key(struct mem_arena *a, const struct cfg_process *p,
+                   unsigned char key[EXEC_SUM], bool *keyed, struct err *e)
+{
+    struct str text;
+    bool ok;
+
+    *keyed = p->audit_key.n != 0;
+    if (!*keyed)
+        return true;
+    if (!sup_read_secret(a, str_c(a, p->audit_key), &text, e))
+        return err_prefix(e, "%.*s: audit_key: ", STR_FMT(p->at));
+    ok = exec_audit_key(text, key, e) ||
+         err_prefix(e, "%.*s: audit_key: %.*s: ", STR_FMT(p->at),
+                    STR_FMT(p->audit_key));
+    explicit_bzero((void *)(uintptr_t)text.p, text.n);
+    return ok;
+}
+
 /* ---- users --------------------------------------------------------------- */
 
 /* A number that can be an id; the highest means "none" to the kernel. */
@@ -36537,6 +36902,7 @@ sup_gen_free(struct sup_gen *g)
     free(g->sockets);
     free(g->respawn);
     free(g->crl_numbers);
+    explicit_bzero(g->audit_key, sizeof g->audit_key);
     free(g);
 }
 
@@ -36696,6 +37062,8 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->admin_n = c.admin_n;
     if (!sup_judge(l->arena, &c, &host, b, e) ||
         !sup_read_certificates(l->arena, &c, b, e) ||
+        !sup_read_audit_key(l->arena, &c.process, g->audit_key, &g->audit_keyed,
+                            e) ||
         !sup_gen_sockets(s, g, &c, e) || !sup_slab(s, g->workers, e) ||
         !sup_route_slab(s, &c, g, e))
         return false;
@@ -36709,6 +37077,63 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->route_met_fd = g->route_met_fd;
     return sup_gen_bundles(
         g, &c, b, str_of(s->current ? s->current->crl_numbers : ""), e);
+}
+
+/* ---- chains of records --------------------------------------------------- */
+
+static bool
+sup_broker_hears(const struct sup_gen *g)
+{
+    return g && g->broker && g->broker->pid && g->broker->chan_open;
+}
+
+/* Has a living broker write down how the chains of dead ones ended. */
+static void
+sup_chains_tell(struct sup *s)
+{
+    struct sup_gen *g = sup_broker_hears(s->next) ? s->next : s->current;
+    struct mem_buf b = {0};
+    struct err e;
+    unsigned n = 0;
+
+    while (n < s->chains_n && sup_broker_hears(g)) {
+        struct sup_chain *c = &s->chains[n];
+
+        b.off = b.n = 0;
+        mem_buf_add(&b, c->id, sizeof c->id);
+        msg_put_u64(&b, c->head.records);
+        mem_buf_add(&b, c->head.hash, sizeof c->head.hash);
+        msg_put_str(&b, str_of(c->how));
+        if (!msg_send(&g->broker->chan, MSG_AUDIT,
+                      (struct str){mem_buf_ptr(&b), mem_buf_len(&b)}, &e))
+            break;
+        n++;
+    }
+    mem_buf_free(&b);
+    s->chains_n -= n;
+    memmove(s->chains, s->chains + n, s->chains_n * sizeof *s->chains);
+}
+
+/* A broker is gone; its slab says how far it came. The numbers in it are only
+ * copied: who wrote them may have been anybody. */
+static void
+sup_chain_ended(struct sup *s, const struct sup_child *c, const char *how)
+{
+    struct exec_slab slab;
+    struct sup_chain *to;
+
+    if (c->audit < 0 ||
+        pread(c->audit, &slab, sizeof slab, 0) != (ssize_t)sizeof slab ||
+        slab.which > 1 || !slab.heads[slab.which].records)
+        return;
+    if (s->chains_n == SUP_CHAINS)
+        memmove(s->chains, s->chains + 1, --s->chains_n * sizeof *s->chains);
+    to = &s->chains[s->chains_n++];
+    memcpy(to->id, slab.id, sizeof to->id);
+    to->head = slab.heads[slab.which];
+    snprintf(to->how, sizeof to->how, "%s", how);
+    explicit_bzero(&slab, sizeof slab);
+    sup_chains_tell(s);
 }
 
 /* ---- children ------------------------------------------------------------ */
@@ -36873,7 +37298,7 @@ sup_child_new(struct sup *s, struct sup_gen *g, enum boot_role role,
     c->gen = g;
     c->role = role;
     c->index = index;
-    c->result = c->slot = -1;
+    c->result = c->slot = c->audit = -1;
     c->born = c->heard = uv_now(s->loop);
     snprintf(c->name, sizeof c->name, role == BOOT_WORKER ? "%s %u" : "%s",
              sup_role_name(role), index);
@@ -36898,6 +37323,7 @@ sup_child_over(struct sup_child *c)
         at = &(*at)->next;
     *at = c->next;
     sup_close(c->result);
+    sup_close(c->audit);
     if (c->slot >= 0)
         s->slots[c->slot] = false;
     if (g && g->broker == c)
@@ -36971,12 +37397,15 @@ sup_start_broker(struct sup *s, struct sup_gen *g, struct err *e)
     struct sup_child *c = sup_child_new(s, g, BOOT_BROKER, 0);
     int fds[SUP_FDS];
 
+    c->audit = exec_slab_new(g->audit_keyed ? g->audit_key : NULL, e);
     fds[BOOT_FD] = g->broker_boot;
-    if (!sup_child_start(c, fds, BOOT_FIRST_FD, e)) {
+    fds[BOOT_FIRST_FD] = c->audit;
+    if (c->audit < 0 || !sup_child_start(c, fds, BOOT_FIRST_FD + 1, e)) {
         sup_child_over(c);
         return false;
     }
     g->broker = c;
+    sup_chains_tell(s);
     return true;
 }
 
@@ -37564,8 +37993,11 @@ sup_on_exit(struct sup *s, struct sup_child *c, int status)
 {
     struct sup_gen *g = c->gen;
     pid_t pid = c->pid;
+    char how[80];
 
     c->pid = 0;  // reaped: the number may be another's by now
+    sup_status_text(status, how, sizeof how);
+    sup_chain_ended(s, c, how);
     if (c->role == BOOT_CHECK || c->role == BOOT_VERIFY)
         sup_check_ended(s, c, status);
     else if (g->told || g == s->current || g == s->next)
@@ -38744,6 +39176,8 @@ enum cli_option_bit {
     CLI_STDIN = 1 << 2,
     CLI_OPEN = 1 << 3,
     CLI_HOST = 1 << 4,
+    CLI_KEY = 1 << 5,
+    CLI_RUNNING = 1 << 6,
 };
 
 static const struct cli_option {
@@ -38753,16 +39187,19 @@ static const struct cli_option {
     {CLI_POLICY, "--policy", "FILE",
      "the policy (default scripts/gateway.lua)"},
     {CLI_JSON, "--json", NULL, "for machines"},
-    {CLI_STDIN, "--stdin", NULL, "pass standard input on to the program"},
+    {CLI_STDIN, "--stdin", "FILE", "the program's standard input; -: our own"},
     {CLI_OPEN, "--open", NULL,
      "objects may hold what no schema speaks of, as in the standard"},
     {CLI_HOST, "--host", NULL,
      "what is around the gateway, and how to mend it"},
+    {CLI_KEY, "--key", "FILE", "the policy's audit_key: checks the MACs, too"},
+    {CLI_RUNNING, "--running", NULL,
+     "the gateway still writes this log: chains without an end are fine"},
 };
 
 struct cli {
-    const char *policy;
-    bool policy_given, json, pass_stdin, host, open;
+    const char *policy, *stdin_path, *key;
+    bool policy_given, json, host, open, running;
     char **args;  // what is left: operands
     int args_n;
 };
@@ -38837,12 +39274,14 @@ cli_check(const struct cli *cli)
     struct boot b;
     struct cfg c;
     struct err e;
-    bool ok;
+    unsigned char audit_key[EXEC_SUM];
+    bool ok, keyed;
 
     jail_survey(&host);
     ok = cli_load(a, cli->policy, &b, &c, &e) && sup_servable(&c, &e) &&
          sup_judge(a, &c, &host, &b, &e) &&
          sup_read_certificates(a, &c, &b, &e) &&
+         sup_read_audit_key(a, &c.process, audit_key, &keyed, &e) &&
          sup_verify(&c, &b, &numbers, &e);
     if (ok && cli->json) {
         cli_check_json(&c, &host, b.cfg_json);
@@ -38862,6 +39301,7 @@ cli_check(const struct cli *cli)
     if (ok && fflush(stdout) != 0)
         ok = cli_fail("standard output: %s", strerror(errno)) == 0;
     boot_forget_keys(&b);
+    explicit_bzero(audit_key, sizeof audit_key);
     mem_buf_free(&numbers);
     mem_arena_free(a);
     return ok ? 0 : 1;
@@ -38926,6 +39366,8 @@ cli_audit(const struct cli *cli)
 
 /* ---- exec ---------------------------------------------------------------- */
 
+enum { CLI_EXEC_END_MS = 5000 };  // for the broker to write its last record
+
 /* One run through a real broker, as a worker would do it. */
 struct cli_exec {
     struct mem_arena *a;
@@ -38937,8 +39379,76 @@ struct cli_exec {
     struct exec *exec;
     pid_t broker;
     int sup_fd;  // what the broker takes for its supervisor
+    bool usage;  // what went wrong is on the command line
+    bool json;
     int code;
 };
+
+/* Names that there are: the one that was meant, or the first few. */
+struct cli_names {
+    struct str meant;  // what was written
+    struct str near;
+    unsigned best;
+    struct mem_buf all;
+};
+
+static void
+cli_names_add(struct cli_names *n, struct str name)
+{
+    char text[65];
+    unsigned d;
+
+    snprintf(text, sizeof text, "%.*s", STR_FMT(name));
+    d = schema_distance(n->meant, text);
+    if (!n->near.p || d < n->best) {
+        n->best = d;
+        n->near = name;
+    }
+    if (mem_buf_len(&n->all) < 200)
+        mem_buf_printf(&n->all, "%s%.*s", mem_buf_len(&n->all) ? ", " : "",
+                       STR_FMT(name));
+}
+
+/* Puts "did you mean ...?" or the list behind *e. False, as err_set(). */
+static bool
+cli_names_end(struct cli_names *n, struct err *e)
+{
+    size_t have = strlen(e->msg);
+
+    if (n->near.p && n->best <= 2)
+        snprintf(e->msg + have, sizeof e->msg - have,
+                 ": did you mean \"%.*s\"?", STR_FMT(n->near));
+    else if (n->near.p)
+        snprintf(e->msg + have, sizeof e->msg - have, ": there is %.*s",
+                 (int)mem_buf_len(&n->all), mem_buf_ptr(&n->all));
+    mem_buf_free(&n->all);
+    return false;
+}
+
+static bool
+cli_exec_slot(struct cli_exec *x, const char *arg, struct err *e)
+{
+    const struct cfg_command *c = x->command;
+    struct cli_names names = {0};
+    struct str value;
+
+    if (!str_cut(str_of(arg), '=', &names.meant, &value))
+        return err_set(e, ERR_SYNTAX, "\"%s\": write slot=value", arg);
+    for (size_t k = 0; k < c->slots_n; k++) {
+        cli_names_add(&names, c->slots[k].name);
+        if (!str_eq(c->slots[k].name, names.meant))
+            continue;
+        mem_buf_free(&names.all);
+        if (x->slots[k].p)
+            return err_set(e, ERR_SYNTAX, "slot %.*s is given twice",
+                           STR_FMT(names.meant));
+        x->slots[k] = value;
+        return true;
+    }
+    err_set(e, ERR_SYNTAX, "command %.*s has no slot \"%.60s\"",
+            STR_FMT(c->name), str_c(x->a, names.meant));
+    return cli_names_end(&names, e);
+}
 
 static bool
 cli_exec_slots(struct cli_exec *x, const struct cli *cli, struct err *e)
@@ -38946,48 +39456,62 @@ cli_exec_slots(struct cli_exec *x, const struct cli *cli, struct err *e)
     const struct cfg_command *c = x->command;
 
     x->slots = mem_alloc(x->a, (c->slots_n + 1) * sizeof *x->slots);
-    for (int i = 1; i < cli->args_n; i++) {
-        struct str name, value;
-        size_t k = 0;
-
-        if (!str_cut(str_of(cli->args[i]), '=', &name, &value))
-            return err_set(e, ERR_SYNTAX, "\"%s\": write slot=value",
-                           cli->args[i]);
-        while (k < c->slots_n && !str_eq(c->slots[k].name, name))
-            k++;
-        if (k == c->slots_n)
-            return err_set(e, ERR_SYNTAX, "command %.*s has no slot \"%.*s\"",
-                           STR_FMT(c->name), STR_FMT(name));
-        if (x->slots[k].p)
-            return err_set(e, ERR_SYNTAX, "slot %.*s is given twice",
-                           STR_FMT(name));
-        x->slots[k] = value;
-    }
+    for (int i = 1; i < cli->args_n; i++)
+        if (!cli_exec_slot(x, cli->args[i], e))
+            return false;
+    for (size_t k = 0; k < c->slots_n; k++)
+        if (!x->slots[k].p)
+            return err_set(
+                e, ERR_SYNTAX, "slot %.*s is missing: write %.*s=value",
+                STR_FMT(c->slots[k].name), STR_FMT(c->slots[k].name));
     return true;
 }
 
 static bool
 cli_exec_find(struct cli_exec *x, const char *name, struct err *e)
 {
-    for (unsigned i = 0; i < x->cfg.commands_n; i++)
-        if (str_eq(x->cfg.commands[i].name, str_of(name))) {
-            x->command = &x->cfg.commands[i];
-            x->index = i;
-            return true;
-        }
-    return err_set(e, ERR_SYNTAX,
-                   "the policy declares no command \"%s\"; "
-                   "gateway check lists them",
-                   name);
+    struct cli_names names = {.meant = str_of(name)};
+
+    for (unsigned i = 0; i < x->cfg.commands_n; i++) {
+        cli_names_add(&names, x->cfg.commands[i].name);
+        if (!str_eq(x->cfg.commands[i].name, names.meant))
+            continue;
+        mem_buf_free(&names.all);
+        x->command = &x->cfg.commands[i];
+        x->index = i;
+        return true;
+    }
+    err_set(e, ERR_SYNTAX, "the policy declares no command \"%.60s\"", name);
+    return cli_names_end(&names, e);
 }
 
-/* Starts a broker, and gives it one end of a channel. -1: *e says why. */
-static int
-cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
+/* What a supervisor hands to its broker: the bundle, and an audit slab. */
+static bool
+cli_exec_files(struct cli_exec *x, const struct boot *all, int *boot_fd,
+               int *audit_fd, struct err *e)
 {
     struct boot b = *all;
-    struct iovec v;
+    unsigned char key[EXEC_SUM];
+    bool keyed;
+
+    b.role = BOOT_BROKER;
+    b.scripts_n = b.env_n = b.admin_n = b.listeners_n = b.upstreams_n = 0;
+    if (!sup_read_audit_key(x->a, &x->cfg.process, key, &keyed, e))
+        return false;
+    *audit_fd = exec_slab_new(keyed ? key : NULL, e);
+    explicit_bzero(key, sizeof key);
+    if (*audit_fd < 0)
+        return false;
+    *boot_fd = boot_write(&b, e);
+    return *boot_fd >= 0;
+}
+
+/* The frame of a supervisor that has a worker for its broker. */
+static bool
+cli_exec_introduce(int sup, int worker)
+{
     struct msg_head h = {0, MSG_WORKER, MSG_F_FD};
+    struct iovec v = {&h, sizeof h};
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(sizeof(int))];
@@ -38996,12 +39520,22 @@ cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
                        .msg_iovlen = 1,
                        .msg_control = control.bytes,
                        .msg_controllen = sizeof control.bytes};
-    int sup[2], worker[2], fds[BOOT_FIRST_FD], type = SOCK_STREAM;
 
-    b.role = BOOT_BROKER;
-    b.scripts_n = b.env_n = b.admin_n = b.listeners_n = b.upstreams_n = 0;
-    fds[BOOT_FD] = boot_write(&b, e);
-    if (fds[BOOT_FD] < 0)
+    control.align = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)),
+                                     .cmsg_level = SOL_SOCKET,
+                                     .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(&control.align), &worker, sizeof worker);
+    return sendmsg(sup, &m, MSG_NOSIGNAL) == sizeof h;
+}
+
+/* Starts a broker, and gives it one end of a channel. -1: *e says why. */
+static int
+cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
+{
+    int sup[2], worker[2], fds[BOOT_FIRST_FD + 1], type = SOCK_STREAM;
+    bool ok;
+
+    if (!cli_exec_files(x, all, &fds[BOOT_FD], &fds[BOOT_FIRST_FD], e))
         return -1;
     type |= SOCK_CLOEXEC | SOCK_NONBLOCK;
     if (socketpair(AF_UNIX, type, 0, sup) != 0 ||
@@ -39012,22 +39546,39 @@ cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
     fds[0] = open("/dev/null", O_RDWR | O_CLOEXEC);
     fds[1] = fds[2] = 2;
     fds[3] = sup[1];
-    x->broker = sup_spawn(BOOT_BROKER, "broker", 0, -1, fds, BOOT_FIRST_FD);
-    v = (struct iovec){&h, sizeof h};
-    control.align = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)),
-                                     .cmsg_level = SOL_SOCKET,
-                                     .cmsg_type = SCM_RIGHTS};
-    memcpy(CMSG_DATA(&control.align), &worker[1], sizeof(int));
-    if (x->broker < 0 || sendmsg(sup[0], &m, MSG_NOSIGNAL) != sizeof h) {
+    x->broker = sup_spawn(BOOT_BROKER, "broker", 0, -1, fds, BOOT_FIRST_FD + 1);
+    ok = x->broker > 0 && cli_exec_introduce(sup[0], worker[1]);
+    if (!ok)
         err_set(e, ERR_EXEC, "broker: %s", strerror(errno));
-        return -1;
-    }
     close(sup[1]);
     close(worker[1]);
     close(fds[0]);
     close(fds[BOOT_FD]);
+    close(fds[BOOT_FIRST_FD]);
     x->sup_fd = sup[0];
-    return worker[0];
+    return ok ? worker[0] : -1;
+}
+
+static void
+cli_exec_json(const struct exec_result *r)
+{
+    struct mem_buf b = {0};
+
+    mem_buf_printf(&b, "{\"ok\":%s,\"why\":", r->ok ? "true" : "false");
+    json_write_str(&b, str_of(r->why));
+    mem_buf_printf(&b,
+                   ",\"ran\":%s,\"code\":%d,\"signal\":%d,\"timed_out\":%s,"
+                   "\"truncated\":%s,\"ms\":%" PRIu64 ",\"cpu_us\":%" PRIu64
+                   ",\"max_rss_kib\":%" PRIu64 ",\"stdout\":",
+                   r->refused || r->busy ? "false" : "true", r->code, r->signal,
+                   r->timed_out ? "true" : "false",
+                   r->truncated ? "true" : "false", r->ms, r->cpu_us,
+                   r->rss_kib);
+    json_write_str(&b, r->out);
+    mem_buf_add(&b, ",\"stderr\":", 10);
+    json_write_str(&b, r->err);
+    printf("%.*s}\n", (int)mem_buf_len(&b), mem_buf_ptr(&b));
+    mem_buf_free(&b);
 }
 
 static void
@@ -39036,36 +39587,64 @@ cli_exec_done(void *data, uint64_t ticket, const struct exec_result *r)
     struct cli_exec *x = data;
 
     (void)ticket;
-    fwrite(r->out.p, 1, r->out.n, stdout);
-    fwrite(r->err.p, 1, r->err.n, stderr);
+    if (x->json) {
+        cli_exec_json(r);
+    } else {
+        fwrite(r->out.p, 1, r->out.n, stdout);
+        fwrite(r->err.p, 1, r->err.n, stderr);
+    }
     x->code = r->ok ? 0 : 1;
     if (!r->ok)
         cli_fail("%.*s: %s", STR_FMT(x->command->name), r->why);
-    fflush(stdout);
+    if (fflush(stdout) != 0)
+        x->code = cli_fail("standard output: %s", strerror(errno));
     uv_stop(&x->loop);
 }
 
-/* Standard input, where --stdin asks for it, up to what the command takes. */
+/* All of `f`, at most `max` bytes; `what` it is. */
+static bool
+cli_read_all(struct mem_arena *a, FILE *f, const char *what, size_t max,
+             struct str *out, struct err *e)
+{
+    struct mem_buf b = {0};
+    size_t n = 1;
+
+    while (n && mem_buf_len(&b) <= max) {
+        n = fread(mem_buf_room(&b, 1 << 16), 1, 1 << 16, f);
+        b.n += n;
+    }
+    *out = str_dup(a, (struct str){mem_buf_ptr(&b), mem_buf_len(&b)});
+    mem_buf_free(&b);
+    if (ferror(f))
+        return err_set(e, ERR_EXEC, "%s: %s", what, strerror(errno));
+    return out->n <= max ||
+           err_set(e, ERR_EXEC,
+                   "%s: more than the %zu bytes that the command takes: raise "
+                   "its `stdin`",
+                   what, max);
+}
+
+/* What --stdin names; without it, nothing. */
 static bool
 cli_exec_stdin(struct cli_exec *x, const struct cli *cli, struct str *out,
                struct err *e)
 {
-    size_t max = x->command->stdin_max, n = 0, r = 1;
-    char *p;
+    const char *path = cli->stdin_path;
+    FILE *f;
+    bool ok;
 
     *out = S("");
-    if (!cli->pass_stdin)
+    if (!path)
         return true;
-    p = mem_alloc_raw(x->a, max + 1);
-    while (r && n <= max) {
-        r = fread(p + n, 1, max + 1 - n, stdin);
-        n += r;
-    }
-    *out = (struct str){p, n};
-    return n <= max || err_set(e, ERR_EXEC,
-                               "standard input is larger than the "
-                               "%zu bytes that the command takes",
-                               max);
+    if (strcmp(path, "-") == 0)
+        return cli_read_all(x->a, stdin, "standard input",
+                            x->command->stdin_max, out, e);
+    f = fopen(path, "re");
+    if (!f)
+        return err_set(e, ERR_EXEC, "%s: %s", path, strerror(errno));
+    ok = cli_read_all(x->a, f, path, x->command->stdin_max, out, e);
+    fclose(f);
+    return ok;
 }
 
 static bool
@@ -39091,10 +39670,32 @@ cli_exec_start(struct cli_exec *x, const struct cli *cli, struct boot *b,
                       x->slots, in, cli_exec_done, x, e) != 0;
 }
 
+/* The broker ends when its supervisor is gone, and writes its last record. */
+static void
+cli_exec_end(struct cli_exec *x)
+{
+    if (x->exec) {
+        exec_free(x->exec);
+        uv_run(&x->loop, UV_RUN_DEFAULT);
+        uv_loop_close(&x->loop);
+    }
+    if (x->sup_fd >= 0)
+        close(x->sup_fd);
+    for (int ms = 0; x->broker > 0 && ms < CLI_EXEC_END_MS; ms += 5) {
+        if (waitpid(x->broker, NULL, WNOHANG) == x->broker)
+            return;
+        poll(NULL, 0, 5);
+    }
+    if (x->broker > 0) {
+        kill(x->broker, SIGKILL);
+        waitpid(x->broker, NULL, 0);
+    }
+}
+
 static int
 cli_exec(const struct cli *cli)
 {
-    struct cli_exec x = {.sup_fd = -1, .code = 1};
+    struct cli_exec x = {.sup_fd = -1, .code = 1, .json = cli->json};
     struct boot b;
     struct err e;
     bool ok;
@@ -39105,24 +39706,20 @@ cli_exec(const struct cli *cli)
                1;
     x.a = mem_arena_new((size_t)1 << 30);
     signal(SIGPIPE, SIG_IGN);
-    ok = cli_load(x.a, cli->policy, &b, &x.cfg, &e) &&
-         cli_exec_find(&x, cli->args[0], &e) && cli_exec_slots(&x, cli, &e) &&
-         cli_exec_start(&x, cli, &b, &e);
+    ok = cli_load(x.a, cli->policy, &b, &x.cfg, &e);
+    if (ok) {
+        x.usage = true;
+        ok = cli_exec_find(&x, cli->args[0], &e) && cli_exec_slots(&x, cli, &e);
+        x.usage = !ok;
+    }
+    ok = ok && cli_exec_start(&x, cli, &b, &e);
     if (ok)
         uv_run(&x.loop, UV_RUN_DEFAULT);
     else
         cli_fail("%s", e.msg);
-    if (x.exec) {
-        exec_free(x.exec);
-        uv_run(&x.loop, UV_RUN_DEFAULT);
-        uv_loop_close(&x.loop);
-    }
-    if (x.broker > 0) {
-        kill(x.broker, SIGKILL);
-        waitpid(x.broker, NULL, 0);
-    }
+    cli_exec_end(&x);
     mem_arena_free(x.a);
-    return ok ? x.code : e.kind == ERR_SYNTAX ? 2 : 1;
+    return ok ? x.code : x.usage ? 2 : 1;
 }
 
 /* ---- schema -------------------------------------------------------------- */
@@ -39286,8 +39883,9 @@ static const struct cli_command cli_commands[] = {
      "Runs one declared command, through a "
      "broker as requests do.",
      "  gateway exec tail lines=10 file=app.log\n"
-     "  gateway exec --policy my.lua --stdin wc < notes\n",
-     CLI_POLICY | CLI_STDIN, -1, cli_exec, NULL},
+     "  gateway exec --policy my.lua --stdin notes wc\n"
+     "  dmesg | gateway exec --json --stdin - wc\n",
+     CLI_POLICY | CLI_STDIN | CLI_JSON, -1, cli_exec, NULL},
     {"schema", "",
      "Reads lines {\"schema\": ..., \"instance\": ...} and answers each with "
      "\"valid\", \"invalid: why\" or \"error: why\" (of the schema). Exit code "
@@ -39363,7 +39961,11 @@ cli_option_set(struct cli *cli, unsigned bit, const char *value)
         cli->policy_given = true;
     }
     cli->json |= bit == CLI_JSON;
-    cli->pass_stdin |= bit == CLI_STDIN;
+    if (bit == CLI_STDIN)
+        cli->stdin_path = value;
+    if (bit == CLI_KEY)
+        cli->key = value;
+    cli->running |= bit == CLI_RUNNING;
     cli->open |= bit == CLI_OPEN;
     cli->host |= bit == CLI_HOST;
 }
