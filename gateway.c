@@ -29110,6 +29110,635 @@ exec_cancel(struct exec *x, uint64_t ticket)
              (struct str){(const char *)&ticket, sizeof ticket}, &e);
 }
 
+/* ---- a log, verified ----------------------------------------------------- */
+
+/* What is wrong with the records of a log; a note is nothing wrong. */
+enum exec_fault_kind {
+    EXEC_MISSING,
+    EXEC_CHANGED,
+    EXEC_MOVED,
+    EXEC_DOUBLED,
+    EXEC_LOST,
+    EXEC_UNENDED,
+    EXEC_NOTE,
+    EXEC_FAULT_KINDS
+};
+
+static const char *const exec_fault_names[] = {
+    "missing", "changed", "moved", "doubled", "lost", "unended", "note"};
+
+enum {
+    EXEC_FAULTS_MAX = 100,     // that are told one by one; all are counted
+    EXEC_GAPS_MAX = 64,        // of one chain, that may yet be filled
+    EXEC_NODES_MAX = 1 << 20,  // chains, and runs under way
+    EXEC_BUCKETS = 1 << 16,    // they are found by
+    EXEC_STEPS_MAX = 1 << 26,  // keys that gaps may cost, in all
+    EXEC_HEX_SUM = 2 * EXEC_SUM,
+    EXEC_HEX_ID = 2 * EXEC_ID,
+};
+
+struct exec_fault {
+    const char *file;
+    uint64_t line;
+    enum exec_fault_kind kind;
+    char text[200];
+};
+
+struct exec_place {
+    const char *file;
+    uint64_t line;
+};
+
+struct exec_gap {
+    uint64_t from, to;
+    struct exec_place before;  // the record after it
+};
+
+/* A chain, as far as it was read. */
+struct exec_seen {
+    struct exec_seen
+        *after;  // the next one, in the order of their first record
+    char id[EXEC_HEX_ID + 1];
+    unsigned char key[EXEC_SUM];  // K(next)
+    uint64_t next;                // the record that is due
+    char last[EXEC_HEX_SUM + 1];  // hash of the one before
+    struct exec_place at;         // of that
+    bool in_log, ended;
+    bool adrift;            // too far from K(0) for its MACs to be checked
+    struct exec_gap *gaps;  // owned
+    unsigned gaps_n;
+    bool told;  // another chain says where this one ended
+    uint64_t told_records;
+    char told_hash[EXEC_HEX_SUM + 1], told_how[80];
+    struct exec_place told_at;
+};
+
+/* A chain by its name, or a run under way. */
+struct exec_node {
+    struct exec_node *next;
+    struct exec_seen *chain;  // owned; NULL: it is a run
+    size_t n;
+    char key[112];
+};
+
+struct exec_verify {
+    bool keyed;    // audit_key is known
+    bool running;  // a chain may lack its end
+    unsigned char audit_key[EXEC_SUM];
+    struct json_key secret;  // of the buckets
+    struct exec_node **buckets;
+    size_t nodes;
+    struct exec_seen *first, **link;
+    struct exec_place at;
+    uint64_t steps;  // of EXEC_STEPS_MAX, that are left
+    bool full;
+
+    uint64_t lines, records, chains, runs, unended_runs, refused, unchecked;
+    char from[32], to[32];  // first and last time
+    struct exec_fault faults[EXEC_FAULTS_MAX];
+    size_t faults_n;
+    uint64_t counts[EXEC_FAULT_KINDS];
+};
+
+static struct exec_verify *
+exec_verify_new(const unsigned char *audit_key, bool running)
+{
+    struct exec_verify *v = mem_xcalloc(sizeof *v);
+
+    v->buckets = mem_xcalloc(EXEC_BUCKETS * sizeof *v->buckets);
+    json_key_draw(&v->secret);
+    v->link = &v->first;
+    v->steps = EXEC_STEPS_MAX;
+    v->running = running;
+    v->keyed = audit_key != NULL;
+    if (audit_key)
+        memcpy(v->audit_key, audit_key, EXEC_SUM);
+    return v;
+}
+
+static void
+exec_verify_free(struct exec_verify *v)
+{
+    for (size_t i = 0; i < EXEC_BUCKETS; i++)
+        for (struct exec_node *n = v->buckets[i], *next; n; n = next) {
+            next = n->next;
+            if (n->chain)
+                free(n->chain->gaps);
+            free(n->chain);
+            free(n);
+        }
+    free(v->buckets);
+    explicit_bzero(v, sizeof *v);
+    free(v);
+}
+
+__attribute__((format(printf, 4, 5))) static void
+exec_fault(struct exec_verify *v, struct exec_place at,
+           enum exec_fault_kind kind, const char *fmt, ...)
+{
+    struct exec_fault *f = &v->faults[v->faults_n];
+    va_list ap;
+
+    v->counts[kind]++;
+    if (v->faults_n == EXEC_FAULTS_MAX)
+        return;
+    v->faults_n++;
+    *f = (struct exec_fault){.file = at.file, .line = at.line, .kind = kind};
+    va_start(ap, fmt);
+    vsnprintf(f->text, sizeof f->text, fmt, ap);
+    va_end(ap);
+}
+
+static bool
+exec_verify_whole(const struct exec_verify *v)
+{
+    for (int i = 0; i < EXEC_NOTE; i++)
+        if (v->counts[i])
+            return false;
+    return true;
+}
+
+/* Where the node of this name hangs, or would. */
+static struct exec_node **
+exec_node_at(struct exec_verify *v, struct str key)
+{
+    uint64_t hash = json_sip(&v->secret, 0, key.p, key.n);
+    struct exec_node **at = &v->buckets[hash % EXEC_BUCKETS];
+
+    while (*at && ((*at)->n != key.n || memcmp((*at)->key, key.p, key.n) != 0))
+        at = &(*at)->next;
+    return at;
+}
+
+/* NULL: there are too many. */
+static struct exec_node *
+exec_node_add(struct exec_verify *v, struct exec_node **at, struct str key)
+{
+    struct exec_node *n;
+
+    if (v->nodes == EXEC_NODES_MAX) {
+        if (!v->full)
+            exec_fault(v, v->at, EXEC_CHANGED,
+                       "more than %d chains and runs under way: what follows "
+                       "is not looked at",
+                       EXEC_NODES_MAX);
+        v->full = true;
+        return NULL;
+    }
+    v->nodes++;
+    n = *at = mem_xcalloc(sizeof *n);
+    must(key.n <= sizeof n->key);
+    memcpy(n->key, key.p, key.n);
+    n->n = key.n;
+    return n;
+}
+
+static bool
+exec_is_hex(struct str s, size_t n)
+{
+    for (size_t i = 0; i < s.n; i++)
+        if (!strchr("0123456789abcdef", s.p[i]) || !s.p[i])
+            return false;
+    return s.n == n;
+}
+
+static void
+exec_unhex(const char *hex, size_t n, unsigned char *out)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = (unsigned char)(str_hex_digit(hex[2 * i]) << 4 |
+                                 str_hex_digit(hex[2 * i + 1]));
+}
+
+static struct exec_seen *
+exec_seen_get(struct exec_verify *v, struct str id)
+{
+    struct exec_node **at = exec_node_at(v, id), *n = *at;
+    unsigned char raw[EXEC_ID];
+    struct exec_seen *c;
+
+    if (n)
+        return n->chain;
+    n = exec_node_add(v, at, id);
+    if (!n)
+        return NULL;
+    c = n->chain = mem_xcalloc(sizeof *c);
+    memcpy(c->id, id.p, EXEC_HEX_ID);
+    memset(c->last, '0', EXEC_HEX_SUM);
+    exec_unhex(c->id, EXEC_ID, raw);
+    if (v->keyed)
+        exec_chain_key(v->audit_key, raw, c->key);
+    *v->link = c;
+    v->link = &c->after;
+    return c;
+}
+
+/* What a line says of itself. */
+struct exec_record {
+    struct str bytes;  // from '{' on
+    bool audit;        // else exec
+    struct str phase, run, ts;
+    struct str chain, prev, hash, mac;  // mac may be empty
+    uint64_t seq, lost;
+    yyjson_val *doc;
+};
+
+static struct str
+exec_member(yyjson_val *doc, const char *name)
+{
+    yyjson_val *m = json_get(doc, name);
+
+    return m && json_type(m) == YYJSON_TYPE_STR ? json_str(m) : S("");
+}
+
+static bool
+exec_member_u64(yyjson_val *doc, const char *name, uint64_t *out)
+{
+    yyjson_val *m = json_get(doc, name);
+
+    if (!m || !yyjson_is_uint(m))
+        return false;
+    *out = yyjson_get_uint(m);
+    return *out < (uint64_t)1 << 53;
+}
+
+/* How a record with these members ends: from `,"hash"` or `,"mac"` on. */
+static bool
+exec_ends_with(struct str *left, const char *name, struct str value)
+{
+    char end[EXEC_HEX_SUM + 16];
+    int n = snprintf(end, sizeof end, ",\"%s\":\"%.*s\"", name, STR_FMT(value));
+
+    must(n > 0 && (size_t)n < sizeof end);
+    if (!str_ends(*left, (struct str){end, (size_t)n}))
+        return false;
+    left->n -= (size_t)n;
+    return true;
+}
+
+/* Does it end as we write it, with the hash of its bytes? What the MAC is over
+ * is in *for_mac. */
+static bool
+exec_record_intact(const struct exec_record *r, struct str *for_mac)
+{
+    struct str left = r->bytes;
+    unsigned char sum[EXEC_SUM];
+    char hex[EXEC_HEX_SUM + 1];
+
+    *for_mac = S("");
+    if (!str_ends(left, S("}")))
+        return false;
+    left.n--;
+    if (r->mac.n && !exec_ends_with(&left, "mac", r->mac))
+        return false;
+    *for_mac = left;
+    if (!exec_ends_with(&left, "hash", r->hash))
+        return false;
+    exec_sha256(left, sum);
+    exec_hex(sum, EXEC_SUM, hex);
+    return str_eq(r->hash, str_of(hex));
+}
+
+/* False: the line is no record of ours; or damaged, which is told. */
+static bool
+exec_record_read(struct exec_verify *v, struct mem_arena *a, struct str text,
+                 struct exec_record *r)
+{
+    struct str event;
+    struct err e;
+
+    *r = (struct exec_record){.bytes = text};
+    if (text.n > LOG_LINE || !json_parse(a, text, &r->doc, &e)) {
+        exec_fault(v, v->at, EXEC_CHANGED, "a record that is damaged: %s",
+                   text.n > LOG_LINE ? "too long" : e.msg);
+        return false;
+    }
+    event = exec_member(r->doc, "event");
+    r->audit = str_eq(event, S("audit"));
+    if (!r->audit && !str_eq(event, S("exec")))
+        return false;
+    r->phase = exec_member(r->doc, "phase");
+    r->run = exec_member(r->doc, "run");
+    r->ts = exec_member(r->doc, "ts");
+    r->chain = exec_member(r->doc, "chain");
+    r->prev = exec_member(r->doc, "prev");
+    r->hash = exec_member(r->doc, "hash");
+    r->mac = exec_member(r->doc, "mac");
+    exec_member_u64(r->doc, "lost", &r->lost);
+    if (exec_is_hex(r->chain, EXEC_HEX_ID) &&
+        exec_is_hex(r->prev, EXEC_HEX_SUM) &&
+        exec_is_hex(r->hash, EXEC_HEX_SUM) &&
+        (!json_get(r->doc, "mac") || exec_is_hex(r->mac, EXEC_HEX_SUM)) &&
+        exec_member_u64(r->doc, "seq", &r->seq))
+        return true;
+    exec_fault(v, v->at, EXEC_CHANGED,
+               json_get(r->doc, "chain")
+                   ? "a record whose place in its chain is damaged"
+                   : "a record without a place in a chain: an older gateway "
+                     "wrote it, or somebody else");
+    return false;
+}
+
+static void
+exec_seen_gap(struct exec_verify *v, struct exec_seen *c, uint64_t seq)
+{
+    uint64_t n = seq - c->next;
+
+    if (c->gaps_n == EXEC_GAPS_MAX) {
+        exec_fault(v, v->at, EXEC_MISSING,
+                   "records %" PRIu64 " to %" PRIu64 " of chain %s are missing "
+                   "before this",
+                   c->next, seq - 1, c->id);
+    } else {
+        c->gaps = mem_xrealloc(c->gaps, (c->gaps_n + 1) * sizeof *c->gaps);
+        c->gaps[c->gaps_n++] = (struct exec_gap){c->next, seq - 1, v->at};
+    }
+    c->next = seq;
+    if (!v->keyed || c->adrift)
+        return;
+    c->adrift = n > v->steps;
+    if (c->adrift)
+        return;
+    v->steps -= n;
+    while (n--)
+        exec_chain_next(c->key);
+}
+
+/* A record that comes late fills its gap. False: it is in none. */
+static bool
+exec_seen_fill(struct exec_seen *c, uint64_t seq)
+{
+    for (unsigned i = 0; i < c->gaps_n; i++) {
+        struct exec_gap *g = &c->gaps[i], rest;
+
+        if (seq < g->from || seq > g->to)
+            continue;
+        rest = (struct exec_gap){seq + 1, g->to, g->before};
+        g->to = seq - 1;
+        if (seq == g->from)
+            *g = rest;
+        else if (rest.from <= rest.to && c->gaps_n < EXEC_GAPS_MAX) {
+            c->gaps = mem_xrealloc(c->gaps, (c->gaps_n + 1) * sizeof *c->gaps);
+            c->gaps[c->gaps_n++] = rest;
+        }
+        if (c->gaps[i].from > c->gaps[i].to)
+            c->gaps[i] = c->gaps[--c->gaps_n];
+        return true;
+    }
+    return false;
+}
+
+static void
+exec_verify_mac(struct exec_verify *v, struct exec_seen *c,
+                const struct exec_record *r, struct str bytes)
+{
+    unsigned char mac[EXEC_SUM];
+    char hex[EXEC_HEX_SUM + 1];
+
+    v->unchecked += !v->keyed && r->mac.n;
+    if (!v->keyed)
+        return;
+    if (!r->mac.n) {
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "a record without a MAC: not written under this key");
+        return;
+    }
+    if (c->adrift) {
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "too many records are missing: this MAC is not checked");
+        return;
+    }
+    exec_hmac((struct str){(const char *)c->key, EXEC_SUM}, bytes, S(""), mac);
+    exec_hex(mac, EXEC_SUM, hex);
+    if (!str_eq(r->mac, str_of(hex)))
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "its MAC is not the key's: changed, or written under "
+                   "another key");
+}
+
+/* Record `r` is the one that is due, or comes early. */
+static void
+exec_verify_next(struct exec_verify *v, struct exec_seen *c,
+                 const struct exec_record *r, struct str for_mac, bool intact)
+{
+    bool follows = r->seq == c->next;
+
+    if (!follows)
+        exec_seen_gap(v, c, r->seq);
+    if (follows && intact && !str_eq(r->prev, str_of(c->last)))
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "it does not follow record %" PRIu64 " of its chain as that "
+                   "is here (line %" PRIu64 "): one of the two was changed",
+                   r->seq - 1, c->at.line);
+    if (intact)
+        exec_verify_mac(v, c, r, for_mac);
+    if (r->audit && str_eq(r->phase, S("begin")) != (r->seq == 0))
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "only record 0 of a chain begins it, not %" PRIu64, r->seq);
+    if (c->ended)
+        exec_fault(v, v->at, EXEC_CHANGED, "a record after its chain's end");
+    if (r->lost)
+        exec_fault(v, v->at, EXEC_LOST,
+                   "%" PRIu64 " records before this were never written: "
+                   "nobody read the log",
+                   r->lost);
+    memcpy(c->last, r->hash.p, EXEC_HEX_SUM);
+    c->at = v->at;
+    c->next = r->seq + 1;
+    if (v->keyed && !c->adrift)
+        exec_chain_next(c->key);
+}
+
+/* What another chain says of one that ended with its broker. */
+static void
+exec_verify_other(struct exec_verify *v, const struct exec_record *r)
+{
+    struct str id = exec_member(r->doc, "other");
+    struct str hash = exec_member(r->doc, "other_hash");
+    struct str how = exec_member(r->doc, "ended");
+    struct exec_seen *c;
+    uint64_t records;
+
+    if (!exec_is_hex(id, EXEC_HEX_ID) || !exec_is_hex(hash, EXEC_HEX_SUM) ||
+        !exec_member_u64(r->doc, "other_records", &records) || !records) {
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "what it says of a chain is damaged");
+        return;
+    }
+    c = exec_seen_get(v, id);
+    if (!c || c->told)
+        return;
+    c->told = true;
+    c->told_records = records;
+    c->told_at = v->at;
+    memcpy(c->told_hash, hash.p, EXEC_HEX_SUM);
+    for (size_t i = 0; i < how.n && i + 1 < sizeof c->told_how; i++)
+        c->told_how[i] =
+            (char)(how.p[i] >= ' ' && how.p[i] < 0x7f ? how.p[i] : '?');
+}
+
+static void
+exec_verify_run(struct exec_verify *v, const struct exec_record *r)
+{
+    char text[sizeof((struct exec_node *)0)->key];
+    struct exec_node **at, *n;
+    struct str key = {text, 0};
+    bool start = str_eq(r->phase, S("start"));
+
+    if (r->run.n > 60) {
+        exec_fault(v, v->at, EXEC_CHANGED, "no run has so long a name");
+        return;
+    }
+    key.n = (size_t)snprintf(text, sizeof text, "%.*s %.*s", STR_FMT(r->chain),
+                             STR_FMT(r->run));
+    at = exec_node_at(v, key);
+    n = *at;
+    v->refused += str_eq(r->phase, S("refused"));
+    v->runs += start;
+    if (start && !n && exec_node_add(v, at, key))
+        v->unended_runs++;
+    if (start || !n)
+        return;
+    v->unended_runs--;
+    v->nodes--;
+    *at = n->next;
+    free(n);
+}
+
+/* Times of records are copied, and shown: nothing but a time may be. */
+static void
+exec_verify_time(struct exec_verify *v, struct str ts)
+{
+    for (size_t i = 0; i < ts.n; i++)
+        if (!strchr("0123456789-:.TZ", ts.p[i]) || !ts.p[i])
+            return;
+    if (!ts.n || ts.n >= sizeof v->to)
+        return;
+    snprintf(v->to, sizeof v->to, "%.*s", STR_FMT(ts));
+    if (!v->from[0])
+        memcpy(v->from, v->to, sizeof v->from);
+}
+
+/* One record: is it as it was written, and in its place? */
+static void
+exec_verify_record(struct exec_verify *v, const struct exec_record *r)
+{
+    struct str for_mac;
+    bool intact = exec_record_intact(r, &for_mac);
+    struct exec_node *known = *exec_node_at(v, r->chain);
+    struct exec_seen *c = known ? known->chain : NULL;
+
+    v->records++;
+    if (!intact) {
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "its hash is not that of its bytes: it was changed");
+        if (!c || r->seq != c->next)
+            return;  // its chain and number may be, too
+    }
+    if (!c && !(c = exec_seen_get(v, r->chain)))
+        return;
+    v->chains += !c->in_log;
+    c->in_log = true;
+    if (r->seq < c->next) {
+        if (exec_seen_fill(c, r->seq))
+            exec_fault(v, v->at, EXEC_MOVED,
+                       "record %" PRIu64 " of its chain stands after record "
+                       "%" PRIu64,
+                       r->seq, c->next - 1);
+        else {
+            exec_fault(v, v->at, EXEC_DOUBLED,
+                       "record %" PRIu64 " of its chain is here twice", r->seq);
+            return;
+        }
+    } else {
+        exec_verify_next(v, c, r, for_mac, intact);
+    }
+    exec_verify_time(v, r->ts);
+    c->ended |= r->audit && str_eq(r->phase, S("end"));
+    if (r->audit && str_eq(r->phase, S("other")))
+        exec_verify_other(v, r);
+    if (!r->audit)
+        exec_verify_run(v, r);
+}
+
+/* The next line of a log, of whatever kind. What stands before its first '{'
+ * was put there by who collected it. `file` must outlive `v`. */
+static void
+exec_verify_line(struct exec_verify *v, const char *file, uint64_t number,
+                 struct str line)
+{
+    const char *from = line.n ? memchr(line.p, '{', line.n) : NULL;
+    struct exec_record r;
+    struct mem_arena *a;
+    struct str text;
+
+    v->lines++;
+    v->at = (struct exec_place){file, number};
+    if (!from || v->full)
+        return;
+    text = str_from(line, (size_t)(from - line.p));
+    while (text.n && strchr("\r\n", text.p[text.n - 1]))
+        text.n--;
+    if (!memmem(text.p, text.n, "\"event\":\"exec\"", 14) &&
+        !memmem(text.p, text.n, "\"event\":\"audit\"", 15) &&
+        !memmem(text.p, text.n, "\"chain\":\"", 9))
+        return;
+    a = mem_arena_new(1 << 20);
+    if (exec_record_read(v, a, text, &r))
+        exec_verify_record(v, &r);
+    mem_arena_free(a);
+}
+
+static void
+exec_verify_told(struct exec_verify *v, const struct exec_seen *c)
+{
+    if (!c->in_log)
+        exec_fault(v, c->told_at, EXEC_MISSING,
+                   "chain %s, which had %" PRIu64 " records, is not here: in "
+                   "an earlier file?",
+                   c->id, c->told_records);
+    else if (c->next < c->told_records)
+        exec_fault(v, c->at, EXEC_MISSING,
+                   "records %" PRIu64 " to %" PRIu64 " of chain %s are missing "
+                   "after this, at its end",
+                   c->next, c->told_records - 1, c->id);
+    else if (c->next > c->told_records + 1)  // one may be written, not counted
+        exec_fault(v, c->at, EXEC_CHANGED,
+                   "chain %s had %" PRIu64 " records when its broker ended, "
+                   "and has %" PRIu64 " here",
+                   c->id, c->told_records, c->next);
+    else if (c->next == c->told_records && strcmp(c->last, c->told_hash) != 0)
+        exec_fault(v, c->at, EXEC_CHANGED,
+                   "not the record that chain %s ended with", c->id);
+    else if (!c->ended)
+        exec_fault(v, c->at, EXEC_NOTE,
+                   "chain %s has no end of its own: its broker ended by %s",
+                   c->id, c->told_how);
+}
+
+/* After the last line. */
+static void
+exec_verify_end(struct exec_verify *v)
+{
+    for (struct exec_seen *c = v->first; c; c = c->after) {
+        for (unsigned i = 0; i < c->gaps_n; i++)
+            exec_fault(v, c->gaps[i].before, EXEC_MISSING,
+                       "records %" PRIu64 " to %" PRIu64 " of chain %s are "
+                       "missing before this%s",
+                       c->gaps[i].from, c->gaps[i].to, c->id,
+                       c->gaps[i].from ? "" : ", or in an earlier file");
+        if (c->told)
+            exec_verify_told(v, c);
+        else if (!c->ended && !v->running)
+            exec_fault(v, c->at, EXEC_UNENDED,
+                       "chain %s has no end: it is cut off, or all was killed; "
+                       "or it goes on (--running)",
+                       c->id);
+    }
+    if (!v->records)
+        exec_fault(v, v->at, EXEC_MISSING, "there is no record in this log");
+}
+
 /* ==== 25 vm: the Lua state ==================================================
  *
  * One lua_State a worker: boot, sandbox, memory cap, CPU budget. A request's
@@ -39680,7 +40309,7 @@ cli_exec_end(struct cli_exec *x)
         uv_loop_close(&x->loop);
     }
     if (x->sup_fd >= 0)
-        close(x->sup_fd);
+        shutdown(x->sup_fd, SHUT_WR);
     for (int ms = 0; x->broker > 0 && ms < CLI_EXEC_END_MS; ms += 5) {
         if (waitpid(x->broker, NULL, WNOHANG) == x->broker)
             return;
@@ -39772,6 +40401,154 @@ cli_schema(const struct cli *cli)
     }
     free(line);
     return code;
+}
+
+/* ---- log ----------------------------------------------------------------- */
+
+enum { CLI_LINE_MAX = 64 << 10 };  // bytes of a line that are looked at
+
+static void
+cli_log_json(const struct exec_verify *v)
+{
+    struct mem_buf b = {0};
+
+    mem_buf_printf(&b,
+                   "{\"whole\":%s,\"lines\":%" PRIu64 ",\"records\":%" PRIu64
+                   ",\"chains\":%" PRIu64 ",\"runs\":%" PRIu64
+                   ",\"runs_without_end\":%" PRIu64 ",\"refused\":%" PRIu64
+                   ",\"macs\":\"%s\",\"first\":\"%s\",\"last\":\"%s\"",
+                   exec_verify_whole(v) ? "true" : "false", v->lines,
+                   v->records, v->chains, v->runs, v->unended_runs, v->refused,
+                   v->keyed       ? "checked"
+                   : v->unchecked ? "unchecked"
+                                  : "none",
+                   v->from, v->to);
+    for (int i = 0; i < EXEC_FAULT_KINDS; i++)
+        mem_buf_printf(&b, ",\"%s\":%" PRIu64, exec_fault_names[i],
+                       v->counts[i]);
+    mem_buf_printf(&b, ",\"faults\":[");
+    for (size_t i = 0; i < v->faults_n; i++) {
+        mem_buf_printf(&b, "%s{\"kind\":\"%s\",\"line\":%" PRIu64 ",\"file\":",
+                       i ? "," : "", exec_fault_names[v->faults[i].kind],
+                       v->faults[i].line);
+        json_write_str(&b, str_of(v->faults[i].file));
+        mem_buf_printf(&b, ",\"text\":");
+        json_write_str(&b, str_of(v->faults[i].text));
+        mem_buf_add(&b, "}", 1);
+    }
+    printf("%.*s]}\n", (int)mem_buf_len(&b), mem_buf_ptr(&b));
+    mem_buf_free(&b);
+}
+
+static void
+cli_log_print(const struct exec_verify *v)
+{
+    const char *comma = " ";
+    uint64_t all = 0;
+
+    for (size_t i = 0; i < v->faults_n; i++)
+        printf("%s:%" PRIu64 ": %s: %s\n", v->faults[i].file, v->faults[i].line,
+               exec_fault_names[v->faults[i].kind], v->faults[i].text);
+    for (int i = 0; i < EXEC_FAULT_KINDS; i++)
+        all += v->counts[i];
+    if (all > v->faults_n)
+        printf("and %" PRIu64 " more\n", all - v->faults_n);
+    printf("%" PRIu64 " records of %" PRIu64 " chains in %" PRIu64
+           " lines, %s to %s\n"
+           "%" PRIu64 " runs, %" PRIu64 " without an end; %" PRIu64
+           " refused\n",
+           v->records, v->chains, v->lines, v->from[0] ? v->from : "-",
+           v->to[0] ? v->to : "-", v->runs, v->unended_runs, v->refused);
+    printf("%s\n", v->keyed       ? "MACs checked"
+                   : v->unchecked ? "MACs not checked: that takes --key"
+                                  : "no MACs: hashes show loss and mishaps, "
+                                    "but anybody can make them");
+    printf(exec_verify_whole(v) ? "whole\n" : "not whole:");
+    for (int i = 0; i < EXEC_NOTE; i++) {
+        if (!v->counts[i])
+            continue;
+        printf("%s%" PRIu64 " %s", comma, v->counts[i], exec_fault_names[i]);
+        comma = ", ";
+    }
+    printf(exec_verify_whole(v) ? "" : "\n");
+}
+
+/* A line without its newline; what is beyond CLI_LINE_MAX is left out. False:
+ * there is none. */
+static bool
+cli_log_line(FILE *f, char *line, size_t *n)
+{
+    int c;
+
+    *n = 0;
+    while ((c = getc_unlocked(f)) != EOF && c != '\n')
+        if (*n < CLI_LINE_MAX)
+            line[(*n)++] = (char)c;
+    return c != EOF || *n;
+}
+
+static bool
+cli_log_file(struct exec_verify *v, const char *path, struct err *e)
+{
+    bool own = strcmp(path, "-") == 0, bad;
+    FILE *f = own ? stdin : fopen(path, "re");
+    char *line = mem_xmalloc(CLI_LINE_MAX);
+    uint64_t number = 0;
+    size_t n;
+
+    while (f && cli_log_line(f, line, &n))
+        exec_verify_line(v, own ? "stdin" : path, ++number,
+                         (struct str){line, n});
+    free(line);
+    bad = !f || ferror(f);
+    if (bad)
+        err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
+    if (f && !own)
+        fclose(f);
+    return !bad;
+}
+
+static bool
+cli_log_key(const char *path, unsigned char key[EXEC_SUM], struct err *e)
+{
+    struct mem_arena *a = mem_arena_new(2 * SUP_FILE_BYTES);
+    struct str text;
+    bool ok = sup_read_file(a, path, SUP_FILE_BYTES, &text, e) &&
+              (exec_audit_key(text, key, e) || err_prefix(e, "%s: ", path));
+
+    if (ok)
+        explicit_bzero((void *)(uintptr_t)text.p, text.n);
+    mem_arena_free(a);
+    return ok;
+}
+
+static int
+cli_log(const struct cli *cli)
+{
+    unsigned char key[EXEC_SUM];
+    struct exec_verify *v;
+    struct err e;
+    bool ok = true, whole;
+
+    if (cli->args_n < 2 || strcmp(cli->args[0], "verify") != 0)
+        return cli_fail("say which log: gateway log verify FILE") + 1;
+    if (cli->key && !cli_log_key(cli->key, key, &e))
+        return cli_fail("--key: %s", e.msg);
+    v = exec_verify_new(cli->key ? key : NULL, cli->running);
+    explicit_bzero(key, sizeof key);
+    for (int i = 1; ok && i < cli->args_n; i++)
+        ok = cli_log_file(v, cli->args[i], &e);
+    if (ok) {
+        exec_verify_end(v);
+        (cli->json ? cli_log_json : cli_log_print)(v);
+    } else {
+        cli_fail("%s", e.msg);
+    }
+    whole = ok && exec_verify_whole(v);
+    exec_verify_free(v);
+    if (fflush(stdout) != 0)
+        return cli_fail("standard output: %s", strerror(errno));
+    return whole ? 0 : 1;
 }
 
 /* ---- version ------------------------------------------------------------- */
@@ -39894,6 +40671,13 @@ static const struct cli_command cli_commands[] = {
      "gateway schema\n"
      "  gateway schema --open < suite.jsonl\n",
      CLI_OPEN, 0, cli_schema, NULL},
+    {"log", "verify FILE ...",
+     "Is the chain of audit records whole? Says what is missing, changed, "
+     "moved or doubled; -: standard input. Files in the order of their age.",
+     "  gateway log verify gateway.log\n"
+     "  gateway log verify --key audit.key gateway.log.1 gateway.log\n"
+     "  journalctl -u gateway | gateway log verify --running -\n",
+     CLI_KEY | CLI_RUNNING | CLI_JSON, -1, cli_log, NULL},
     {"version", "",
      "Everything that is linked in, and which sandbox layers are here.",
      "  gateway version --json\n", CLI_JSON, 0, cli_version, NULL},
