@@ -29439,16 +29439,26 @@ exec_record_read(struct exec_verify *v, struct mem_arena *a, struct str text,
     return false;
 }
 
+/* "record 3", "records 3 to 7". */
+static void
+exec_range(uint64_t from, uint64_t to, char text[64])
+{
+    if (from == to)
+        snprintf(text, 64, "record %" PRIu64, from);
+    else
+        snprintf(text, 64, "records %" PRIu64 " to %" PRIu64, from, to);
+}
+
 static void
 exec_seen_gap(struct exec_verify *v, struct exec_seen *c, uint64_t seq)
 {
     uint64_t n = seq - c->next;
+    char range[64];
 
     if (c->gaps_n == EXEC_GAPS_MAX) {
-        exec_fault(v, v->at, EXEC_MISSING,
-                   "records %" PRIu64 " to %" PRIu64 " of chain %s are missing "
-                   "before this",
-                   c->next, seq - 1, c->id);
+        exec_range(c->next, seq - 1, range);
+        exec_fault(v, v->at, EXEC_MISSING, "%s of chain %s, before this", range,
+                   c->id);
     } else {
         c->gaps = mem_xrealloc(c->gaps, (c->gaps_n + 1) * sizeof *c->gaps);
         c->gaps[c->gaps_n++] = (struct exec_gap){c->next, seq - 1, v->at};
@@ -29692,16 +29702,17 @@ exec_verify_line(struct exec_verify *v, const char *file, uint64_t number,
 static void
 exec_verify_told(struct exec_verify *v, const struct exec_seen *c)
 {
+    char range[64];
+
+    exec_range(c->next, c->told_records - 1, range);
     if (!c->in_log)
         exec_fault(v, c->told_at, EXEC_MISSING,
                    "chain %s, which had %" PRIu64 " records, is not here: in "
                    "an earlier file?",
                    c->id, c->told_records);
     else if (c->next < c->told_records)
-        exec_fault(v, c->at, EXEC_MISSING,
-                   "records %" PRIu64 " to %" PRIu64 " of chain %s are missing "
-                   "after this, at its end",
-                   c->next, c->told_records - 1, c->id);
+        exec_fault(v, c->at, EXEC_MISSING, "%s of chain %s, after this", range,
+                   c->id);
     else if (c->next > c->told_records + 1)  // one may be written, not counted
         exec_fault(v, c->at, EXEC_CHANGED,
                    "chain %s had %" PRIu64 " records when its broker ended, "
@@ -29716,17 +29727,24 @@ exec_verify_told(struct exec_verify *v, const struct exec_seen *c)
                    c->id, c->told_how);
 }
 
+static void
+exec_verify_gap(struct exec_verify *v, const struct exec_seen *c,
+                const struct exec_gap *g)
+{
+    char range[64];
+
+    exec_range(g->from, g->to, range);
+    exec_fault(v, g->before, EXEC_MISSING, "%s of chain %s, before this%s",
+               range, c->id, g->from ? "" : "; or in an earlier file");
+}
+
 /* After the last line. */
 static void
 exec_verify_end(struct exec_verify *v)
 {
     for (struct exec_seen *c = v->first; c; c = c->after) {
         for (unsigned i = 0; i < c->gaps_n; i++)
-            exec_fault(v, c->gaps[i].before, EXEC_MISSING,
-                       "records %" PRIu64 " to %" PRIu64 " of chain %s are "
-                       "missing before this%s",
-                       c->gaps[i].from, c->gaps[i].to, c->id,
-                       c->gaps[i].from ? "" : ", or in an earlier file");
+            exec_verify_gap(v, c, &c->gaps[i]);
         if (c->told)
             exec_verify_told(v, c);
         else if (!c->ended && !v->running)
