@@ -40458,7 +40458,7 @@ struct cli_learn {
     size_t paths_n;
     bool paths_lost, network;
     bool calls[CLI_LEARN_CALLS];
-    struct cli_words executed, talked, odd;
+    struct cli_words executed, talked, sockets, odd;
 };
 
 __attribute__((format(printf, 3, 4))) static void
@@ -40721,9 +40721,8 @@ cli_learn_leave(struct cli_learn *x, struct cli_tracee *t, int64_t result)
         cli_learn_talked(x, t, result);
     else if (result == -EACCES || result == -EPERM)
         cli_learn_word(x, &x->odd, "was refused: %s %s", c->name, t->paths[0]);
-    else if (c->kind == CLI_CALL_SOCKET && result >= 0 && !x->network)
-        cli_learn_word(x, &x->odd, "asked for a socket (family %d)",
-                       (int)t->args[0]);
+    else if (c->kind == CLI_CALL_SOCKET && result >= 0)
+        cli_learn_word(x, &x->sockets, "family %d", (int)t->args[0]);
     else if (c->kind == CLI_CALL_OPEN && result >= 0)
         cli_learn_opened(x, t, result);
     else if (c->kind == CLI_CALL_CUT && result >= 0)
@@ -40950,6 +40949,7 @@ cli_learn_loop(struct cli_learn *x)
     const struct cfg_command *c = x->run.command->cfg;
     uint64_t ms = (uint64_t)c->timeout_ms * CLI_LEARN_SLOWER;
     uint64_t end = x->begin_ns + ms * 1000000, now;
+    int children = jail_children_open();
 
     while (cli_learn_reap(x)) {
         now = uv_hrtime();
@@ -40965,7 +40965,9 @@ cli_learn_loop(struct cli_learn *x)
         cli_learn_pipes(x, 50);
     }
     // who got away untraced is a child of ours by now
-    jail_sweep(jail_children_open(), CLI_LEARN_END_MS);
+    jail_sweep(children, CLI_LEARN_END_MS);
+    if (children >= 0)
+        close(children);
     for (int i = 0; i < 100 && (x->run.io[1].fd >= 0 || x->run.io[2].fd >= 0);
          i++)
         cli_learn_pipes(x, 10);
@@ -41160,7 +41162,7 @@ cli_learn_list(struct cli_learn *x, bool write, struct cli_path *v)
     do
         n = cli_learn_unique(v, n);
     while (cli_learn_fold(x, v, n));
-    return n;
+    return cli_learn_unique(v, n);  // by name again
 }
 
 /* ---- and how it is told ---- */
@@ -41187,21 +41189,20 @@ cli_learn_put_list(struct mem_buf *b, const char *name,
     mem_buf_printf(b, "%s},\n", n > 1 ? "\n" : "");
 }
 
-/* Bytes seen, and a limit somewhat above: a power of two, from `least` on. */
+/* Bytes seen, and a limit of half as much again, in round numbers. */
 static void
-cli_learn_put_size(struct mem_buf *b, const char *name, uint64_t seen,
-                   uint64_t least)
+cli_learn_put_size(struct mem_buf *b, const char *name, uint64_t seen)
 {
-    uint64_t limit = least;
+    const uint64_t want = seen + seen / 2, mib = 1 << 20;
+    uint64_t step = want < mib ? 4 << 10 : want < 64 * mib ? 4 * mib : 32 * mib;
+    uint64_t limit = (want / step + 1) * step;
 
-    while (limit < seen + seen / 2)
-        limit *= 2;
-    if (limit < 1 << 20)
+    if (limit < mib)
         mem_buf_printf(b, "%s = \"%" PRIu64 "K\",  -- %" PRIu64 " bytes seen\n",
                        name, limit >> 10, seen);
     else
         mem_buf_printf(b, "%s = \"%" PRIu64 "M\",  -- %.1f MiB seen\n", name,
-                       limit >> 20, (double)seen / (1 << 20));
+                       limit >> 20, (double)seen / (double)mib);
 }
 
 /* The options to paste, on standard output. */
@@ -41241,9 +41242,9 @@ cli_learn_print(struct cli_learn *x)
                        "-- %u processes and threads at once: `processes` "
                        "counts all of its user's\n",
                        x->tracees_most);
-    cli_learn_put_size(&b, "memory", x->peak_kib << 10, 4 << 20);
-    cli_learn_put_size(&b, "stdout", x->run.io[1].total, 4 << 10);
-    cli_learn_put_size(&b, "stderr", x->run.io[2].total, 4 << 10);
+    cli_learn_put_size(&b, "memory", x->peak_kib << 10);
+    cli_learn_put_size(&b, "stdout", x->run.io[1].total);
+    cli_learn_put_size(&b, "stderr", x->run.io[2].total);
     fwrite(mem_buf_ptr(&b), 1, mem_buf_len(&b), stdout);
     mem_buf_free(&b);
     free(v);
@@ -41267,7 +41268,9 @@ cli_learn_surprises(const struct cli_learn *x)
 
     cli_learn_say("executed another program, which the cage refuses: ",
                   &x->executed);
-    cli_learn_say("used the network: ", &x->talked);
+    cli_learn_say(x->network ? "used the network: " : "tried to ", &x->talked);
+    if (!x->network && !x->talked.n)
+        cli_learn_say("asked for a socket, and did not use it: ", &x->sockets);
     cli_learn_say("", &x->odd);
     for (size_t i = 0; i < x->paths_n; i++)
         if (x->paths[i].write && !cli_learn_is_given(x, x->paths[i].path)) {
@@ -41450,6 +41453,8 @@ cli_exec(const struct cli *cli)
         return cli_fail("say which command: gateway exec COMMAND slot=value "
                         "...") +
                1;
+    if (cli->learn && cli->json)
+        return cli_fail("--learn prints Lua: leave --json out") + 1;
     x.a = mem_arena_new((size_t)1 << 30);
     signal(SIGPIPE, SIG_IGN);
     ok = cli_load(x.a, cli->policy, &b, &x.cfg, &e);
