@@ -29133,7 +29133,7 @@ enum {
     EXEC_FAULTS_MAX = 100,     // that are told one by one; all are counted
     EXEC_GAPS_MAX = 64,        // of one chain, that may yet be filled
     EXEC_NODES_MAX = 1 << 20,  // chains, and runs under way
-    EXEC_BUCKETS = 1 << 16,    // they are found by
+    EXEC_BUCKETS = 1 << 12,    // they are found by
     EXEC_STEPS_MAX = 1 << 26,  // keys that gaps may cost, in all
     EXEC_HEX_SUM = 2 * EXEC_SUM,
     EXEC_HEX_ID = 2 * EXEC_ID,
