@@ -38362,6 +38362,23 @@ sup_switch(struct sup *s)
     sup_settle(s);
 }
 
+/* Its broker has nobody to serve, but a chain of records to end. */
+static void
+sup_kill_next(struct sup *s, const struct sup_gen *g)
+{
+    struct err e;
+
+    for (struct sup_child *c = s->children; c; c = c->next) {
+        if (c->gen != g)
+            continue;
+        if (c->role == BOOT_BROKER && c->chan_open &&
+            msg_send(&c->chan, MSG_DRAIN, S(""), &e))
+            c->deadline = uv_now(s->loop) + SUP_STEP_MS;
+        else
+            sup_kill(c);
+    }
+}
+
 /* Gives the next generation up: nothing of it stays. */
 static void
 sup_drop_next(struct sup *s)
@@ -38375,7 +38392,7 @@ sup_drop_next(struct sup *s)
     s->next = NULL;
     if (!g)
         return;
-    sup_kill_all(s, g);
+    sup_kill_next(s, g);
     sup_sockets_trim(s);
     if (!g->children)
         sup_gen_free(g);
@@ -40962,10 +40979,10 @@ cli_learn_loop(struct cli_learn *x)
             cli_learn_kill(x);
             end = now + (uint64_t)CLI_LEARN_END_MS * 1000000;
         }
-        cli_learn_pipes(x, 50);
+        if (x->killing)  // who got away untraced is a child of ours by now
+            jail_orphans(children, jail_nobody, NULL);
+        cli_learn_pipes(x, x->killing ? 5 : 50);
     }
-    // who got away untraced is a child of ours by now
-    jail_sweep(children, CLI_LEARN_END_MS);
     if (children >= 0)
         close(children);
     for (int i = 0; i < 100 && (x->run.io[1].fd >= 0 || x->run.io[2].fd >= 0);
