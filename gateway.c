@@ -26986,6 +26986,7 @@ exec_hmac(struct str key, struct str a, struct str b,
     must(wc_HmacUpdate(&h, (const byte *)b.p, (word32)b.n) == 0);
     must(wc_HmacFinal(&h, sum) == 0);
     wc_HmacFree(&h);
+    explicit_bzero(&h, sizeof h);
 }
 
 /* What the bytes of a key file stand for. */
@@ -40487,6 +40488,9 @@ cli_learn_word(struct cli_learn *x, struct cli_words *w, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    for (char *p = text; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            *p = '?';  // a terminal will show it
     for (unsigned i = 0; i < w->n; i++)
         if (strcmp(w->v[i], text) == 0)
             return;
@@ -41184,11 +41188,21 @@ cli_learn_list(struct cli_learn *x, bool write, struct cli_path *v)
 
 /* ---- and how it is told ---- */
 
-/* A string as Lua and JSON both read it. */
+/* A string as Lua reads it. */
 static void
-cli_put_text(struct mem_buf *b, const char *text)
+cli_put_lua(struct mem_buf *b, const char *text)
 {
-    json_write_str(b, str_of(text));
+    bool plain = str_utf8(str_of(text));
+
+    mem_buf_add(b, "\"", 1);
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++)
+        if (*p == '"' || *p == '\\')
+            mem_buf_printf(b, "\\%c", *p);
+        else if (*p < ' ' || *p == 0x7f || (*p >= 0x80 && !plain))
+            mem_buf_printf(b, "\\%03u", *p);
+        else
+            mem_buf_add(b, p, 1);
+    mem_buf_add(b, "\"", 1);
 }
 
 static void
@@ -41200,7 +41214,7 @@ cli_learn_put_list(struct mem_buf *b, const char *name,
     mem_buf_printf(b, "%s = {", name);
     for (size_t i = 0; i < n; i++) {
         mem_buf_printf(b, "%s", n > 1 ? "\n  " : " ");
-        cli_put_text(b, v[i].path);
+        cli_put_lua(b, v[i].path);
         mem_buf_printf(b, "%s", n > 1 ? "," : " ");
     }
     mem_buf_printf(b, "%s},\n", n > 1 ? "\n" : "");
