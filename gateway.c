@@ -40394,8 +40394,8 @@ enum cli_call_kind {
 };
 
 /* What matters of a system call: which arguments are folders (-1: where the
- * process is) and paths (-1: none). Of CLI_CALL_TALK, the address and its length;
- * of CLI_CALL_OPEN, path[1] holds the flags. */
+ * process is) and paths (-1: none). Of CLI_CALL_TALK, the address and its
+ * length; of CLI_CALL_OPEN, path[1] holds the flags. */
 static const struct cli_call {
     long nr;
     enum cli_call_kind kind;
