@@ -152,12 +152,14 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -966,12 +968,14 @@ log_end(struct log_line *l)
 }
 
 /* Like log_end(), but waits for the reader. False: not written within
- * LOG_SYNC_MS, and so the caller must not do what it meant to record. */
+ * LOG_SYNC_MS, and so the caller must not do what it meant to record. *kept:
+ * the line is written, or will be, once the reader reads again. */
 static bool
-log_sync(struct log_line *l)
+log_sync(struct log_line *l, bool *kept)
 {
     struct pollfd p = {.fd = log_out.fd, .events = POLLOUT};
 
+    *kept = false;
     if (log_out.stalled && poll(&p, 1, 0) == 0)
         return false;      // it did not read a second ago, and does not now
     l->level = LOG_FATAL;  // an exec record has no level to be filtered by
@@ -979,6 +983,7 @@ log_sync(struct log_line *l)
     if (log_out.n + l->n + LOG_TAIL > sizeof log_out.buf)
         return false;
     log_end(l);
+    *kept = true;
     for (int i = 0; log_out.n && i < LOG_SYNC_MS / 10; i++) {
         if (poll(&p, 1, 10) < 0 && errno != EINTR)
             break;
@@ -6585,6 +6590,7 @@ struct cfg_process {
     uint32_t drain_ms;
     bool clock_floor;        // an unset clock reads as the day of the build
     struct str ticket_keys;  // a file; empty: keys of our own, that rotate
+    struct str audit_key;    // a file; empty: records carry hashes, no MACs
     struct cfg_strs accept_missing, must_have;  // names of cfg_layers
     struct str at;
 };
@@ -7429,6 +7435,8 @@ cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
          false},
         {"ticket_keys", CFG_STR, CFG_AT(cfg_process, ticket_keys), 0,
          CFG_PATH_MAX, NULL, false},
+        {"audit_key", CFG_STR, CFG_AT(cfg_process, audit_key), 0, CFG_PATH_MAX,
+         NULL, false},
         {"accept_missing", CFG_STRS, CFG_AT(cfg_process, accept_missing), 0, 64,
          NULL, false},
         {"must_have", CFG_STRS, CFG_AT(cfg_process, must_have), 0, 64, NULL,
@@ -9569,6 +9577,7 @@ struct boot {
     unsigned index, workers;  // this worker, and how many there are
     unsigned generation;      // one more with every reload
     int broker_fd;            // a worker's end to the broker; -1: none
+    int audit_fd;             // a broker's struct exec_slab; -1: none
     int met_fd;               // the slab of struct met_row; -1: none
     unsigned met_slot, met_rows;
     int route_met_fd;  // met_rows × routes of struct met_route; -1: none
@@ -9582,7 +9591,8 @@ struct boot {
 enum {
     BOOT_CHANNEL_FD = 3,  // to the supervisor
     BOOT_FD = 4,          // where a child finds its bundle
-    BOOT_FIRST_FD = 5,    // then: listeners, admin, met, route_met, broker
+    BOOT_FIRST_FD = 5,    // then: listeners, admin, met, route_met, broker;
+                          // or a broker's audit slab
     BOOT_SCRIPTS = 512,   // files
     BOOT_SCRIPT_BYTES = 8 << 20,  // of all scripts together
     BOOT_ENV = 1024,
@@ -9902,6 +9912,7 @@ boot_number_fds(struct mem_arena *a, struct boot *b, bool met, bool route_met,
     b->met_fd = met ? fd++ : -1;
     b->route_met_fd = route_met ? fd++ : -1;
     b->broker_fd = broker ? fd++ : -1;
+    b->audit_fd = b->role == BOOT_BROKER ? fd++ : -1;
 }
 
 /* Borrows from `text`. */
@@ -9953,6 +9964,7 @@ boot_fds_end(const struct boot *b)
     n += b->met_fd >= 0 ? 1 : 0;
     n += b->route_met_fd >= 0 ? 1 : 0;
     n += b->broker_fd >= 0 ? 1 : 0;
+    n += b->audit_fd >= 0 ? 1 : 0;
     return (unsigned)n;
 }
 
@@ -23458,6 +23470,7 @@ enum msg_type {
     MSG_PING,       // worker -> supervisor, every second
     MSG_DRAIN,      // supervisor -> child: finish and leave
     MSG_WORKER,     // supervisor -> broker, with a channel to a worker
+    MSG_AUDIT,      // supervisor -> broker: how the chain of another ended
 
     MSG_EXEC_RUN,     // worker -> broker: run this, and the start of its stdin
     MSG_EXEC_STDIN,   // worker -> broker: more stdin
@@ -27326,6 +27339,295 @@ exec_command_load(struct mem_arena *a, const struct cfg_command *c,
     return true;
 }
 
+/* ---- the chain of records ------------------------------------------------
+ *
+ * Each record ends in its place in a chain, and nothing follows that:
+ *
+ *   ,"chain":"ID","seq":N,"prev":"HASH","hash":"HASH"[,"mac":"MAC"]}
+ *
+ * `hash` is SHA-256 over the line's bytes from its '{' to before `,"hash"`, and
+ * `prev` is the hash of record N-1, so that one that is missing, changed or in
+ * another place shows. `mac` is there if the policy names an audit_key: it is
+ * HMAC-SHA256 over the bytes before `,"mac"`, under a key of that record alone:
+ *
+ *   K(0) = HMAC(HMAC(file, "gateway audit 1"), "chain" ID)  by the supervisor
+ *   K(N) = HMAC(K(N-1), "next"), and K(N-1) is wiped        by the broker
+ *
+ * So whoever takes over a broker cannot rewrite what it wrote before that.
+ *
+ * A chain is the life of one broker: its first record says "begin", its last
+ * one "end". Where its head is, the supervisor sees in a slab that both map;
+ * when a broker is gone, it has another one write down where that one ended
+ * (MSG_AUDIT), so that a chain cut off at its end shows, too.
+ */
+
+enum {
+    EXEC_ID = 16,         // bytes of a chain's name
+    EXEC_SUM = 32,        // of a hash, a MAC, a key
+    EXEC_KEY_MIN = 32,    // of the audit key's file
+    EXEC_SEAL_MAX = 400,  // what a record's place in its chain may take
+};
+
+/* Shared by a broker and its supervisor. A broker that is killed leaves one of
+ * the two heads whole. */
+struct exec_slab {
+    unsigned char id[EXEC_ID];
+    unsigned char key[EXEC_SUM];  // K(0); wiped by the broker
+    uint32_t keyed;
+    uint32_t which;  // of `heads`
+    struct exec_head {
+        uint64_t records;
+        unsigned char hash[EXEC_SUM];  // of the last one
+    } heads[2];
+};
+
+struct exec_chain {
+    char id[2 * EXEC_ID + 1];
+    bool keyed, begun;
+    unsigned char key[EXEC_SUM];  // K(head.records)
+    struct exec_head head;
+    uint64_t lost;           // records that nobody took, since the last one
+    struct exec_slab *slab;  // borrowed, for as long as the broker lives
+};
+
+static void
+exec_hex(const unsigned char *p, size_t n, char *hex)
+{
+    static const char digits[] = "0123456789abcdef";
+
+    for (size_t i = 0; i < n; i++) {
+        hex[2 * i] = digits[p[i] >> 4];
+        hex[2 * i + 1] = digits[p[i] & 15];
+    }
+    hex[2 * n] = 0;
+}
+
+static void
+exec_sha256(struct str v, unsigned char sum[EXEC_SUM])
+{
+    must(wc_Sha256Hash((const byte *)v.p, (word32)v.n, sum) == 0);
+}
+
+/* HMAC-SHA256 of `a` and then `b`. The key may be overwritten by the sum. */
+static void
+exec_hmac(struct str key, struct str a, struct str b,
+          unsigned char sum[EXEC_SUM])
+{
+    Hmac h;
+
+    must(wc_HmacInit(&h, NULL, INVALID_DEVID) == 0);
+    must(wc_HmacSetKey(&h, WC_SHA256, (const byte *)key.p, (word32)key.n) == 0);
+    must(wc_HmacUpdate(&h, (const byte *)a.p, (word32)a.n) == 0);
+    must(wc_HmacUpdate(&h, (const byte *)b.p, (word32)b.n) == 0);
+    must(wc_HmacFinal(&h, sum) == 0);
+    wc_HmacFree(&h);
+    explicit_bzero(&h, sizeof h);
+}
+
+/* What the bytes of a key file stand for. */
+static bool
+exec_audit_key(struct str file, unsigned char key[EXEC_SUM], struct err *e)
+{
+    while (file.n && strchr("\r\n", file.p[file.n - 1]))
+        file.n--;
+    if (file.n < EXEC_KEY_MIN)
+        return err_set(e, ERR_CONFIG,
+                       "%zu bytes are too few for a key: make one by openssl "
+                       "rand -hex 32",
+                       file.n);
+    exec_hmac(file, S("gateway audit 1"), S(""), key);
+    return true;
+}
+
+/* K(0) of a chain. */
+static void
+exec_chain_key(const unsigned char audit_key[EXEC_SUM],
+               const unsigned char id[EXEC_ID], unsigned char key[EXEC_SUM])
+{
+    exec_hmac((struct str){(const char *)audit_key, EXEC_SUM}, S("chain"),
+              (struct str){(const char *)id, EXEC_ID}, key);
+}
+
+static void
+exec_chain_next(unsigned char key[EXEC_SUM])
+{
+    exec_hmac((struct str){(const char *)key, EXEC_SUM}, S("next"), S(""), key);
+}
+
+/* A new slab: a memory file of one struct exec_slab. -1: *e says why.
+ * `audit_key` NULL: no MACs. */
+static int
+exec_slab_new(const unsigned char *audit_key, struct err *e)
+{
+    struct exec_slab s = {.keyed = audit_key != NULL};
+    int fd = memfd_create("gateway audit", MFD_CLOEXEC);
+
+    must(syscall(SYS_getrandom, s.id, sizeof s.id, 0) == (long)sizeof s.id);
+    if (audit_key)
+        exec_chain_key(audit_key, s.id, s.key);
+    if (fd < 0 || write(fd, &s, sizeof s) != (ssize_t)sizeof s) {
+        err_set(e, ERR_CONFIG, "memory file: %s", strerror(errno));
+        if (fd >= 0)
+            close(fd);
+        fd = -1;
+    }
+    explicit_bzero(&s, sizeof s);
+    return fd;
+}
+
+/* The chain of this broker; `fd` -1: one of its own, that nobody watches. */
+static bool
+exec_chain_init(struct exec_chain *c, int fd, struct err *e)
+{
+    struct exec_slab *s, own = {0};
+
+    *c = (struct exec_chain){0};
+    if (fd < 0) {
+        must(syscall(SYS_getrandom, own.id, EXEC_ID, 0) == EXEC_ID);
+        exec_hex(own.id, EXEC_ID, c->id);
+        return true;
+    }
+    s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (s == MAP_FAILED)
+        return err_set(e, ERR_CONFIG, "audit slab: %s", strerror(errno));
+    close(fd);
+    exec_hex(s->id, EXEC_ID, c->id);
+    c->keyed = s->keyed;
+    memcpy(c->key, s->key, sizeof c->key);
+    explicit_bzero(s->key, sizeof s->key);
+    c->slab = s;
+    return true;
+}
+
+/* Puts its place in the chain at the end of a record, whose hash it gives. */
+static void
+exec_chain_seal(const struct exec_chain *c, struct log_line *l,
+                unsigned char hash[EXEC_SUM])
+{
+    char text[EXEC_SEAL_MAX], hex[2 * EXEC_SUM + 1], lost[40] = "";
+    unsigned char mac[EXEC_SUM];
+
+    must(l->n + EXEC_SEAL_MAX + LOG_TAIL <= LOG_LINE);
+    if (l->cut)
+        log_raw(l, ",\"cut\":true", 11);
+    l->cut = false;
+    if (c->lost)
+        snprintf(lost, sizeof lost, ",\"lost\":%" PRIu64, c->lost);
+    exec_hex(c->head.hash, EXEC_SUM, hex);
+    log_raw(l, text,
+            (size_t)snprintf(text, sizeof text,
+                             "%s,\"chain\":\"%s\",\"seq\":%" PRIu64
+                             ",\"prev\":\"%s\"",
+                             lost, c->id, c->head.records, hex));
+    exec_sha256((struct str){l->p, l->n}, hash);
+    exec_hex(hash, EXEC_SUM, hex);
+    log_raw(l, text,
+            (size_t)snprintf(text, sizeof text, ",\"hash\":\"%s\"", hex));
+    if (!c->keyed)
+        return;
+    exec_hmac((struct str){(const char *)c->key, EXEC_SUM},
+              (struct str){l->p, l->n}, S(""), mac);
+    exec_hex(mac, EXEC_SUM, hex);
+    log_raw(l, text,
+            (size_t)snprintf(text, sizeof text, ",\"mac\":\"%s\"", hex));
+}
+
+/* Shows the supervisor where the chain is now. */
+static void
+exec_chain_show(struct exec_chain *c)
+{
+    uint32_t next;
+
+    if (!c->slab)
+        return;
+    next = !c->slab->which;
+    c->slab->heads[next] = c->head;
+    __atomic_store_n(&c->slab->which, next, __ATOMIC_RELEASE);
+}
+
+/* Seals and writes a record. False: nobody took it in time. What was dropped
+ * is counted in the next one, and has no place in the chain. */
+static bool
+exec_chain_write(struct exec_chain *c, struct log_line *l)
+{
+    unsigned char hash[EXEC_SUM];
+    bool written, kept;
+
+    exec_chain_seal(c, l, hash);
+    written = log_sync(l, &kept);
+    if (!kept) {
+        c->lost++;
+        log_out.dropped++;
+        return false;
+    }
+    c->head.records++;
+    memcpy(c->head.hash, hash, sizeof hash);
+    c->lost = 0;
+    if (c->keyed)
+        exec_chain_next(c->key);
+    exec_chain_show(c);
+    return written;
+}
+
+/* Begins a record, whatever level the log is at. */
+static void
+exec_chain_line(struct log_line *l, const char *event, const char *phase)
+{
+    enum log_level level = log_out.level;
+
+    log_out.level = LOG_DEBUG;
+    log_begin(l, LOG_INFO, event);
+    log_out.level = level;
+    log_str(l, "phase", str_of(phase));
+}
+
+/* The first record. Tried again before each other one, until it is taken. */
+static bool
+exec_chain_begin(struct exec_chain *c)
+{
+    struct log_line l;
+
+    if (c->begun)
+        return true;
+    exec_chain_line(&l, "audit", "begin");
+    log_int(&l, "pid", getpid());
+    log_bool(&l, "keyed", c->keyed);
+    exec_chain_write(c, &l);
+    c->begun = c->head.records != 0;
+    c->lost -= !c->begun;  // it will be tried again
+    return c->begun;
+}
+
+/* The last record of a broker that ends of its own will. */
+static void
+exec_chain_end(struct exec_chain *c)
+{
+    struct log_line l;
+
+    if (!exec_chain_begin(c))
+        return;
+    exec_chain_line(&l, "audit", "end");
+    exec_chain_write(c, &l);
+    explicit_bzero(c->key, sizeof c->key);
+}
+
+/* Where the chain of a broker that is gone ended, as the supervisor saw it. */
+static void
+exec_chain_other(struct exec_chain *c, const char *id, uint64_t records,
+                 const char *hash, struct str how)
+{
+    struct log_line l;
+
+    if (!exec_chain_begin(c))
+        return;
+    exec_chain_line(&l, "audit", "other");
+    log_str(&l, "other", str_of(id));
+    log_int(&l, "other_records", (int64_t)records);
+    log_str(&l, "other_hash", str_of(hash));
+    log_str(&l, "ended", how);
+    exec_chain_write(c, &l);
+}
+
 /* ---- the broker's state -------------------------------------------------- */
 
 enum {
@@ -27355,7 +27657,8 @@ struct exec_broker {
     int children;           // jail_children_open()
     char *stack;            // of jail_spawn()
     unsigned char key[32];  // for secrets in the log; never leaves us
-    struct mem_buf frame;   // the one being written
+    struct exec_chain chain;
+    struct mem_buf frame;  // the one being written
 };
 
 /* A channel to one worker. */
@@ -27490,7 +27793,8 @@ exec_log_slot(struct log_line *l, const struct exec_run *r, unsigned i,
 static void
 exec_log_slots(struct log_line *l, const struct exec_run *r)
 {
-    size_t n = r->command->cfg->slots_n, was = l->n, end = LOG_LINE - 64;
+    size_t n = r->command->cfg->slots_n, was = l->n;
+    size_t end = LOG_LINE - EXEC_SEAL_MAX - 64;
 
     log_object(l, "slots");
     for (unsigned i = 0; i < n && l->n < end; i++)
@@ -27503,18 +27807,13 @@ exec_log_slots(struct log_line *l, const struct exec_run *r)
     log_str(l, "slots_left_out", S("too long for one line"));
 }
 
-/* Begins a record, whatever level the log is at. */
 static void
 exec_log_begin(struct log_line *l, const struct exec_run *r, const char *phase)
 {
-    enum log_level level = log_out.level;
     char id[48];
 
-    log_out.level = LOG_DEBUG;
-    log_begin(l, LOG_INFO, "exec");
-    log_out.level = level;
+    exec_chain_line(l, "exec", phase);
     snprintf(id, sizeof id, "%d.%" PRIu64, (int)getpid(), r->id);
-    log_str(l, "phase", str_of(phase));
     log_str(l, "run", str_of(id));
     exec_log_fit(l, "request", r->request, 200);
     exec_log_fit(l, "command", r->command->cfg->name, 200);
@@ -27523,13 +27822,24 @@ exec_log_begin(struct log_line *l, const struct exec_run *r, const char *phase)
 
 /* False: nobody took the record. */
 static bool
+exec_log_write(const struct exec_run *r, struct log_line *l)
+{
+    struct exec_chain *c = &r->broker->chain;
+
+    if (exec_chain_begin(c))
+        return exec_chain_write(c, l);
+    c->lost++;
+    return false;
+}
+
+static bool
 exec_log_start(const struct exec_run *r)
 {
     struct log_line l;
 
     exec_log_begin(&l, r, "start");
     exec_log_slots(&l, r);
-    return log_sync(&l);
+    return exec_log_write(r, &l);
 }
 
 static void
@@ -27540,8 +27850,7 @@ exec_log_refused(const struct exec_run *r, const char *why)
     exec_log_begin(&l, r, "refused");
     exec_log_fit(&l, "reason", str_of(why), 600);
     exec_log_slots(&l, r);
-    if (!log_sync(&l))
-        log_out.dropped++;
+    exec_log_write(r, &l);
 }
 
 static const char *
@@ -27576,8 +27885,7 @@ exec_log_end(const struct exec_run *r)
     log_int(&l, "cpu_ms", (int64_t)((r->cpu_us + 500) / 1000));
     log_int(&l, "max_rss_kib", (int64_t)r->rss_kib);
     exec_log_slots(&l, r);
-    if (!log_sync(&l))
-        log_out.dropped++;
+    exec_log_write(r, &l);
 }
 
 /* ---- a run: what goes into the program ----------------------------------- */
@@ -28545,6 +28853,7 @@ exec_answer_cancel(void *self, const struct msg_frame *f, struct err *e)
 
 static bool exec_answer_worker(void *, const struct msg_frame *, struct err *);
 static bool exec_answer_drain(void *, const struct msg_frame *, struct err *);
+static bool exec_answer_audit(void *, const struct msg_frame *, struct err *);
 
 /* Who may ask for what. Anything else ends the channel it came on. */
 enum exec_from { EXEC_FROM_SUPERVISOR, EXEC_FROM_WORKER };
@@ -28557,6 +28866,7 @@ static const struct exec_rule {
 } exec_rules[] = {
     {MSG_WORKER, EXEC_FROM_SUPERVISOR, MSG_F_FD, exec_answer_worker},
     {MSG_DRAIN, EXEC_FROM_SUPERVISOR, 0, exec_answer_drain},
+    {MSG_AUDIT, EXEC_FROM_SUPERVISOR, 0, exec_answer_audit},
     {MSG_EXEC_RUN, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_run},
     {MSG_EXEC_STDIN, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_stdin},
     {MSG_EXEC_CREDIT, EXEC_FROM_WORKER, 0, exec_answer_credit},
@@ -28675,6 +28985,24 @@ exec_answer_drain(void *self, const struct msg_frame *f, struct err *e)
     b->draining = true;
     if (!b->workers_n)
         uv_stop(b->loop);
+    return true;
+}
+
+static bool
+exec_answer_audit(void *self, const struct msg_frame *f, struct err *e)
+{
+    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, self);
+    struct msg_in in = {f->body, false};
+    struct str id = msg_get_bytes(&in, EXEC_ID);
+    uint64_t records = msg_get_u64(&in);
+    struct str hash = msg_get_bytes(&in, EXEC_SUM), how = msg_get_str(&in);
+    char id_hex[2 * EXEC_ID + 1], hash_hex[2 * EXEC_SUM + 1];
+
+    if (!msg_get_end(&in))
+        return err_set(e, ERR_NET, "audit: malformed");
+    exec_hex((const unsigned char *)id.p, EXEC_ID, id_hex);
+    exec_hex((const unsigned char *)hash.p, EXEC_SUM, hash_hex);
+    exec_chain_other(&b->chain, id_hex, records, hash_hex, how);
     return true;
 }
 
@@ -28808,7 +29136,8 @@ exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
     b->stack = mem_xmalloc(JAIL_STACK);
     return jail_filter_program(false, &b->filters[false], e) &&
            jail_filter_program(true, &b->filters[true], e) &&
-           exec_reserve(b, e) && exec_table_load(b, cfg_json, e);
+           exec_chain_init(&b->chain, -1, e) && exec_reserve(b, e) &&
+           exec_table_load(b, cfg_json, e);
 }
 
 /* Ends every program, and records that, within two seconds: the kernel (parent
@@ -28848,8 +29177,10 @@ exec_broker_run(struct exec_broker *b, struct err *e)
                        e) ||
         !msg_send(&b->sup, MSG_READY, S(""), e))
         return false;
+    exec_chain_begin(&b->chain);
     uv_run(b->loop, UV_RUN_DEFAULT);
     exec_broker_end(b);
+    exec_chain_end(&b->chain);
     return true;
 }
 
@@ -28881,7 +29212,9 @@ exec_main(struct boot *boot)
 
     // programs and folders are opened while we still may: they are the policy's
     // word, and may lie where the user we become cannot go
-    bool ok = jail_early(4, &e) &&
+    struct exec_chain chain;
+    bool ok = exec_chain_init(&chain, boot->audit_fd, &e) &&
+              jail_early(4, &e) &&
               exec_broker_init(b, &loop, uid, boot->cfg_json, &e) &&
               (!boot->drop || jail_drop(boot->uid, boot->gid, &e)) &&
               exec_broker_process(b, &e) &&
@@ -28889,9 +29222,11 @@ exec_main(struct boot *boot)
                   false, jail_spares(&b->cfg.process, false, JAIL_SECCOMP), &e);
 
     if (ok) {
+        b->chain = chain;
         must(uv_loop_init(&loop) == 0);
         ok = exec_broker_run(b, &e);
     }
+    explicit_bzero(&chain, sizeof chain);
     if (!ok)
         log_at(LOG_FATAL, "exec", "%s", e.msg);
     log_flush();
@@ -29213,6 +29548,653 @@ exec_cancel(struct exec *x, uint64_t ticket)
     /* Should the channel be congested, the run ends by its own time limit. */
     msg_send(&x->chan, MSG_EXEC_CANCEL,
              (struct str){(const char *)&ticket, sizeof ticket}, &e);
+}
+
+/* ---- a log, verified ----------------------------------------------------- */
+
+/* What is wrong with the records of a log; a note is nothing wrong. */
+enum exec_fault_kind {
+    EXEC_MISSING,
+    EXEC_CHANGED,
+    EXEC_MOVED,
+    EXEC_DOUBLED,
+    EXEC_LOST,
+    EXEC_UNENDED,
+    EXEC_NOTE,
+    EXEC_FAULT_KINDS
+};
+
+static const char *const exec_fault_names[] = {
+    "missing", "changed", "moved", "doubled", "lost", "unended", "note"};
+
+enum {
+    EXEC_FAULTS_MAX = 100,     // that are told one by one; all are counted
+    EXEC_GAPS_MAX = 64,        // of one chain, that may yet be filled
+    EXEC_NODES_MAX = 1 << 20,  // chains, and runs under way
+    EXEC_BUCKETS = 1 << 12,    // they are found by
+    EXEC_STEPS_MAX = 1 << 26,  // keys that gaps may cost, in all
+    EXEC_HEX_SUM = 2 * EXEC_SUM,
+    EXEC_HEX_ID = 2 * EXEC_ID,
+};
+
+struct exec_fault {
+    const char *file;
+    uint64_t line;
+    enum exec_fault_kind kind;
+    char text[200];
+};
+
+struct exec_place {
+    const char *file;
+    uint64_t line;
+};
+
+struct exec_gap {
+    uint64_t from, to;
+    struct exec_place before;  // the record after it
+};
+
+/* A chain, as far as it was read. */
+struct exec_seen {
+    struct exec_seen
+        *after;  // the next one, in the order of their first record
+    char id[EXEC_HEX_ID + 1];
+    unsigned char key[EXEC_SUM];  // K(next)
+    uint64_t next;                // the record that is due
+    char last[EXEC_HEX_SUM + 1];  // hash of the one before
+    struct exec_place at;         // of that
+    bool in_log, ended;
+    bool adrift;            // too far from K(0) for its MACs to be checked
+    struct exec_gap *gaps;  // owned
+    unsigned gaps_n;
+    bool told;  // another chain says where this one ended
+    uint64_t told_records;
+    char told_hash[EXEC_HEX_SUM + 1], told_how[80];
+    struct exec_place told_at;
+};
+
+/* A chain by its name, or a run under way. */
+struct exec_node {
+    struct exec_node *next;
+    struct exec_seen *chain;  // owned; NULL: it is a run
+    size_t n;
+    char key[112];
+};
+
+struct exec_verify {
+    bool keyed;    // audit_key is known
+    bool running;  // a chain may lack its end
+    unsigned char audit_key[EXEC_SUM];
+    struct json_key secret;  // of the buckets
+    struct exec_node **buckets;
+    size_t nodes;
+    struct exec_seen *first, **link;
+    struct exec_place at;
+    uint64_t steps;  // of EXEC_STEPS_MAX, that are left
+    bool full;
+
+    uint64_t lines, records, chains, runs, unended_runs, refused, unchecked;
+    char from[32], to[32];  // first and last time
+    struct exec_fault faults[EXEC_FAULTS_MAX];
+    size_t faults_n;
+    uint64_t counts[EXEC_FAULT_KINDS];
+};
+
+static struct exec_verify *
+exec_verify_new(const unsigned char *audit_key, bool running)
+{
+    struct exec_verify *v = mem_xcalloc(sizeof *v);
+
+    v->buckets = mem_xcalloc(EXEC_BUCKETS * sizeof *v->buckets);
+    json_key_draw(&v->secret);
+    v->link = &v->first;
+    v->steps = EXEC_STEPS_MAX;
+    v->running = running;
+    v->keyed = audit_key != NULL;
+    if (audit_key)
+        memcpy(v->audit_key, audit_key, EXEC_SUM);
+    return v;
+}
+
+static void
+exec_verify_free(struct exec_verify *v)
+{
+    for (size_t i = 0; i < EXEC_BUCKETS; i++)
+        for (struct exec_node *n = v->buckets[i], *next; n; n = next) {
+            next = n->next;
+            if (n->chain)
+                free(n->chain->gaps);
+            free(n->chain);
+            free(n);
+        }
+    free(v->buckets);
+    explicit_bzero(v, sizeof *v);
+    free(v);
+}
+
+__attribute__((format(printf, 4, 5))) static void
+exec_fault(struct exec_verify *v, struct exec_place at,
+           enum exec_fault_kind kind, const char *fmt, ...)
+{
+    struct exec_fault *f = &v->faults[v->faults_n];
+    va_list ap;
+
+    v->counts[kind]++;
+    if (v->faults_n == EXEC_FAULTS_MAX)
+        return;
+    v->faults_n++;
+    *f = (struct exec_fault){.file = at.file, .line = at.line, .kind = kind};
+    va_start(ap, fmt);
+    vsnprintf(f->text, sizeof f->text, fmt, ap);
+    va_end(ap);
+}
+
+static bool
+exec_verify_whole(const struct exec_verify *v)
+{
+    for (int i = 0; i < EXEC_NOTE; i++)
+        if (v->counts[i])
+            return false;
+    return true;
+}
+
+/* Where the node of this name hangs, or would. */
+static struct exec_node **
+exec_node_at(struct exec_verify *v, struct str key)
+{
+    uint64_t hash = json_sip(&v->secret, 0, key.p, key.n);
+    struct exec_node **at = &v->buckets[hash % EXEC_BUCKETS];
+
+    while (*at && ((*at)->n != key.n || memcmp((*at)->key, key.p, key.n) != 0))
+        at = &(*at)->next;
+    return at;
+}
+
+/* NULL: there are too many. */
+static struct exec_node *
+exec_node_add(struct exec_verify *v, struct exec_node **at, struct str key)
+{
+    struct exec_node *n;
+
+    if (v->nodes == EXEC_NODES_MAX) {
+        if (!v->full)
+            exec_fault(v, v->at, EXEC_CHANGED,
+                       "more than %d chains and runs under way: what follows "
+                       "is not looked at",
+                       EXEC_NODES_MAX);
+        v->full = true;
+        return NULL;
+    }
+    v->nodes++;
+    n = *at = mem_xcalloc(sizeof *n);
+    must(key.n <= sizeof n->key);
+    memcpy(n->key, key.p, key.n);
+    n->n = key.n;
+    return n;
+}
+
+static bool
+exec_is_hex(struct str s, size_t n)
+{
+    for (size_t i = 0; i < s.n; i++)
+        if (!strchr("0123456789abcdef", s.p[i]) || !s.p[i])
+            return false;
+    return s.n == n;
+}
+
+static void
+exec_unhex(const char *hex, size_t n, unsigned char *out)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = (unsigned char)(str_hex_digit(hex[2 * i]) << 4 |
+                                 str_hex_digit(hex[2 * i + 1]));
+}
+
+static struct exec_seen *
+exec_seen_get(struct exec_verify *v, struct str id)
+{
+    struct exec_node **at = exec_node_at(v, id), *n = *at;
+    unsigned char raw[EXEC_ID];
+    struct exec_seen *c;
+
+    if (n)
+        return n->chain;
+    n = exec_node_add(v, at, id);
+    if (!n)
+        return NULL;
+    c = n->chain = mem_xcalloc(sizeof *c);
+    memcpy(c->id, id.p, EXEC_HEX_ID);
+    memset(c->last, '0', EXEC_HEX_SUM);
+    exec_unhex(c->id, EXEC_ID, raw);
+    if (v->keyed)
+        exec_chain_key(v->audit_key, raw, c->key);
+    *v->link = c;
+    v->link = &c->after;
+    return c;
+}
+
+/* What a line says of itself. */
+struct exec_record {
+    struct str bytes;  // from '{' on
+    bool audit;        // else exec
+    struct str phase, run, ts;
+    struct str chain, prev, hash, mac;  // mac may be empty
+    uint64_t seq, lost;
+    yyjson_val *doc;
+};
+
+static struct str
+exec_member(yyjson_val *doc, const char *name)
+{
+    yyjson_val *m = json_get(doc, name);
+
+    return m && json_type(m) == YYJSON_TYPE_STR ? json_str(m) : S("");
+}
+
+static bool
+exec_member_u64(yyjson_val *doc, const char *name, uint64_t *out)
+{
+    yyjson_val *m = json_get(doc, name);
+
+    if (!m || !yyjson_is_uint(m))
+        return false;
+    *out = yyjson_get_uint(m);
+    return *out < (uint64_t)1 << 53;
+}
+
+/* How a record with these members ends: from `,"hash"` or `,"mac"` on. */
+static bool
+exec_ends_with(struct str *left, const char *name, struct str value)
+{
+    char end[EXEC_HEX_SUM + 16];
+    int n = snprintf(end, sizeof end, ",\"%s\":\"%.*s\"", name, STR_FMT(value));
+
+    must(n > 0 && (size_t)n < sizeof end);
+    if (!str_ends(*left, (struct str){end, (size_t)n}))
+        return false;
+    left->n -= (size_t)n;
+    return true;
+}
+
+/* Does it end as we write it, with the hash of its bytes? What the MAC is over
+ * is in *for_mac. */
+static bool
+exec_record_intact(const struct exec_record *r, struct str *for_mac)
+{
+    struct str left = r->bytes;
+    unsigned char sum[EXEC_SUM];
+    char hex[EXEC_HEX_SUM + 1];
+
+    *for_mac = S("");
+    if (!str_ends(left, S("}")))
+        return false;
+    left.n--;
+    if (r->mac.n && !exec_ends_with(&left, "mac", r->mac))
+        return false;
+    *for_mac = left;
+    if (!exec_ends_with(&left, "hash", r->hash))
+        return false;
+    exec_sha256(left, sum);
+    exec_hex(sum, EXEC_SUM, hex);
+    return str_eq(r->hash, str_of(hex));
+}
+
+/* False: the line is no record of ours; or damaged, which is told. */
+static bool
+exec_record_read(struct exec_verify *v, struct mem_arena *a, struct str text,
+                 struct exec_record *r)
+{
+    struct str event;
+    struct err e;
+
+    *r = (struct exec_record){.bytes = text};
+    if (text.n > LOG_LINE || !json_parse(a, text, &r->doc, &e)) {
+        exec_fault(v, v->at, EXEC_CHANGED, "a record that is damaged: %s",
+                   text.n > LOG_LINE ? "too long" : e.msg);
+        return false;
+    }
+    event = exec_member(r->doc, "event");
+    r->audit = str_eq(event, S("audit"));
+    if (!r->audit && !str_eq(event, S("exec")))
+        return false;
+    r->phase = exec_member(r->doc, "phase");
+    r->run = exec_member(r->doc, "run");
+    r->ts = exec_member(r->doc, "ts");
+    r->chain = exec_member(r->doc, "chain");
+    r->prev = exec_member(r->doc, "prev");
+    r->hash = exec_member(r->doc, "hash");
+    r->mac = exec_member(r->doc, "mac");
+    exec_member_u64(r->doc, "lost", &r->lost);
+    if (exec_is_hex(r->chain, EXEC_HEX_ID) &&
+        exec_is_hex(r->prev, EXEC_HEX_SUM) &&
+        exec_is_hex(r->hash, EXEC_HEX_SUM) &&
+        (!json_get(r->doc, "mac") || exec_is_hex(r->mac, EXEC_HEX_SUM)) &&
+        exec_member_u64(r->doc, "seq", &r->seq))
+        return true;
+    exec_fault(v, v->at, EXEC_CHANGED,
+               json_get(r->doc, "chain")
+                   ? "a record whose place in its chain is damaged"
+                   : "a record without a place in a chain: an older gateway "
+                     "wrote it, or somebody else");
+    return false;
+}
+
+/* "record 3", "records 3 to 7". */
+static void
+exec_range(uint64_t from, uint64_t to, char text[64])
+{
+    if (from == to)
+        snprintf(text, 64, "record %" PRIu64, from);
+    else
+        snprintf(text, 64, "records %" PRIu64 " to %" PRIu64, from, to);
+}
+
+static void
+exec_seen_gap(struct exec_verify *v, struct exec_seen *c, uint64_t seq)
+{
+    uint64_t n = seq - c->next;
+    char range[64];
+
+    if (c->gaps_n == EXEC_GAPS_MAX) {
+        exec_range(c->next, seq - 1, range);
+        exec_fault(v, v->at, EXEC_MISSING, "%s of chain %s, before this", range,
+                   c->id);
+    } else {
+        c->gaps = mem_xrealloc(c->gaps, (c->gaps_n + 1) * sizeof *c->gaps);
+        c->gaps[c->gaps_n++] = (struct exec_gap){c->next, seq - 1, v->at};
+    }
+    c->next = seq;
+    if (!v->keyed || c->adrift)
+        return;
+    c->adrift = n > v->steps;
+    if (c->adrift)
+        return;
+    v->steps -= n;
+    while (n--)
+        exec_chain_next(c->key);
+}
+
+/* A record that comes late fills its gap. False: it is in none. */
+static bool
+exec_seen_fill(struct exec_seen *c, uint64_t seq)
+{
+    for (unsigned i = 0; i < c->gaps_n; i++) {
+        struct exec_gap *g = &c->gaps[i], rest;
+
+        if (seq < g->from || seq > g->to)
+            continue;
+        rest = (struct exec_gap){seq + 1, g->to, g->before};
+        g->to = seq - 1;
+        if (seq == g->from)
+            *g = rest;
+        else if (rest.from <= rest.to && c->gaps_n < EXEC_GAPS_MAX) {
+            c->gaps = mem_xrealloc(c->gaps, (c->gaps_n + 1) * sizeof *c->gaps);
+            c->gaps[c->gaps_n++] = rest;
+        }
+        if (c->gaps[i].from > c->gaps[i].to)
+            c->gaps[i] = c->gaps[--c->gaps_n];
+        return true;
+    }
+    return false;
+}
+
+static void
+exec_verify_mac(struct exec_verify *v, struct exec_seen *c,
+                const struct exec_record *r, struct str bytes)
+{
+    unsigned char mac[EXEC_SUM];
+    char hex[EXEC_HEX_SUM + 1];
+
+    v->unchecked += !v->keyed && r->mac.n;
+    if (!v->keyed)
+        return;
+    if (!r->mac.n) {
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "a record without a MAC: not written under this key");
+        return;
+    }
+    if (c->adrift) {
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "too many records are missing: this MAC is not checked");
+        return;
+    }
+    exec_hmac((struct str){(const char *)c->key, EXEC_SUM}, bytes, S(""), mac);
+    exec_hex(mac, EXEC_SUM, hex);
+    if (!str_eq(r->mac, str_of(hex)))
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "its MAC is not the key's: changed, or written under "
+                   "another key");
+}
+
+/* Record `r` is the one that is due, or comes early. */
+static void
+exec_verify_next(struct exec_verify *v, struct exec_seen *c,
+                 const struct exec_record *r, struct str for_mac, bool intact)
+{
+    bool follows = r->seq == c->next;
+
+    if (!follows)
+        exec_seen_gap(v, c, r->seq);
+    if (follows && intact && !str_eq(r->prev, str_of(c->last)))
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "it does not follow record %" PRIu64 " of its chain as that "
+                   "is here (line %" PRIu64 "): one of the two was changed",
+                   r->seq - 1, c->at.line);
+    if (intact)
+        exec_verify_mac(v, c, r, for_mac);
+    if (r->audit && str_eq(r->phase, S("begin")) != (r->seq == 0))
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "only record 0 of a chain begins it, not %" PRIu64, r->seq);
+    if (c->ended)
+        exec_fault(v, v->at, EXEC_CHANGED, "a record after its chain's end");
+    if (r->lost)
+        exec_fault(v, v->at, EXEC_LOST,
+                   "%" PRIu64 " records before this were never written: "
+                   "nobody read the log",
+                   r->lost);
+    memcpy(c->last, r->hash.p, EXEC_HEX_SUM);
+    c->at = v->at;
+    c->next = r->seq + 1;
+    if (v->keyed && !c->adrift)
+        exec_chain_next(c->key);
+}
+
+/* What another chain says of one that ended with its broker. */
+static void
+exec_verify_other(struct exec_verify *v, const struct exec_record *r)
+{
+    struct str id = exec_member(r->doc, "other");
+    struct str hash = exec_member(r->doc, "other_hash");
+    struct str how = exec_member(r->doc, "ended");
+    struct exec_seen *c;
+    uint64_t records;
+
+    if (!exec_is_hex(id, EXEC_HEX_ID) || !exec_is_hex(hash, EXEC_HEX_SUM) ||
+        !exec_member_u64(r->doc, "other_records", &records) || !records) {
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "what it says of a chain is damaged");
+        return;
+    }
+    c = exec_seen_get(v, id);
+    if (!c || c->told)
+        return;
+    c->told = true;
+    c->told_records = records;
+    c->told_at = v->at;
+    memcpy(c->told_hash, hash.p, EXEC_HEX_SUM);
+    for (size_t i = 0; i < how.n && i + 1 < sizeof c->told_how; i++)
+        c->told_how[i] =
+            (char)(how.p[i] >= ' ' && how.p[i] < 0x7f ? how.p[i] : '?');
+}
+
+static void
+exec_verify_run(struct exec_verify *v, const struct exec_record *r)
+{
+    char text[sizeof((struct exec_node *)0)->key];
+    struct exec_node **at, *n;
+    struct str key = {text, 0};
+    bool start = str_eq(r->phase, S("start"));
+
+    if (r->run.n > 60) {
+        exec_fault(v, v->at, EXEC_CHANGED, "no run has so long a name");
+        return;
+    }
+    key.n = (size_t)snprintf(text, sizeof text, "%.*s %.*s", STR_FMT(r->chain),
+                             STR_FMT(r->run));
+    at = exec_node_at(v, key);
+    n = *at;
+    v->refused += str_eq(r->phase, S("refused"));
+    v->runs += start;
+    if (start && !n && exec_node_add(v, at, key))
+        v->unended_runs++;
+    if (start || !n)
+        return;
+    v->unended_runs--;
+    v->nodes--;
+    *at = n->next;
+    free(n);
+}
+
+/* Times of records are copied, and shown: nothing but a time may be. */
+static void
+exec_verify_time(struct exec_verify *v, struct str ts)
+{
+    for (size_t i = 0; i < ts.n; i++)
+        if (!strchr("0123456789-:.TZ", ts.p[i]) || !ts.p[i])
+            return;
+    if (!ts.n || ts.n >= sizeof v->to)
+        return;
+    snprintf(v->to, sizeof v->to, "%.*s", STR_FMT(ts));
+    if (!v->from[0])
+        memcpy(v->from, v->to, sizeof v->from);
+}
+
+/* One record: is it as it was written, and in its place? */
+static void
+exec_verify_record(struct exec_verify *v, const struct exec_record *r)
+{
+    struct str for_mac;
+    bool intact = exec_record_intact(r, &for_mac);
+    struct exec_node *known = *exec_node_at(v, r->chain);
+    struct exec_seen *c = known ? known->chain : NULL;
+
+    v->records++;
+    if (!intact) {
+        exec_fault(v, v->at, EXEC_CHANGED,
+                   "its hash is not that of its bytes: it was changed");
+        if (!c || r->seq != c->next)
+            return;  // its chain and number may be, too
+    }
+    if (!c && !(c = exec_seen_get(v, r->chain)))
+        return;
+    v->chains += !c->in_log;
+    c->in_log = true;
+    if (r->seq < c->next) {
+        if (exec_seen_fill(c, r->seq))
+            exec_fault(v, v->at, EXEC_MOVED,
+                       "record %" PRIu64 " of its chain stands after record "
+                       "%" PRIu64,
+                       r->seq, c->next - 1);
+        else {
+            exec_fault(v, v->at, EXEC_DOUBLED,
+                       "record %" PRIu64 " of its chain is here twice", r->seq);
+            return;
+        }
+    } else {
+        exec_verify_next(v, c, r, for_mac, intact);
+    }
+    exec_verify_time(v, r->ts);
+    c->ended |= r->audit && str_eq(r->phase, S("end"));
+    if (r->audit && str_eq(r->phase, S("other")))
+        exec_verify_other(v, r);
+    if (!r->audit)
+        exec_verify_run(v, r);
+}
+
+/* The next line of a log, of whatever kind. What stands before its first '{'
+ * was put there by who collected it. `file` must outlive `v`. */
+static void
+exec_verify_line(struct exec_verify *v, const char *file, uint64_t number,
+                 struct str line)
+{
+    const char *from = line.n ? memchr(line.p, '{', line.n) : NULL;
+    struct exec_record r;
+    struct mem_arena *a;
+    struct str text;
+
+    v->lines++;
+    v->at = (struct exec_place){file, number};
+    if (!from || v->full)
+        return;
+    text = str_from(line, (size_t)(from - line.p));
+    while (text.n && strchr("\r\n", text.p[text.n - 1]))
+        text.n--;
+    if (!memmem(text.p, text.n, "\"event\":\"exec\"", 14) &&
+        !memmem(text.p, text.n, "\"event\":\"audit\"", 15) &&
+        !memmem(text.p, text.n, "\"chain\":\"", 9))
+        return;
+    a = mem_arena_new(1 << 20);
+    if (exec_record_read(v, a, text, &r))
+        exec_verify_record(v, &r);
+    mem_arena_free(a);
+}
+
+static void
+exec_verify_told(struct exec_verify *v, const struct exec_seen *c)
+{
+    char range[64];
+
+    exec_range(c->next, c->told_records - 1, range);
+    if (!c->in_log)
+        exec_fault(v, c->told_at, EXEC_MISSING,
+                   "chain %s, which had %" PRIu64 " records, is not here: in "
+                   "an earlier file?",
+                   c->id, c->told_records);
+    else if (c->next < c->told_records)
+        exec_fault(v, c->at, EXEC_MISSING, "%s of chain %s, after this", range,
+                   c->id);
+    else if (c->next > c->told_records + 1)  // one may be written, not counted
+        exec_fault(v, c->at, EXEC_CHANGED,
+                   "chain %s had %" PRIu64 " records when its broker ended, "
+                   "and has %" PRIu64 " here",
+                   c->id, c->told_records, c->next);
+    else if (c->next == c->told_records && strcmp(c->last, c->told_hash) != 0)
+        exec_fault(v, c->at, EXEC_CHANGED,
+                   "not the record that chain %s ended with", c->id);
+    else if (!c->ended)
+        exec_fault(v, c->at, EXEC_NOTE,
+                   "chain %s has no end of its own: its broker ended by %s",
+                   c->id, c->told_how);
+}
+
+static void
+exec_verify_gap(struct exec_verify *v, const struct exec_seen *c,
+                const struct exec_gap *g)
+{
+    char range[64];
+
+    exec_range(g->from, g->to, range);
+    exec_fault(v, g->before, EXEC_MISSING, "%s of chain %s, before this%s",
+               range, c->id, g->from ? "" : "; or in an earlier file");
+}
+
+/* After the last line. */
+static void
+exec_verify_end(struct exec_verify *v)
+{
+    for (struct exec_seen *c = v->first; c; c = c->after) {
+        for (unsigned i = 0; i < c->gaps_n; i++)
+            exec_verify_gap(v, c, &c->gaps[i]);
+        if (c->told)
+            exec_verify_told(v, c);
+        else if (!c->ended && !v->running)
+            exec_fault(v, c->at, EXEC_UNENDED,
+                       "chain %s has no end: it is cut off, or all was killed; "
+                       "or it goes on (--running)",
+                       c->id);
+    }
+    if (!v->records)
+        exec_fault(v, v->at, EXEC_MISSING, "there is no record in this log");
 }
 
 /* ==== 25 vm: the Lua state ==================================================
@@ -36051,7 +37033,8 @@ enum {
     SUP_DEPTH = 8,        // folders below the policy's
     SUP_ENTRIES = 20000,  // names looked at while searching for scripts
     SUP_BACKLOG = 4096,
-    SUP_ROWS = 64,  // of the metrics slab, at least
+    SUP_ROWS = 64,    // of the metrics slab, at least
+    SUP_CHAINS = 16,  // that wait for a broker to write down their end
     SUP_FDS = BOOT_FIRST_FD + BOOT_LISTENERS + BOOT_ADMINS + 3,
 };
 
@@ -36086,7 +37069,9 @@ struct sup_gen {
     unsigned ready;            // workers
     unsigned children;         // alive or with an open channel
     bool told;                 // MSG_DRAIN was sent
-    char *crl_numbers;         // owned: what the next load may not go below
+    bool audit_keyed;
+    unsigned char audit_key[EXEC_SUM];
+    char *crl_numbers;  // owned: what the next load may not go below
 };
 
 /* Freed when it is reaped and its channel is closed. */
@@ -36101,6 +37086,7 @@ struct sup_child {
     struct msg_chan chan;
     bool chan_open, ready, killed;
     int result;      // what a check wrote; -1: none
+    int audit;       // a broker's struct exec_slab; -1: none
     unsigned index;  // of a worker, from 1
     int slot;        // its row of the metrics slab, or -1
     uint64_t born, heard;
@@ -36111,6 +37097,13 @@ struct sup_child {
 struct sup_load {
     struct mem_arena *arena;
     struct boot boot;
+};
+
+/* A chain of records that ended with its broker, and is in no other yet. */
+struct sup_chain {
+    unsigned char id[EXEC_ID];
+    struct exec_head head;
+    char how[80];
 };
 
 struct sup {
@@ -36127,6 +37120,8 @@ struct sup {
     struct sup_socket *sockets;
     struct sup_back renew;  // of a generation whose broker died
     struct err why;
+    struct sup_chain chains[SUP_CHAINS];  // the oldest first
+    unsigned chains_n;
     int null_fd, met_fd;
     int children_fd;  // for jail_orphans()
     struct jail_host host;
@@ -36592,6 +37587,26 @@ sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
            sup_read_ticket_keys(a, &c->process, b, e);
 }
 
+/* The key of the audit records. *keyed: the policy names one. */
+static bool
+sup_read_audit_key(struct mem_arena *a, const struct cfg_process *p,
+                   unsigned char key[EXEC_SUM], bool *keyed, struct err *e)
+{
+    struct str text;
+    bool ok;
+
+    *keyed = p->audit_key.n != 0;
+    if (!*keyed)
+        return true;
+    if (!sup_read_secret(a, str_c(a, p->audit_key), &text, e))
+        return err_prefix(e, "%.*s: audit_key: ", STR_FMT(p->at));
+    ok = exec_audit_key(text, key, e) ||
+         err_prefix(e, "%.*s: audit_key: %.*s: ", STR_FMT(p->at),
+                    STR_FMT(p->audit_key));
+    explicit_bzero((void *)(uintptr_t)text.p, text.n);
+    return ok;
+}
+
 /* ---- users --------------------------------------------------------------- */
 
 /* A number that can be an id; the highest means "none" to the kernel. */
@@ -37044,6 +38059,7 @@ sup_gen_free(struct sup_gen *g)
     free(g->sockets);
     free(g->respawn);
     free(g->crl_numbers);
+    explicit_bzero(g->audit_key, sizeof g->audit_key);
     free(g);
 }
 
@@ -37203,6 +38219,8 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->admin_n = c.admin_n;
     if (!sup_judge(l->arena, &c, &host, b, e) ||
         !sup_read_certificates(l->arena, &c, b, e) ||
+        !sup_read_audit_key(l->arena, &c.process, g->audit_key, &g->audit_keyed,
+                            e) ||
         !sup_gen_sockets(s, g, &c, e) || !sup_slab(s, g->workers, e) ||
         !sup_route_slab(s, &c, g, e))
         return false;
@@ -37216,6 +38234,63 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->route_met_fd = g->route_met_fd;
     return sup_gen_bundles(
         g, &c, b, str_of(s->current ? s->current->crl_numbers : ""), e);
+}
+
+/* ---- chains of records --------------------------------------------------- */
+
+static bool
+sup_broker_hears(const struct sup_gen *g)
+{
+    return g && g->broker && g->broker->pid && g->broker->chan_open;
+}
+
+/* Has a living broker write down how the chains of dead ones ended. */
+static void
+sup_chains_tell(struct sup *s)
+{
+    struct sup_gen *g = sup_broker_hears(s->next) ? s->next : s->current;
+    struct mem_buf b = {0};
+    struct err e;
+    unsigned n = 0;
+
+    while (n < s->chains_n && sup_broker_hears(g)) {
+        struct sup_chain *c = &s->chains[n];
+
+        b.off = b.n = 0;
+        mem_buf_add(&b, c->id, sizeof c->id);
+        msg_put_u64(&b, c->head.records);
+        mem_buf_add(&b, c->head.hash, sizeof c->head.hash);
+        msg_put_str(&b, str_of(c->how));
+        if (!msg_send(&g->broker->chan, MSG_AUDIT,
+                      (struct str){mem_buf_ptr(&b), mem_buf_len(&b)}, &e))
+            break;
+        n++;
+    }
+    mem_buf_free(&b);
+    s->chains_n -= n;
+    memmove(s->chains, s->chains + n, s->chains_n * sizeof *s->chains);
+}
+
+/* A broker is gone; its slab says how far it came. The numbers in it are only
+ * copied: who wrote them may have been anybody. */
+static void
+sup_chain_ended(struct sup *s, const struct sup_child *c, const char *how)
+{
+    struct exec_slab slab;
+    struct sup_chain *to;
+
+    if (c->audit < 0 ||
+        pread(c->audit, &slab, sizeof slab, 0) != (ssize_t)sizeof slab ||
+        slab.which > 1 || !slab.heads[slab.which].records)
+        return;
+    if (s->chains_n == SUP_CHAINS)
+        memmove(s->chains, s->chains + 1, --s->chains_n * sizeof *s->chains);
+    to = &s->chains[s->chains_n++];
+    memcpy(to->id, slab.id, sizeof to->id);
+    to->head = slab.heads[slab.which];
+    snprintf(to->how, sizeof to->how, "%s", how);
+    explicit_bzero(&slab, sizeof slab);
+    sup_chains_tell(s);
 }
 
 /* ---- children ------------------------------------------------------------ */
@@ -37380,7 +38455,7 @@ sup_child_new(struct sup *s, struct sup_gen *g, enum boot_role role,
     c->gen = g;
     c->role = role;
     c->index = index;
-    c->result = c->slot = -1;
+    c->result = c->slot = c->audit = -1;
     c->born = c->heard = uv_now(s->loop);
     snprintf(c->name, sizeof c->name, role == BOOT_WORKER ? "%s %u" : "%s",
              sup_role_name(role), index);
@@ -37405,6 +38480,7 @@ sup_child_over(struct sup_child *c)
         at = &(*at)->next;
     *at = c->next;
     sup_close(c->result);
+    sup_close(c->audit);
     if (c->slot >= 0)
         s->slots[c->slot] = false;
     if (g && g->broker == c)
@@ -37478,12 +38554,15 @@ sup_start_broker(struct sup *s, struct sup_gen *g, struct err *e)
     struct sup_child *c = sup_child_new(s, g, BOOT_BROKER, 0);
     int fds[SUP_FDS];
 
+    c->audit = exec_slab_new(g->audit_keyed ? g->audit_key : NULL, e);
     fds[BOOT_FD] = g->broker_boot;
-    if (!sup_child_start(c, fds, BOOT_FIRST_FD, e)) {
+    fds[BOOT_FIRST_FD] = c->audit;
+    if (c->audit < 0 || !sup_child_start(c, fds, BOOT_FIRST_FD + 1, e)) {
         sup_child_over(c);
         return false;
     }
     g->broker = c;
+    sup_chains_tell(s);
     return true;
 }
 
@@ -37791,6 +38870,23 @@ sup_switch(struct sup *s)
     sup_settle(s);
 }
 
+/* Its broker has nobody to serve, but a chain of records to end. */
+static void
+sup_kill_next(struct sup *s, const struct sup_gen *g)
+{
+    struct err e;
+
+    for (struct sup_child *c = s->children; c; c = c->next) {
+        if (c->gen != g)
+            continue;
+        if (c->role == BOOT_BROKER && c->chan_open &&
+            msg_send(&c->chan, MSG_DRAIN, S(""), &e))
+            c->deadline = uv_now(s->loop) + SUP_STEP_MS;
+        else
+            sup_kill(c);
+    }
+}
+
 /* Gives the next generation up: nothing of it stays. */
 static void
 sup_drop_next(struct sup *s)
@@ -37804,7 +38900,7 @@ sup_drop_next(struct sup *s)
     s->next = NULL;
     if (!g)
         return;
-    sup_kill_all(s, g);
+    sup_kill_next(s, g);
     sup_sockets_trim(s);
     if (!g->children)
         sup_gen_free(g);
@@ -38074,8 +39170,11 @@ sup_on_exit(struct sup *s, struct sup_child *c, int status)
 {
     struct sup_gen *g = c->gen;
     pid_t pid = c->pid;
+    char how[80];
 
     c->pid = 0;  // reaped: the number may be another's by now
+    sup_status_text(status, how, sizeof how);
+    sup_chain_ended(s, c, how);
     if (c->role == BOOT_CHECK || c->role == BOOT_VERIFY)
         sup_check_ended(s, c, status);
     else if (g->told || g == s->current || g == s->next)
@@ -39257,6 +40356,9 @@ enum cli_option_bit {
     CLI_STDIN = 1 << 2,
     CLI_OPEN = 1 << 3,
     CLI_HOST = 1 << 4,
+    CLI_KEY = 1 << 5,
+    CLI_RUNNING = 1 << 6,
+    CLI_LEARN = 1 << 7,
 };
 
 static const struct cli_option {
@@ -39266,16 +40368,21 @@ static const struct cli_option {
     {CLI_POLICY, "--policy", "FILE",
      "the policy (default scripts/gateway.lua)"},
     {CLI_JSON, "--json", NULL, "for machines"},
-    {CLI_STDIN, "--stdin", NULL, "pass standard input on to the program"},
+    {CLI_STDIN, "--stdin", "FILE", "the program's standard input; -: our own"},
     {CLI_OPEN, "--open", NULL,
      "objects may hold what no schema speaks of, as in the standard"},
     {CLI_HOST, "--host", NULL,
      "what is around the gateway, and how to mend it"},
+    {CLI_LEARN, "--learn", NULL,
+     "trace it outside the cage, and print what to declare"},
+    {CLI_KEY, "--key", "FILE", "the policy's audit_key: checks the MACs, too"},
+    {CLI_RUNNING, "--running", NULL,
+     "the gateway still writes this log: chains without an end are fine"},
 };
 
 struct cli {
-    const char *policy;
-    bool policy_given, json, pass_stdin, host, open;
+    const char *policy, *stdin_path, *key;
+    bool policy_given, json, host, open, running, learn;
     char **args;  // what is left: operands
     int args_n;
 };
@@ -39350,12 +40457,14 @@ cli_check(const struct cli *cli)
     struct boot b;
     struct cfg c;
     struct err e;
-    bool ok;
+    unsigned char audit_key[EXEC_SUM];
+    bool ok, keyed;
 
     jail_survey(&host);
     ok = cli_load(a, cli->policy, &b, &c, &e) && sup_servable(&c, &e) &&
          sup_judge(a, &c, &host, &b, &e) &&
          sup_read_certificates(a, &c, &b, &e) &&
+         sup_read_audit_key(a, &c.process, audit_key, &keyed, &e) &&
          sup_verify(&c, &b, &numbers, &e);
     if (ok && cli->json) {
         cli_check_json(&c, &host, b.cfg_json);
@@ -39375,6 +40484,7 @@ cli_check(const struct cli *cli)
     if (ok && fflush(stdout) != 0)
         ok = cli_fail("standard output: %s", strerror(errno)) == 0;
     boot_forget_keys(&b);
+    explicit_bzero(audit_key, sizeof audit_key);
     mem_buf_free(&numbers);
     mem_arena_free(a);
     return ok ? 0 : 1;
@@ -39439,6 +40549,8 @@ cli_audit(const struct cli *cli)
 
 /* ---- exec ---------------------------------------------------------------- */
 
+enum { CLI_EXEC_END_MS = 5000 };  // for the broker to write its last record
+
 /* One run through a real broker, as a worker would do it. */
 struct cli_exec {
     struct mem_arena *a;
@@ -39450,8 +40562,76 @@ struct cli_exec {
     struct exec *exec;
     pid_t broker;
     int sup_fd;  // what the broker takes for its supervisor
+    bool usage;  // what went wrong is on the command line
+    bool json;
     int code;
 };
+
+/* Names that there are: the one that was meant, or the first few. */
+struct cli_names {
+    struct str meant;  // what was written
+    struct str near;
+    unsigned best;
+    struct mem_buf all;
+};
+
+static void
+cli_names_add(struct cli_names *n, struct str name)
+{
+    char text[65];
+    unsigned d;
+
+    snprintf(text, sizeof text, "%.*s", STR_FMT(name));
+    d = schema_distance(n->meant, text);
+    if (!n->near.p || d < n->best) {
+        n->best = d;
+        n->near = name;
+    }
+    if (mem_buf_len(&n->all) < 200)
+        mem_buf_printf(&n->all, "%s%.*s", mem_buf_len(&n->all) ? ", " : "",
+                       STR_FMT(name));
+}
+
+/* Puts "did you mean ...?" or the list behind *e. False, as err_set(). */
+static bool
+cli_names_end(struct cli_names *n, struct err *e)
+{
+    size_t have = strlen(e->msg);
+
+    if (n->near.p && n->best <= 2)
+        snprintf(e->msg + have, sizeof e->msg - have,
+                 ": did you mean \"%.*s\"?", STR_FMT(n->near));
+    else if (n->near.p)
+        snprintf(e->msg + have, sizeof e->msg - have, ": there is %.*s",
+                 (int)mem_buf_len(&n->all), mem_buf_ptr(&n->all));
+    mem_buf_free(&n->all);
+    return false;
+}
+
+static bool
+cli_exec_slot(struct cli_exec *x, const char *arg, struct err *e)
+{
+    const struct cfg_command *c = x->command;
+    struct cli_names names = {0};
+    struct str value;
+
+    if (!str_cut(str_of(arg), '=', &names.meant, &value))
+        return err_set(e, ERR_SYNTAX, "\"%s\": write slot=value", arg);
+    for (size_t k = 0; k < c->slots_n; k++) {
+        cli_names_add(&names, c->slots[k].name);
+        if (!str_eq(c->slots[k].name, names.meant))
+            continue;
+        mem_buf_free(&names.all);
+        if (x->slots[k].p)
+            return err_set(e, ERR_SYNTAX, "slot %.*s is given twice",
+                           STR_FMT(names.meant));
+        x->slots[k] = value;
+        return true;
+    }
+    err_set(e, ERR_SYNTAX, "command %.*s has no slot \"%.60s\"",
+            STR_FMT(c->name), str_c(x->a, names.meant));
+    return cli_names_end(&names, e);
+}
 
 static bool
 cli_exec_slots(struct cli_exec *x, const struct cli *cli, struct err *e)
@@ -39459,48 +40639,62 @@ cli_exec_slots(struct cli_exec *x, const struct cli *cli, struct err *e)
     const struct cfg_command *c = x->command;
 
     x->slots = mem_alloc(x->a, (c->slots_n + 1) * sizeof *x->slots);
-    for (int i = 1; i < cli->args_n; i++) {
-        struct str name, value;
-        size_t k = 0;
-
-        if (!str_cut(str_of(cli->args[i]), '=', &name, &value))
-            return err_set(e, ERR_SYNTAX, "\"%s\": write slot=value",
-                           cli->args[i]);
-        while (k < c->slots_n && !str_eq(c->slots[k].name, name))
-            k++;
-        if (k == c->slots_n)
-            return err_set(e, ERR_SYNTAX, "command %.*s has no slot \"%.*s\"",
-                           STR_FMT(c->name), STR_FMT(name));
-        if (x->slots[k].p)
-            return err_set(e, ERR_SYNTAX, "slot %.*s is given twice",
-                           STR_FMT(name));
-        x->slots[k] = value;
-    }
+    for (int i = 1; i < cli->args_n; i++)
+        if (!cli_exec_slot(x, cli->args[i], e))
+            return false;
+    for (size_t k = 0; k < c->slots_n; k++)
+        if (!x->slots[k].p)
+            return err_set(
+                e, ERR_SYNTAX, "slot %.*s is missing: write %.*s=value",
+                STR_FMT(c->slots[k].name), STR_FMT(c->slots[k].name));
     return true;
 }
 
 static bool
 cli_exec_find(struct cli_exec *x, const char *name, struct err *e)
 {
-    for (unsigned i = 0; i < x->cfg.commands_n; i++)
-        if (str_eq(x->cfg.commands[i].name, str_of(name))) {
-            x->command = &x->cfg.commands[i];
-            x->index = i;
-            return true;
-        }
-    return err_set(e, ERR_SYNTAX,
-                   "the policy declares no command \"%s\"; "
-                   "gateway check lists them",
-                   name);
+    struct cli_names names = {.meant = str_of(name)};
+
+    for (unsigned i = 0; i < x->cfg.commands_n; i++) {
+        cli_names_add(&names, x->cfg.commands[i].name);
+        if (!str_eq(x->cfg.commands[i].name, names.meant))
+            continue;
+        mem_buf_free(&names.all);
+        x->command = &x->cfg.commands[i];
+        x->index = i;
+        return true;
+    }
+    err_set(e, ERR_SYNTAX, "the policy declares no command \"%.60s\"", name);
+    return cli_names_end(&names, e);
 }
 
-/* Starts a broker, and gives it one end of a channel. -1: *e says why. */
-static int
-cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
+/* What a supervisor hands to its broker: the bundle, and an audit slab. */
+static bool
+cli_exec_files(struct cli_exec *x, const struct boot *all, int *boot_fd,
+               int *audit_fd, struct err *e)
 {
     struct boot b = *all;
-    struct iovec v;
+    unsigned char key[EXEC_SUM];
+    bool keyed;
+
+    b.role = BOOT_BROKER;
+    b.scripts_n = b.env_n = b.admin_n = b.listeners_n = b.upstreams_n = 0;
+    if (!sup_read_audit_key(x->a, &x->cfg.process, key, &keyed, e))
+        return false;
+    *audit_fd = exec_slab_new(keyed ? key : NULL, e);
+    explicit_bzero(key, sizeof key);
+    if (*audit_fd < 0)
+        return false;
+    *boot_fd = boot_write(&b, e);
+    return *boot_fd >= 0;
+}
+
+/* The frame of a supervisor that has a worker for its broker. */
+static bool
+cli_exec_introduce(int sup, int worker)
+{
     struct msg_head h = {0, MSG_WORKER, MSG_F_FD};
+    struct iovec v = {&h, sizeof h};
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(sizeof(int))];
@@ -39509,12 +40703,22 @@ cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
                        .msg_iovlen = 1,
                        .msg_control = control.bytes,
                        .msg_controllen = sizeof control.bytes};
-    int sup[2], worker[2], fds[BOOT_FIRST_FD], type = SOCK_STREAM;
 
-    b.role = BOOT_BROKER;
-    b.scripts_n = b.env_n = b.admin_n = b.listeners_n = b.upstreams_n = 0;
-    fds[BOOT_FD] = boot_write(&b, e);
-    if (fds[BOOT_FD] < 0)
+    control.align = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)),
+                                     .cmsg_level = SOL_SOCKET,
+                                     .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(&control.align), &worker, sizeof worker);
+    return sendmsg(sup, &m, MSG_NOSIGNAL) == sizeof h;
+}
+
+/* Starts a broker, and gives it one end of a channel. -1: *e says why. */
+static int
+cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
+{
+    int sup[2], worker[2], fds[BOOT_FIRST_FD + 1], type = SOCK_STREAM;
+    bool ok;
+
+    if (!cli_exec_files(x, all, &fds[BOOT_FD], &fds[BOOT_FIRST_FD], e))
         return -1;
     type |= SOCK_CLOEXEC | SOCK_NONBLOCK;
     if (socketpair(AF_UNIX, type, 0, sup) != 0 ||
@@ -39525,22 +40729,39 @@ cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
     fds[0] = open("/dev/null", O_RDWR | O_CLOEXEC);
     fds[1] = fds[2] = 2;
     fds[3] = sup[1];
-    x->broker = sup_spawn(BOOT_BROKER, "broker", 0, -1, fds, BOOT_FIRST_FD);
-    v = (struct iovec){&h, sizeof h};
-    control.align = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)),
-                                     .cmsg_level = SOL_SOCKET,
-                                     .cmsg_type = SCM_RIGHTS};
-    memcpy(CMSG_DATA(&control.align), &worker[1], sizeof(int));
-    if (x->broker < 0 || sendmsg(sup[0], &m, MSG_NOSIGNAL) != sizeof h) {
+    x->broker = sup_spawn(BOOT_BROKER, "broker", 0, -1, fds, BOOT_FIRST_FD + 1);
+    ok = x->broker > 0 && cli_exec_introduce(sup[0], worker[1]);
+    if (!ok)
         err_set(e, ERR_EXEC, "broker: %s", strerror(errno));
-        return -1;
-    }
     close(sup[1]);
     close(worker[1]);
     close(fds[0]);
     close(fds[BOOT_FD]);
+    close(fds[BOOT_FIRST_FD]);
     x->sup_fd = sup[0];
-    return worker[0];
+    return ok ? worker[0] : -1;
+}
+
+static void
+cli_exec_json(const struct exec_result *r)
+{
+    struct mem_buf b = {0};
+
+    mem_buf_printf(&b, "{\"ok\":%s,\"why\":", r->ok ? "true" : "false");
+    json_write_str(&b, str_of(r->why));
+    mem_buf_printf(&b,
+                   ",\"ran\":%s,\"code\":%d,\"signal\":%d,\"timed_out\":%s,"
+                   "\"truncated\":%s,\"ms\":%" PRIu64 ",\"cpu_us\":%" PRIu64
+                   ",\"max_rss_kib\":%" PRIu64 ",\"stdout\":",
+                   r->refused || r->busy ? "false" : "true", r->code, r->signal,
+                   r->timed_out ? "true" : "false",
+                   r->truncated ? "true" : "false", r->ms, r->cpu_us,
+                   r->rss_kib);
+    json_write_str(&b, r->out);
+    mem_buf_add(&b, ",\"stderr\":", 10);
+    json_write_str(&b, r->err);
+    printf("%.*s}\n", (int)mem_buf_len(&b), mem_buf_ptr(&b));
+    mem_buf_free(&b);
 }
 
 static void
@@ -39549,36 +40770,64 @@ cli_exec_done(void *data, uint64_t ticket, const struct exec_result *r)
     struct cli_exec *x = data;
 
     (void)ticket;
-    fwrite(r->out.p, 1, r->out.n, stdout);
-    fwrite(r->err.p, 1, r->err.n, stderr);
+    if (x->json) {
+        cli_exec_json(r);
+    } else {
+        fwrite(r->out.p, 1, r->out.n, stdout);
+        fwrite(r->err.p, 1, r->err.n, stderr);
+    }
     x->code = r->ok ? 0 : 1;
     if (!r->ok)
         cli_fail("%.*s: %s", STR_FMT(x->command->name), r->why);
-    fflush(stdout);
+    if (fflush(stdout) != 0)
+        x->code = cli_fail("standard output: %s", strerror(errno));
     uv_stop(&x->loop);
 }
 
-/* Standard input, where --stdin asks for it, up to what the command takes. */
+/* All of `f`, at most `max` bytes; `what` it is. */
+static bool
+cli_read_all(struct mem_arena *a, FILE *f, const char *what, size_t max,
+             struct str *out, struct err *e)
+{
+    struct mem_buf b = {0};
+    size_t n = 1;
+
+    while (n && mem_buf_len(&b) <= max) {
+        n = fread(mem_buf_room(&b, 1 << 16), 1, 1 << 16, f);
+        b.n += n;
+    }
+    *out = str_dup(a, (struct str){mem_buf_ptr(&b), mem_buf_len(&b)});
+    mem_buf_free(&b);
+    if (ferror(f))
+        return err_set(e, ERR_EXEC, "%s: %s", what, strerror(errno));
+    return out->n <= max ||
+           err_set(e, ERR_EXEC,
+                   "%s: more than the %zu bytes that the command takes: raise "
+                   "its `stdin`",
+                   what, max);
+}
+
+/* What --stdin names; without it, nothing. */
 static bool
 cli_exec_stdin(struct cli_exec *x, const struct cli *cli, struct str *out,
                struct err *e)
 {
-    size_t max = x->command->stdin_max, n = 0, r = 1;
-    char *p;
+    const char *path = cli->stdin_path;
+    FILE *f;
+    bool ok;
 
     *out = S("");
-    if (!cli->pass_stdin)
+    if (!path)
         return true;
-    p = mem_alloc_raw(x->a, max + 1);
-    while (r && n <= max) {
-        r = fread(p + n, 1, max + 1 - n, stdin);
-        n += r;
-    }
-    *out = (struct str){p, n};
-    return n <= max || err_set(e, ERR_EXEC,
-                               "standard input is larger than the "
-                               "%zu bytes that the command takes",
-                               max);
+    if (strcmp(path, "-") == 0)
+        return cli_read_all(x->a, stdin, "standard input",
+                            x->command->stdin_max, out, e);
+    f = fopen(path, "re");
+    if (!f)
+        return err_set(e, ERR_EXEC, "%s: %s", path, strerror(errno));
+    ok = cli_read_all(x->a, f, path, x->command->stdin_max, out, e);
+    fclose(f);
+    return ok;
 }
 
 static bool
@@ -39604,10 +40853,1142 @@ cli_exec_start(struct cli_exec *x, const struct cli *cli, struct boot *b,
                       x->slots, in, cli_exec_done, x, e) != 0;
 }
 
+/* The broker ends when its supervisor is gone, and writes its last record. */
+static void
+cli_exec_end(struct cli_exec *x)
+{
+    if (x->exec) {
+        exec_free(x->exec);
+        uv_run(&x->loop, UV_RUN_DEFAULT);
+        uv_loop_close(&x->loop);
+    }
+    if (x->sup_fd >= 0)
+        shutdown(x->sup_fd, SHUT_WR);
+    for (int ms = 0; x->broker > 0 && ms < CLI_EXEC_END_MS; ms += 5) {
+        if (waitpid(x->broker, NULL, WNOHANG) == x->broker)
+            return;
+        poll(NULL, 0, 5);
+    }
+    if (x->broker > 0) {
+        kill(x->broker, SIGKILL);
+        waitpid(x->broker, NULL, 0);
+    }
+}
+
+/* ---- exec --learn --------------------------------------------------------
+ *
+ * Runs a program traced, with the arguments, environment, limits and user that
+ * its command gives it but without the cage, and prints what the cage has to
+ * open for it. What a run did not do is not learnt: run it with each kind of
+ * input, and put the results together.
+ *
+ *   cli_learn_start()   a child, that waits to be traced
+ *   cli_learn_stop()    each stop of each process and thread: a system call
+ *                       begins or ends, a child is born, a program starts
+ *   cli_learn_print()   what is not given anyhow, folders for many files
+ */
+
+enum {
+    CLI_LEARN_CALLS = 1024,     // numbers of system calls that are noted
+    CLI_LEARN_PATHS = 1 << 17,  // files that are noted
+    CLI_LEARN_WORDS = 40,       // of anything else
+    CLI_LEARN_SLOWER = 4,       // traced, a program takes longer: its timeout
+    CLI_LEARN_MANY = 4,         // files of a folder: it stands for them
+    CLI_LEARN_END_MS = 5000,    // for killed processes to be gone
+    CLI_LEARN_ADDRESS = 128,    // bytes of a socket's address
+};
+
+enum cli_call_kind {
+    CLI_CALL_OPEN,    // a descriptor comes of it
+    CLI_CALL_CHANGE,  // something appears in a folder, or goes
+    CLI_CALL_CUT,     // a file is written, by its name
+    CLI_CALL_TALK,    // to an address, or on it
+    CLI_CALL_SOCKET,
+};
+
+/* What matters of a system call: which arguments are folders (-1: where the
+ * process is) and paths (-1: none). Of CLI_CALL_TALK, the address and its
+ * length; of CLI_CALL_OPEN, path[1] holds the flags. */
+static const struct cli_call {
+    long nr;
+    enum cli_call_kind kind;
+    const char *name;
+    signed char dir[2], path[2];
+} cli_calls[] = {
+    {SYS_openat, CLI_CALL_OPEN, "open", {0, -1}, {1, 2}},
+    {SYS_openat2, CLI_CALL_OPEN, "open", {0, -1}, {1, 2}},
+    {SYS_unlinkat, CLI_CALL_CHANGE, "unlink", {0, -1}, {1, -1}},
+    {SYS_mkdirat, CLI_CALL_CHANGE, "mkdir", {0, -1}, {1, -1}},
+    {SYS_mknodat, CLI_CALL_CHANGE, "mknod", {0, -1}, {1, -1}},
+    {SYS_symlinkat, CLI_CALL_CHANGE, "symlink", {1, -1}, {2, -1}},
+    {SYS_linkat, CLI_CALL_CHANGE, "link", {0, 2}, {1, 3}},
+    {SYS_renameat2, CLI_CALL_CHANGE, "rename", {0, 2}, {1, 3}},
+    {SYS_truncate, CLI_CALL_CUT, "truncate", {-1, -1}, {0, -1}},
+    {SYS_socket, CLI_CALL_SOCKET, "socket", {-1, -1}, {-1, -1}},
+    {SYS_connect, CLI_CALL_TALK, "connect to", {-1, -1}, {1, 2}},
+    {SYS_bind, CLI_CALL_TALK, "bind", {-1, -1}, {1, 2}},
+    {SYS_sendto, CLI_CALL_TALK, "send to", {-1, -1}, {4, 5}},
+    {SYS_sendmsg, CLI_CALL_TALK, "send to", {-1, -1}, {1, -1}},
+#ifdef SYS_renameat
+    {SYS_renameat, CLI_CALL_CHANGE, "rename", {0, 2}, {1, 3}},
+#endif
+#ifdef SYS_open  // those below are of older machines alone
+    {SYS_open, CLI_CALL_OPEN, "open", {-1, -1}, {0, 1}},
+    {SYS_creat, CLI_CALL_OPEN, "open", {-1, -1}, {0, -1}},
+    {SYS_unlink, CLI_CALL_CHANGE, "unlink", {-1, -1}, {0, -1}},
+    {SYS_rmdir, CLI_CALL_CHANGE, "rmdir", {-1, -1}, {0, -1}},
+    {SYS_mkdir, CLI_CALL_CHANGE, "mkdir", {-1, -1}, {0, -1}},
+    {SYS_mknod, CLI_CALL_CHANGE, "mknod", {-1, -1}, {0, -1}},
+    {SYS_symlink, CLI_CALL_CHANGE, "symlink", {-1, -1}, {1, -1}},
+    {SYS_link, CLI_CALL_CHANGE, "link", {-1, -1}, {0, 1}},
+    {SYS_rename, CLI_CALL_CHANGE, "rename", {-1, -1}, {0, 1}},
+#endif
+};
+
+/* A process or thread that is traced. */
+struct cli_tracee {
+    struct cli_tracee *next;
+    pid_t pid;
+    const struct cli_call *call;  // it is in; NULL: in none that matters
+    uint64_t args[6];
+    char paths[2][PATH_MAX];  // of the call, absolute; "": none
+    bool there;               // the first one was, before the call
+    char talk[160];           // of CLI_CALL_TALK: with whom
+    int family;
+};
+
+/* A file or folder that was opened or changed. */
+struct cli_path {
+    char *path;
+    bool folder, write;
+};
+
+/* Texts, each once. */
+struct cli_words {
+    char *v[CLI_LEARN_WORDS];
+    unsigned n;
+};
+
+struct cli_learn {
+    struct mem_arena *a;
+    struct exec_broker broker;  // of which only the table is used
+    struct exec_run run;
+    struct exec_start start;
+    struct jail_spawn spawn;
+    struct cli_tracee *tracees;
+    unsigned tracees_n, tracees_most;
+    pid_t pid;      // of the program
+    uint32_t arch;  // as the kernel calls the machine
+    bool begun;     // the program runs, and not we in its place
+    bool ended, late, killing;
+    int status, signal_fd;
+    struct rusage usage;
+    uint64_t begin_ns, ms;
+    uint64_t peak_kib;  // of address space, of one process
+    struct cli_path *paths;
+    size_t paths_n;
+    bool paths_lost, network;
+    bool calls[CLI_LEARN_CALLS];
+    struct cli_words executed, talked, sockets, odd;
+};
+
+__attribute__((format(printf, 3, 4))) static void
+cli_learn_word(struct cli_learn *x, struct cli_words *w, const char *fmt, ...)
+{
+    char text[PATH_MAX + 200];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    for (char *p = text; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            *p = '?';  // a terminal will show it
+    for (unsigned i = 0; i < w->n; i++)
+        if (strcmp(w->v[i], text) == 0)
+            return;
+    if (w->n < CLI_LEARN_WORDS)
+        w->v[w->n++] = str_c(x->a, str_of(text));
+}
+
+static void
+cli_learn_path(struct cli_learn *x, const char *path, bool folder, bool write)
+{
+    size_t n = strlen(path);
+
+    if (n > 10 && strcmp(path + n - 10, " (deleted)") == 0)
+        n -= 10;
+    x->paths_lost |= x->paths_n == CLI_LEARN_PATHS;
+    if (path[0] != '/' || x->paths_n == CLI_LEARN_PATHS)
+        return;  // a pipe, a socket
+    x->paths[x->paths_n++] =
+        (struct cli_path){str_c(x->a, (struct str){path, n}), folder, write};
+}
+
+/* ---- what a tracee's memory and files say ---- */
+
+static bool
+cli_learn_bytes(pid_t pid, uint64_t at, void *out, size_t n)
+{
+    struct iovec to = {out, n}, from = {(void *)(uintptr_t)at, n};
+
+    return at && process_vm_readv(pid, &to, 1, &from, 1, 0) == (ssize_t)n;
+}
+
+/* A C string, page by page: what is after its end may not be there. */
+static bool
+cli_learn_text(pid_t pid, uint64_t at, char *out, size_t size)
+{
+    for (size_t n = 0; n < size;) {
+        size_t step = 4096 - (size_t)((at + n) & 4095);
+
+        step = step < size - n ? step : size - n;
+        if (!cli_learn_bytes(pid, at + n, out + n, step))
+            return false;
+        if (memchr(out + n, 0, step))
+            return true;
+        n += step;
+    }
+    return false;
+}
+
+/* Where a link below /proc/PID leads. */
+static bool
+cli_learn_link(pid_t pid, const char *name, char *out, size_t size)
+{
+    char path[64];
+    ssize_t n;
+
+    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
+    n = readlink(path, out, size - 1);
+    out[n > 0 ? n : 0] = 0;
+    return n > 0;
+}
+
+/* The absolute form of a path argument. */
+static void
+cli_learn_absolute(struct cli_tracee *t, int dir, int path, char *out)
+{
+    char text[PATH_MAX], name[32], base[PATH_MAX];
+    int fd = dir < 0 ? AT_FDCWD : (int)t->args[dir];
+
+    out[0] = 0;
+    if (!cli_learn_text(t->pid, t->args[path], text, sizeof text))
+        return;
+    if (text[0] == '/') {
+        snprintf(out, PATH_MAX, "%s", text);
+        return;
+    }
+    snprintf(name, sizeof name, fd == AT_FDCWD ? "cwd" : "fd/%d", fd);
+    if (cli_learn_link(t->pid, name, base, sizeof base) &&
+        (size_t)snprintf(out, PATH_MAX, "%s%s%s", base, text[0] ? "/" : "",
+                         text) >= PATH_MAX)
+        out[0] = 0;
+}
+
+/* The folder that holds `path`, without links. */
+static bool
+cli_learn_folder(const char *path, char out[PATH_MAX])
+{
+    char copy[PATH_MAX], *slash;
+
+    snprintf(copy, sizeof copy, "%s", path);
+    for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/'; n--)
+        copy[n - 1] = 0;
+    slash = strrchr(copy, '/');
+    if (!slash)
+        return false;
+    slash[slash == copy] = 0;
+    if (!realpath(copy, out))
+        snprintf(out, PATH_MAX, "%s", copy);
+    return true;
+}
+
+/* ---- a system call begins, and ends ---- */
+
+static void
+cli_learn_address(struct cli_tracee *t)
+{
+    const struct cli_call *c = t->call;
+    uint64_t at = t->args[c->path[0]], n = 0;
+    union {
+        struct sockaddr sa;
+        struct sockaddr_in in;
+        struct sockaddr_in6 in6;
+        struct sockaddr_un un;
+        char bytes[CLI_LEARN_ADDRESS];
+    } u = {0};
+    char ip[INET6_ADDRSTRLEN] = "";
+    struct msghdr m;
+
+    t->talk[0] = 0;
+    t->family = -1;
+    if (c->path[1] >= 0)
+        n = t->args[c->path[1]];
+    else if (cli_learn_bytes(t->pid, at, &m, sizeof m))
+        at = (uintptr_t)m.msg_name, n = m.msg_namelen;
+    if (n < sizeof u.sa.sa_family || n > sizeof u ||
+        !cli_learn_bytes(t->pid, at, &u, n))
+        return;
+    t->family = u.sa.sa_family;
+    u.bytes[sizeof u - 1] = 0;
+    if (t->family == AF_INET)
+        snprintf(t->talk, sizeof t->talk, "%s:%u",
+                 inet_ntop(AF_INET, &u.in.sin_addr, ip, sizeof ip),
+                 ntohs(u.in.sin_port));
+    else if (t->family == AF_INET6)
+        snprintf(t->talk, sizeof t->talk, "[%s]:%u",
+                 inet_ntop(AF_INET6, &u.in6.sin6_addr, ip, sizeof ip),
+                 ntohs(u.in6.sin6_port));
+    else if (t->family == AF_UNIX)
+        snprintf(t->talk, sizeof t->talk, "the Unix socket %s%s",
+                 u.un.sun_path[0] ? "" : "@",
+                 u.un.sun_path + !u.un.sun_path[0]);
+    else
+        snprintf(t->talk, sizeof t->talk, "an address of family %d", t->family);
+}
+
+static const struct cli_call *
+cli_learn_find(uint64_t nr)
+{
+    for (size_t i = 0; i < sizeof cli_calls / sizeof *cli_calls; i++)
+        if ((uint64_t)cli_calls[i].nr == nr)
+            return &cli_calls[i];
+    return NULL;
+}
+
+static void
+cli_learn_enter(struct cli_learn *x, struct cli_tracee *t,
+                const struct __ptrace_syscall_info *i)
+{
+    struct stat st;
+
+    t->call = NULL;
+    if (!x->begun) {
+        x->arch = i->arch;
+        return;
+    }
+    if (i->arch != x->arch) {
+        cli_learn_word(x, &x->odd,
+                       "made system calls of another architecture, which the "
+                       "cage answers with SIGSYS");
+        return;
+    }
+    if (i->entry.nr < CLI_LEARN_CALLS)
+        x->calls[i->entry.nr] = true;
+    t->call = cli_learn_find(i->entry.nr);
+    if (!t->call)
+        return;
+    memcpy(t->args, i->entry.args, sizeof t->args);
+    t->paths[0][0] = t->paths[1][0] = 0;
+    if (t->call->kind == CLI_CALL_TALK)
+        cli_learn_address(t);
+    if (t->call->kind > CLI_CALL_CUT)
+        return;
+    cli_learn_absolute(t, t->call->dir[0], t->call->path[0], t->paths[0]);
+    if (t->call->kind == CLI_CALL_CHANGE && t->call->path[1] >= 0)
+        cli_learn_absolute(t, t->call->dir[1], t->call->path[1], t->paths[1]);
+    t->there = t->paths[0][0] && stat(t->paths[0], &st) == 0;
+}
+
+static uint64_t
+cli_learn_flags(const struct cli_tracee *t)
+{
+    uint64_t flags = O_WRONLY | O_CREAT | O_TRUNC;  // creat()
+
+    if (t->call->path[1] >= 0)
+        flags = t->args[t->call->path[1]];
+    if (t->call->nr == SYS_openat2 &&
+        !cli_learn_bytes(t->pid, flags, &flags, sizeof flags))
+        flags = O_RDONLY;
+    return flags;
+}
+
+static void
+cli_learn_opened(struct cli_learn *x, struct cli_tracee *t, int64_t fd)
+{
+    uint64_t flags = cli_learn_flags(t), mode = flags & O_ACCMODE;
+    char name[32], path[PATH_MAX], fd_path[64], folder[PATH_MAX];
+    bool made =
+        ((flags & O_CREAT) && !t->there) || (flags & O_TMPFILE) == O_TMPFILE;
+    struct stat st;
+
+    if (flags & O_PATH)
+        return;
+    snprintf(name, sizeof name, "fd/%d", (int)fd);
+    snprintf(fd_path, sizeof fd_path, "/proc/%d/fd/%d", (int)t->pid, (int)fd);
+    if (!cli_learn_link(t->pid, name, path, sizeof path))
+        return;
+    if (made && cli_learn_folder(path, folder))
+        cli_learn_path(x, folder, true, true);
+    else if (mode != O_RDONLY || (flags & O_TRUNC))
+        cli_learn_path(x, path, false, true);
+    else
+        cli_learn_path(x, path, stat(fd_path, &st) == 0 && S_ISDIR(st.st_mode),
+                       false);
+}
+
+static void
+cli_learn_talked(struct cli_learn *x, struct cli_tracee *t, int64_t result)
+{
+    bool refused = result < 0 && result != -EINPROGRESS && result != -EAGAIN;
+
+    if (!t->talk[0])
+        return;
+    cli_learn_word(x, &x->talked, "%s %s%s%s", t->call->name, t->talk,
+                   refused ? ": " : "", refused ? strerror((int)-result) : "");
+    if (t->family == AF_INET || t->family == AF_INET6 ||
+        (t->family == AF_UNIX && !refused))
+        x->network = true;
+}
+
+/* `result` as the kernel has it: below 0, an error. */
+static void
+cli_learn_leave(struct cli_learn *x, struct cli_tracee *t, int64_t result)
+{
+    const struct cli_call *c = t->call;
+    char folder[PATH_MAX];
+
+    if (!c)
+        return;
+    if (c->kind == CLI_CALL_TALK)
+        cli_learn_talked(x, t, result);
+    else if (result == -EACCES || result == -EPERM)
+        cli_learn_word(x, &x->odd, "was refused: %s %s", c->name, t->paths[0]);
+    else if (c->kind == CLI_CALL_SOCKET && result >= 0)
+        cli_learn_word(x, &x->sockets, "family %d", (int)t->args[0]);
+    else if (c->kind == CLI_CALL_OPEN && result >= 0)
+        cli_learn_opened(x, t, result);
+    else if (c->kind == CLI_CALL_CUT && result >= 0)
+        cli_learn_path(x, t->paths[0], false, true);
+    else if (c->kind == CLI_CALL_CHANGE && result >= 0)
+        for (int i = 0; i < 2; i++)
+            if (t->paths[i][0] && cli_learn_folder(t->paths[i], folder))
+                cli_learn_path(x, folder, true, true);
+    if (c->kind == CLI_CALL_CHANGE && result >= 0 &&
+        (!strcmp(c->name, "symlink") || !strcmp(c->name, "mknod")))
+        cli_learn_word(x, &x->odd, "made %s by %s, which the cage refuses",
+                       t->paths[0], c->name);
+    t->call = NULL;
+}
+
+/* ---- stops ---- */
+
+static struct cli_tracee *
+cli_learn_get(struct cli_learn *x, pid_t pid)
+{
+    struct cli_tracee *t = x->tracees;
+
+    while (t && t->pid != pid)
+        t = t->next;
+    if (t)
+        return t;
+    t = mem_xcalloc(sizeof *t);
+    t->pid = pid;
+    t->next = x->tracees;
+    x->tracees = t;
+    if (++x->tracees_n > x->tracees_most)
+        x->tracees_most = x->tracees_n;
+    if (x->killing)
+        kill(pid, SIGKILL);
+    return t;
+}
+
+static void
+cli_learn_forget(struct cli_learn *x, pid_t pid)
+{
+    struct cli_tracee **at = &x->tracees, *t;
+
+    while ((t = *at) && t->pid != pid)
+        at = &t->next;
+    if (!t)
+        return;
+    *at = t->next;
+    x->tracees_n--;
+    free(t);
+}
+
+static void
+cli_learn_kill(struct cli_learn *x)
+{
+    x->killing = true;
+    for (struct cli_tracee *t = x->tracees; t; t = t->next)
+        kill(t->pid, SIGKILL);
+}
+
+/* A program starts: ours, or one that ours starts. A thread that does so takes
+ * the number of its process. */
+static void
+cli_learn_exec(struct cli_learn *x, pid_t pid)
+{
+    unsigned long was = 0;
+    char path[PATH_MAX];
+
+    ptrace(PTRACE_GETEVENTMSG, pid, NULL, &was);
+    if ((pid_t)was != pid)
+        cli_learn_forget(x, (pid_t)was);
+    cli_learn_get(x, pid)->call = NULL;
+    if (!x->begun) {
+        x->begun = true;
+        x->tracees_most = 1;
+        return;
+    }
+    if (cli_learn_link(pid, "exe", path, sizeof path))
+        cli_learn_word(x, &x->executed, "%s", path);
+}
+
+/* The last look at a process: its memory is still there. */
+static void
+cli_learn_last(struct cli_learn *x, pid_t pid)
+{
+    char name[40], line[256];
+    unsigned long kib;
+    FILE *f;
+
+    snprintf(name, sizeof name, "/proc/%d/status", (int)pid);
+    f = fopen(name, "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmPeak: %lu kB", &kib) == 1 && kib > x->peak_kib)
+            x->peak_kib = kib;
+    if (f)
+        fclose(f);
+}
+
+static void
+cli_learn_call(struct cli_learn *x, struct cli_tracee *t)
+{
+    struct __ptrace_syscall_info i = {0};
+
+    if (ptrace(PTRACE_GET_SYSCALL_INFO, t->pid, sizeof i, &i) <= 0)
+        return;  // it was killed meanwhile
+    if (i.op == PTRACE_SYSCALL_INFO_ENTRY)
+        cli_learn_enter(x, t, &i);
+    else if (i.op == PTRACE_SYSCALL_INFO_EXIT)
+        cli_learn_leave(x, t, i.exit.rval);
+}
+
+/* A tracee has stopped; lets it go on. */
+static void
+cli_learn_stop(struct cli_learn *x, pid_t pid, int status)
+{
+    struct cli_tracee *t = cli_learn_get(x, pid);
+    int sig = WSTOPSIG(status), event = status >> 16, how = PTRACE_SYSCALL;
+
+    if (sig == (SIGTRAP | 0x80)) {
+        cli_learn_call(x, t);
+        sig = 0;
+    } else if (event == PTRACE_EVENT_STOP) {
+        if (sig != SIGTRAP)  // it has stopped itself, and stays so
+            how = PTRACE_LISTEN;
+        sig = 0;
+    } else if (event) {
+        if (event == PTRACE_EVENT_EXEC)
+            cli_learn_exec(x, pid);
+        if (event == PTRACE_EVENT_EXIT && x->begun)
+            cli_learn_last(x, pid);
+        sig = 0;
+    }
+    ptrace(how, pid, NULL, (void *)(intptr_t)sig);
+}
+
+/* Everything that has happened. False: nobody is left. */
+static bool
+cli_learn_reap(struct cli_learn *x)
+{
+    struct rusage usage;
+    int status;
+    pid_t pid;
+
+    while ((pid = wait4(-1, &status, __WALL | WNOHANG, &usage)) > 0) {
+        if (WIFSTOPPED(status)) {
+            cli_learn_stop(x, pid, status);
+            continue;
+        }
+        cli_learn_forget(x, pid);
+        if (pid != x->pid || x->ended)
+            continue;
+        x->ended = true;
+        x->status = status;
+        x->usage = usage;
+        x->ms = (uv_hrtime() - x->begin_ns) / 1000000;
+        cli_learn_kill(x);  // what it left behind
+    }
+    return pid == 0 || errno != ECHILD;
+}
+
+/* ---- its pipes ---- */
+
+static void
+cli_learn_close(struct exec_stream *s)
+{
+    if (s->fd >= 0)
+        close(s->fd);
+    s->fd = -1;
+}
+
+static void
+cli_learn_read(struct exec_stream *s)
+{
+    char text[16 << 10];
+    ssize_t n = read(s->fd, text, sizeof text);
+
+    if (n < 0 && (errno == EINTR || errno == EAGAIN))
+        return;
+    if (n <= 0) {
+        cli_learn_close(s);
+        return;
+    }
+    s->total += (uint64_t)n;
+    if (s->which == 2)
+        fwrite(text, 1, (size_t)n, stderr);
+}
+
+static void
+cli_learn_feed(struct exec_stream *s)
+{
+    ssize_t n = write(s->fd, mem_buf_ptr(&s->buf), mem_buf_len(&s->buf));
+
+    if (n > 0)
+        mem_buf_take(&s->buf, (size_t)n);
+    if ((n < 0 && errno != EINTR && errno != EAGAIN) || !mem_buf_len(&s->buf))
+        cli_learn_close(s);
+}
+
+/* What comes, and what is taken, within `ms`. */
+static void
+cli_learn_pipes(struct cli_learn *x, int ms)
+{
+    struct exec_stream *io = x->run.io;
+    struct pollfd p[4] = {{x->signal_fd, POLLIN, 0},
+                          {io[0].fd, POLLOUT, 0},
+                          {io[1].fd, POLLIN, 0},
+                          {io[2].fd, POLLIN, 0}};
+    char info[4 * 128];
+
+    if (poll(p, 4, ms) <= 0)
+        return;
+    if (p[0].revents && read(x->signal_fd, info, sizeof info) < 0)
+        return;
+    if (p[1].revents)
+        cli_learn_feed(&io[0]);
+    for (int i = 1; i < 3; i++)
+        if (p[i + 1].revents)
+            cli_learn_read(&io[i]);
+}
+
+/* Until all are gone, or have had their time. */
+static void
+cli_learn_loop(struct cli_learn *x)
+{
+    const struct cfg_command *c = x->run.command->cfg;
+    uint64_t ms = (uint64_t)c->timeout_ms * CLI_LEARN_SLOWER;
+    uint64_t end = x->begin_ns + ms * 1000000, now;
+    int children = jail_children_open();
+
+    while (cli_learn_reap(x)) {
+        now = uv_hrtime();
+        if (now > end && x->killing)
+            break;
+        if (x->killing && end > now + (uint64_t)CLI_LEARN_END_MS * 1000000)
+            end = now + (uint64_t)CLI_LEARN_END_MS * 1000000;
+        if (now > end) {
+            x->late = true;
+            cli_learn_kill(x);
+            end = now + (uint64_t)CLI_LEARN_END_MS * 1000000;
+        }
+        if (x->killing)  // who got away untraced is a child of ours by now
+            jail_orphans(children, jail_nobody, NULL);
+        cli_learn_pipes(x, x->killing ? 5 : 50);
+    }
+    if (children >= 0)
+        close(children);
+    for (int i = 0; i < 100 && (x->run.io[1].fd >= 0 || x->run.io[2].fd >= 0);
+         i++)
+        cli_learn_pipes(x, 10);
+}
+
+/* ---- what it came to ---- */
+
+/* What the cage gives to every program. */
+static const char *const cli_learn_given[] = {
+    "/dev/null",    "/dev/zero",        "/dev/full",      "/dev/random",
+    "/dev/urandom", "/etc/ld.so.cache", "/lib",           "/lib64",
+    "/usr/lib",     "/usr/lib64",       "/usr/local/lib",
+};
+
+static bool
+cli_lies_in(const char *path, const char *folder)
+{
+    size_t n = strlen(folder);
+
+    n -= n == 1;  // "/" holds everything
+    return strncmp(path, folder, n) == 0 && (path[n] == '/' || !path[n]);
+}
+
+/* Where a descriptor of ours leads. */
+static bool
+cli_fd_path(int fd, char out[PATH_MAX])
+{
+    char name[32];
+
+    snprintf(name, sizeof name, "fd/%d", fd);
+    return fd >= 0 && cli_learn_link(getpid(), name, out, PATH_MAX);
+}
+
+/* The script of an interpreter: its first argument that is a path. */
+static bool
+cli_learn_script(const struct cfg_command *c, char out[PATH_MAX])
+{
+    struct str name = exec_basename(c->program.p);
+    bool yes = false;
+
+    for (size_t i = 0; i < sizeof exec_interpreters / sizeof *exec_interpreters;
+         i++)
+        yes |= exec_name_in(name, exec_interpreters[i].names);
+    for (size_t i = 0; yes && i < c->args_n; i++)
+        if (!c->args[i].is_slot && c->args[i].text.n &&
+            c->args[i].text.p[0] == '/')
+            return realpath(c->args[i].text.p, out) != NULL;
+    return false;
+}
+
+/* Does the cage open this in any case? */
+static bool
+cli_learn_is_given(const struct cli_learn *x, const char *path)
+{
+    const struct cfg_command *c = x->run.command->cfg;
+    char real[PATH_MAX];
+
+    for (size_t i = 0; i < sizeof cli_learn_given / sizeof *cli_learn_given;
+         i++)
+        if (cli_lies_in(path, cli_learn_given[i]))
+            return true;
+    for (unsigned i = 0; i < x->start.files_n; i++)
+        if (cli_fd_path(x->start.files[i], real) && !strcmp(real, path))
+            return true;
+    if (cli_fd_path(x->start.stdin_file, real) && !strcmp(real, path))
+        return true;
+    return (realpath(c->program.p, real) && !strcmp(real, path)) ||
+           (cli_learn_script(c, real) && !strcmp(real, path));
+}
+
+/* Below /proc, numbers change with each run. */
+static bool
+cli_learn_is_proc(struct cli_learn *x, const char *path)
+{
+    const char *rest;
+
+    if (strncmp(path, "/proc/", 6) != 0)
+        return false;
+    rest = path + 6 + strspn(path + 6, "0123456789");
+    if (rest == path + 6)
+        return false;
+    cli_learn_word(x, &x->odd,
+                   "opened /proc/PID%s, which no path of `read` can name",
+                   rest);
+    return true;
+}
+
+/* How many folders deep a folder lies: "/" 0, "/etc" 1. */
+static unsigned
+cli_depth(const char *folder)
+{
+    unsigned n = 0;
+
+    for (const char *p = folder; *p; p++)
+        n += *p == '/' && p[1];
+    return n;
+}
+
+static void
+cli_dirname(const char *path, char out[PATH_MAX])
+{
+    char *slash;
+
+    snprintf(out, PATH_MAX, "%s", path);
+    slash = strrchr(out, '/');
+    slash[slash == out] = 0;
+}
+
+static int
+cli_cmp_folders(const void *a, const void *b)
+{
+    const struct cli_path *x = a, *y = b;
+    char i[PATH_MAX], j[PATH_MAX];
+    int r;
+
+    cli_dirname(x->path, i);
+    cli_dirname(y->path, j);
+    r = strcmp(i, j);
+    return r ? r : strcmp(x->path, y->path);
+}
+
+static int
+cli_cmp_paths(const void *a, const void *b)
+{
+    const struct cli_path *x = a, *y = b;
+    int r = strcmp(x->path, y->path);
+
+    return r ? r : (int)y->folder - (int)x->folder;
+}
+
+/* Leaves out what another entry holds. Sorted, a folder comes before all that
+ * lies in it. */
+static size_t
+cli_learn_unique(struct cli_path *v, size_t n)
+{
+    const char *folder = NULL;
+    size_t kept = 0;
+
+    if (n)
+        qsort(v, n, sizeof *v, cli_cmp_paths);
+    for (size_t i = 0; i < n; i++) {
+        if ((kept && strcmp(v[kept - 1].path, v[i].path) == 0) ||
+            (folder && cli_lies_in(v[i].path, folder)))
+            continue;
+        if (v[i].folder)
+            folder = v[i].path;
+        v[kept++] = v[i];
+    }
+    return kept;
+}
+
+/* A folder for many files of it, unless it is one that holds everybody's. */
+static bool
+cli_learn_fold(struct cli_learn *x, struct cli_path *v, size_t n)
+{
+    char folder[PATH_MAX], other[PATH_MAX];
+    bool folded = false;
+    size_t end;
+
+    if (n)
+        qsort(v, n, sizeof *v, cli_cmp_folders);
+    for (size_t i = 0; i < n; i = end) {
+        unsigned least = 2;
+
+        cli_dirname(v[i].path, folder);
+        for (end = i; end < n; end++) {
+            cli_dirname(v[end].path, other);
+            if (strcmp(folder, other) != 0)
+                break;
+            least = v[end].folder ? 3 : least;
+        }
+        if (end - i < CLI_LEARN_MANY || cli_depth(folder) < least ||
+            (cli_depth(folder) == 2 && strncmp(folder, "/home/", 6) == 0))
+            continue;
+        v[i] = (struct cli_path){str_c(x->a, str_of(folder)), true, v[i].write};
+        folded = true;
+    }
+    return folded;
+}
+
+/* The paths to declare, of one kind: at most x->paths_n in `v`. */
+static size_t
+cli_learn_list(struct cli_learn *x, bool write, struct cli_path *v)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < x->paths_n; i++)
+        if (x->paths[i].write == write &&
+            !cli_learn_is_given(x, x->paths[i].path) &&
+            !cli_learn_is_proc(x, x->paths[i].path))
+            v[n++] = x->paths[i];
+    do
+        n = cli_learn_unique(v, n);
+    while (cli_learn_fold(x, v, n));
+    return cli_learn_unique(v, n);  // by name again
+}
+
+/* ---- and how it is told ---- */
+
+/* A string as Lua reads it. */
+static void
+cli_put_lua(struct mem_buf *b, const char *text)
+{
+    bool plain = str_utf8(str_of(text));
+
+    mem_buf_add(b, "\"", 1);
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++)
+        if (*p == '"' || *p == '\\')
+            mem_buf_printf(b, "\\%c", *p);
+        else if (*p < ' ' || *p == 0x7f || (*p >= 0x80 && !plain))
+            mem_buf_printf(b, "\\%03u", *p);
+        else
+            mem_buf_add(b, p, 1);
+    mem_buf_add(b, "\"", 1);
+}
+
+static void
+cli_learn_put_list(struct mem_buf *b, const char *name,
+                   const struct cli_path *v, size_t n)
+{
+    if (!n)
+        return;
+    mem_buf_printf(b, "%s = {", name);
+    for (size_t i = 0; i < n; i++) {
+        mem_buf_printf(b, "%s", n > 1 ? "\n  " : " ");
+        cli_put_lua(b, v[i].path);
+        mem_buf_printf(b, "%s", n > 1 ? "," : " ");
+    }
+    mem_buf_printf(b, "%s},\n", n > 1 ? "\n" : "");
+}
+
+/* Bytes seen, and a limit of half as much again, in round numbers. */
+static void
+cli_learn_put_size(struct mem_buf *b, const char *name, uint64_t seen)
+{
+    const uint64_t want = seen + seen / 2, mib = 1 << 20;
+    uint64_t step = want < mib ? 4 << 10 : want < 64 * mib ? 4 * mib : 32 * mib;
+    uint64_t limit = (want / step + 1) * step;
+
+    if (limit < mib)
+        mem_buf_printf(b, "%s = \"%" PRIu64 "K\",  -- %" PRIu64 " bytes seen\n",
+                       name, limit >> 10, seen);
+    else
+        mem_buf_printf(b, "%s = \"%" PRIu64 "M\",  -- %.1f MiB seen\n", name,
+                       limit >> 20, (double)seen / (double)mib);
+}
+
+/* The options to paste, on standard output. */
+static void
+cli_learn_print(struct cli_learn *x)
+{
+    struct cli_path *v = mem_xmalloc((x->paths_n + 1) * sizeof *v);
+    const struct cfg_command *c = x->run.command->cfg;
+    struct cli_path *w = mem_xmalloc((x->paths_n + 1) * sizeof *v);
+    size_t n = cli_learn_list(x, false, v), m = cli_learn_list(x, true, w);
+    size_t reads = 0;
+    struct mem_buf b = {0};
+
+    for (size_t i = 0; i < n; i++) {  // who may write may read
+        bool also = false;
+
+        for (size_t k = 0; k < m && !also; k++)
+            also = strcmp(v[i].path, w[k].path) == 0 ||
+                   (w[k].folder && cli_lies_in(v[i].path, w[k].path));
+        if (!also)
+            v[reads++] = v[i];
+    }
+    mem_buf_printf(
+        &b,
+        "-- what one run of %.*s needed (%.*s): %" PRIu64 " ms, %" PRIu64
+        " ms of CPU, traced\n",
+        STR_FMT(c->name), STR_FMT(c->at), x->ms,
+        (uint64_t)(x->usage.ru_utime.tv_sec + x->usage.ru_stime.tv_sec) * 1000 +
+            (uint64_t)(x->usage.ru_utime.tv_usec + x->usage.ru_stime.tv_usec) /
+                1000);
+    cli_learn_put_list(&b, "read", v, reads);
+    cli_learn_put_list(&b, "write", w, m);
+    if (x->network)
+        mem_buf_printf(&b, "network = true,\n");
+    if (x->tracees_most > 1)
+        mem_buf_printf(&b,
+                       "-- %u processes and threads at once: `processes` "
+                       "counts all of its user's\n",
+                       x->tracees_most);
+    cli_learn_put_size(&b, "memory", x->peak_kib << 10);
+    cli_learn_put_size(&b, "stdout", x->run.io[1].total);
+    cli_learn_put_size(&b, "stderr", x->run.io[2].total);
+    fwrite(mem_buf_ptr(&b), 1, mem_buf_len(&b), stdout);
+    mem_buf_free(&b);
+    free(v);
+    free(w);
+}
+
+static void
+cli_learn_say(const char *what, const struct cli_words *w)
+{
+    for (unsigned i = 0; i < w->n; i++)
+        fprintf(stderr, "gateway: it %s%s\n", what, w->v[i]);
+    if (w->n == CLI_LEARN_WORDS)
+        fputs("gateway: and more of that kind\n", stderr);
+}
+
+/* What surprises, and the system calls, on standard error. */
+static void
+cli_learn_surprises(const struct cli_learn *x)
+{
+    int column = 0;
+
+    cli_learn_say("executed another program, which the cage refuses: ",
+                  &x->executed);
+    cli_learn_say(x->network ? "used the network: " : "tried to ", &x->talked);
+    if (!x->network && !x->talked.n)
+        cli_learn_say("asked for a socket, and did not use it: ", &x->sockets);
+    cli_learn_say("", &x->odd);
+    for (size_t i = 0; i < x->paths_n; i++)
+        if (x->paths[i].write && !cli_learn_is_given(x, x->paths[i].path)) {
+            fputs("gateway: it wrote files: see `write`\n", stderr);
+            break;
+        }
+    if (x->paths_lost)
+        fputs("gateway: it opened more files than are noted\n", stderr);
+    fputs("gateway: its system calls:", stderr);
+    for (int i = 0; i < CLI_LEARN_CALLS; i++)
+        if (x->calls[i])
+            fprintf(stderr, "%s %d", column++ % 16 ? "" : "\n ", i);
+    fputc('\n', stderr);
+}
+
+/* ---- from the start to the end ---- */
+
+/* In the child. Traced from its first step on; what we do before the program
+ * starts is not noted. */
+static _Noreturn void
+cli_learn_child(struct jail_spawn *s, int fd)
+{
+    char c = 0;
+
+    prctl(PR_SET_DUMPABLE, 1L, 0L, 0L, 0L);  // a change of user took it away
+    if (write(fd, &c, 1) == 1 && read(fd, &c, 1) == 1)
+        jail_child_try(s);
+    dprintf(2, "cannot start: %s: %s\n", s->step ? s->step : "trace",
+            strerror(errno));
+    _exit(127);
+}
+
+static bool
+cli_learn_trace(struct cli_learn *x, int fd, struct err *e)
+{
+    const long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK |
+                         PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE |
+                         PTRACE_O_TRACEEXEC | PTRACE_O_TRACEEXIT |
+                         PTRACE_O_EXITKILL;
+    char c = 0;
+
+    return (read(fd, &c, 1) == 1 &&
+            ptrace(PTRACE_SEIZE, x->pid, NULL, (void *)options) == 0 &&
+            ptrace(PTRACE_INTERRUPT, x->pid, NULL, NULL) == 0 &&
+            write(fd, &c, 1) == 1) ||
+           err_set(e, ERR_EXEC,
+                   "this system does not let us trace: %s "
+                   "(kernel.yama.ptrace_scope, a container's seccomp)",
+                   strerror(errno));
+}
+
+static bool
+cli_learn_start(struct cli_learn *x, struct err *e)
+{
+    const struct exec_command *c = x->run.command;
+    struct exec_start *s = &x->start;
+    sigset_t child;
+    int pair[2];
+    bool ok;
+
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &child, NULL);
+    x->signal_fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (!exec_files_open(&x->run, s, e) || !exec_pipes_open(&x->run, s, e))
+        return false;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+        return err_set(e, ERR_EXEC, "socketpair: %s", strerror(errno));
+    x->spawn =
+        (struct jail_spawn){.program = c->program,
+                            .argv = exec_argv(&x->run, s),
+                            .envp = c->envp,
+                            .cwd = c->cwd,
+                            .stdio = {s->stdin_file >= 0  ? s->stdin_file
+                                      : s->theirs[0] >= 0 ? s->theirs[0]
+                                                          : x->broker.null,
+                                      s->theirs[1], s->theirs[2]},
+                            .files = s->files,
+                            .files_n = s->files_n,
+                            .limits = c->limits,
+                            .limits_n = c->limits_n,
+                            .parent = getpid()};
+    x->begin_ns = uv_hrtime();
+    x->pid = fork();
+    if (x->pid == 0)
+        cli_learn_child(&x->spawn, pair[1]);
+    close(pair[1]);
+    ok = x->pid > 0 ? cli_learn_trace(x, pair[0], e)
+                    : err_set(e, ERR_EXEC, "fork: %s", strerror(errno));
+    close(pair[0]);
+    for (int i = 0; i < 3; i++)
+        if (s->theirs[i] >= 0)
+            close(s->theirs[i]);
+    s->theirs[0] = s->theirs[1] = s->theirs[2] = -1;
+    return ok;
+}
+
+/* The run as a broker would have it, checked as a broker does. */
+static bool
+cli_learn_init(struct cli_learn *x, const struct cli_exec *exec,
+               const struct boot *b, struct str in, struct err *e)
+{
+    struct exec_run *r = &x->run;
+
+    if (!exec_broker_init(&x->broker, NULL, b->uid, exec->cfg.text, e) ||
+        (b->drop && !jail_drop(b->uid, b->gid, e)))
+        return false;
+    x->start = (struct exec_start){.stdin_file = -1, .theirs = {-1, -1, -1}};
+    r->broker = &x->broker;
+    r->command = &x->broker.commands[exec->index];
+    r->arena = x->a;
+    r->values = exec->slots;
+    for (unsigned i = 0; i < 3; i++)
+        r->io[i] = (struct exec_stream){.run = r, .which = i, .fd = -1};
+    r->io[0].max = r->command->cfg->stdin_max;
+    r->io[0].total = in.n;
+    mem_buf_add(&r->io[0].buf, in.p, in.n);
+    x->paths = mem_alloc(x->a, CLI_LEARN_PATHS * sizeof *x->paths);
+    if (chdir("/") != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0 ||
+        prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L) != 0)
+        return err_set(e, ERR_EXEC, "%s", strerror(errno));
+    umask(077);
+    return exec_run_check(r, e);
+}
+
+/* `gateway exec --learn`: the exit code. */
+static int
+cli_learn(struct cli_exec *exec, const struct cli *cli, struct boot *b)
+{
+    struct cli_learn *x = mem_xcalloc(sizeof *x);
+    struct jail_host host;
+    struct str in;
+    char why[96];
+    struct err e;
+    bool ok;
+
+    x->a = exec->a;
+    jail_survey(&host);
+    ok = sup_user(x->a, &exec->cfg.process, &host.have, b, &e) &&
+         cli_exec_stdin(exec, cli, &in, &e) &&
+         cli_learn_init(x, exec, b, in, &e) && cli_learn_start(x, &e);
+    if (ok) {
+        cli_learn_loop(x);
+        x->run.status = x->status;
+        x->run.timed_out = x->late;
+        exec_why(&x->run, why, sizeof why);
+        if (!x->begun)
+            snprintf(why, sizeof why, "it did not start");
+        cli_learn_surprises(x);
+        ok = x->begun && !why[0];
+        if (!ok)
+            cli_fail("%.*s: %s: what it did until then",
+                     STR_FMT(exec->command->name), why);
+        cli_learn_print(x);
+    } else {
+        cli_fail("%s", e.msg);
+    }
+    if (x->pid > 0)
+        kill(x->pid, SIGKILL);
+    exec_start_free(&x->start);
+    for (int i = 0; i < 3; i++)
+        mem_buf_free(&x->run.io[i].buf);
+    while (x->tracees)
+        cli_learn_forget(x, x->tracees->pid);
+    mem_arena_free(x->broker.arena);
+    free(x->broker.stack);
+    free(x);
+    return ok ? 0 : 1;
+}
+
 static int
 cli_exec(const struct cli *cli)
 {
-    struct cli_exec x = {.sup_fd = -1, .code = 1};
+    struct cli_exec x = {.sup_fd = -1, .code = 1, .json = cli->json};
     struct boot b;
     struct err e;
     bool ok;
@@ -39616,27 +41997,30 @@ cli_exec(const struct cli *cli)
         return cli_fail("say which command: gateway exec COMMAND slot=value "
                         "...") +
                1;
+    if (cli->learn && cli->json)
+        return cli_fail("--learn prints Lua: leave --json out") + 1;
     x.a = mem_arena_new((size_t)1 << 30);
     signal(SIGPIPE, SIG_IGN);
-    ok = jail_wall_supervisor(true, &e) &&
-         cli_load(x.a, cli->policy, &b, &x.cfg, &e) &&
-         cli_exec_find(&x, cli->args[0], &e) && cli_exec_slots(&x, cli, &e) &&
+    ok = cli_load(x.a, cli->policy, &b, &x.cfg, &e);
+    if (ok) {
+        x.usage = true;
+        ok = cli_exec_find(&x, cli->args[0], &e) && cli_exec_slots(&x, cli, &e);
+        x.usage = !ok;
+    }
+    if (ok && cli->learn) {
+        x.code = cli_learn(&x, cli, &b);
+        mem_arena_free(x.a);
+        return x.code;
+    }
+    ok = ok && jail_wall_supervisor(true, &e) &&
          cli_exec_start(&x, cli, &b, &e);
     if (ok)
         uv_run(&x.loop, UV_RUN_DEFAULT);
     else
         cli_fail("%s", e.msg);
-    if (x.exec) {
-        exec_free(x.exec);
-        uv_run(&x.loop, UV_RUN_DEFAULT);
-        uv_loop_close(&x.loop);
-    }
-    if (x.broker > 0) {
-        kill(x.broker, SIGKILL);
-        waitpid(x.broker, NULL, 0);
-    }
+    cli_exec_end(&x);
     mem_arena_free(x.a);
-    return ok ? x.code : e.kind == ERR_SYNTAX ? 2 : 1;
+    return ok ? x.code : x.usage ? 2 : 1;
 }
 
 /* ---- schema -------------------------------------------------------------- */
@@ -39689,6 +42073,154 @@ cli_schema(const struct cli *cli)
     }
     free(line);
     return code;
+}
+
+/* ---- log ----------------------------------------------------------------- */
+
+enum { CLI_LINE_MAX = 64 << 10 };  // bytes of a line that are looked at
+
+static void
+cli_log_json(const struct exec_verify *v)
+{
+    struct mem_buf b = {0};
+
+    mem_buf_printf(&b,
+                   "{\"whole\":%s,\"lines\":%" PRIu64 ",\"records\":%" PRIu64
+                   ",\"chains\":%" PRIu64 ",\"runs\":%" PRIu64
+                   ",\"runs_without_end\":%" PRIu64 ",\"refused\":%" PRIu64
+                   ",\"macs\":\"%s\",\"first\":\"%s\",\"last\":\"%s\"",
+                   exec_verify_whole(v) ? "true" : "false", v->lines,
+                   v->records, v->chains, v->runs, v->unended_runs, v->refused,
+                   v->keyed       ? "checked"
+                   : v->unchecked ? "unchecked"
+                                  : "none",
+                   v->from, v->to);
+    for (int i = 0; i < EXEC_FAULT_KINDS; i++)
+        mem_buf_printf(&b, ",\"%s\":%" PRIu64, exec_fault_names[i],
+                       v->counts[i]);
+    mem_buf_printf(&b, ",\"faults\":[");
+    for (size_t i = 0; i < v->faults_n; i++) {
+        mem_buf_printf(&b, "%s{\"kind\":\"%s\",\"line\":%" PRIu64 ",\"file\":",
+                       i ? "," : "", exec_fault_names[v->faults[i].kind],
+                       v->faults[i].line);
+        json_write_str(&b, str_of(v->faults[i].file));
+        mem_buf_printf(&b, ",\"text\":");
+        json_write_str(&b, str_of(v->faults[i].text));
+        mem_buf_add(&b, "}", 1);
+    }
+    printf("%.*s]}\n", (int)mem_buf_len(&b), mem_buf_ptr(&b));
+    mem_buf_free(&b);
+}
+
+static void
+cli_log_print(const struct exec_verify *v)
+{
+    const char *comma = " ";
+    uint64_t all = 0;
+
+    for (size_t i = 0; i < v->faults_n; i++)
+        printf("%s:%" PRIu64 ": %s: %s\n", v->faults[i].file, v->faults[i].line,
+               exec_fault_names[v->faults[i].kind], v->faults[i].text);
+    for (int i = 0; i < EXEC_FAULT_KINDS; i++)
+        all += v->counts[i];
+    if (all > v->faults_n)
+        printf("and %" PRIu64 " more\n", all - v->faults_n);
+    printf("%" PRIu64 " records of %" PRIu64 " chains in %" PRIu64
+           " lines, %s to %s\n"
+           "%" PRIu64 " runs, %" PRIu64 " without an end; %" PRIu64
+           " refused\n",
+           v->records, v->chains, v->lines, v->from[0] ? v->from : "-",
+           v->to[0] ? v->to : "-", v->runs, v->unended_runs, v->refused);
+    printf("%s\n", v->keyed       ? "MACs checked"
+                   : v->unchecked ? "MACs not checked: that takes --key"
+                                  : "no MACs: hashes show loss and mishaps, "
+                                    "but anybody can make them");
+    printf(exec_verify_whole(v) ? "whole\n" : "not whole:");
+    for (int i = 0; i < EXEC_NOTE; i++) {
+        if (!v->counts[i])
+            continue;
+        printf("%s%" PRIu64 " %s", comma, v->counts[i], exec_fault_names[i]);
+        comma = ", ";
+    }
+    printf(exec_verify_whole(v) ? "" : "\n");
+}
+
+/* A line without its newline; what is beyond CLI_LINE_MAX is left out. False:
+ * there is none. */
+static bool
+cli_log_line(FILE *f, char *line, size_t *n)
+{
+    int c;
+
+    *n = 0;
+    while ((c = getc_unlocked(f)) != EOF && c != '\n')
+        if (*n < CLI_LINE_MAX)
+            line[(*n)++] = (char)c;
+    return c != EOF || *n;
+}
+
+static bool
+cli_log_file(struct exec_verify *v, const char *path, struct err *e)
+{
+    bool own = strcmp(path, "-") == 0, bad;
+    FILE *f = own ? stdin : fopen(path, "re");
+    char *line = mem_xmalloc(CLI_LINE_MAX);
+    uint64_t number = 0;
+    size_t n;
+
+    while (f && cli_log_line(f, line, &n))
+        exec_verify_line(v, own ? "stdin" : path, ++number,
+                         (struct str){line, n});
+    free(line);
+    bad = !f || ferror(f);
+    if (bad)
+        err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
+    if (f && !own)
+        fclose(f);
+    return !bad;
+}
+
+static bool
+cli_log_key(const char *path, unsigned char key[EXEC_SUM], struct err *e)
+{
+    struct mem_arena *a = mem_arena_new(2 * SUP_FILE_BYTES);
+    struct str text;
+    bool ok = sup_read_file(a, path, SUP_FILE_BYTES, &text, e) &&
+              (exec_audit_key(text, key, e) || err_prefix(e, "%s: ", path));
+
+    if (ok)
+        explicit_bzero((void *)(uintptr_t)text.p, text.n);
+    mem_arena_free(a);
+    return ok;
+}
+
+static int
+cli_log(const struct cli *cli)
+{
+    unsigned char key[EXEC_SUM];
+    struct exec_verify *v;
+    struct err e;
+    bool ok = true, whole;
+
+    if (cli->args_n < 2 || strcmp(cli->args[0], "verify") != 0)
+        return cli_fail("say which log: gateway log verify FILE") + 1;
+    if (cli->key && !cli_log_key(cli->key, key, &e))
+        return cli_fail("--key: %s", e.msg);
+    v = exec_verify_new(cli->key ? key : NULL, cli->running);
+    explicit_bzero(key, sizeof key);
+    for (int i = 1; ok && i < cli->args_n; i++)
+        ok = cli_log_file(v, cli->args[i], &e);
+    if (ok) {
+        exec_verify_end(v);
+        (cli->json ? cli_log_json : cli_log_print)(v);
+    } else {
+        cli_fail("%s", e.msg);
+    }
+    whole = ok && exec_verify_whole(v);
+    exec_verify_free(v);
+    if (fflush(stdout) != 0)
+        return cli_fail("standard output: %s", strerror(errno));
+    return whole ? 0 : 1;
 }
 
 /* ---- version ------------------------------------------------------------- */
@@ -39800,8 +42332,10 @@ static const struct cli_command cli_commands[] = {
      "Runs one declared command, through a "
      "broker as requests do.",
      "  gateway exec tail lines=10 file=app.log\n"
-     "  gateway exec --policy my.lua --stdin wc < notes\n",
-     CLI_POLICY | CLI_STDIN, -1, cli_exec, NULL},
+     "  gateway exec --policy my.lua --stdin notes wc\n"
+     "  dmesg | gateway exec --json --stdin - wc\n"
+     "  gateway exec --learn report month=5\n",
+     CLI_POLICY | CLI_STDIN | CLI_JSON | CLI_LEARN, -1, cli_exec, NULL},
     {"schema", "",
      "Reads lines {\"schema\": ..., \"instance\": ...} and answers each with "
      "\"valid\", \"invalid: why\" or \"error: why\" (of the schema). Exit code "
@@ -39810,6 +42344,13 @@ static const struct cli_command cli_commands[] = {
      "gateway schema\n"
      "  gateway schema --open < suite.jsonl\n",
      CLI_OPEN, 0, cli_schema, NULL},
+    {"log", "verify FILE ...",
+     "Is the chain of audit records whole? Says what is missing, changed, "
+     "moved or doubled; -: standard input. Files in the order of their age.",
+     "  gateway log verify gateway.log\n"
+     "  gateway log verify --key audit.key gateway.log.1 gateway.log\n"
+     "  journalctl -u gateway | gateway log verify --running -\n",
+     CLI_KEY | CLI_RUNNING | CLI_JSON, -1, cli_log, NULL},
     {"version", "",
      "Everything that is linked in, and which sandbox layers are here.",
      "  gateway version --json\n", CLI_JSON, 0, cli_version, NULL},
@@ -39877,9 +42418,14 @@ cli_option_set(struct cli *cli, unsigned bit, const char *value)
         cli->policy_given = true;
     }
     cli->json |= bit == CLI_JSON;
-    cli->pass_stdin |= bit == CLI_STDIN;
+    if (bit == CLI_STDIN)
+        cli->stdin_path = value;
+    if (bit == CLI_KEY)
+        cli->key = value;
+    cli->running |= bit == CLI_RUNNING;
     cli->open |= bit == CLI_OPEN;
     cli->host |= bit == CLI_HOST;
+    cli->learn |= bit == CLI_LEARN;
 }
 
 /* Options and operands in any order; "--" ends the options. */

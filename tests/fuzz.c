@@ -15,6 +15,7 @@
 #include "fuzz_hello.inc"
 #include "fuzz_json.inc"
 #include "fuzz_lib.inc"
+#include "fuzz_log.inc"
 #include "fuzz_mounts.inc"
 #include "fuzz_msg.inc"
 #include "fuzz_pki.inc"
@@ -32,8 +33,8 @@ static const struct {
     {"chain", fuzz_target_chain},     {"crl", fuzz_target_crl},
     {"h1", fuzz_target_h1},           {"hdr", fuzz_target_hdr},
     {"hello", fuzz_target_hello},     {"json", fuzz_target_json},
-    {"lib", fuzz_target_lib},         {"mounts", fuzz_target_mounts},
-    {"msg", fuzz_target_msg},
+    {"lib", fuzz_target_lib},         {"log", fuzz_target_log},
+    {"mounts", fuzz_target_mounts},   {"msg", fuzz_target_msg},
     {"pki", fuzz_target_pki},         {"pp", fuzz_target_pp},
     {"schema", fuzz_target_schema},   {"ticket", fuzz_target_ticket},
     {"upgrade", fuzz_target_upgrade}, {"uri", fuzz_target_uri},

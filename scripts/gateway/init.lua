@@ -154,6 +154,7 @@ local PROCESS_SPEC <const> = {
   must_have = { options.texts, default = core.array {} },
   clock = { options.one_of("wait", "floor"), default = "wait" },
   ticket_keys = { options.text, default = "" },
+  audit_key = { options.text, default = "" },
 }
 
 local ADMIN_SPEC <const> = { address = { options.text, required = true } }

@@ -14,6 +14,7 @@ local PROCESS_DEFAULT <const> = {
   workers = 1, user = "nobody", group = "", access_log = true,
   log_level = "info", lua_memory = 67108864, drain_ms = 30000,
   ticket_keys = "",
+  audit_key = "",
   accept_missing = core.array {}, must_have = core.array {},
 }
 
