@@ -26780,7 +26780,7 @@ exec_guard_fault(const struct exec_guard *g, const struct cfg_command *c,
 
     if (c->slots[slot].is_file || !v.n)
         return NULL;  // its name never reaches the program
-    if (!prefix.n && exec_is_option(v) &&
+    if (!prefix.n && c->slots[slot].dash && exec_is_option(v) &&
         !(g->ends && exec_slot_ended(c, slot)))
         return "begins with '-', which this program takes for an option";
     if (g->lead && !below && strchr(g->lead, v.p[0]))
@@ -26893,7 +26893,7 @@ exec_word_is(const struct exec_guard *g, struct str arg, bool first,
     struct str name, rest;
     size_t n = 0;
 
-    if (word.n > 1 && word.p[word.n - 1] == '*')
+    if (word.p[word.n - 1] == '*')
         return str_starts(arg, (struct str){word.p, word.n - 1});
     if (str_eq(arg, word))
         return true;
@@ -27110,9 +27110,9 @@ exec_guard_args(const struct exec_guard *g, const struct cfg_command *c,
 /* ---- guards: what a slot's schema lets through, at load ------------------ */
 
 enum {
-    EXEC_REACH_DEPTH = 24,     // bytes of a value that are tried
+    EXEC_REACH_DEPTH = 18,     // bytes of a value that are tried
     EXEC_REACH_SEEN = 4,       // ways to go on that are told apart, a depth
-    EXEC_REACH_TRIES = 30000,  // for one slot
+    EXEC_REACH_TRIES = 60000,  // for one slot
 };
 
 /* A search through the texts that a schema may begin with, for one that
@@ -27122,6 +27122,7 @@ struct exec_reach {
     const struct exec_guard *guard;
     const struct cfg_command *c;
     unsigned slot, tries;
+    size_t depth;  // where to turn back
     uint64_t seen[EXEC_REACH_DEPTH][EXEC_REACH_SEEN];
     char text[EXEC_REACH_DEPTH + 1];
     const char *fault;
@@ -27132,6 +27133,7 @@ exec_reach_fault(struct exec_reach *r, size_t n)
 {
     if (n == 1 && r->text[0] == '-')  // a number may follow
         return false;
+    r->text[n] = 0;
     r->fault =
         exec_guard_fault(r->guard, r->c, r->slot, (struct str){r->text, n});
     return r->fault != NULL;
@@ -27160,7 +27162,7 @@ exec_reach_from(struct exec_reach *r, size_t n)
     bool may[128] = {false}, lower = false, upper = false, digit = false;
     uint64_t mark = 14695981039346656037u;
 
-    if (n == EXEC_REACH_DEPTH)
+    if (n == r->depth)
         return false;
     for (int c = ' '; c < 127 && r->tries; c++, r->tries--) {
         r->text[n] = (char)c;
@@ -27218,8 +27220,11 @@ exec_reach_find(struct exec_reach *r, const struct exec_guard *g,
         return false;
     if (yyjson_is_arr(values))
         return exec_reach_enum(r, values);
-    if (exec_reach_from(r, 0))
-        return true;
+    for (r->depth = 2; r->depth <= EXEC_REACH_DEPTH; r->depth *= 3) {
+        memset(r->seen, 0, sizeof r->seen);  // short ones first
+        if (exec_reach_from(r, 0))
+            return true;
+    }
     r->fault = NULL;
     return false;
 }
