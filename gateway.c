@@ -6048,14 +6048,19 @@ schema_enum_may(const struct schema_enum *e, struct str begin)
     return false;
 }
 
-/* A match that ran into the end of `begin` could go on. */
+/* A match that ran into the end of `begin` could go on. Where a pattern is not
+ * bound to the beginning, it may match later. */
 static bool
 schema_re_may(const struct schema *s, const struct schema_re *re,
               struct str begin)
 {
     struct schema_engine *g = s->engine;
+    uint32_t options = 0;
     int n;
 
+    must(pcre2_pattern_info(re->code, PCRE2_INFO_ALLOPTIONS, &options) == 0);
+    if (!(options & PCRE2_ANCHORED))
+        return true;
     pcre2_set_match_limit(g->limits, SCHEMA_MATCH_MAX);
     n = pcre2_match(re->code, (PCRE2_SPTR)begin.p, begin.n, 0,
                     PCRE2_PARTIAL_HARD, g->match, g->limits);
@@ -27154,12 +27159,27 @@ exec_reach_new(struct exec_reach *r, size_t n, uint64_t mark)
     return false;
 }
 
-/* Goes on with one letter, one digit and every other byte that may follow the
- * first `n`. True: r->text is such a text. */
+/* Of the letters, small and capital, and the digits that may follow: is `c` the
+ * first or the last? */
+static bool
+exec_reach_end(const bool may[128], int c)
+{
+    int (*kind)(int) = islower(c) ? islower : isupper(c) ? isupper : isdigit;
+    bool below = false, above = false;
+
+    for (int k = '0'; k <= 'z'; k++) {
+        below |= k < c && may[k] && kind(k);
+        above |= k > c && may[k] && kind(k);
+    }
+    return !below || !above;
+}
+
+/* Goes on with two of each kind of letter and digit, and every other byte that
+ * may follow the first `n`. True: r->text is such a text. */
 static bool
 exec_reach_from(struct exec_reach *r, size_t n)
 {
-    bool may[128] = {false}, lower = false, upper = false, digit = false;
+    bool may[128] = {false};
     uint64_t mark = 14695981039346656037u;
 
     if (n == r->depth)
@@ -27174,11 +27194,8 @@ exec_reach_from(struct exec_reach *r, size_t n)
     if (!exec_reach_new(r, n, mark | 1))
         return false;
     for (int c = 126; c >= ' '; c--) {
-        bool *had = islower(c) ? &lower : isupper(c) ? &upper : &digit;
-
-        if (!may[c] || (isalnum(c) && *had))
+        if (!may[c] || (isalnum(c) && !exec_reach_end(may, c)))
             continue;
-        *had |= isalnum(c) != 0;
         r->text[n] = (char)c;
         if (exec_reach_from(r, n + 1))
             return true;
@@ -27385,30 +27402,49 @@ exec_rule_of(struct str name)
     return g.n ? g.v[0] : NULL;
 }
 
-/* Is this file known by a name that has a rule, which none of the names it
- * goes by has: the same inode, or a copy? Fills in that name. */
+/* Looks through one folder for a name of this file that has a rule which none
+ * of the names it goes by has: another link to it, or a copy. */
+static bool
+exec_twin_in(DIR *d, int file, const struct stat *st, const struct str names[2],
+             char twin[256])
+{
+    const void *rule;
+
+    for (struct dirent *f; (f = readdir(d));) {
+        if (!exec_is_twin(dirfd(d), f->d_name, file, st))
+            continue;
+        rule = exec_rule_of(str_of(f->d_name));
+        if (!rule || rule == exec_rule_of(names[0]) ||
+            rule == exec_rule_of(names[1]))
+            continue;
+        snprintf(twin, 256, "%s", f->d_name);
+        return true;
+    }
+    return false;
+}
+
 static bool
 exec_twin_find(int file, const struct stat *st, const struct str names[2],
                char twin[256])
 {
-    static const char *const folders[] = {"/bin", "/sbin", "/usr/bin",
-                                          "/usr/sbin", "/usr/local/bin"};
-    const void *ours[2] = {exec_rule_of(names[0]), exec_rule_of(names[1])};
+    static const char *const folders[] = {
+        "/usr/bin", "/usr/sbin", "/usr/local/bin", "/bin", "/sbin",
+        "/lib64",   "/lib"};
+    struct stat seen[sizeof folders / sizeof *folders] = {0};
     bool found = false;
 
     for (size_t i = 0; i < sizeof folders / sizeof *folders && !found; i++) {
-        DIR *d = opendir(folders[i]);
+        bool again = stat(folders[i], &seen[i]) != 0;
+        DIR *d;
 
-        for (struct dirent *f; d && !found && (f = readdir(d));) {
-            const void *rule = exec_rule_of(str_of(f->d_name));
-
-            found = rule && rule != ours[0] && rule != ours[1] &&
-                    exec_is_twin(dirfd(d), f->d_name, file, st);
-            if (found)
-                snprintf(twin, 256, "%s", f->d_name);
-        }
-        if (d)
-            closedir(d);
+        for (size_t k = 0; k < i && !again; k++)
+            again = seen[k].st_dev == seen[i].st_dev &&
+                    seen[k].st_ino == seen[i].st_ino;
+        d = again ? NULL : opendir(folders[i]);
+        if (!d)
+            continue;
+        found = exec_twin_in(d, file, st, names, twin);
+        closedir(d);
     }
     return found;
 }
@@ -27560,74 +27596,70 @@ exec_writable(const char *path, uid_t uid, struct err *e)
     return who != NULL;
 }
 
-/* The file and every folder above it, as the path is written. */
-static bool
-exec_folders_check(const char *path, uid_t uid, struct err *e)
-{
-    char p[PATH_MAX];
-    size_t n = strlen(path);
+/* A way through the file system: what is resolved, and what is left. */
+struct exec_way {
+    char done[PATH_MAX], left[PATH_MAX];
+    unsigned links;
+};
 
-    must(n < sizeof p && path[0] == '/');
-    memcpy(p, path, n + 1);
-    if (exec_writable("/", uid, e))
-        return false;
-    for (size_t i = 1; i <= n; i++) {
-        if (path[i] != '/' && path[i])
-            continue;
-        p[i] = 0;
-        if (exec_writable(p, uid, e))
-            return false;
-        p[i] = path[i];
-    }
+/* Puts the target of a symbolic link in front of what is left. */
+static bool
+exec_way_link(struct exec_way *w, char *target, struct err *e)
+{
+    size_t n = strlen(target), rest = strlen(w->left);
+
+    if (++w->links > 40 || n + 1 + rest >= sizeof w->left)
+        return err_set(e, ERR_CONFIG, "%s: too many symbolic links", w->done);
+    memmove(w->left + n + 1, w->left, rest + 1);
+    memcpy(w->left, target, n);
+    w->left[n] = '/';
+    *(target[0] == '/' ? w->done : strrchr(w->done, '/')) = 0;
     return true;
 }
 
-/* Follows the last part of `path` by one symbolic link: 1. 0: it is none. */
-static int
-exec_follow(char *path, size_t size, struct err *e)
+/* Takes one part of the path. */
+static bool
+exec_way_step(struct exec_way *w, uid_t uid, struct err *e)
 {
-    char link[PATH_MAX], next[2 * PATH_MAX];
-    ssize_t n = readlink(path, link, sizeof link - 1);
+    size_t part = strcspn(w->left, "/"), n = strlen(w->done);
+    char target[PATH_MAX];
+    ssize_t link;
+    bool up = part == 2 && memcmp(w->left, "..", 2) == 0;
 
-    if (n < 0 && errno == EINVAL)
-        return 0;
-    if (n < 0) {
-        err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
-        return -1;
+    if (part && !up && !(part == 1 && w->left[0] == '.')) {
+        if (n + 1 + part >= sizeof w->done)
+            return err_set(e, ERR_CONFIG, "the path is too long");
+        w->done[n] = '/';
+        memcpy(w->done + n + 1, w->left, part);
+        w->done[n + 1 + part] = 0;
+    } else if (up && n) {
+        *strrchr(w->done, '/') = 0;
     }
-    link[n] = 0;
-    if (link[0] == '/')
-        snprintf(next, sizeof next, "%s", link);
-    else
-        snprintf(next, sizeof next, "%.*s/%s", (int)(strrchr(path, '/') - path),
-                 path, link);
-    if (strlen(next) >= size) {
-        err_set(e, ERR_CONFIG, "%s: the path is too long", path);
-        return -1;
-    }
-    memcpy(path, next, strlen(next) + 1);
-    return 1;
+    part += w->left[part] == '/';
+    memmove(w->left, w->left + part, strlen(w->left + part) + 1);
+    link = readlink(w->done, target, sizeof target - 1);
+    if (link < 0)
+        return !exec_writable(w->done[0] ? w->done : "/", uid, e);
+    target[link] = 0;
+    return exec_way_link(w, target, e);
 }
 
-/* Nobody but root may be able to change what `path` stands for: neither along
- * the path, nor along each symbolic link, nor where it ends. */
+/* Nobody but root may be able to change what `path` stands for: not the file,
+ * nor a folder that it, or a symbolic link on the way, lies in. */
 static bool
 exec_path_check(const char *path, uid_t uid, struct err *e)
 {
-    char p[PATH_MAX], real[PATH_MAX];
-    int r = 1;
+    struct exec_way *w = mem_xcalloc(sizeof *w);
+    bool ok = strlen(path) < sizeof w->left ||
+              err_set(e, ERR_CONFIG, "the path is too long");
 
-    if (!realpath(path, real))
-        return err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
-    if (strlen(path) >= sizeof p)
-        return err_set(e, ERR_CONFIG, "the path is too long");
-    memcpy(p, path, strlen(path) + 1);
-    for (int i = 0; r == 1 && i < 40; i++) {
-        if (!exec_folders_check(p, uid, e))
-            return false;
-        r = exec_follow(p, sizeof p, e);
-    }
-    return r == 0 && exec_folders_check(real, uid, e);
+    if (ok)
+        memcpy(w->left, path, strlen(path) + 1);
+    ok = ok && !exec_writable("/", uid, e);
+    while (ok && w->left[0])
+        ok = exec_way_step(w, uid, e);
+    free(w);
+    return ok;
 }
 
 /* The file behind `fd`: a plain ELF program without rights of its own. */
@@ -33453,6 +33485,7 @@ struct bind_stubs {
 struct bind_command {
     const struct cfg_command *cfg;  // borrowed
     struct schema **slots;
+    struct exec_guarding guards;
 };
 
 /* Per worker: what bindings need of the configuration. */
@@ -33696,7 +33729,6 @@ static const char *
 bind_take_slots(lua_State *L, const struct bind_command *c, int at,
                 struct mem_arena *a, struct str *slots)
 {
-    struct exec_guarding guards = exec_guard_find(c->cfg->program, S(""));
     size_t given = 0, known = 0;
     struct err e;
 
@@ -33711,7 +33743,7 @@ bind_take_slots(lua_State *L, const struct bind_command *c, int at,
                               STR_FMT(s->name));
         known++;
         slots[i] = bind_slot_text(L, lua_gettop(L), a, s->name.p);
-        if (!exec_slot_check(c->cfg, (unsigned)i, &guards, c->slots[i], a,
+        if (!exec_slot_check(c->cfg, (unsigned)i, &c->guards, c->slots[i], a,
                              slots[i], &e))
             return mem_printf(a, "refused: %s", e.msg);
         lua_pop(L, 1);
@@ -34104,6 +34136,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
         struct bind_command *c = &set->commands[i];
 
         c->cfg = &env->cfg->commands[i];
+        c->guards = exec_guard_find(c->cfg->program, S(""));
         c->slots = mem_alloc(boot, (c->cfg->slots_n + 1) * sizeof *c->slots);
         for (size_t j = 0; j < c->cfg->slots_n; j++) {
             c->slots[j] =
