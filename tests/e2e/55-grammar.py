@@ -6,7 +6,9 @@ refuses the value when it comes.  A program that is not on this machine skips
 its case, and says so.
 """
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 
@@ -568,3 +570,81 @@ def test_an_array_is_not_one_argument():
     cat = program("/bin/cat", "/usr/bin/cat")
     refuses(cat, V, slot('{ type = "array", items = { type = "string" } }'),
             "array")
+
+
+# what does not load, whatever the slots are
+
+def folder_with(name, text, mode=0o755):
+    path = write(os.path.join(tmpdir("load"), name), text)
+    os.chmod(path, mode)
+    return path
+
+
+def test_what_does_not_load():
+    rows = [
+        ("true", "", "absolute path"),
+        ("./true", "", "absolute path"),
+        ("/bin/sh", "", "is a shell"),
+        ("/bin/bash", '"-c", "id"', "is a shell"),
+        ("/usr/bin/env", '"sh"', "starts a program"),
+        ("/usr/bin/xargs", '"id"', "starts a program"),
+        ("/usr/bin/perl", '"-e", "1"', "an interpreter"),
+        ("/usr/bin/perl", '"-wle", "1"', "an interpreter"),
+        ("/usr/bin/perl", '"/dev/stdin"', "not a file of its own"),
+        ("/usr/bin/awk", '"1"', "runs what its arguments"),
+        ("/usr/bin/sed", '"1e id"', "--sandbox"),
+        ("/usr/bin/su", "", "set-uid"),
+        (folder_with("script", "#!/bin/sh\nid\n"), "", "a script"),
+        (folder_with("script", "#!/usr/bin/env python3\n"), "", "a script"),
+        (folder_with("text", "hello\n"), "", "not an ELF"),
+        (folder_with("plain", "hello\n", 0o644), "", "not executable"),
+        ("/usr/bin", "", "not a regular file"),
+    ]
+    for path, args, word in rows:
+        if path[0] == "/" and not os.path.exists(path):
+            continue
+        refuses(path, args, "", word, "policy.lua")
+
+
+def test_a_copy_of_a_shell_does_not_load():
+    """Pinned, so that only what it is can be against it."""
+    sh_copy = os.path.join(tmpdir("load"), "harmless")
+    shutil.copy("/bin/sh", sh_copy)
+    with open(sh_copy, "rb") as f:
+        pin = hashlib.sha256(f.read()).hexdigest()
+    folder = tmpdir("grammar")
+    done = gateway_cli("check", write(
+        os.path.join(folder, "policy.lua"), GOOD + 'gateway.command { name = '
+        '"c", program = "%s", sha256 = "%s" }\n' % (sh_copy, pin)), cwd=folder)
+    equal(done.returncode, 1)
+    assert "is a shell" in done.err, done.err
+    with open(sh_copy, "ab") as f:      # now it is nobody's copy
+        f.write(b"x")
+    with open(sh_copy, "rb") as f:
+        pin = hashlib.sha256(f.read()).hexdigest()
+    done = gateway_cli("check", write(
+        os.path.join(folder, "policy.lua"), GOOD + 'gateway.command { name = '
+        '"c", program = "%s", sha256 = "%s" }\n' % (sh_copy, pin)), cwd=folder)
+    equal(done.returncode, 1)
+    assert "by what is in it" in done.err, done.err
+
+
+def test_run_refuses_what_check_refuses():
+    tar = program("/usr/bin/tar", "/bin/tar")
+    g = Gateway('gateway.command { name = "c", program = "%s", args = { "-tf", '
+                'gateway.slot "v" }, slots = { v = %s } }' % (tar, NAME),
+                wait=False)
+    equal(g.process.wait(10), 1, "exit of run")
+    assert g.lines("needs --force-local"), "no word of it in the log"
+
+
+def test_readme_names_every_program():
+    """A row of the table is a row of the README."""
+    here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+    with open(os.path.join(here, "gateway.c"), encoding="utf-8") as f:
+        table = f.read().split("exec_guards[] = {")[1].split("\n};")[0]
+    with open(os.path.join(here, "README.md"), encoding="utf-8") as f:
+        readme = f.read()
+    names = re.findall(r'\.names = "([a-z0-9]+)', table)
+    assert len(names) > 25, names
+    equal([n for n in names if "`%s`" % n not in readme], [], "not in README")
