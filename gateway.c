@@ -26483,6 +26483,13 @@ static const struct exec_guard exec_guards[] = {
      .why = "it takes \"host:file\" for an archive elsewhere, and starts a "
             "shell for actions and for compression (declare gzip as a command "
             "of its own)"},
+    {.names = "cpio",
+     .text = "--force-local",
+     .never = "--rsh-command",
+     .own = "-D|--directory|-M|--message|-E|--pattern-file",
+     .bundles = true,
+     .ends = true,
+     .why = "it takes \"host:file\" for an archive elsewhere"},
     {.names = "bsdtar bsdcpio",
      .lead = "@",
      .never = "--use-compress-program",
@@ -26675,19 +26682,26 @@ static const struct exec_guard exec_guards[] = {
      .bundles = true,
      .ends = true,
      .why = "it reads lists of files, and starts programs that unpack"},
-    {.names = "patch",
-     .must = "-u|--unified|-c|--context|-n|--normal",
-     .never = "-e|--ed",
-     .own = "-o|--output|-r|--reject-file|-d|--directory|-B|--prefix|-z|"
-            "--suffix|-D|--ifdef",
-     .bundles = true,
-     .ends = true,
-     .why = "a patch may be a script for ed, which runs commands"},
     {.names = "tcpdump",
      .never = "-z",
      .own = "-w|-r|-F|-V|-Z",
      .bundles = true,
      .why = "it runs a program on each file that it wrote"},
+    {.names = "ssh-keygen",
+     .never = "-D|-w",
+     .own = "-f|-s|-O",
+     .bundles = true,
+     .why = "some of its options load libraries"},
+    {.names = "groff gtroff troff pic gpic eqn geqn tbl gtbl soelim refer",
+     .never = "-U|-I|-M",
+     .bundles = true,
+     .ends = true,
+     .why = "with -U a document may run commands"},
+    {.names = "dpkg",
+     .never = "--pre-invoke|--post-invoke|--status-logger|--log|-i|--install|"
+              "--unpack|--configure|-r|--remove|-P|--purge|--triggers-only",
+     .own = "--root|--admindir|--instdir|--force-*",
+     .why = "it runs hooks, and the scripts of packages"},
     {.names = "ip",
      .never = "netns|netn|vrf|-b|-batch|-force",
      .first = true,
@@ -27313,9 +27327,11 @@ static const struct exec_refused {
      "start-stop-daemon run-parts runcon setpriv capsh watch entr script "
      "scriptreplay unbuffer rlwrap dbus-run-session xvfb-run fakeroot proot "
      "chpst softlimit envdir setuidgid cttyhack openvt runsv runsvdir tcpsvd "
-     "udpsvd inetd crond telnetd udhcpc tini dumb-init at batch crontab make "
-     "gmake ninja cmake ld.so ld-* qemu-* cc gcc g++ c++ c89 c99 clang clang++ "
-     "cpp ssh-agent",
+     "udpsvd inetd crond telnetd udhcpc aa-exec cpulimit distcc logsave "
+     "multitime pexec setlock torify torsocks grc gtester xdotool logrotate "
+     "pidstat openvpn aria2c tini dumb-init at batch crontab make gmake ninja "
+     "cmake ld.so ld-* qemu-* cc gcc g++ c++ c89 c99 clang clang++ cpp "
+     "ssh-agent",
      "starts a program that its arguments name"},
     {"sudo su doas pkexec runuser sg newgrp login getty machinectl docker "
      "podman nerdctl ctr crictl kubectl lxc lxc-attach",
@@ -27324,12 +27340,14 @@ static const struct exec_refused {
      "socat nc ncat netcat",
      "runs commands elsewhere, or connects its streams to them"},
     {"awk gawk mawk nawk original-awk m4 dc gnuplot sqlite psql mysql mariadb "
-     "octave maxima ftp lftp git git-* hg svn svn-* cvs bzr fossil conjure "
-     "conjure-im6* luatex lualatex irb iex erl R scheme sbcl clisp ghci swipl "
-     "jshell php-cgi smbclient",
+     "octave maxima ftp lftp git git-* hg svn svn-* cvs bzr fossil patch apt "
+     "apt-get aptitude rpm yum dnf zypper apk opkg snap flatpak pip npm yarn "
+     "gem cpan cargo conjure conjure-im6* luatex lualatex irb iex erl R scheme "
+     "sbcl clisp ghci swipl jshell php-cgi smbclient",
      "runs what its arguments or input say"},
     {"vim vi view vimdiff rvim nvim ed red ex emacs emacsclient nano pico joe "
-     "mg less more most man screen tmux dialog mc mail mutt",
+     "mg less more most man w3m lynx elinks ncdu vipw vigr slsh minicom "
+     "virsh debugfs scanmem screen tmux tmate dialog mc mail mutt",
      "offers its user a shell"},
     {"gdb lldb strace ltrace perf bpftrace valgrind expect dtach",
      "starts and controls programs"},

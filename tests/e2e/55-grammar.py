@@ -441,7 +441,7 @@ def test_split_and_sort():
     loads(sort, '"-u", ' + V, slot(FILE))
 
 
-def test_dd_date_file_patch_install():
+def test_dd_date_install():
     dd, d = program("/usr/bin/dd", "/bin/dd"), stage()
     bare(d, dd, "if=secret", "of=made")
     assert made(d, "made")
@@ -459,24 +459,170 @@ def test_dd_date_file_patch_install():
     refuses(inst, '"-s", %s, "/x"' % V, slot(NAME), '"-s"')
 
 
-def test_file_and_patch():
-    d = stage()
-    file_ = program("/usr/bin/file")
+def test_file():
+    file_, d = program("/usr/bin/file"), stage()
     assert b"secret-42" in bare(d, file_, "-f", "secret").stdout
     refuses(file_, '"-bf", ' + V, slot(NAME), '"-bf"')
     refuses(file_, '"-z", ' + V, slot(FILE), '"-z"')
     loads(file_, '"-b", ' + V, slot(FILE))
-    patch = program("/usr/bin/patch")
-    write(os.path.join(d, "ed.patch"), "1s/plain/changed/\n")
-    bare(d, patch, "--ed", "plain", "ed.patch")
-    refuses(patch, '"-i", %s, "/x"' % V, slot(FILE), "ed, which runs commands")
-    refuses(patch, '"-u", "-e", "-i", %s, "/x"' % V, slot(FILE), '"-e"')
-    loads(patch, '"-u", "-i", %s, "/x"' % V, slot(FILE))
+
+
+def test_cpio():
+    cpio, d = program("/usr/bin/cpio", "/bin/cpio"), stage()
+    bare(d, cpio, "-o", "-O", "localhost:x", input=b"plain\n")
+    assert not made(d, "localhost:x"), "it takes that for a file"
+    bare(d, cpio, "-o", "--force-local", "-O", "localhost:x", input=b"plain\n")
+    assert made(d, "localhost:x")
+    refuses(cpio, '"-i", "-I", ' + V, slot(NAME), "--force-local")
+    refuses(cpio, '"-i", "--rsh-command=x", "-I", ' + V, slot(FILE), "--rsh")
+    loads(cpio, '"-it", "--force-local", "-I", ' + V, slot(NAME))
+
+
+def test_ssh_keygen():
+    keygen, d = program("/usr/bin/ssh-keygen"), stage()
+    write(os.path.join(d, "x.c"), """#include <fcntl.h>
+void C_GetFunctionList(void) {}
+__attribute__((constructor)) static void x(void) { creat("made", 0600); }
+""")
+    sh("cc", "-shared", "-fPIC", "-o", "x.so", "x.c", cwd=d)
+    bare(d, keygen, "-D", "./x.so")
+    assert made(d, "made"), "the payload does not work here"
+    refuses(keygen, '"-D", "/x.so", ' + V, slot(NAME), '"-D"')
+    refuses(keygen, '"-l", "-f", ' + V, slot(NAME), '"-f"')
+    loads(keygen, '"-l", "-f", ' + V, slot(FILE))
+
+
+def test_troff():
+    troff, d = program("/usr/bin/troff"), stage()
+    write(os.path.join(d, "x"), ".sy echo x >made\n")
+    bare(d, troff, "x")
+    assert not made(d, "made"), "it is not safe by default"
+    bare(d, troff, "-U", "x")
+    assert made(d, "made"), "the payload does not work here"
+    refuses(troff, '"-U", ' + V, slot(FILE), "run commands")
+    refuses(troff, '"-tU", ' + V, slot(FILE), "run commands")
+    loads(troff, V, slot(FILE))
+
+
+def test_dpkg():
+    dpkg, d = program("/usr/bin/dpkg"), stage()
+    bare(d, dpkg, "--pre-invoke=echo x >%s/made" % d, "--root=" + d,
+         "--force-not-root", "--configure", "nothing")
+    assert made(d, "made"), "the payload does not work here"
+    refuses(dpkg, '"--pre-invoke=x", "-l", ' + V, slot(NAME), "hooks")
+    refuses(dpkg, '"-i", ' + V, slot(FILE), '"-i"')
+    loads(dpkg, '"-l", ' + V, slot(NAME))
+
+
+def test_tcpdump():
+    tcpdump = program("/usr/bin/tcpdump", "/usr/sbin/tcpdump")
+    refuses(tcpdump, '"-z", "x", "-r", ' + V, slot(FILE), '"-z"')
+    refuses(tcpdump, '"-nz", "x", "-r", ' + V, slot(FILE), '"-nz"')
+    refuses(tcpdump, '"-w", ' + V, slot(NAME), '"-w"')
+    loads(tcpdump, '"-r", ' + V, slot(FILE))
+
+
+def test_gm():
+    gm, d = program("/usr/bin/gm"), stage()
+    assert b"secret-42" in bare(d, gm, "convert", "@secret", "x.png").stdout
+    bare(d, gm, "batch", "-", input=b"convert xc:red made.png\n")
+    assert made(d, "made.png"), "the payload does not work here"
+    refuses(gm, '"batch", "-", ' + V, slot(NAME), '"batch"')
+    refuses(gm, V + ', "png:-"', slot(NAME), "first argument")
+    refuses(gm, '"convert", %s, "png:-"' % V, slot(FILE), "prefix")
+    loads(gm, '"convert", gateway.slot("v", "png:"), "gif:-"', slot(FILE))
+
+
+def test_pandoc():
+    pandoc, d = program("/usr/bin/pandoc"), stage()
+    write(os.path.join(d, "x.lua"), 'os.execute("echo x >made")')
+    bare(d, pandoc, "-L", "x.lua", "plain")
+    assert made(d, "made"), "the payload does not work here"
+    write(os.path.join(d, "x.rst"), ".. include:: secret\n")
+    argv = [pandoc, "-f", "rst", "-t", "plain", "x.rst"]
+    assert b"secret-42" in bare(d, *argv).stdout
+    assert b"secret-42" not in bare(d, *argv, "--sandbox").stdout
+    refuses(pandoc, '"-t", "plain", ' + V, slot(FILE), "--sandbox")
+    refuses(pandoc, '"--sandbox", "-L", "/x.lua", ' + V, slot(FILE), '"-L"')
+    refuses(pandoc, '"--sandbox", "--lua-f=/x", ' + V, slot(FILE), '"--lua-f')
+    refuses(pandoc, '"--sandbox", "-o", ' + V, slot(NAME), '"-o"')
+    refuses(pandoc, '"--sandbox", ' + V, slot(URL), "scheme")
+    loads(pandoc, '"--sandbox", "-t", gateway.slot "t", ' + V,
+          slot(FILE) + ", " + slot('gateway.enum { "html", "plain" }', "t"))
+
+
+def test_tex():
+    tex, d = program("/usr/bin/pdftex", "/usr/bin/tex"), stage()
+    code = "\\catcode`\\{=1 \\catcode`\\}=2 \\immediate\\write18" \
+           "{echo x >made}\\end"
+    bare(d, tex, "-ini", "-no-shell-escape", code)
+    assert not made(d, "made"), "-no-shell-escape does not hold it"
+    bare(d, tex, "-ini", "-shell-escape", code)
+    assert made(d, "made"), "the payload does not work here"
+    safe = '"-no-shell-escape", '
+    refuses(tex, V, slot(FILE), "no-shell-escape")
+    refuses(tex, safe + '"-shell-escape", ' + V, slot(FILE), "takes no")
+    refuses(tex, safe + V, slot(ANY), "narrow")
+    loads(tex, safe + V, slot(NAME))
+
+
+def test_wkhtmltopdf():
+    pdf, d = program("/usr/bin/wkhtmltopdf"), stage()
+    write(os.path.join(d, "x.html"), '<iframe src="secret"></iframe>')
+    argv = [pdf, "x.html", "x.pdf"]
+    assert b"Blocked access" not in bare(
+        d, pdf, "--enable-local-file-access", *argv[1:]).stdout
+    assert b"Blocked access" in bare(
+        d, pdf, "--disable-local-file-access", *argv[1:]).stdout
+    refuses(pdf, V + ', "-"', slot(URL), "--disable-local-file-access")
+    safe = '"--disable-local-file-access", '
+    refuses(pdf, safe + '"--allow", "/", %s, "-"' % V, slot(URL), "--allow")
+    loads(pdf, safe + V + ', "-"', slot(URL))
+
+
+def test_java():
+    java, d = program("/usr/bin/java"), stage()
+    write(os.path.join(d, "args"), "-version\n")
+    assert b"openjdk" in bare(d, java, "@args").stdout.lower()
+    refuses(java, '"-jar", "/x.jar", ' + V, slot(ANY), "holds arguments")
+    refuses(java, '"-jar", ' + V, slot(NAME), '"-jar"')
+    loads(java, '"-jar", "/x.jar", ' + V, slot(NAME))
+
+
+def test_xml():
+    lint, d = program("/usr/bin/xmllint"), stage()
+    write(os.path.join(d, "x.xml"), '<!DOCTYPE a [<!ENTITY x SYSTEM "secret">]>'
+          "<a>&x;</a>")
+    assert b"secret-42" in bare(d, lint, "--noent", "x.xml").stdout
+    assert b"secret-42" not in bare(d, lint, "--nonet", "x.xml").stdout
+    refuses(lint, V, slot(FILE), "--nonet")
+    refuses(lint, '"--nonet", "--noent", ' + V, slot(FILE), "--noent")
+    refuses(lint, '"--nonet", ' + V, slot(URL), "scheme")
+    loads(lint, '"--nonet", ' + V, slot(FILE))
+
+
+def test_xsltproc():
+    proc, d = program("/usr/bin/xsltproc"), stage()
+    write(os.path.join(d, "x.xsl"), '<xsl:stylesheet version="1.0" xmlns:xsl='
+          '"http://www.w3.org/1999/XSL/Transform" xmlns:e="http://exslt.org/'
+          'common" extension-element-prefixes="e"><xsl:template match="/">'
+          '<e:document href="made">x</e:document></xsl:template>'
+          "</xsl:stylesheet>")
+    write(os.path.join(d, "x.xml"), "<a/>")
+    safe = ["--nonet", "--nowrite", "--nomkdir"]
+    bare(d, proc, *safe, "x.xsl", "x.xml")
+    assert not made(d, "made"), "--nowrite does not hold it"
+    bare(d, proc, "x.xsl", "x.xml")
+    assert made(d, "made"), "the payload does not work here"
+    refuses(proc, '"--nonet", "--nomkdir", "/x.xsl", ' + V, slot(FILE),
+            "--nowrite")
+    loads(proc, ", ".join('"%s"' % a for a in safe) + ', "/x.xsl", ' + V,
+          slot(FILE))
 
 
 # what stays refused, whatever its arguments
 
-def test_git_find_ssh_and_man_stay_refused():
+def test_git_find_ssh_and_others_stay_refused():
     """A repository's own configuration runs programs, so no argument makes
     git safe; find's arguments are a language; ssh is a shell elsewhere."""
     d = stage()
@@ -495,6 +641,18 @@ def test_git_find_ssh_and_man_stay_refused():
                  "/usr/bin/vim", "/usr/bin/gcc"):
         if os.path.exists(path):
             refuses(path, '"x"', "", "declare the program")
+
+
+def test_no_argument_holds_patch():
+    """A patch may be a script for ed, and -u does not keep it from that."""
+    patch, d = program("/usr/bin/patch"), stage()
+    if not shutil.which("strace"):
+        raise Skip("no strace on this machine")
+    write(os.path.join(d, "x"), "1c\nchanged\n.\n")
+    out = bare(d, "strace", "-f", "-e", "trace=execve", patch, "-u", "plain",
+               "-i", "x").stdout
+    assert b'"ed", "-"' in out, out
+    refuses(patch, '"-u", "-i", ' + V, slot(FILE), "declare the program")
 
 
 # the rule at run: the load check overlooks what is deep in a pattern
