@@ -158,6 +158,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -6015,6 +6016,130 @@ schema_text(const struct schema *s, struct mem_arena *a,
         return schema_text_fail(item, why, "type", path, NULL);
     }
     return schema_check(s, v, why) ? v : NULL;
+}
+
+/* ---- what a text may begin with: asked at load, about slots ---- */
+
+/* Formats that leave little room: what their first byte may be, and the rest.
+ * "0" stands for all digits, "a" for all letters. */
+static const struct schema_room {
+    const char *format, *first, *rest;
+} schema_rooms[] = {
+    {"date", "0", "0-"},          {"time", "0", "0:.+-zZ"},
+    {"date-time", "0", "0a:.+-"}, {"duration", "P", "0a."},
+    {"ipv4", "0", "0."},          {"ipv6", "0abcdef:", "0a:."},
+    {"uuid", "0a", "0a-"},        {"hostname", "0a", "0a-."},
+};
+
+static bool
+schema_room_has(const char *room, char c)
+{
+    return c && (strchr(room, c) || (schema_is_digit(c) && *room == '0') ||
+                 (schema_is_alpha(c) && strchr(room, 'a')));
+}
+
+static bool
+schema_format_may(const struct schema_format *f, struct str begin)
+{
+    for (size_t i = 0; i < sizeof schema_rooms / sizeof *schema_rooms; i++) {
+        const struct schema_room *m = &schema_rooms[i];
+
+        if (strcmp(m->format, f->name) != 0)
+            continue;
+        for (size_t k = 0; k < begin.n; k++)
+            if (!schema_room_has(k ? m->rest : m->first, begin.p[k]))
+                return false;
+    }
+    return true;
+}
+
+static bool
+schema_enum_may(const struct schema_enum *e, struct str begin)
+{
+    for (size_t i = 0; i < e->n; i++)
+        if (!yyjson_is_str(e->v[i]) || str_starts(json_str(e->v[i]), begin))
+            return true;
+    return false;
+}
+
+/* A match that ran into the end of `begin` could go on. Where a pattern is not
+ * bound to the beginning, it may match later. */
+static bool
+schema_re_may(const struct schema *s, const struct schema_re *re,
+              struct str begin)
+{
+    struct schema_engine *g = s->engine;
+    uint32_t options = 0;
+    int n;
+
+    must(pcre2_pattern_info(re->code, PCRE2_INFO_ALLOPTIONS, &options) == 0);
+    if (!(options & PCRE2_ANCHORED))
+        return true;
+    pcre2_set_match_limit(g->limits, SCHEMA_MATCH_MAX);
+    n = pcre2_match(re->code, (PCRE2_SPTR)begin.p, begin.n, 0,
+                    PCRE2_PARTIAL_HARD, g->match, g->limits);
+    schema_engine_trim(g);
+    return n != PCRE2_ERROR_NOMATCH;
+}
+
+static bool schema_node_may(const struct schema *, const struct schema_node *,
+                            struct str, unsigned);
+
+static bool
+schema_some_may(const struct schema *s, const struct schema_list *list,
+                struct str begin, unsigned depth)
+{
+    for (size_t i = 0; i < list->n; i++)
+        if (schema_node_may(s, list->v[i], begin, depth))
+            return true;
+    return list->n == 0;
+}
+
+static bool
+schema_mix_may(const struct schema *s, const struct schema_mix *m,
+               struct str begin, unsigned depth)
+{
+    for (size_t i = 0; i < m->all.n; i++)
+        if (!schema_node_may(s, m->all.v[i], begin, depth))
+            return false;
+    return (!m->ref || schema_node_may(s, m->ref, begin, depth)) &&
+           schema_some_may(s, &m->any, begin, depth) &&
+           schema_some_may(s, &m->one, begin, depth);
+}
+
+static bool
+schema_node_may(const struct schema *s, const struct schema_node *n,
+                struct str begin, unsigned depth)
+{
+    n = schema_unalias(n);
+    if (n->never || ++depth > 16)
+        return !n->never;
+    if (n->mix && !schema_mix_may(s, n->mix, begin, depth))
+        return false;
+    if (n->value)
+        return schema_enum_may(n->value, begin);
+    if (n->str && begin.n > n->str->max)
+        return false;
+    return (!n->str || !n->str->re || schema_re_may(s, n->str->re, begin)) &&
+           (!n->format || schema_format_may(n->format, begin));
+}
+
+/* Does this schema accept texts that are more than a number or a truth? */
+static bool
+schema_takes_text(const struct schema *s)
+{
+    unsigned types = schema_unalias(s->root)->text_types;
+
+    return types == SCHEMA_ANY || (types & SCHEMA_STR);
+}
+
+/* False: no text that the schema accepts begins with `begin`, which is ASCII.
+ * True says less. Numbers and truths are not looked at. */
+static bool
+schema_may_begin(const struct schema *s, struct str begin)
+{
+    must(begin.n);
+    return schema_takes_text(s) && schema_node_may(s, s->root, begin, 0);
 }
 
 /* ==== 10 route: which route a request is for ================================
@@ -26694,6 +26819,506 @@ enum {
     EXEC_STUCK_MS = 10000,     // between complaints about a process in SIGKILL
 };
 
+/* ---- programs, by name --------------------------------------------------- */
+
+/* "python3.11" is "python": after the name only a version may follow. A '*'
+ * stands for any end. */
+static bool
+exec_name_is(struct str name, struct str bad)
+{
+    unsigned char next;
+
+    if (bad.p[bad.n - 1] == '*')
+        return str_starts(name, (struct str){bad.p, bad.n - 1});
+    if (!str_starts(name, bad))
+        return false;
+    if (name.n == bad.n)
+        return true;
+    next = (unsigned char)name.p[bad.n];
+    return isdigit(next) || next == '.' ||
+           (next == '-' && name.n > bad.n + 1 &&
+            isdigit((unsigned char)name.p[bad.n + 1]));
+}
+
+static bool
+exec_name_in(struct str name, const char *names)
+{
+    struct str left = str_of(names), one;
+
+    while (left.n) {
+        str_cut(left, ' ', &one, &left);
+        if (exec_name_is(name, one))
+            return true;
+    }
+    return false;
+}
+
+static struct str
+exec_basename(struct str path)
+{
+    const char *slash = path.n ? memrchr(path.p, '/', path.n) : NULL;
+
+    return slash ? str_from(path, (size_t)(slash + 1 - path.p)) : path;
+}
+
+/* One binary with many programs in it: argv[0], the declared path, says which,
+ * and no argument can change that. */
+static const char exec_multicall[] = "busybox toybox coreutils";
+
+static bool
+exec_is_multicall(struct str name)
+{
+    return exec_name_in(name, exec_multicall);
+}
+
+/* ---- guards: programs with a grammar of their own -------------------------
+ *
+ * Some programs read more into an argument than a value: "@file", "host:path",
+ * "coder:file", "|program". A row says what a slot's value may not look like,
+ * and which fixed arguments must, or must not, stand beside it. To add a
+ * program: one row, and its case in tests/e2e/55-grammar.py.
+ *
+ * Lists of arguments: '|' between alternatives, blanks between arguments that
+ * follow each other, ';' between what must all stand; a '*' for any end.
+ */
+struct exec_guard {
+    const char *names;   // as exec_name_in() has them
+    const char *lead;    // a value may not begin with one of these bytes
+    const char *inside;  // nor hold one of these
+    bool scheme;         // nor begin like "name:"
+    const char *must;    // fixed arguments that stand before the first slot
+    const char *text;    // the same, only where a slot takes text
+    const char *each;    // an option that wants `each_must` before each time
+    const char *each_must;
+    const char *never;   // fixed arguments that do not load
+    const char *own;     // options whose value is no slot's but a file slot's
+    const char *values;  // image programs: options that a text slot may follow,
+    const char *coders;  //   and what every other slot has as its prefix
+    bool first;          // its first argument is a word of its own: fixed
+    bool bundles;        // "-xo" is "-x -o"
+    bool old;            // and so is "xo", in the first argument (tar)
+    bool ends;           // takes "--" for the end of its options
+    const char *why;     // "it …"
+};
+
+#define EXEC_CODERS                                                            \
+    "png: png8: png24: png32: jpeg: jpg: gif: webp: bmp: tiff: tif: ppm: "     \
+    "pgm: pbm: pnm: heic: avif: jp2: ico: tga: label: caption:"
+#define EXEC_IMAGE_VALUES                                                      \
+    "-resize -thumbnail -scale -sample -adaptive-resize -liquid-rescale "      \
+    "-crop -chop -extent -shave -splice -gravity -geometry -page "             \
+    "-repage -quality -rotate -shear -roll -density -size -depth -type "       \
+    "-colorspace -colors -background -fill -stroke -bordercolor -border "      \
+    "-frame -mattecolor -blur -gaussian-blur -sharpen -unsharp -level "        \
+    "-gamma -modulate -threshold -fuzz -contrast-stretch "                     \
+    "-brightness-contrast -pointsize -strokewidth -kerning -weight -style "    \
+    "-interlace -compress -filter -channel -posterize -sepia-tone -swirl "     \
+    "-delay -loop -dispose -compose -sampling-factor -alpha -units -metric"
+#define EXEC_IMAGE_WHY                                                         \
+    "it reads \"coder:file\", \"@file\", \"|program\" and file[n], and "       \
+    "guesses the format of a file from its bytes, of formats that name other " \
+    "files and programs too"
+#define EXEC_WHITELIST                                                         \
+    "-protocol_whitelist file|-protocol_whitelist pipe|-protocol_whitelist "   \
+    "file,pipe|-protocol_whitelist pipe,file"
+#define EXEC_MEDIA_NEVER                                                       \
+    "-f concat|-f lavfi|-f hls|-f dash|-f sdp|-f tee|-safe 0|-filter_script*|" \
+    "-attach|-dump_attachment*"
+#define EXEC_MEDIA_OWN                                                         \
+    "-f|-vf|-af|-filter*|-lavfi|-protocol_whitelist|-format_whitelist|"        \
+    "-passlogfile|-vstats_file|-sdp_file|-progress|-report|-bsf*|-vstats*"
+#define EXEC_MEDIA_WHY                                                         \
+    "it opens \"concat:\", \"http:\" and other protocols, and follows the "    \
+    "names in a playlist, which a file may turn out to be"
+
+static const struct exec_guard exec_guards[] = {
+    {.names = "convert convert-im6* mogrify mogrify-im6* identify "
+              "identify-im6* composite composite-im6* montage montage-im6* "
+              "compare compare-im6* stream-im6* animate-im6* display-im6* "
+              "import-im6* magick",
+     .lead = "@|~+",
+     .inside = ":%[]{}*?",
+     .never = "-|-script|-write|-process|-read-mask|-write-mask",
+     .values = EXEC_IMAGE_VALUES,
+     .coders = EXEC_CODERS,
+     .why = EXEC_IMAGE_WHY},
+    {.names = "gm",
+     .lead = "@|~+",
+     .inside = ":%[]{}*?",
+     .never = "-|batch|conjure|-write|-process",
+     .values = EXEC_IMAGE_VALUES,
+     .coders = EXEC_CODERS,
+     .first = true,
+     .why = EXEC_IMAGE_WHY},
+    {.names = "ffmpeg ffplay",
+     .lead = "@|",
+     .inside = ",;[]%",
+     .scheme = true,
+     .must = "-nostdin",
+     .each = "-i",
+     .each_must = EXEC_WHITELIST ";-f *|-format_whitelist *",
+     .never = EXEC_MEDIA_NEVER,
+     .own = EXEC_MEDIA_OWN,
+     .why = EXEC_MEDIA_WHY},
+    {.names = "ffprobe",
+     .lead = "@|",
+     .inside = ",;[]%",
+     .scheme = true,
+     .must = EXEC_WHITELIST ";-f *|-format_whitelist *",
+     .never = EXEC_MEDIA_NEVER,
+     .own = EXEC_MEDIA_OWN,
+     .why = EXEC_MEDIA_WHY},
+    {.names = "sox soxi play rec",
+     .lead = "|~",
+     .inside = "*?[",
+     .scheme = true,
+     .own = "--effects-file",
+     .why = "it runs \"|program\" through a shell, fetches \"http:…\", and "
+            "expands wildcards"},
+    {.names = "tar gtar",
+     .text = "--force-local",
+     .never = "--to-command|--checkpoint-action|--use-compress-program|-I|"
+              "--rsh-command|--rmt-command|--info-script|--new-volume-script|"
+              "-F|-z|--gzip|--gunzip|--ungzip|-j|--bzip2|-J|--xz|-Z|--compress|"
+              "--uncompress|-a|--auto-compress|--lzip|--lzma|--lzop|--zstd",
+     .own = "-C|--directory|-T|--files-from|-X|--exclude-from|-g|"
+            "--listed-incremental|--index-file|--volno-file|--transform|"
+            "--xform",
+     .bundles = true,
+     .old = true,
+     .ends = true,
+     .why = "it takes \"host:file\" for an archive elsewhere, and starts a "
+            "shell for actions and for compression (declare gzip as a command "
+            "of its own)"},
+    {.names = "cpio",
+     .text = "--force-local",
+     .never = "--rsh-command",
+     .own = "-D|--directory|-M|--message|-E|--pattern-file",
+     .bundles = true,
+     .ends = true,
+     .why = "it takes \"host:file\" for an archive elsewhere"},
+    {.names = "bsdtar bsdcpio",
+     .lead = "@",
+     .never = "--use-compress-program",
+     .own = "-C|--cd|--directory|-T|-I|--files-from|-X|--exclude-from|-s",
+     .bundles = true,
+     .old = true,
+     .ends = true,
+     .why = "it reads \"@archive\", and starts programs that compress"},
+    {.names = "curl",
+     .lead = "@<",
+     .text = "--globoff|-g;--proto =https|--proto =http|"
+             "--proto =http,https|--proto =https,http",
+     .never = "-K|--config",
+     .own = "-o|--output|--output-dir|-x|--proxy|--preproxy|-E|--cert|--key|"
+            "--cacert|--capath|-b|--cookie|-c|--cookie-jar|-T|--upload-file|"
+            "-w|--write-out|-F|--form|-d|--data|--data-binary|--data-ascii|"
+            "--data-urlencode|--json|-H|--header|--proxy-header|-D|"
+            "--dump-header|--trace|--trace-ascii|--stderr|--libcurl|"
+            "--unix-socket|--abstract-unix-socket|--resolve|--connect-to|"
+            "--proto|--proto-redir|--proto-default|--engine|--doh-url|"
+            "--netrc-file|--etag-save|--etag-compare|--hsts|--alt-svc|"
+            "--interface|-t|--telnet-option|-Q|--quote|--variable",
+     .bundles = true,
+     .ends = true,
+     .why = "it reads \"@file\", \"file:…\" and other schemes, and makes many "
+            "requests of {a,b} and [1-9]"},
+    {.names = "wget wget2",
+     .never = "-e|--execute|--config|--use-askpass|-i -|--input-file=-",
+     .own = "-O|--output-document|-o|--output-file|-a|--append-output|-P|"
+            "--directory-prefix|--post-file|--body-file|-i|--input-file|"
+            "--load-cookies|--save-cookies|--ca-certificate|--ca-directory|"
+            "--certificate|--private-key|--warc-file|--hsts-file|"
+            "--rejected-log|--crl-file|--pinnedpubkey",
+     .bundles = true,
+     .ends = true,
+     .why = "some of its options run programs, and read or write files"},
+    {.names = "rsync",
+     .inside = ":",
+     .never = "-e|--rsh|--rsync-path|--daemon|--config|-M|--remote-option|"
+              "--server|--sender",
+     .own = "--files-from|--include-from|--exclude-from|--log-file|"
+            "--password-file|-T|--temp-dir|--partial-dir|--backup-dir|"
+            "--link-dest|--copy-dest|--compare-dest|-f|--filter|--read-batch|"
+            "--write-batch|--only-write-batch|--early-input",
+     .bundles = true,
+     .ends = true,
+     .why = "it starts a remote shell for \"host:path\", and the one that -e "
+            "names"},
+    {.names = "zip zipcloak zipnote zipsplit",
+     .lead = "@",
+     .inside = "*?[",
+     .never = "-T|-TT|--test|--unzip-command|-@",
+     .own = "-b|--temp-path|-O|--output-file|-lf|--logfile-path",
+     .bundles = true,
+     .ends = true,
+     .why = "its test goes through a shell, \"@\" is a list of files, and it "
+            "expands wildcards itself"},
+    {.names = "unzip zipinfo",
+     .inside = "*?[",
+     .own = "-d",
+     .bundles = true,
+     .why = "it expands wildcards itself"},
+    {.names = "7z 7za 7zr 7zz p7zip",
+     .lead = "@",
+     .inside = "*?",
+     .never = "-si*|-i@*|-x@*|-ai@*|-ax@*|-i!*|-x!*",
+     .own = "-o|-w",
+     .first = true,
+     .ends = true,
+     .why = "it reads \"@list\" as a list of files, and expands wildcards "
+            "itself"},
+    {.names = "openssl",
+     .scheme = true,
+     .never = "s_client|s_server|s_time|engine|-engine|-engine_impl|-provider|"
+              "-provider-path|-config|-conf",
+     .own = "-out|-writerand|-rand|-extfile|-CApath|-keyform|-inform|-certform|"
+            "-keylogfile|-passin|-passout|-pass|-sigopt|-pkeyopt",
+     .first = true,
+     .why = "its options load libraries, and \"env:…\", \"file:…\" and "
+            "\"engine:…\" are names of keys and passwords"},
+    {.names = "gpg gpg2 gpgsm",
+     .must = "--batch",
+     .never = "--photo-viewer|--show-photos|--exec-path|--agent-program|"
+              "--dirmngr-program|--options|--load-extension|--command-fd|"
+              "--command-file|--edit-key|--card-edit",
+     .own = "-o|--output|--homedir|--keyring|--secret-keyring|"
+            "--primary-keyring|--trustdb-name|--logger-file|--log-file|"
+            "--status-file|--attribute-file|--passphrase-file",
+     .bundles = true,
+     .ends = true,
+     .why = "some of its options run programs, and without --batch it asks"},
+    {.names = "dig delv kdig mdig drill host nslookup",
+     .lead = "@+",
+     .own = "-f|-k",
+     .why = "\"@server\" says whom it asks, \"+option\" how, and -f reads a "
+            "file"},
+    {.names = "nmap",
+     .inside = "/,*",
+     .never = "--script|--script-*|--datadir|--servicedb|--versiondb|--resume|"
+              "--interactive|-sC|-A",
+     .own = "-iL|-oN|-oX|-oG|-oS|-oA|--excludefile|-e|-S|-D|--stylesheet|"
+            "--proxies",
+     .why = "its scripts are programs, and one value may name a whole network"},
+    {.names = "pandoc",
+     .scheme = true,
+     .must = "--sandbox",
+     .never = "-F|--filter|-L|--lua-filter|--pdf-engine|--pdf-engine-opt|-d|"
+              "--defaults|--data-dir|--extract-media|--syntax-definition",
+     .own = "-o|--output|--template|-H|-B|-A|--include-*|--css|-c|"
+            "--bibliography|--csl|--metadata-file|--resource-path|--log|-t|"
+            "--to|-w|--write|-f|--from|-r|--read",
+     .why = "its filters are programs, and documents include files and fetch "
+            "addresses"},
+    {.names = "wkhtmltopdf wkhtmltoimage",
+     .must = "--disable-local-file-access",
+     .never = "--enable-local-file-access|--allow|--run-script|"
+              "--read-args-from-stdin|--enable-plugins",
+     .own = "--cookie-jar|--user-style-sheet|--header-html|--footer-html|cover|"
+            "--cover|--xsl-style-sheet|--post-file",
+     .why = "a page may show the files of this machine"},
+    {.names = "gs ghostscript gsc gsx",
+     .lead = "@|",
+     .inside = "%",
+     .must = "-dSAFER",
+     .never = "-dNOSAFER|-dDELAYSAFER|--permit-*",
+     .own = "-c|-I|-sDEVICE=|-sFONTPATH=",
+     .why = "\"@file\" holds arguments, \"%pipe%…\" and \"|…\" run programs, "
+            "and PostScript is a program that only -dSAFER holds back"},
+    {.names = "qpdf",
+     .lead = "@",
+     .never = "--job-json-file",
+     .own = "--copy-encryption|--password-file",
+     .why = "\"@file\" holds arguments"},
+    {.names = "tex latex pdftex pdflatex xetex xelatex",
+     .lead = "&*",
+     .inside = "\\|\"",
+     .must = "-no-shell-escape|--no-shell-escape",
+     .never = "-shell-escape|--shell-escape|-enable-write18|-shell-restricted|"
+              "--shell-restricted",
+     .why = "\"\\…\" is a program, and \"|…\" one of the system"},
+    {.names = "java",
+     .lead = "@",
+     .own = "-jar|-cp|-classpath|--class-path|-p|--module-path|-m|--module",
+     .why = "\"@file\" holds arguments"},
+    {.names = "xmllint",
+     .scheme = true,
+     .must = "--nonet",
+     .never = "--shell|--noent|--loaddtd|--dtdattr|--dtdvalid|--xinclude|"
+              "--catalogs",
+     .own = "--output|-o|--path|--schema|--relaxng|--schematron|--encode",
+     .why = "a document may name files and addresses"},
+    {.names = "xsltproc",
+     .scheme = true,
+     .must = "--nonet;--nowrite;--nomkdir",
+     .never = "--xinclude|--writesubtree",
+     .own = "--output|-o|--path|--load-trace|--param",
+     .why = "a style sheet may read, write and fetch"},
+    {.names = "split",
+     .never = "--filter",
+     .bundles = true,
+     .ends = true,
+     .why = "its filter is a shell's command"},
+    {.names = "sort",
+     .never = "--compress-program",
+     .own = "-o|--output|-T|--temporary-directory|--files0-from|"
+            "--random-source",
+     .bundles = true,
+     .ends = true,
+     .why = "some of its options run programs, and write files"},
+    {.names = "install",
+     .never = "--strip-program|-s|--strip",
+     .own = "-t|--target-directory",
+     .bundles = true,
+     .ends = true,
+     .why = "it runs a program to strip files"},
+    {.names = "dd",
+     .inside = "=",
+     .own = "of=|if=",
+     .why = "\"of=…\" says what it writes"},
+    {.names = "date",
+     .lead = "+",
+     .never = "-s|--set",
+     .own = "-f|--file|-r|--reference",
+     .bundles = true,
+     .ends = true,
+     .why = "\"+…\" is its format, and its options read files"},
+    {.names = "file",
+     .never = "-z|-Z|--uncompress|--uncompress-noreport|-C|--compile",
+     .own = "-m|--magic-file|-f|--files-from|-P|--parameter",
+     .bundles = true,
+     .ends = true,
+     .why = "it reads lists of files, and starts programs that unpack"},
+    {.names = "tcpdump",
+     .never = "-z",
+     .own = "-w|-r|-F|-V|-Z",
+     .bundles = true,
+     .why = "it runs a program on each file that it wrote"},
+    {.names = "ssh-keygen",
+     .never = "-D|-w",
+     .own = "-f|-s|-O",
+     .bundles = true,
+     .why = "some of its options load libraries"},
+    {.names = "groff gtroff troff pic gpic eqn geqn tbl gtbl soelim refer",
+     .never = "-U|-I|-M",
+     .bundles = true,
+     .ends = true,
+     .why = "with -U a document may run commands"},
+    {.names = "dpkg",
+     .never = "--pre-invoke|--post-invoke|--status-logger|--log|-i|--install|"
+              "--unpack|--configure|-r|--remove|-P|--purge|--triggers-only",
+     .own = "--root|--admindir|--instdir|--force-*",
+     .why = "it runs hooks, and the scripts of packages"},
+    {.names = "ip",
+     .never = "netns|netn|vrf|-b|-batch|-force",
+     .first = true,
+     .why = "it starts programs in other namespaces"},
+};
+
+/* Which rows a program is under, by its names. */
+struct exec_guarding {
+    const struct exec_guard *v[2];
+    unsigned n;
+    bool applet;  // of a multicall binary: it lacks the options of `must`
+};
+
+static void
+exec_guard_add(struct exec_guarding *g, struct str name)
+{
+    for (size_t i = 0; i < sizeof exec_guards / sizeof *exec_guards; i++)
+        if (exec_name_in(name, exec_guards[i].names)) {
+            if (g->n < 2 && (!g->n || g->v[0] != &exec_guards[i]))
+                g->v[g->n++] = &exec_guards[i];
+            return;
+        }
+}
+
+/* By the declared name, and by the real one (which a worker cannot look up:
+ * empty). */
+static struct exec_guarding
+exec_guard_find(struct str given, struct str real)
+{
+    struct exec_guarding g = {0};
+
+    given = exec_basename(given);
+    real = exec_basename(real);
+    exec_guard_add(&g, given);
+    exec_guard_add(&g, real);
+    g.applet = exec_is_multicall(real) && !exec_is_multicall(given);
+    return g;
+}
+
+/* "name:" with a letter in front, as addresses, coders and protocols have it;
+ * a time of day has none. */
+static bool
+exec_has_scheme(struct str v)
+{
+    size_t n = 0;
+
+    if (!v.n || !isalpha((unsigned char)v.p[0]))
+        return false;
+    while (n < v.n &&
+           (isalnum((unsigned char)v.p[n]) || memchr("+-.,_", v.p[n], 5)))
+        n++;
+    return n < v.n && v.p[n] == ':';
+}
+
+/* Is slot `i` behind a fixed "--"? */
+static bool
+exec_slot_ended(const struct cfg_command *c, unsigned slot)
+{
+    bool ended = false;
+
+    for (size_t i = 0; i < c->args_n; i++) {
+        if (c->args[i].is_slot && c->args[i].slot == slot)
+            return ended;
+        ended |= !c->args[i].is_slot && str_eq(c->args[i].text, S("--"));
+    }
+    return false;
+}
+
+/* What stands in front of the value in its argument. */
+static struct str
+exec_slot_prefix(const struct cfg_command *c, unsigned slot)
+{
+    for (size_t i = 0; i < c->args_n; i++)
+        if (c->args[i].is_slot && c->args[i].slot == slot)
+            return c->args[i].text;
+    return S("");
+}
+
+/* A value that begins with '-' is an option, but for a negative number. */
+static bool
+exec_is_option(struct str v)
+{
+    return v.n && v.p[0] == '-' &&
+           !(v.n > 1 && (isdigit((unsigned char)v.p[1]) || v.p[1] == '.'));
+}
+
+/* What a program of this row would read into the value; NULL: nothing. Below
+ * a folder ("./", the end of the prefix) no first byte means anything. */
+static const char *
+exec_guard_fault(const struct exec_guard *g, const struct cfg_command *c,
+                 unsigned slot, struct str v)
+{
+    struct str prefix = exec_slot_prefix(c, slot);
+    bool below = str_ends(prefix, S("/"));
+
+    if (c->slots[slot].is_file || !v.n)
+        return NULL;  // its name never reaches the program
+    if (!prefix.n && c->slots[slot].dash && exec_is_option(v) &&
+        !(g->ends && exec_slot_ended(c, slot)))
+        return "begins with '-', which this program takes for an option";
+    if (g->lead && !below && strchr(g->lead, v.p[0]))
+        return "begins with a character that this program gives a meaning to";
+    for (size_t i = 0; g->inside && i < v.n; i++)
+        if (strchr(g->inside, v.p[i]))
+            return "holds a character that this program gives a meaning to";
+    if (g->scheme && !below && exec_has_scheme(v))
+        return "begins with a scheme, such as \"http:\" or \"file:\"";
+    return NULL;
+}
+
 /* ---- slot values: the same rules in the worker and in the broker --------- */
 
 /* A dash in all but the byte: a program that folds Unicode would see one. */
@@ -26764,13 +27389,16 @@ exec_value_fault(const struct cfg_slot *s, bool whole, struct str v)
 
 /* May `v` go into this slot? ERR_SCHEMA names the slot, never the value. */
 static bool
-exec_slot_check(const struct cfg_slot *s, bool whole,
-                const struct schema *schema, struct mem_arena *a, struct str v,
-                struct err *e)
+exec_slot_check(const struct cfg_command *c, unsigned i,
+                const struct exec_guarding *g, const struct schema *schema,
+                struct mem_arena *a, struct str v, struct err *e)
 {
-    const char *fault = exec_value_fault(s, whole, v);
+    const struct cfg_slot *s = &c->slots[i];
+    const char *fault = exec_value_fault(s, !exec_slot_prefix(c, i).n, v);
     struct schema_why why = {0};
 
+    for (unsigned k = 0; k < g->n && !fault; k++)
+        fault = exec_guard_fault(g->v[k], c, i, v);
     if (fault)
         return err_set(e, ERR_SCHEMA, "slot %.*s: %s", STR_FMT(s->name), fault);
     if (!schema_text(schema, a, &v, 1, &why))
@@ -26779,14 +27407,414 @@ exec_slot_check(const struct cfg_slot *s, bool whole,
     return true;
 }
 
-/* Is the slot's value an argument of its own? */
+/* ---- guards: the arguments, at load -------------------------------------- */
+
+/* Is the fixed text `arg` the option `word`? `value`: only where the next
+ * argument, or what follows in this one, is the option's value. */
 static bool
-exec_slot_whole(const struct cfg_command *c, unsigned slot)
+exec_word_is(const struct exec_guard *g, struct str arg, bool first,
+             struct str word, bool value)
 {
-    for (size_t i = 0; i < c->args_n; i++)
-        if (c->args[i].is_slot && c->args[i].slot == slot && c->args[i].text.n)
-            return false;
+    bool old = g->old && first && arg.n && arg.p[0] != '-';
+    struct str name, rest;
+    size_t n = 0;
+
+    if (word.p[word.n - 1] == '*')
+        return str_starts(arg, (struct str){word.p, word.n - 1});
+    if (str_eq(arg, word))
+        return true;
+    if (str_starts(word, S("--"))) {
+        str_cut(arg, '=', &name, &rest);
+        return str_eq(name, word) ||
+               (!value && name.n > 3 && str_starts(word, name));
+    }
+    if (word.n != 2 || !(g->bundles && arg.n > 1 &&
+                         (old || (arg.p[0] == '-' && arg.p[1] != '-'))))
+        return false;
+    for (n = !old; n < arg.n && isalpha((unsigned char)arg.p[n]); n++)
+        if (arg.p[n] == word.p[1] && (!value || n + 1 == arg.n))
+            return true;
+    return false;
+}
+
+/* Do the arguments from `i` on read like one of the alternatives? */
+static bool
+exec_words_at(const struct exec_guard *g, const struct cfg_command *c, size_t i,
+              struct str alternatives, bool exact)
+{
+    struct str one, word;
+
+    while (alternatives.n) {
+        size_t k = i;
+        bool ok = true;
+
+        str_cut(alternatives, '|', &one, &alternatives);
+        for (; ok && one.n; k++) {
+            str_cut(one, ' ', &word, &one);
+            ok = k < c->args_n && (!c->args[k].is_slot || k == i);
+            if (ok && exact && word.p[word.n - 1] != '*')
+                ok = !c->args[k].is_slot && str_eq(c->args[k].text, word);
+            else if (ok)
+                ok = exec_word_is(g, c->args[k].text, k == 0, word, false);
+        }
+        if (ok)
+            return true;
+    }
+    return false;
+}
+
+/* Where options end: at a fixed "--", for programs that know it. */
+static size_t
+exec_options_end(const struct exec_guard *g, const struct cfg_command *c)
+{
+    for (size_t i = 0; g->ends && i < c->args_n; i++)
+        if (!c->args[i].is_slot && str_eq(c->args[i].text, S("--")))
+            return i;
+    return c->args_n;
+}
+
+/* Every group of `groups` must stand somewhere between `from` and `to`. */
+static bool
+exec_guard_need(const struct exec_guard *g, const struct cfg_command *c,
+                size_t from, size_t to, const char *groups, const char *before,
+                struct err *e)
+{
+    struct str left = str_of(groups), group;
+
+    while (left.n) {
+        bool found = false;
+        char text[200];
+
+        str_cut(left, ';', &group, &left);
+        for (size_t i = from; i < to && !found; i++)
+            found = exec_words_at(g, c, i, group, true);
+        if (found)
+            continue;
+        snprintf(text, sizeof text, "%.*s", STR_FMT(group));
+        for (char *p = text; (p = strchr(p, '|')); p++)
+            *p = '/';
+        return err_set(e, ERR_CONFIG, "needs %s before %s: %s", text, before,
+                       g->why);
+    }
     return true;
+}
+
+static bool
+exec_guard_never(const struct exec_guard *g, const struct cfg_command *c,
+                 struct err *e)
+{
+    size_t end = exec_options_end(g, c);
+
+    for (size_t i = 0; g->never && i < end; i++)
+        if (c->args[i].text.n &&
+            exec_words_at(g, c, i, str_of(g->never), false))
+            return err_set(e, ERR_CONFIG, "takes no \"%.*s\" here: %s",
+                           STR_FMT(c->args[i].text), g->why);
+    return true;
+}
+
+/* Is slot `i` open text: neither a file, nor a number, nor one of some words
+ * that the policy lists? */
+static bool
+exec_slot_open(const struct cfg_command *c, unsigned i, const struct schema *s)
+{
+    return !c->slots[i].is_file && schema_takes_text(s) &&
+           !yyjson_obj_get(c->slots[i].schema, "enum") &&
+           !yyjson_obj_get(c->slots[i].schema, "const");
+}
+
+static bool
+exec_own_word(const struct exec_guard *g, struct str arg, bool first)
+{
+    struct str left = str_of(g->own), word;
+
+    while (left.n) {
+        str_cut(left, '|', &word, &left);
+        if (exec_word_is(g, arg, first, word, true))
+            return true;
+    }
+    return false;
+}
+
+/* An option that names a file to write, or a program, is the policy's. */
+static bool
+exec_guard_own(const struct exec_guard *g, const struct cfg_command *c,
+               struct schema *const *schemas, struct err *e)
+{
+    size_t end = exec_options_end(g, c);
+
+    for (size_t i = 0; g->own && i < end; i++) {
+        const struct cfg_arg *a = &c->args[i], *option = a;
+
+        if (!a->is_slot || !exec_slot_open(c, a->slot, schemas[a->slot]))
+            continue;
+        if (!a->text.n && i && !a[-1].is_slot)
+            option = a - 1;
+        if (option->text.n && exec_own_word(g, option->text, option == c->args))
+            return err_set(e, ERR_CONFIG,
+                           "slot %.*s must not be the value of \"%.*s\": %s: "
+                           "write it into the policy, or list the values by "
+                           "gateway.enum",
+                           STR_FMT(c->slots[a->slot].name),
+                           STR_FMT(option->text), g->why);
+    }
+    return true;
+}
+
+static bool
+exec_starts_one(struct str text, const char *words)
+{
+    struct str left = str_of(words), word;
+
+    while (left.n) {
+        str_cut(left, ' ', &word, &left);
+        if (str_starts(text, word))
+            return true;
+    }
+    return false;
+}
+
+/* An image program takes a slot as the value of a harmless option, or behind
+ * a fixed coder. */
+static bool
+exec_guard_images(const struct exec_guard *g, const struct cfg_command *c,
+                  struct schema *const *schemas, struct err *e)
+{
+    for (size_t i = 0; g->coders && i < c->args_n; i++) {
+        const struct cfg_arg *a = &c->args[i];
+        const struct cfg_slot *s = &c->slots[a->slot];
+
+        if (!a->is_slot ||
+            (!s->is_file && !schema_takes_text(schemas[a->slot])))
+            continue;
+        if (!s->is_file && !a->text.n && i && !a[-1].is_slot &&
+            exec_name_in(a[-1].text, g->values))
+            continue;
+        if (!exec_starts_one(a->text, g->coders))
+            return err_set(e, ERR_CONFIG,
+                           "slot %.*s needs a prefix that says the format, as "
+                           "in gateway.slot(\"%.*s\", \"png:\"): %s",
+                           STR_FMT(s->name), STR_FMT(s->name), g->why);
+    }
+    return true;
+}
+
+static bool
+exec_guard_args(const struct exec_guard *g, const struct cfg_command *c,
+                bool applet, struct schema *const *schemas, struct err *e)
+{
+    size_t end = exec_options_end(g, c), slot = 0, last = 0;
+    bool text = false;
+
+    while (slot < end && !c->args[slot].is_slot)
+        slot++;
+    for (size_t i = 0; i < c->args_n; i++)
+        text |= c->args[i].is_slot &&
+                exec_slot_open(c, c->args[i].slot, schemas[c->args[i].slot]);
+    if (g->first && (!c->args_n || c->args[0].is_slot ||
+                     str_starts(c->args[0].text, S("-"))))
+        return err_set(e, ERR_CONFIG,
+                       "its first argument says what it does: write it into "
+                       "the policy");
+    if (!applet &&
+        ((g->must &&
+          !exec_guard_need(g, c, 0, slot, g->must, "the first slot", e)) ||
+         (g->text && text &&
+          !exec_guard_need(g, c, 0, slot, g->text, "the first slot", e))))
+        return false;
+    for (size_t i = 0; g->each && i < c->args_n; i++) {
+        if (c->args[i].is_slot || !str_eq(c->args[i].text, str_of(g->each)))
+            continue;
+        if (!exec_guard_need(g, c, last, i, g->each_must, g->each, e))
+            return false;
+        last = i + 1;
+    }
+    return exec_guard_never(g, c, e) && exec_guard_own(g, c, schemas, e) &&
+           exec_guard_images(g, c, schemas, e);
+}
+
+/* ---- guards: what a slot's schema lets through, at load ------------------ */
+
+enum {
+    EXEC_REACH_DEPTH = 18,     // bytes of a value that are tried
+    EXEC_REACH_SEEN = 4,       // ways to go on that are told apart, a depth
+    EXEC_REACH_TRIES = 60000,  // for one slot
+};
+
+/* A search through the texts that a schema may begin with, for one that
+ * `fault` objects to. What it overlooks is refused when it comes. */
+struct exec_reach {
+    const struct schema *schema;
+    const struct exec_guard *guard;
+    const struct cfg_command *c;
+    unsigned slot, tries;
+    size_t depth;  // where to turn back
+    uint64_t seen[EXEC_REACH_DEPTH][EXEC_REACH_SEEN];
+    char text[EXEC_REACH_DEPTH + 1];
+    const char *fault;
+};
+
+static bool
+exec_reach_fault(struct exec_reach *r, size_t n)
+{
+    if (n == 1 && r->text[0] == '-')  // a number may follow
+        return false;
+    r->text[n] = 0;
+    r->fault =
+        exec_guard_fault(r->guard, r->c, r->slot, (struct str){r->text, n});
+    return r->fault != NULL;
+}
+
+/* False where this way to go on was seen at this depth. */
+static bool
+exec_reach_new(struct exec_reach *r, size_t n, uint64_t mark)
+{
+    for (size_t i = 0; i < EXEC_REACH_SEEN; i++) {
+        if (r->seen[n][i] == mark)
+            return false;
+        if (!r->seen[n][i]) {
+            r->seen[n][i] = mark;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Of the letters, small and capital, and the digits that may follow: is `c` the
+ * first or the last? */
+static bool
+exec_reach_end(const bool may[128], int c)
+{
+    int (*kind)(int) = islower(c) ? islower : isupper(c) ? isupper : isdigit;
+    bool below = false, above = false;
+
+    for (int k = '0'; k <= 'z'; k++) {
+        below |= k < c && may[k] && kind(k);
+        above |= k > c && may[k] && kind(k);
+    }
+    return !below || !above;
+}
+
+/* Goes on with two of each kind of letter and digit, and every other byte that
+ * may follow the first `n`. True: r->text is such a text. */
+static bool
+exec_reach_from(struct exec_reach *r, size_t n)
+{
+    bool may[128] = {false};
+    uint64_t mark = 14695981039346656037u;
+
+    if (n == r->depth)
+        return false;
+    for (int c = ' '; c < 127 && r->tries; c++, r->tries--) {
+        r->text[n] = (char)c;
+        may[c] = schema_may_begin(r->schema, (struct str){r->text, n + 1});
+        mark = (mark ^ (uint64_t)(may[c] ? c : 0)) * 1099511628211u;
+        if (may[c] && exec_reach_fault(r, n + 1))
+            return true;
+    }
+    if (!exec_reach_new(r, n, mark | 1))
+        return false;
+    for (int c = 126; c >= ' '; c--) {
+        if (!may[c] || (isalnum(c) && !exec_reach_end(may, c)))
+            continue;
+        r->text[n] = (char)c;
+        if (exec_reach_from(r, n + 1))
+            return true;
+    }
+    return false;
+}
+
+/* Of an enum, every value is looked at. */
+static bool
+exec_reach_enum(struct exec_reach *r, yyjson_val *values)
+{
+    yyjson_arr_iter it = yyjson_arr_iter_with(values);
+    yyjson_val *v;
+
+    while (!r->fault && (v = yyjson_arr_iter_next(&it)))
+        if (yyjson_is_str(v)) {
+            struct str text = cfg_val_str(v);
+
+            r->fault = exec_guard_fault(r->guard, r->c, r->slot, text);
+            snprintf(r->text, sizeof r->text, "%.*s", STR_FMT(text));
+        }
+    return r->fault != NULL;
+}
+
+/* May slot `i` hold what this row objects to? Fills in *r. */
+static bool
+exec_reach_find(struct exec_reach *r, const struct exec_guard *g,
+                const struct cfg_command *c, unsigned i,
+                const struct schema *schema)
+{
+    yyjson_val *values = yyjson_obj_get(c->slots[i].schema, "enum");
+
+    *r = (struct exec_reach){.schema = schema,
+                             .guard = g,
+                             .c = c,
+                             .slot = i,
+                             .tries = EXEC_REACH_TRIES};
+    if (c->slots[i].is_file || !schema_takes_text(schema))
+        return false;
+    if (yyjson_is_arr(values))
+        return exec_reach_enum(r, values);
+    for (r->depth = 2; r->depth <= EXEC_REACH_DEPTH; r->depth *= 3) {
+        memset(r->seen, 0, sizeof r->seen);  // short ones first
+        if (exec_reach_from(r, 0))
+            return true;
+    }
+    r->fault = NULL;
+    return false;
+}
+
+static bool
+exec_guard_slot(const struct exec_guard *g, const struct cfg_command *c,
+                unsigned i, const struct schema *schema, struct err *e)
+{
+    struct exec_reach *r = mem_xmalloc(sizeof *r);
+    bool bad = exec_reach_find(r, g, c, i, schema);
+
+    if (bad && strstr(r->fault, "'-'"))
+        err_set(e, ERR_CONFIG,
+                "slot %.*s may hold a value that %s: take dash = true away%s, "
+                "or give the option as a prefix (gateway.slot(\"%.*s\", "
+                "\"--option=\"))",
+                STR_FMT(c->slots[i].name), r->fault,
+                g->ends ? ", put \"--\" before the slot" : "",
+                STR_FMT(c->slots[i].name));
+    else if (bad)
+        err_set(e, ERR_CONFIG,
+                "slot %.*s may hold a value such as \"%s\", which %s: %s: "
+                "narrow its pattern",
+                STR_FMT(c->slots[i].name), r->text, r->fault, g->why);
+    free(r);
+    return !bad;
+}
+
+/* All the rows a program is under, against the command as it is declared. */
+static bool
+exec_guard_check(const struct cfg_command *c, const char *real, struct err *e)
+{
+    struct exec_guarding g = exec_guard_find(c->program, str_of(real));
+    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
+    struct schema **schemas = mem_alloc(a, (c->slots_n + 1) * sizeof *schemas);
+    bool ok = true;
+
+    for (unsigned i = 0; ok && i < c->slots_n; i++) {
+        schemas[i] = schema_compile(a, c->slots[i].schema, false, e);
+        ok = schemas[i] != NULL;
+        if (ok && schema_is_array(schemas[i]))
+            ok = err_set(e, ERR_CONFIG, "an array is not one argument");
+        if (!ok)
+            err_prefix(e, "slot %.*s: ", STR_FMT(c->slots[i].name));
+    }
+    for (unsigned k = 0; ok && k < g.n; k++) {
+        ok = exec_guard_args(g.v[k], c, g.applet, schemas, e);
+        for (unsigned i = 0; ok && i < c->slots_n; i++)
+            ok = exec_guard_slot(g.v[k], c, i, schemas[i], e);
+    }
+    mem_arena_free(a);
+    return ok;
 }
 
 /* ---- programs: what does not load ---------------------------------------- */
@@ -26798,7 +27826,7 @@ static const struct exec_refused {
 } exec_refused[] = {
     {"sh ash bash dash zsh ksh mksh pdksh oksh hush msh csh tcsh fish rc es "
      "yash sash rbash rksh rzsh posh elvish nu pwsh xonsh busybox toybox "
-     "coreutils",
+     "coreutils git-shell scponly rssh",
      "is a shell or holds one"},
     {"env xargs find fd fdfind parallel nice nohup timeout setsid stdbuf time "
      "ionice chrt taskset numactl prlimit choom uclampset flock chroot unshare "
@@ -26806,19 +27834,27 @@ static const struct exec_refused {
      "start-stop-daemon run-parts runcon setpriv capsh watch entr script "
      "scriptreplay unbuffer rlwrap dbus-run-session xvfb-run fakeroot proot "
      "chpst softlimit envdir setuidgid cttyhack openvt runsv runsvdir tcpsvd "
-     "udpsvd inetd crond telnetd udhcpc tini dumb-init at batch crontab make "
-     "gmake ninja cmake ld.so ld-* qemu-*",
+     "udpsvd inetd crond telnetd udhcpc aa-exec cpulimit distcc logsave "
+     "multitime pexec setlock torify torsocks grc gtester xdotool logrotate "
+     "pidstat openvpn aria2c tini dumb-init at batch crontab make gmake ninja "
+     "cmake ld.so ld-* qemu-* cc gcc g++ c++ c89 c99 clang clang++ cpp "
+     "ssh-agent",
      "starts a program that its arguments name"},
     {"sudo su doas pkexec runuser sg newgrp login getty machinectl docker "
      "podman nerdctl ctr crictl kubectl lxc lxc-attach",
      "acts with other rights, or in another system"},
-    {"ssh scp sftp slogin rsh mosh telnet socat nc ncat netcat",
+    {"ssh sshd sshpass autossh ssh-keysign scp sftp slogin rsh mosh telnet "
+     "socat nc ncat netcat",
      "runs commands elsewhere, or connects its streams to them"},
     {"awk gawk mawk nawk original-awk m4 dc gnuplot sqlite psql mysql mariadb "
-     "octave maxima ftp lftp git hg",
+     "octave maxima ftp lftp git git-* hg svn svn-* cvs bzr fossil patch apt "
+     "apt-get aptitude rpm yum dnf zypper apk opkg snap flatpak pip npm yarn "
+     "gem cpan cargo conjure conjure-im6* luatex lualatex irb iex erl R scheme "
+     "sbcl clisp ghci swipl jshell php-cgi smbclient",
      "runs what its arguments or input say"},
     {"vim vi view vimdiff rvim nvim ed red ex emacs emacsclient nano pico joe "
-     "mg less more most man screen tmux dialog mc mail mutt",
+     "mg less more most man w3m lynx elinks ncdu vipw vigr slsh minicom "
+     "virsh debugfs scanmem screen tmux tmate dialog mc mail mutt",
      "offers its user a shell"},
     {"gdb lldb strace ltrace perf bpftrace valgrind expect dtach",
      "starts and controls programs"},
@@ -26831,81 +27867,131 @@ static const struct exec_interpreter {
 } exec_interpreters[] = {
     {"python pypy", "BEIPSsu"},
     {"perl", "TWXtw"},
-    {"ruby irb lua luajit texlua node nodejs deno bun qjs php php-cgi tclsh "
-     "wish expectk guile julia Rscript R racket raku scheme sbcl clisp ghci "
-     "runghc erl escript elixir iex ocaml swipl groovy jshell dotnet",
+    {"ruby lua luajit texlua node nodejs deno bun qjs php tclsh wish expectk "
+     "guile julia Rscript racket raku runghc escript elixir ocaml groovy "
+     "dotnet",
      ""},
 };
 
-/* "python3.11" is "python": after the name only a version may follow. A '*'
- * stands for any end. */
+/* Do two files hold the same bytes? They have the same size. */
 static bool
-exec_name_is(struct str name, struct str bad)
+exec_same_bytes(int a, int b)
 {
-    unsigned char next;
+    char x[4096], y[4096];
+    ssize_t n;
 
-    if (bad.p[bad.n - 1] == '*')
-        return str_starts(name, (struct str){bad.p, bad.n - 1});
-    if (!str_starts(name, bad))
-        return false;
-    if (name.n == bad.n)
-        return true;
-    next = (unsigned char)name.p[bad.n];
-    return isdigit(next) || next == '.' ||
-           (next == '-' && name.n > bad.n + 1 &&
-            isdigit((unsigned char)name.p[bad.n + 1]));
+    for (off_t at = 0; (n = pread(a, x, sizeof x, at)) > 0; at += n)
+        if (pread(b, y, sizeof y, at) != n || memcmp(x, y, (size_t)n) != 0)
+            return false;
+    return n == 0;
 }
 
+/* Is the file `name` in `dir` this one, or a copy of it? */
 static bool
-exec_name_in(struct str name, const char *names)
+exec_is_twin(int dir, const char *name, int file, const struct stat *st)
 {
-    struct str left = str_of(names), one;
-
-    while (left.n) {
-        str_cut(left, ' ', &one, &left);
-        if (exec_name_is(name, one))
-            return true;
-    }
-    return false;
-}
-
-static struct str
-exec_basename(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return str_of(slash ? slash + 1 : path);
-}
-
-/* Is this the file that is known by a refused name, under another one? */
-static bool
-exec_same_file(const struct stat *st, const char *names)
-{
-    static const char *const folders[] = {"/bin/", "/usr/bin/", "/usr/sbin/"};
-    struct str left = str_of(names), one;
     struct stat other;
-    char path[64];
+    bool same;
+    int fd;
 
-    while (left.n) {
-        str_cut(left, ' ', &one, &left);
-        for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
-            snprintf(path, sizeof path, "%s%.*s", folders[i], STR_FMT(one));
-            if (stat(path, &other) == 0 && other.st_dev == st->st_dev &&
-                other.st_ino == st->st_ino)
-                return true;
-        }
+    if (fstatat(dir, name, &other, 0) != 0 || !S_ISREG(other.st_mode))
+        return false;
+    if (other.st_dev == st->st_dev && other.st_ino == st->st_ino)
+        return true;
+    if (other.st_size != st->st_size)
+        return false;
+    fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    same = fd >= 0 && exec_same_bytes(fd, file);
+    if (fd >= 0)
+        close(fd);
+    return same;
+}
+
+static const char exec_sed[] = "sed";
+
+/* The row that has something to say about a name, or NULL. */
+static const void *
+exec_rule_of(struct str name)
+{
+    struct exec_guarding g = exec_guard_find(name, S(""));
+
+    for (size_t i = 0; i < sizeof exec_refused / sizeof *exec_refused; i++)
+        if (exec_name_in(name, exec_refused[i].names))
+            return &exec_refused[i];
+    for (size_t i = 0; i < sizeof exec_interpreters / sizeof *exec_interpreters;
+         i++)
+        if (exec_name_in(name, exec_interpreters[i].names))
+            return &exec_interpreters[i];
+    if (exec_name_in(name, exec_sed))
+        return exec_sed;
+    return g.n ? g.v[0] : NULL;
+}
+
+/* Looks through one folder for a name of this file that has a rule which none
+ * of the names it goes by has: another link to it, or a copy. */
+static bool
+exec_twin_in(DIR *d, int file, const struct stat *st, const struct str names[2],
+             char twin[256])
+{
+    const void *rule;
+
+    for (struct dirent *f; (f = readdir(d));) {
+        if (!exec_is_twin(dirfd(d), f->d_name, file, st))
+            continue;
+        rule = exec_rule_of(str_of(f->d_name));
+        if (!rule || rule == exec_rule_of(names[0]) ||
+            rule == exec_rule_of(names[1]))
+            continue;
+        snprintf(twin, 256, "%s", f->d_name);
+        return true;
     }
     return false;
 }
 
-/* One binary with many programs in it: argv[0], the declared path, says which,
- * and no argument can change that. */
-static const char exec_multicall[] = "busybox toybox coreutils";
-
 static bool
-exec_is_multicall(struct str name)
+exec_twin_find(int file, const struct stat *st, const struct str names[2],
+               char twin[256])
 {
-    return exec_name_in(name, exec_multicall);
+    static const char *const folders[] = {
+        "/usr/bin", "/usr/sbin", "/usr/local/bin", "/bin", "/sbin",
+        "/lib64",   "/lib"};
+    struct stat seen[sizeof folders / sizeof *folders] = {0};
+    bool found = false;
+
+    for (size_t i = 0; i < sizeof folders / sizeof *folders && !found; i++) {
+        bool again = stat(folders[i], &seen[i]) != 0;
+        DIR *d;
+
+        for (size_t k = 0; k < i && !again; k++)
+            again = seen[k].st_dev == seen[i].st_dev &&
+                    seen[k].st_ino == seen[i].st_ino;
+        d = again ? NULL : opendir(folders[i]);
+        if (!d)
+            continue;
+        found = exec_twin_in(d, file, st, names, twin);
+        closedir(d);
+    }
+    return found;
+}
+
+/* Every shell knows these three variables, and hardly anything else does. */
+static bool
+exec_looks_like_shell(int file, const struct stat *st)
+{
+    static const char *const words[] = {"OPTIND", "CDPATH", "PS4"};
+    size_t n = (size_t)st->st_size;
+    bool all = true;
+    void *p;
+
+    if (n < 4 || n > EXEC_PIN_MAX)
+        return false;
+    p = mmap(NULL, n, PROT_READ, MAP_PRIVATE, file, 0);
+    if (p == MAP_FAILED)
+        return false;
+    for (size_t i = 0; i < 3 && all; i++)
+        all = memmem(p, n, words[i], strlen(words[i])) != NULL;
+    munmap(p, n);
+    return all;
 }
 
 /* The first fixed argument that is no harmless flag must be a script. */
@@ -26928,29 +28014,72 @@ exec_script_check(const struct cfg_command *c, const char *flags,
     return true;
 }
 
+/* Refuses by a name from the lists. */
+static bool
+exec_refused_check(struct str name, struct err *e)
+{
+    for (size_t i = 0; i < sizeof exec_refused / sizeof *exec_refused; i++)
+        if (exec_name_in(name, exec_refused[i].names))
+            return err_set(e, ERR_CONFIG,
+                           "%s: declare the program that does the work",
+                           exec_refused[i].why);
+    return true;
+}
+
+/* A copy, or another link, of a program that has rules: it must go by its own
+ * name, so that they apply. And a shell stays one under any name. */
+static bool
+exec_twin_check(const struct str names[2], int file, const struct stat *st,
+                struct err *e)
+{
+    char twin[256];
+
+    if (exec_twin_find(file, st, names, twin))
+        return exec_refused_check(str_of(twin), e) &&
+               err_set(e, ERR_CONFIG,
+                       "is %s under another name, and there are rules for "
+                       "that: declare it by its own name",
+                       twin);
+    if (exec_looks_like_shell(file, st))
+        return err_set(e, ERR_CONFIG,
+                       "is a shell or holds one, by what is in it: declare the "
+                       "program that does the work");
+    return true;
+}
+
+/* Is the file a multicall binary, called by the name of a program in it? */
+static bool
+exec_is_applet(const struct str names[2], const struct stat *st)
+{
+    static const char *const files[] = {"/bin/busybox", "/usr/bin/busybox",
+                                        "/bin/toybox", "/usr/bin/coreutils"};
+    struct stat other;
+
+    if (exec_is_multicall(names[0]) || exec_is_multicall(names[1]))
+        return !exec_is_multicall(names[0]);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        if (stat(files[i], &other) == 0 && other.st_dev == st->st_dev &&
+            other.st_ino == st->st_ino)
+            return true;
+    return false;
+}
+
 /* The two names a program goes by, and the file itself, against the lists.
  * `script` is filled in where an interpreter runs one. */
 static bool
 exec_name_check(const struct cfg_command *c, const char *given,
-                const char *real, const struct stat *st, struct str *script,
-                struct err *e)
+                const char *real, int file, const struct stat *st,
+                struct str *script, struct err *e)
 {
-    struct str names[2] = {exec_basename(given), exec_basename(real)};
-    bool applet =
-        !exec_is_multicall(names[0]) &&
-        (exec_is_multicall(names[1]) || exec_same_file(st, exec_multicall));
+    struct str names[2] = {exec_basename(str_of(given)),
+                           exec_basename(str_of(real))};
+    bool applet = exec_is_applet(names, st);
 
-    for (size_t i = 0; i < sizeof exec_refused / sizeof *exec_refused; i++) {
-        const struct exec_refused *r = &exec_refused[i];
-
-        if (exec_name_in(names[0], r->names) ||
-            (!applet && (exec_name_in(names[1], r->names) ||
-                         exec_same_file(st, r->names))))
-            return err_set(e, ERR_CONFIG,
-                           "%s: declare the program that does the work",
-                           r->why);
-    }
-    if (exec_name_in(names[0], "sed") || exec_name_in(names[1], "sed")) {
+    if (!exec_refused_check(names[0], e) ||
+        (!applet && (!exec_refused_check(names[1], e) ||
+                     !exec_twin_check(names, file, st, e))))
+        return false;
+    if (exec_name_in(names[0], exec_sed) || exec_name_in(names[1], exec_sed)) {
         if (applet || !c->args_n || c->args[0].is_slot ||
             !str_eq(c->args[0].text, S("--sandbox")))
             return err_set(e, ERR_CONFIG,
@@ -26992,74 +28121,70 @@ exec_writable(const char *path, uid_t uid, struct err *e)
     return who != NULL;
 }
 
-/* The file and every folder above it, as the path is written. */
-static bool
-exec_folders_check(const char *path, uid_t uid, struct err *e)
-{
-    char p[PATH_MAX];
-    size_t n = strlen(path);
+/* A way through the file system: what is resolved, and what is left. */
+struct exec_way {
+    char done[PATH_MAX], left[PATH_MAX];
+    unsigned links;
+};
 
-    must(n < sizeof p && path[0] == '/');
-    memcpy(p, path, n + 1);
-    if (exec_writable("/", uid, e))
-        return false;
-    for (size_t i = 1; i <= n; i++) {
-        if (path[i] != '/' && path[i])
-            continue;
-        p[i] = 0;
-        if (exec_writable(p, uid, e))
-            return false;
-        p[i] = path[i];
-    }
+/* Puts the target of a symbolic link in front of what is left. */
+static bool
+exec_way_link(struct exec_way *w, char *target, struct err *e)
+{
+    size_t n = strlen(target), rest = strlen(w->left);
+
+    if (++w->links > 40 || n + 1 + rest >= sizeof w->left)
+        return err_set(e, ERR_CONFIG, "%s: too many symbolic links", w->done);
+    memmove(w->left + n + 1, w->left, rest + 1);
+    memcpy(w->left, target, n);
+    w->left[n] = '/';
+    *(target[0] == '/' ? w->done : strrchr(w->done, '/')) = 0;
     return true;
 }
 
-/* Follows the last part of `path` by one symbolic link: 1. 0: it is none. */
-static int
-exec_follow(char *path, size_t size, struct err *e)
+/* Takes one part of the path. */
+static bool
+exec_way_step(struct exec_way *w, uid_t uid, struct err *e)
 {
-    char link[PATH_MAX], next[2 * PATH_MAX];
-    ssize_t n = readlink(path, link, sizeof link - 1);
+    size_t part = strcspn(w->left, "/"), n = strlen(w->done);
+    char target[PATH_MAX];
+    ssize_t link;
+    bool up = part == 2 && memcmp(w->left, "..", 2) == 0;
 
-    if (n < 0 && errno == EINVAL)
-        return 0;
-    if (n < 0) {
-        err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
-        return -1;
+    if (part && !up && !(part == 1 && w->left[0] == '.')) {
+        if (n + 1 + part >= sizeof w->done)
+            return err_set(e, ERR_CONFIG, "the path is too long");
+        w->done[n] = '/';
+        memcpy(w->done + n + 1, w->left, part);
+        w->done[n + 1 + part] = 0;
+    } else if (up && n) {
+        *strrchr(w->done, '/') = 0;
     }
-    link[n] = 0;
-    if (link[0] == '/')
-        snprintf(next, sizeof next, "%s", link);
-    else
-        snprintf(next, sizeof next, "%.*s/%s", (int)(strrchr(path, '/') - path),
-                 path, link);
-    if (strlen(next) >= size) {
-        err_set(e, ERR_CONFIG, "%s: the path is too long", path);
-        return -1;
-    }
-    memcpy(path, next, strlen(next) + 1);
-    return 1;
+    part += w->left[part] == '/';
+    memmove(w->left, w->left + part, strlen(w->left + part) + 1);
+    link = readlink(w->done, target, sizeof target - 1);
+    if (link < 0)
+        return !exec_writable(w->done[0] ? w->done : "/", uid, e);
+    target[link] = 0;
+    return exec_way_link(w, target, e);
 }
 
-/* Nobody but root may be able to change what `path` stands for: neither along
- * the path, nor along each symbolic link, nor where it ends. */
+/* Nobody but root may be able to change what `path` stands for: not the file,
+ * nor a folder that it, or a symbolic link on the way, lies in. */
 static bool
 exec_path_check(const char *path, uid_t uid, struct err *e)
 {
-    char p[PATH_MAX], real[PATH_MAX];
-    int r = 1;
+    struct exec_way *w = mem_xcalloc(sizeof *w);
+    bool ok = strlen(path) < sizeof w->left ||
+              err_set(e, ERR_CONFIG, "the path is too long");
 
-    if (!realpath(path, real))
-        return err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
-    if (strlen(path) >= sizeof p)
-        return err_set(e, ERR_CONFIG, "the path is too long");
-    memcpy(p, path, strlen(path) + 1);
-    for (int i = 0; r == 1 && i < 40; i++) {
-        if (!exec_folders_check(p, uid, e))
-            return false;
-        r = exec_follow(p, sizeof p, e);
-    }
-    return r == 0 && exec_folders_check(real, uid, e);
+    if (ok)
+        memcpy(w->left, path, strlen(path) + 1);
+    ok = ok && !exec_writable("/", uid, e);
+    while (ok && w->left[0])
+        ok = exec_way_step(w, uid, e);
+    free(w);
+    return ok;
 }
 
 /* The file behind `fd`: a plain ELF program without rights of its own. */
@@ -27086,6 +28211,26 @@ exec_file_check(int fd, const struct stat *st, struct err *e)
                        "make the script its first argument");
     if (n != sizeof magic || memcmp(magic, "\177ELF", sizeof magic) != 0)
         return err_set(e, ERR_CONFIG, "not an ELF program");
+    return true;
+}
+
+/* "/dev/stdin" and "/proc/self/fd/10" are no scripts: they are whatever the
+ * client sends. */
+static bool
+exec_script_file(const char *path, struct err *e)
+{
+    char real[PATH_MAX];
+    struct stat st;
+
+    if (!realpath(path, real) || stat(real, &st) != 0)
+        return err_set(e, ERR_CONFIG, "script %s: %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode) || str_starts(str_of(path), S("/dev/")) ||
+        str_starts(str_of(real), S("/proc/")) ||
+        str_starts(str_of(path), S("/proc/")))
+        return err_set(e, ERR_CONFIG,
+                       "script %s: not a file of its own: name the script by "
+                       "its path",
+                       path);
     return true;
 }
 
@@ -27209,12 +28354,19 @@ exec_program_rules(const struct cfg_command *c, const char *given, int file,
 {
     char real[PATH_MAX];
     struct str script = {0};
+    struct statvfs mount;
     struct stat st;
 
-    if (!realpath(given, real) || fstat(file, &st) != 0)
+    if (!realpath(given, real) || fstat(file, &st) != 0 ||
+        fstatvfs(file, &mount) != 0)
         return err_set(e, ERR_CONFIG, "%s", strerror(errno));
+    if ((mount.f_flag & ST_NOEXEC) && !c->sha256.n)
+        return err_set(e, ERR_CONFIG,
+                       "lies on a file system that is mounted noexec: put it "
+                       "on another one, or pin it by sha256");
     if (!exec_file_check(file, &st, e) ||
-        !exec_name_check(c, given, real, &st, &script, e))
+        !exec_name_check(c, given, real, file, &st, &script, e) ||
+        !exec_guard_check(c, real, e))
         return false;
     if (!c->sha256.n && !exec_path_check(given, uid, e))
         return false;
@@ -27222,7 +28374,7 @@ exec_program_rules(const struct cfg_command *c, const char *given, int file,
         char path[PATH_MAX];
 
         snprintf(path, sizeof path, "%.*s", STR_FMT(script));
-        return exec_path_check(path, uid, e);
+        return exec_script_file(path, e) && exec_path_check(path, uid, e);
     }
     return true;
 }
@@ -27294,12 +28446,96 @@ exec_program_check(const struct cfg_command *c, uid_t uid, struct err *e)
     return true;
 }
 
+/* ---- slots: what loads with a warning ------------------------------------ */
+
+/* Programs without a row above that take "--" for the end of their options. */
+static const char exec_knows_end[] =
+    "cat tac head tail cut paste tr wc nl fold fmt pr uniq comm join shuf "
+    "tsort "
+    "ls dir stat du df cp mv ln rm rmdir mkdir mktemp touch truncate chmod "
+    "chown "
+    "chgrp readlink realpath basename dirname grep egrep fgrep sed diff cmp "
+    "md5sum sha1sum sha224sum sha256sum sha384sum sha512sum b2sum cksum base64 "
+    "base32 od hexdump xxd strings gzip gunzip bzip2 xz zstd echo printf seq "
+    "expr test logger ps kill pgrep pkill id groups getent column rev tee cpio "
+    "jq iconv";
+
+/* May the slot begin with '-' and more than a number, as an option does? */
+static void
+exec_advise_dash(const struct cfg_command *c, unsigned i,
+                 const struct schema *schema, struct mem_buf *out)
+{
+    static const struct exec_guard dash = {.ends = true};
+    struct exec_reach *r = mem_xmalloc(sizeof *r);
+    bool knows = exec_name_in(exec_basename(c->program), exec_knows_end);
+
+    if (c->slots[i].dash && exec_reach_find(r, &dash, c, i, schema))
+        mem_buf_printf(out,
+                       "%.*s: command %.*s: slot %.*s may begin with '-', as "
+                       "an option does: put \"--\" before it in args%s\n",
+                       STR_FMT(c->at), STR_FMT(c->name),
+                       STR_FMT(c->slots[i].name),
+                       knows ? "" : ", if the program knows that");
+    free(r);
+}
+
+/* What the slot may look like that many a program reads something into. */
+static void
+exec_advise_shape(const struct cfg_command *c, unsigned i,
+                  const struct schema *schema, struct mem_buf *out)
+{
+    static const struct exec_guard scheme = {.scheme = true, .ends = true};
+    static const struct exec_guard pair = {.inside = "=", .ends = true};
+    struct exec_reach *r = mem_xmalloc(sizeof *r);
+    struct mem_buf b = {0};
+
+    for (const char *lead = "@+|<>=~"; *lead; lead++)
+        if (schema_may_begin(schema, (struct str){lead, 1}))
+            mem_buf_printf(&b, " \"%c\"", *lead);
+    if (exec_reach_find(r, &scheme, c, i, schema) && !strchr(r->fault, '-'))
+        mem_buf_printf(&b, " \"scheme:\"");
+    if (exec_reach_find(r, &pair, c, i, schema) && r->fault[0] == 'h')
+        mem_buf_printf(&b, " \"key=value\"");
+    if (schema_may_begin(schema, S("/")) || schema_may_begin(schema, S("../")))
+        mem_buf_printf(&b, " \"/\" or \"../\" (any file: gateway.file_below "
+                           "opens one for the program)");
+    if (mem_buf_len(&b))
+        mem_buf_printf(
+            out,
+            "%.*s: command %.*s: slot %.*s may look like%.*s: if the "
+            "program reads something into that, narrow the "
+            "pattern\n",
+            STR_FMT(c->at), STR_FMT(c->name), STR_FMT(c->slots[i].name),
+            (int)mem_buf_len(&b), mem_buf_ptr(&b));
+    mem_buf_free(&b);
+    free(r);
+}
+
+/* Lines for `gateway check` about a command that loads: what a program of which
+ * we know nothing might read into its slots. */
+static void
+exec_advise(const struct cfg_command *c, struct mem_buf *out)
+{
+    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
+    struct err e;
+
+    for (unsigned i = 0; i < c->slots_n; i++) {
+        struct schema *s = schema_compile(a, c->slots[i].schema, false, &e);
+
+        if (!s || !exec_slot_open(c, i, s) || exec_slot_prefix(c, i).n)
+            continue;
+        exec_advise_dash(c, i, s, out);
+        if (!exec_guard_find(c->program, S("")).n)
+            exec_advise_shape(c, i, s, out);
+    }
+    mem_arena_free(a);
+}
+
 /* ---- the broker's table -------------------------------------------------- */
 
 struct exec_slot {
     const struct cfg_slot *cfg;
     struct schema *schema;
-    bool whole;
     int below;  // a file slot's folder, O_PATH; else -1
 };
 
@@ -27307,6 +28543,7 @@ struct exec_slot {
 struct exec_command {
     const struct cfg_command *cfg;
     struct exec_slot *slots;
+    struct exec_guarding guards;
     int program;  // O_PATH
     int cwd;      // O_PATH; -1: /
     char **envp;
@@ -27338,8 +28575,7 @@ static bool
 exec_slot_load(struct mem_arena *a, const struct cfg_command *c, unsigned i,
                struct exec_slot *s, struct err *e)
 {
-    *s = (struct exec_slot){
-        .cfg = &c->slots[i], .whole = exec_slot_whole(c, i), .below = -1};
+    *s = (struct exec_slot){.cfg = &c->slots[i], .below = -1};
     s->schema = schema_compile(a, s->cfg->schema, false, e);
     if (!s->schema)
         return err_prefix(e, "slot %.*s: ", STR_FMT(s->cfg->name));
@@ -27378,6 +28614,8 @@ static bool
 exec_command_load(struct mem_arena *a, const struct cfg_command *c,
                   struct exec_command *x, struct err *e)
 {
+    char real[PATH_MAX];
+
     *x = (struct exec_command){.cfg = c, .cwd = -1, .program = -1};
     x->slots = mem_alloc(a, c->slots_n * sizeof *x->slots);
     x->envp = mem_alloc(a, (c->env_n + 1) * sizeof *x->envp);
@@ -27394,6 +28632,11 @@ exec_command_load(struct mem_arena *a, const struct cfg_command *c,
         !exec_folder_open(c->cwd, &x->cwd, e))
         return err_prefix(e, "%.*s: command %.*s: cwd: ", STR_FMT(c->at),
                           STR_FMT(c->name));
+    if (realpath(mem_printf(a, "%.*s", STR_FMT(c->program)), real))
+        x->guards = exec_guard_find(c->program, str_of(real));
+    else
+        return err_set(e, ERR_CONFIG, "program %.*s: %s", STR_FMT(c->program),
+                       strerror(errno));
     exec_limits_load(x);
     return true;
 }
@@ -29147,8 +30390,8 @@ exec_run_check(struct exec_run *r, struct err *e)
     const struct exec_command *c = r->command;
 
     for (unsigned i = 0; i < c->cfg->slots_n; i++)
-        if (!exec_slot_check(&c->cfg->slots[i], c->slots[i].whole,
-                             c->slots[i].schema, r->arena, r->values[i], e))
+        if (!exec_slot_check(c->cfg, i, &c->guards, c->slots[i].schema,
+                             r->arena, r->values[i], e))
             return false;
     if (c->file_on_stdin && (r->more || r->io[0].total))
         return err_set(e, ERR_SCHEMA, "its stdin is a slot's file");
@@ -34407,6 +35650,7 @@ struct bind_stubs {
 struct bind_command {
     const struct cfg_command *cfg;  // borrowed
     struct schema **slots;
+    struct exec_guarding guards;
 };
 
 /* Per worker: what bindings need of the configuration. */
@@ -34686,8 +35930,8 @@ bind_take_slots(lua_State *L, const struct bind_command *c, int at,
                               STR_FMT(s->name));
         known++;
         slots[i] = bind_slot_text(L, lua_gettop(L), a, s->name.p);
-        if (!exec_slot_check(s, exec_slot_whole(c->cfg, (unsigned)i),
-                             c->slots[i], a, slots[i], &e))
+        if (!exec_slot_check(c->cfg, (unsigned)i, &c->guards, c->slots[i], a,
+                             slots[i], &e))
             return mem_printf(a, "refused: %s", e.msg);
         lua_pop(L, 1);
     }
@@ -35384,6 +36628,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
         struct bind_command *c = &set->commands[i];
 
         c->cfg = &env->cfg->commands[i];
+        c->guards = exec_guard_find(c->cfg->program, S(""));
         c->slots = mem_alloc(boot, (c->cfg->slots_n + 1) * sizeof *c->slots);
         for (size_t j = 0; j < c->cfg->slots_n; j++) {
             c->slots[j] =
@@ -41875,6 +43120,23 @@ cli_run(const struct cli *c)
 
 /* ---- check --------------------------------------------------------------- */
 
+/* What loads, and still deserves a look: on standard error. */
+static void
+cli_advise(const struct cfg *c)
+{
+    struct mem_buf b = {0};
+    struct str left, line;
+
+    for (size_t i = 0; i < c->commands_n; i++)
+        exec_advise(&c->commands[i], &b);
+    left = (struct str){mem_buf_ptr(&b), mem_buf_len(&b)};
+    while (left.n) {
+        str_cut(left, '\n', &line, &left);
+        fprintf(stderr, "gateway: warning: %.*s\n", STR_FMT(line));
+    }
+    mem_buf_free(&b);
+}
+
 /* Evaluates the policy in this process and checks what `run` would check,
  * except that nothing is bound. */
 static bool
@@ -41923,6 +43185,8 @@ cli_check(const struct cli *cli)
          sup_read_certificates(a, &c, &b, &e) &&
          sup_read_audit_key(a, &c.process, audit_key, &keyed, &e) &&
          sup_verify(&c, &b, &numbers, &e);
+    if (ok)
+        cli_advise(&c);
     if (ok && cli->json) {
         cli_check_json(&c, &host, b.cfg_json);
     } else if (ok) {

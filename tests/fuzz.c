@@ -21,6 +21,7 @@
 #include "fuzz_pki.inc"
 #include "fuzz_pp.inc"
 #include "fuzz_schema.inc"
+#include "fuzz_slot.inc"
 #include "fuzz_ticket.inc"
 #include "fuzz_upgrade.inc"
 #include "fuzz_uri.inc"
@@ -36,8 +37,9 @@ static const struct {
     {"lib", fuzz_target_lib},         {"log", fuzz_target_log},
     {"mounts", fuzz_target_mounts},   {"msg", fuzz_target_msg},
     {"pki", fuzz_target_pki},         {"pp", fuzz_target_pp},
-    {"schema", fuzz_target_schema},   {"ticket", fuzz_target_ticket},
-    {"upgrade", fuzz_target_upgrade}, {"uri", fuzz_target_uri},
+    {"schema", fuzz_target_schema},   {"slot", fuzz_target_slot},
+    {"ticket", fuzz_target_ticket},   {"upgrade", fuzz_target_upgrade},
+    {"uri", fuzz_target_uri},
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *, size_t);

@@ -42,6 +42,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #include "unit_jail.inc"
 #include "unit_exec.inc"
 #include "unit_layers.inc"
+#include "unit_guard.inc"  // after unit_exec.inc, which it borrows from
 #include "unit_lib.inc"
 #include "unit_sup.inc"
 
@@ -56,6 +57,7 @@ static const struct {
     {"up", unit_up},     {"msg", unit_msg},       {"jail", unit_jail},
     {"exec", unit_exec}, {"lib", unit_lib},       {"sup", unit_sup},
     {"layers", unit_layers},
+    {"guard", unit_guard},
 };
 
 static bool
