@@ -1229,8 +1229,8 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(EXEC_TIMEOUT, C, "gateway_exec_runs_total", "{result=\"timeout\"}", "")    \
     X(EXEC_REFUSED, C, "gateway_exec_runs_total", "{result=\"refused\"}", "")    \
     X(EXEC_BUSY, C, "gateway_exec_runs_total", "{result=\"queue_full\"}", "")    \
-    X(WALL_REFUSED, C, "gateway_sandbox_refused_calls_total", "", "System calls of workers that their seccomp filter refused.") \
     X(EXEC_OVER, C, "gateway_exec_runs_total", "{result=\"over_identity_limit\"}", "") \
+    X(WALL_REFUSED, C, "gateway_sandbox_refused_calls_total", "", "System calls of workers that their seccomp filter refused.") \
     X(EXEC_STREAMS, C, "gateway_exec_streams_total", "{result=\"complete\"}", "Programs whose output was the answer.") \
     X(EXEC_STREAMS_CUT, C, "gateway_exec_streams_total", "{result=\"cut\"}", "") \
     X(EXEC_STREAMS_NONE, C, "gateway_exec_streams_total", "{result=\"problem\"}", "") \
@@ -24519,8 +24519,8 @@ jail_refuse_supervisor(struct jail_filter *f)
     jail_refuse_terminal(f);
 }
 
-/* The broker's, on top, once it has opened all it needs. memfd_create(): what is
- * in such a file can be executed even where Landlock lets nothing be; libraries
+/* The broker's, on top, once it has opened all it needs. memfd_create(): what
+ * is in such a file can be executed even where Landlock lets nothing be; libraries
  * that use it fall back to a file. System V and POSIX queues: they would
  * outlive the program. */
 static void
@@ -24673,7 +24673,7 @@ jail_allow_sockets(struct jail_filter *f)
                       JAIL_BITS(1, 15, types[j]), JAIL_ARG(2, LE, IPPROTO_UDP));
 }
 
-/* What `verify` does besides: it opens programs, and copies those with a pin. */
+/* What `verify` does besides: it opens programs, and copies pinned ones. */
 static void
 jail_allow_verify(struct jail_filter *f)
 {
@@ -43513,6 +43513,7 @@ cli_read_all(struct mem_arena *a, FILE *f, const char *what, size_t max,
     struct mem_buf b = {0};
     size_t n = 1;
 
+    max = max < CFG_BUFFER_MAX ? max : CFG_BUFFER_MAX;
     while (n && mem_buf_len(&b) <= max) {
         n = fread(mem_buf_room(&b, 1 << 16), 1, 1 << 16, f);
         b.n += n;
@@ -43537,7 +43538,6 @@ cli_exec_stdin(struct cli_exec *x, const struct cli *cli, struct str *out,
     FILE *f;
     bool ok;
 
-    max = max < CFG_BUFFER_MAX ? max : CFG_BUFFER_MAX;
     *out = S("");
     if (!path)
         return true;
@@ -44261,7 +44261,7 @@ cli_fd_path(int fd, char out[PATH_MAX])
 static bool
 cli_learn_script(const struct cfg_command *c, char out[PATH_MAX])
 {
-    struct str name = exec_basename(c->program.p);
+    struct str name = exec_basename(c->program);
     bool yes = false;
 
     for (size_t i = 0; i < sizeof exec_interpreters / sizeof *exec_interpreters;
