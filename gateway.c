@@ -24137,6 +24137,9 @@ jail_rules(struct jail_filter *f, uint32_t action, const char *calls)
 static void
 jail_filter_new(struct jail_filter *f, uint32_t otherwise)
 {
+    // what our filters need (Linux 4.14); else the library asks the kernel, and
+    // compiles nothing where seccomp(2) is refused
+    seccomp_api_set(3);
     *f = (struct jail_filter){.ctx = seccomp_init(otherwise)};
     must(f->ctx);
     if (seccomp_attr_set(f->ctx, SCMP_FLTATR_ACT_BADARCH,
@@ -28435,6 +28438,17 @@ exec_broker_free(struct exec_broker *b)
     mem_arena_free(b->arena);
 }
 
+/* Where seccomp is accepted missing, programs run without a filter. */
+static void
+exec_unfilter(struct exec_broker *b, const struct boot *boot)
+{
+    struct jail_have have = jail_have_of(boot);
+
+    for (size_t i = 0; i < b->cfg.commands_n; i++)
+        if (!jail_has(&have, JAIL_SECCOMP))
+            b->commands[i].filter = NULL;
+}
+
 /* The broker process. Descriptor 3 is its channel to the supervisor. */
 static int
 exec_main(struct boot *boot)
@@ -28452,6 +28466,7 @@ exec_main(struct boot *boot)
               exec_broker_process(b, &e);
 
     if (ok) {
+        exec_unfilter(b, boot);
         must(uv_loop_init(&loop) == 0);
         ok = exec_broker_run(b, &e);
     }

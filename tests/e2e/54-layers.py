@@ -225,7 +225,8 @@ def test_another_one_accepted_does_not_help():
 
 def test_accepted_it_starts_with_a_warning():
     for name in REFUSED:
-        with Layered(refuse(name), 'accept_missing = { "%s" }' % name) as g:
+        with Layered(refuse(name), 'accept_missing = { "%s" }' % name,
+                     COMMAND) as g:
             for generation in (1, 2):
                 found = [r for r in g.log() if r.get("event") ==
                          "layer_missing" and r["layer"] == name]
@@ -238,6 +239,7 @@ def test_accepted_it_starts_with_a_warning():
             equal(g.metric("gateway_sandbox_layer", layer=name), 0)
             assert "(accepted if missing)" in g.cli("check").out
             equal(g.get("/ok").text, "ok")
+            equal(g.get("/run").json()["ok"], True, g.tail())
 
 
 def test_accepted_but_there_is_said_by_check():
