@@ -24540,9 +24540,9 @@ static const struct jail_layer_about {
                      "Landlock does not keep a program from signals and "
                      "abstract sockets of processes of its user",
                      "run on Linux 6.12 or later (Landlock ABI 6)"},
-    [JAIL_PROCESSES] = {JAIL_EXTRA, "a command can start processes without end",
-                        "start as an ordinary user, let process.user be one, "
-                        "or delegate a cgroup v2 with pids"},
+    [JAIL_PROCESSES] =
+        {JAIL_EXTRA, "a command can start processes without end",
+         "start as an ordinary user, or let process.user be one"},
 };
 
 /* What this machine gives us. Found out once, by the supervisor; its children
@@ -24973,8 +24973,9 @@ jail_probe(struct jail_have *h)
     *t = (struct jail_try){.ours = true};
     jail_try_run(jail_try_processes, t);
     h->root_limited = t->ok;
+    // a layer that is there and not used is none
     if (jail_has(h, JAIL_CGROUP))
-        h->layers |= 1u << JAIL_PROCESSES;
+        jail_lacks(h, JAIL_CGROUP, "programs do not get one in this version");
     munmap(t, sizeof *t);
 }
 
@@ -24984,7 +24985,7 @@ jail_have_no_uid(struct jail_have *h)
 {
     if (jail_has(h, JAIL_UID))
         jail_lacks(h, JAIL_UID, "process.user is root");
-    if (!h->root_limited && !jail_has(h, JAIL_CGROUP))
+    if (!h->root_limited)
         jail_lacks(h, JAIL_PROCESSES, "the limit does not hold for root");
 }
 
