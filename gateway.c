@@ -24973,9 +24973,9 @@ jail_probe(struct jail_have *h)
     *t = (struct jail_try){.ours = true};
     jail_try_run(jail_try_processes, t);
     h->root_limited = t->ok;
-    // a layer that is there and not used is none
+    // a cgroup that could be had holds nothing yet: programs are not put in one
     if (jail_has(h, JAIL_CGROUP))
-        jail_lacks(h, JAIL_CGROUP, "programs do not get one in this version");
+        jail_lacks(h, JAIL_CGROUP, "programs are not put into a cgroup");
     munmap(t, sizeof *t);
 }
 
