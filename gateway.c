@@ -24345,6 +24345,9 @@ jail_rules(struct jail_filter *f, uint32_t action, const char *calls)
 static void
 jail_filter_new(struct jail_filter *f, uint32_t otherwise)
 {
+    // what our filters need (Linux 4.14); else the library asks the kernel, and
+    // compiles nothing where seccomp(2) is refused
+    seccomp_api_set(3);
     *f = (struct jail_filter){.ctx = seccomp_init(otherwise)};
     must(f->ctx);
     if (seccomp_attr_set(f->ctx, SCMP_FLTATR_ACT_BADARCH,
@@ -25090,78 +25093,80 @@ enum jail_layer {
 
 static_assert((int)JAIL_LAYERS_N == CFG_LAYERS_N, "a name for each layer");
 
-/* A layer of the floor that is missing stops the start, unless it is accepted.
- * An extra is reported, unless it is a must. */
+/* A layer of the floor that is missing stops the start, unless it is accepted;
+ * the vital ones we start no process without. An extra is reported, unless it
+ * is a must. */
 static const struct jail_layer_about {
-    bool floor;
+    enum { JAIL_EXTRA, JAIL_FLOOR, JAIL_VITAL } grade;
     const char *lost, *mend;
 } jail_layers[JAIL_LAYERS_N] = {
     [JAIL_NO_NEW_PRIVS] =
-        {true, "a set-uid program can give back the rights that were given up",
+        {JAIL_VITAL,
+         "a set-uid program can give back the rights that were given up",
          "let prctl(PR_SET_NO_NEW_PRIVS) through the filter around us"},
     [JAIL_SECCOMP] =
-        {true, "a process that is taken over can make every system call",
+        {JAIL_FLOOR, "a process that is taken over can make every system call",
          "run on a kernel with CONFIG_SECCOMP_FILTER, and let seccomp(2) "
          "through the filter around us"},
     [JAIL_LANDLOCK] =
-        {true,
+        {JAIL_FLOOR,
          "a process that is taken over can open every file and start every "
          "program that its user can",
          "run on Linux 5.13 or later with landlock in its list of security "
          "modules (lsm=), and let landlock_* through the filter around us"},
-    [JAIL_RLIMITS] = {true,
+    [JAIL_RLIMITS] = {JAIL_VITAL,
                       "memory, files and computing time of a program have no "
                       "end",
                       "let setrlimit(2) through the filter around us"},
-    [JAIL_DESCRIPTORS] = {true,
+    [JAIL_DESCRIPTORS] = {JAIL_VITAL,
                           "a program can inherit a descriptor that it was not "
                           "given",
                           "run on Linux 5.11 or later (close_range)"},
-    [JAIL_ENVIRONMENT] = {true,
+    [JAIL_ENVIRONMENT] = {JAIL_VITAL,
                           "a program cannot be started from a descriptor with "
                           "an environment of its own",
                           "let execveat(2) through the filter around us"},
-    [JAIL_UID] = {false,
+    [JAIL_UID] = {JAIL_EXTRA,
                   "all processes are of one user, whose files are within reach "
                   "of a worker or program that is taken over",
                   "start as root with CAP_SETUID and CAP_SETGID, and let "
                   "process.user be somebody else"},
-    [JAIL_USER_NAMESPACE] = {false, "namespaces can be made by root alone",
+    [JAIL_USER_NAMESPACE] = {JAIL_EXTRA, "namespaces can be made by root alone",
                              "allow user namespaces "
                              "(user.max_user_namespaces, "
                              "kernel.unprivileged_userns_clone)"},
-    [JAIL_PID_NAMESPACE] = {false,
+    [JAIL_PID_NAMESPACE] = {JAIL_EXTRA,
                             "a program sees other processes, and what it left "
                             "behind is looked for, not ended by the kernel",
                             "allow user namespaces, or start as root with "
                             "CAP_SYS_ADMIN"},
-    [JAIL_NETWORK_NAMESPACE] = {false,
+    [JAIL_NETWORK_NAMESPACE] = {JAIL_EXTRA,
                                 "seccomp and Landlock alone keep a program "
                                 "from the network",
                                 "allow user namespaces, or start as root with "
                                 "CAP_SYS_ADMIN"},
-    [JAIL_IPC_NAMESPACE] = {false,
+    [JAIL_IPC_NAMESPACE] = {JAIL_EXTRA,
                             "a program shares System V IPC and message queues "
                             "with the machine",
                             "allow user namespaces, or start as root with "
                             "CAP_SYS_ADMIN"},
-    [JAIL_MOUNT_NAMESPACE] = {false,
+    [JAIL_MOUNT_NAMESPACE] = {JAIL_EXTRA,
                               "Landlock alone keeps a program from the files "
                               "of the machine",
                               "allow user namespaces, or start as root with "
                               "CAP_SYS_ADMIN"},
-    [JAIL_CGROUP] = {false,
+    [JAIL_CGROUP] = {JAIL_EXTRA,
                      "limits hold for each process of a program, not for all "
                      "of them together",
                      "delegate a cgroup v2 with memory and pids (systemd: "
                      "Delegate=memory pids)"},
-    [JAIL_SCOPES] = {false,
+    [JAIL_SCOPES] = {JAIL_EXTRA,
                      "Landlock does not keep a program from signals and "
                      "abstract sockets of processes of its user",
                      "run on Linux 6.12 or later (Landlock ABI 6)"},
-    [JAIL_PROCESSES] = {false, "a command can start processes without end",
-                        "start as an ordinary user, let process.user be one, "
-                        "or delegate a cgroup v2 with pids"},
+    [JAIL_PROCESSES] =
+        {JAIL_EXTRA, "a command can start processes without end",
+         "start as an ordinary user, or let process.user be one"},
 };
 
 /* What this machine gives us. Found out once, by the supervisor; its children
@@ -25592,8 +25597,9 @@ jail_probe(struct jail_have *h)
     *t = (struct jail_try){.ours = true};
     jail_try_run(jail_try_processes, t);
     h->root_limited = t->ok;
+    // a cgroup that could be had holds nothing yet: programs are not put in one
     if (jail_has(h, JAIL_CGROUP))
-        h->layers |= 1u << JAIL_PROCESSES;
+        jail_lacks(h, JAIL_CGROUP, "programs are not put into a cgroup");
     munmap(t, sizeof *t);
 }
 
@@ -25603,7 +25609,7 @@ jail_have_no_uid(struct jail_have *h)
 {
     if (jail_has(h, JAIL_UID))
         jail_lacks(h, JAIL_UID, "process.user is root");
-    if (!h->root_limited && !jail_has(h, JAIL_CGROUP))
+    if (!h->root_limited)
         jail_lacks(h, JAIL_PROCESSES, "the limit does not hold for root");
 }
 
@@ -25625,9 +25631,29 @@ jail_spares(const struct cfg_process *p, bool commands, enum jail_layer layer)
 {
     if (jail_named(p->must_have, layer))
         return false;
-    if (!jail_layers[layer].floor && !(layer == JAIL_PROCESSES && commands))
+    if (!jail_layers[layer].grade && !(layer == JAIL_PROCESSES && commands))
         return true;
-    return jail_named(p->accept_missing, layer);
+    return jail_layers[layer].grade != JAIL_VITAL &&
+           jail_named(p->accept_missing, layer);
+}
+
+/* Says what is missing, what is lost without it, and the mend. */
+static bool
+jail_refuse(const struct jail_have *h, const struct cfg_process *p,
+            enum jail_layer layer, struct err *e)
+{
+    const struct jail_layer_about *l = &jail_layers[layer];
+    bool must_have = jail_named(p->must_have, layer);
+    char or_so[64] = "";
+
+    if (!must_have && l->grade != JAIL_VITAL)
+        snprintf(or_so, sizeof or_so, ", or write accept_missing = { \"%s\" }",
+                 cfg_layers[layer]);
+    err_set(e, ERR_CONFIG,
+            "process: %s%s is missing here (%s): without it, %s; %s%s",
+            must_have ? "must_have: " : "", cfg_layers[layer], h->why[layer],
+            l->lost, l->mend, or_so);
+    return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
 }
 
 /* Whether what this machine gives is enough to start: never silently less. */
@@ -25635,21 +25661,23 @@ static bool
 jail_enough(const struct jail_have *h, const struct cfg_process *p,
             bool commands, struct err *e)
 {
-    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
-        enum jail_layer layer = (enum jail_layer)i;
-        const struct jail_layer_about *l = &jail_layers[layer];
-        bool must_have = jail_named(p->must_have, layer);
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
+        if (!jail_has(h, (enum jail_layer)i) &&
+            !jail_spares(p, commands, (enum jail_layer)i))
+            return jail_refuse(h, p, (enum jail_layer)i, e);
+    return true;
+}
 
-        if (jail_has(h, layer) || jail_spares(p, commands, layer))
-            continue;
-        err_set(e, ERR_CONFIG,
-                "process: %s%s is missing here (%s): without it, %s; %s%s%s%s",
-                must_have ? "must_have: " : "", cfg_layers[i], h->why[i],
-                l->lost, l->mend,
-                must_have ? "" : ", or write accept_missing = { \"",
-                must_have ? "" : cfg_layers[i], must_have ? "" : "\" }");
-        return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
-    }
+/* Without these there is not even a process that reads the policy. */
+static bool
+jail_vital(const struct jail_have *h, struct err *e)
+{
+    struct cfg_process none = {0};
+
+    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
+        if (jail_layers[i].grade == JAIL_VITAL &&
+            !jail_has(h, (enum jail_layer)i))
+            return jail_refuse(h, &none, (enum jail_layer)i, e);
     return true;
 }
 
@@ -25708,6 +25736,8 @@ jail_said(const struct cfg_process *p, bool commands, enum jail_layer layer)
         return "";
     if (jail_named(p->must_have, layer))
         return "must have";
+    if (jail_layers[layer].grade == JAIL_VITAL)
+        return "vital";
     if (jail_named(p->accept_missing, layer))
         return "accepted if missing";
     return jail_spares(p, commands, layer) ? "" : "needed";
@@ -25723,7 +25753,7 @@ jail_print(const struct jail_have *h, const struct cfg_process *p,
         const char *said = jail_said(p, commands, (enum jail_layer)i);
 
         fprintf(f, "  %-18s %-6s %s%s%s%s%s\n", cfg_layers[i],
-                jail_layers[i].floor ? "floor" : "extra",
+                jail_layers[i].grade ? "floor" : "extra",
                 has ? "yes" : "missing: ", h->why[i], *said ? " (" : "", said,
                 *said ? ")" : "");
         if (!has)
@@ -25742,7 +25772,7 @@ jail_write_json(const struct jail_have *h, const struct cfg_process *p,
 
         mem_buf_printf(out, "%s{\"name\":\"%s\",\"floor\":%s,\"have\":%s",
                        i ? "," : "[", cfg_layers[i],
-                       jail_layers[i].floor ? "true" : "false",
+                       jail_layers[i].grade ? "true" : "false",
                        jail_has(h, layer) ? "true" : "false");
         if (p)
             mem_buf_printf(out, ",\"policy\":\"%s\"",
@@ -30872,6 +30902,17 @@ exec_broker_free(struct exec_broker *b)
     mem_arena_free(b->arena);
 }
 
+/* Where seccomp is accepted missing, programs run without a filter. */
+static void
+exec_unfilter(struct exec_broker *b, const struct boot *boot)
+{
+    struct jail_have have = jail_have_of(boot);
+
+    for (size_t i = 0; i < b->cfg.commands_n; i++)
+        if (!jail_has(&have, JAIL_SECCOMP))
+            b->commands[i].filter = NULL;
+}
+
 /* The broker process. Descriptor 3 is its channel to the supervisor. */
 static int
 exec_main(struct boot *boot)
@@ -30894,6 +30935,7 @@ exec_main(struct boot *boot)
 
     if (ok) {
         b->chain = chain;
+        exec_unfilter(b, boot);
         must(uv_loop_init(&loop) == 0);
         ok = exec_broker_run(b, &e);
     }
@@ -41992,6 +42034,8 @@ sup_init(struct sup *s, struct err *e)
     signal(SIGPIPE, SIG_IGN);
     sup_reopen_log();
     jail_survey(&s->host);
+    if (!jail_vital(&s->host.have, e))
+        return false;
     if (!jail_undumpable())
         return err_set(e, ERR_CONFIG, "dumpable: %s", strerror(errno));
     prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L);

@@ -223,9 +223,22 @@ def test_another_one_accepted_does_not_help():
             wait=False).ended()
 
 
+def test_without_the_vital_ones_nothing_starts():
+    for call, name in (("close_range", "descriptors"),
+                       ("execveat", "environment"),
+                       ("no_new_privs", "no_new_privs")):
+        g = Layered(refuse(call), 'accept_missing = { "%s" }' % name,
+                    wait=False)
+        for said in (g.ended(), g.cli("check").err):
+            assert "process: %s is missing here (" % name in said, said
+            assert "Function not implemented): without it, " in said, said
+            assert "accept_missing" not in said, said
+
+
 def test_accepted_it_starts_with_a_warning():
     for name in REFUSED:
-        with Layered(refuse(name), 'accept_missing = { "%s" }' % name) as g:
+        with Layered(refuse(name), 'accept_missing = { "%s" }' % name,
+                     COMMAND) as g:
             for generation in (1, 2):
                 found = [r for r in g.log() if r.get("event") ==
                          "layer_missing" and r["layer"] == name]
@@ -238,6 +251,7 @@ def test_accepted_it_starts_with_a_warning():
             equal(g.metric("gateway_sandbox_layer", layer=name), 0)
             assert "(accepted if missing)" in g.cli("check").out
             equal(g.get("/ok").text, "ok")
+            equal(g.get("/run").json()["ok"], True, g.tail())
 
 
 def test_accepted_but_there_is_said_by_check():
