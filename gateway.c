@@ -26953,7 +26953,7 @@ struct exec_guard {
     "file,pipe|-protocol_whitelist pipe,file"
 #define EXEC_MEDIA_NEVER                                                       \
     "-f concat|-f lavfi|-f hls|-f dash|-f sdp|-f tee|-safe 0|-filter_script*|" \
-    "-attach|-dump_attachment*"
+    "-attach|-dump_attachment*|-enable_drefs|-use_absolute_path"
 #define EXEC_MEDIA_OWN                                                         \
     "-f|-vf|-af|-filter*|-lavfi|-protocol_whitelist|-format_whitelist|"        \
     "-passlogfile|-vstats_file|-sdp_file|-progress|-report|-bsf*|-vstats*"
@@ -27039,7 +27039,7 @@ static const struct exec_guard exec_guards[] = {
      .lead = "@<",
      .text = "--globoff|-g;--proto =https|--proto =http|"
              "--proto =http,https|--proto =https,http",
-     .never = "-K|--config",
+     .never = "-K|--config|-:|--next",  // the latter forgets the two above
      .own = "-o|--output|--output-dir|-x|--proxy|--preproxy|-E|--cert|--key|"
             "--cacert|--capath|-b|--cookie|-c|--cookie-jar|-T|--upload-file|"
             "-w|--write-out|-F|--form|-d|--data|--data-binary|--data-ascii|"
@@ -27208,7 +27208,6 @@ static const struct exec_guard exec_guards[] = {
      .why = "\"of=…\" says what it writes"},
     {.names = "date",
      .lead = "+",
-     .never = "-s|--set",
      .own = "-f|--file|-r|--reference",
      .bundles = true,
      .ends = true,
@@ -28541,21 +28540,40 @@ exec_advise_shape(const struct cfg_command *c, unsigned i,
     free(r);
 }
 
+/* A value behind a fixed folder: may it leave that again? */
+static void
+exec_advise_folder(const struct cfg_command *c, unsigned i,
+                   const struct schema *schema, struct mem_buf *out)
+{
+    if (schema_may_begin(schema, S("../")))
+        mem_buf_printf(out,
+                       "%.*s: command %.*s: slot %.*s may begin with \"../\" "
+                       "and leave the folder in front of it: narrow the "
+                       "pattern, or use gateway.file_below\n",
+                       STR_FMT(c->at), STR_FMT(c->name),
+                       STR_FMT(c->slots[i].name));
+}
+
 /* Lines for `gateway check` about a command that loads: what a program of which
  * we know nothing might read into its slots. */
 static void
 exec_advise(const struct cfg_command *c, struct mem_buf *out)
 {
     struct mem_arena *a = mem_arena_new((size_t)64 << 20);
+    bool known = exec_guard_find(c->program, S("")).n > 0;
     struct err e;
 
     for (unsigned i = 0; i < c->slots_n; i++) {
         struct schema *s = schema_compile(a, c->slots[i].schema, false, &e);
+        struct str prefix = exec_slot_prefix(c, i);
 
-        if (!s || !exec_slot_open(c, i, s) || exec_slot_prefix(c, i).n)
+        if (!s || !exec_slot_open(c, i, s))
             continue;
-        exec_advise_dash(c, i, s, out);
-        if (!exec_guard_find(c->program, S("")).n)
+        if (str_ends(prefix, S("/")))
+            exec_advise_folder(c, i, s, out);
+        if (!prefix.n)
+            exec_advise_dash(c, i, s, out);
+        if (!prefix.n && !known)
             exec_advise_shape(c, i, s, out);
     }
     mem_arena_free(a);

@@ -101,6 +101,8 @@ def test_tar():
             slot(NAME), "--checkpoint-act")
     refuses(tar, '"xIf", "cat", "--force-local", ' + V, slot(NAME), "xIf")
     refuses(tar, '"-xzf", ' + V, slot(FILE), "gzip as a command")
+    refuses(tar, '"--force-local", "-tf", "/a", gateway.slot("v", '
+            '"--checkpoint-action=exec=")', slot(NAME), "--checkpoint-action")
     refuses(tar, '"--force-local", "-t", "-C", %s, "-f", "/a.tar"' % V,
             slot(NAME), '"-C"')
     refuses(tar, '"--force-local", "-tf", "/a.tar", gateway.slot("v", '
@@ -198,6 +200,7 @@ def test_curl():
                 word)
     refuses(curl, safe + '"-K", "/c", ' + V, slot(URL), '"-K"')
     refuses(curl, safe + '"-sK", "/c", ' + V, slot(URL), '"-sK"')
+    refuses(curl, safe + '"--next", "-s", ' + V, slot(URL), '"--next"')
     refuses(curl, safe + '"--conf", "/c", ' + V, slot(URL), '"--conf"')
     refuses(curl, safe + '"-F", gateway.slot("v", "name="), "https://x/"',
             slot(ANY), "gives a meaning to")
@@ -451,8 +454,9 @@ def test_dd_date_install():
     date = program("/usr/bin/date", "/bin/date")
     assert b"secret-42" in bare(d, date, "-f", "secret").stdout
     refuses(date, '"-f", ' + V, slot(NAME), '"-f"')
-    refuses(date, '"-s", ' + V, slot(NAME), '"-s"')
-    loads(date, '"-d", ' + V, slot(NAME))
+    refuses(date, '"-uf", ' + V, slot(NAME), '"-uf"')
+    refuses(date, V, slot(ANY), "such as")
+    loads(date, '"-Iseconds", "-d", ' + V, slot(NAME))
     inst = program("/usr/bin/install")
     out = bare(d, inst, "-s", "--strip-program=./none", "plain", "made2").stdout
     assert b"./none" in out, out
@@ -696,6 +700,9 @@ def test_check_warns():
     equal(loads(cat, V, slot("gateway.integer(-5, 5)")), "")
     equal(loads(cat, V, slot('gateway.enum { "@a", "b" }')), "")
     equal(loads(cat, 'gateway.slot("v", "--x=")', slot(ANY)), "")
+    assert "leave the folder" in loads(cat, 'gateway.slot("v", "/srv/")',
+                                       slot(ANY))
+    equal(loads(cat, 'gateway.slot("v", "/srv/")', slot(NAME)), "")
 
 
 def test_check_wants_two_dashes():
