@@ -23643,6 +23643,7 @@ enum msg_type {
     MSG_DRAIN,      // supervisor -> child: finish and leave
     MSG_WORKER,     // supervisor -> broker, with a channel to a worker
     MSG_AUDIT,      // supervisor -> broker: how the chain of another ended
+    MSG_EXPEL,      // broker -> supervisor: this one broke the rules
 
     MSG_EXEC_RUN,     // worker -> broker: run this, and the start of its stdin
     MSG_EXEC_STDIN,   // worker -> broker: more stdin
@@ -25654,6 +25655,19 @@ jail_refuse(const struct jail_have *h, const struct cfg_process *p,
             must_have ? "must_have: " : "", cfg_layers[layer], h->why[layer],
             l->lost, l->mend, or_so);
     return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
+}
+
+/* What may be missing around our own processes: what is, and may be. */
+static struct jail_accept
+jail_accepted(const struct boot *b, const struct cfg_process *p)
+{
+    struct jail_have h = jail_have_of(b);
+
+    return (struct jail_accept){.seccomp = !jail_has(&h, JAIL_SECCOMP) &&
+                                           jail_spares(p, false, JAIL_SECCOMP),
+                                .landlock =
+                                    !jail_has(&h, JAIL_LANDLOCK) &&
+                                    jail_spares(p, false, JAIL_LANDLOCK)};
 }
 
 /* Whether what this machine gives is enough to start: never silently less. */
@@ -30630,6 +30644,20 @@ exec_worker_on_drained(void *data)
     }
 }
 
+/* No honest worker does this: whoever sits in it loses the process, too. The
+ * supervisor gave us workers in an order, and counts as we do. */
+static void
+exec_expel(struct exec_worker *w)
+{
+    struct exec_broker *b = w->broker;
+    struct err e;
+
+    b->frame.off = b->frame.n = 0;
+    msg_put_u64(&b->frame, w->id);
+    msg_send(&b->sup, MSG_EXPEL,
+             (struct str){mem_buf_ptr(&b->frame), mem_buf_len(&b->frame)}, &e);
+}
+
 /* Its runs end with a worker. */
 static void
 exec_worker_on_gone(void *data, const struct err *why)
@@ -30638,9 +30666,11 @@ exec_worker_on_gone(void *data, const struct err *why)
     struct exec_broker *b = w->broker;
     struct exec_run *r = b->runs;
 
-    if (why && why->kind != ERR_PEER_GONE)
+    if (why && why->kind != ERR_PEER_GONE) {
         log_at(LOG_ERROR, "exec", "channel to worker %" PRIu64 " closed: %s",
                w->id, why->msg);
+        exec_expel(w);
+    }
     while (r) {
         if (r->worker != w) {
             r = r->next;
@@ -30948,8 +30978,8 @@ exec_main(struct boot *boot)
         exec_broker_init(b, &loop, uid, boot->cfg_json, &e) &&
         (!boot->drop || jail_drop(boot->uid, boot->gid, &e)) &&
         exec_broker_process(b, &e) &&
-        jail_wall_broker(false,
-                         jail_spares(&b->cfg.process, false, JAIL_SECCOMP), &e);
+        jail_wall_broker(false, jail_accepted(boot, &b->cfg.process).seccomp,
+                         &e);
 
     if (ok) {
         b->chain = chain;
@@ -36590,10 +36620,10 @@ bind_core_fetch(lua_State *L)
 /* ---- a worker that was taken over, for the tests ---- */
 
 #ifdef GATEWAY_TEST_HOSTILE
-/* core.hostile_call(number, ...): a system call with numbers and strings for
+/* string.hostile_call(number, ...): a system call with numbers and strings for
  * arguments. What it gave, or minus errno. */
 static int
-bind_core_hostile_call(lua_State *L)
+bind_hostile_call(lua_State *L)
 {
     long a[7] = {0}, r;
 
@@ -36606,9 +36636,9 @@ bind_core_hostile_call(lua_State *L)
     return 1;
 }
 
-/* core.hostile_send(bytes): to the broker, past everything that frames them. */
+/* string.hostile_send(bytes): to the broker, past everything that frames them. */
 static int
-bind_core_hostile_send(lua_State *L)
+bind_hostile_send(lua_State *L)
 {
     struct env *env = bind_env_of(L);
     size_t n;
@@ -36617,15 +36647,17 @@ bind_core_hostile_send(lua_State *L)
     lua_pushinteger(L, send(env->exec->chan.fd, bytes, n, MSG_NOSIGNAL));
     return 1;
 }
+
+static const luaL_Reg bind_hostile[] = {
+    {"hostile_call", bind_hostile_call},
+    {"hostile_send", bind_hostile_send},
+    {NULL, NULL},
+};
 #endif
 
 /* ---- opening it all ---- */
 
 static const luaL_Reg bind_core[] = {
-#ifdef GATEWAY_TEST_HOSTILE
-    {"hostile_call", bind_core_hostile_call},
-    {"hostile_send", bind_core_hostile_send},
-#endif
     {"env", bind_core_env},
     {"where", bind_core_where},
     {"source", bind_core_source},
@@ -36665,6 +36697,9 @@ bind_open(lua_State *L)
     lua_rawsetp(L, LUA_REGISTRYINDEX, &bind_identity_mark);
     lua_getglobal(L, "string");
     luaL_setfuncs(L, lib_str_functions, 0);
+#ifdef GATEWAY_TEST_HOSTILE
+    luaL_setfuncs(L, bind_hostile, 0);
+#endif
     lua_getglobal(L, "table");
     luaL_setfuncs(L, lib_tab_functions, 0);
     lua_pop(L, 2);
@@ -39589,9 +39624,7 @@ work_wall(struct work *w, struct err *e)
     static const char *const files[] = {"/etc/resolv.conf",   "/etc/hosts",
                                         "/etc/nsswitch.conf", "/etc/host.conf",
                                         "/dev/null",          NULL};
-    struct jail_accept accept = {
-        .seccomp = jail_spares(&w->cfg.process, false, JAIL_SECCOMP),
-        .landlock = jail_spares(&w->cfg.process, false, JAIL_LANDLOCK)};
+    struct jail_accept accept = jail_accepted(w->env.boot, &w->cfg.process);
     struct jail_fence fence = {.files = files};
     size_t n = 1;
     uint16_t *ports;
@@ -39616,6 +39649,7 @@ work_main(struct boot *boot)
     work_keep_heap();
     work_descriptors();
     w->boot_arena = mem_arena_new((size_t)1 << 30);
+    w->env.boot = boot;
     if (!cfg_load(w->boot_arena, boot->cfg_json, &w->cfg, &e) ||
         !work_wall(w, &e)) {
         log_at(LOG_FATAL, "work", "%s", e.msg);
@@ -39764,6 +39798,7 @@ struct sup_child {
     int result;      // what a check wrote; -1: none
     int audit;       // a broker's struct exec_slab; -1: none
     unsigned index;  // of a worker, from 1
+    uint64_t given;  // of a broker: workers so far; of a worker: which it was
     int slot;        // its row of the metrics slab, or -1
     uint64_t born, heard;
     uint64_t deadline;  // of its draining; 0: none
@@ -41080,12 +41115,37 @@ sup_all_ready(const struct sup_gen *g)
            (g->broker_boot < 0 || (g->broker && g->broker->ready));
 }
 
+/* The broker says which worker broke their protocol: it is killed. */
+static bool
+sup_on_expel(struct sup_child *broker, const struct msg_frame *f, struct err *e)
+{
+    struct msg_in in = {f->body, false};
+    uint64_t which = msg_get_u64(&in);
+
+    if (broker->role != BOOT_BROKER || !msg_get_end(&in))
+        return err_set(e, ERR_NET, "%s sent a malformed frame", broker->name);
+    for (struct sup_child *c = broker->sup->children; c; c = c->next) {
+        if (c->gen != broker->gen || c->role != BOOT_WORKER ||
+            c->given != which || !c->pid)
+            continue;
+        log_at(LOG_ERROR, "sup",
+               "%s is killed: the broker got from it what "
+               "no honest worker sends",
+               c->name);
+        c->killed = true;
+        kill(c->pid, SIGKILL);
+    }
+    return true;
+}
+
 static bool
 sup_on_frame(void *data, const struct msg_frame *f, struct err *e)
 {
     struct sup_child *c = OBJ(struct sup_child, SUP_CHILD, data);
     struct sup *s = c->sup;
 
+    if (f->type == MSG_EXPEL)
+        return sup_on_expel(c, f, e);
     if (f->body.n || (f->type != MSG_READY && f->type != MSG_PING))
         return err_set(e, ERR_NET, "%s sent frame %u, which it may not",
                        c->name, f->type);
@@ -41244,7 +41304,8 @@ sup_start_broker(struct sup *s, struct sup_gen *g, struct err *e)
 
 /* The worker's end of a new channel to the broker, which gets the other. */
 static bool
-sup_connect_broker(struct sup_gen *g, int *end, struct err *e)
+sup_connect_broker(struct sup_gen *g, struct sup_child *c, int *end,
+                   struct err *e)
 {
     int pair[2];
     bool ok;
@@ -41259,6 +41320,8 @@ sup_connect_broker(struct sup_gen *g, int *end, struct err *e)
     *end = pair[0];
     if (!ok)
         close(pair[0]);
+    else
+        c->given = ++g->broker->given;
     return ok;
 }
 
@@ -41276,7 +41339,7 @@ sup_start_worker(struct sup *s, struct sup_gen *g, unsigned index,
         c->slot >= 0 || err_set(e, ERR_CONFIG,
                                 "too many workers of earlier generations still "
                                 "drain: try again when they are done");
-    ok = ok && (g->broker_boot < 0 || sup_connect_broker(g, &broker, e));
+    ok = ok && (g->broker_boot < 0 || sup_connect_broker(g, c, &broker, e));
     fds[BOOT_FD] = g->worker_boot;
     for (size_t i = 0; i < g->sockets_n; i++)
         fds[n++] = g->sockets[i]->fd;
@@ -45321,11 +45384,11 @@ cli_role_verify(struct mem_arena *a, struct boot *b)
     struct cfg c;
     struct err e;
     bool ok = cfg_load(a, b->cfg_json, &c, &e);
-    struct jail_accept accept = {
-        ok && jail_spares(&c.process, false, JAIL_SECCOMP),
-        ok && jail_spares(&c.process, false, JAIL_LANDLOCK)};
+    struct jail_accept accept = {0};
     int code;
 
+    if (ok)
+        accept = jail_accepted(b, &c.process);
     ok = ok && jail_wall(JAIL_VERIFY, &fence, accept, &e) &&
          sup_verify(&c, b, &numbers, &e);
     jail_wall_report();
