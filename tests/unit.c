@@ -42,6 +42,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #include "unit_jail.inc"
 #include "unit_exec.inc"
 #include "unit_layers.inc"
+#include "unit_cli.inc"
 #include "unit_lib.inc"
 #include "unit_sup.inc"
 
@@ -54,8 +55,8 @@ static const struct {
     {"cfg", unit_cfg},   {"boot", unit_boot},     {"pki", unit_pki},
     {"tls", unit_tls},   {"h1", unit_h1},         {"pp", unit_pp},
     {"up", unit_up},     {"msg", unit_msg},       {"jail", unit_jail},
-    {"exec", unit_exec}, {"lib", unit_lib},       {"sup", unit_sup},
-    {"layers", unit_layers},
+    {"exec", unit_exec}, {"cli", unit_cli},       {"lib", unit_lib},
+    {"sup", unit_sup},   {"layers", unit_layers},
 };
 
 static bool
