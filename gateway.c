@@ -40928,14 +40928,16 @@ static void
 cli_learn_stop(struct cli_learn *x, pid_t pid, int status)
 {
     struct cli_tracee *t = cli_learn_get(x, pid);
-    int sig = WSTOPSIG(status), event = status >> 16, how = PTRACE_SYSCALL;
+    int sig = WSTOPSIG(status), event = status >> 16;
 
     if (sig == (SIGTRAP | 0x80)) {
         cli_learn_call(x, t);
         sig = 0;
     } else if (event == PTRACE_EVENT_STOP) {
-        if (sig != SIGTRAP)  // it has stopped itself, and stays so
-            how = PTRACE_LISTEN;
+        if (sig != SIGTRAP) {  // it has stopped itself, and stays so
+            ptrace(PTRACE_LISTEN, pid, NULL, NULL);
+            return;
+        }
         sig = 0;
     } else if (event) {
         if (event == PTRACE_EVENT_EXEC)
@@ -40944,7 +40946,7 @@ cli_learn_stop(struct cli_learn *x, pid_t pid, int status)
             cli_learn_last(x, pid);
         sig = 0;
     }
-    ptrace(how, pid, NULL, (void *)(intptr_t)sig);
+    ptrace(PTRACE_SYSCALL, pid, NULL, (void *)(intptr_t)sig);
 }
 
 /* Everything that has happened. False: nobody is left. */
