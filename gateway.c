@@ -43739,6 +43739,7 @@ enum {
     CLI_LEARN_CALLS = 1024,     // numbers of system calls that are noted
     CLI_LEARN_PATHS = 1 << 17,  // files that are noted
     CLI_LEARN_WORDS = 40,       // of anything else
+    CLI_LEARN_COLUMNS = 78,     // of a line of names
     CLI_LEARN_SLOWER = 4,       // traced, a program takes longer: its timeout
     CLI_LEARN_MANY = 4,         // files of a folder: it stands for them
     CLI_LEARN_END_MS = 5000,    // for killed processes to be gone
@@ -44004,6 +44005,73 @@ cli_learn_find(uint64_t nr)
     return NULL;
 }
 
+/* Freed by the caller. */
+static char *
+cli_call_name(long nr)
+{
+    char *name = seccomp_syscall_resolve_num_arch(SCMP_ARCH_NATIVE, (int)nr);
+
+    if (!name && asprintf(&name, "number %ld", nr) < 0)
+        abort();
+    return name;
+}
+
+/* What a filter answers to a call. It is one of ours: of the few instructions
+ * that libseccomp makes. */
+static uint32_t
+cli_filter_says(const struct sock_fprog *f, const struct seccomp_data *d)
+{
+    uint32_t a = 0;
+    bool yes;
+
+    for (size_t at = 0; at < f->len; at++) {
+        const struct sock_filter *i = &f->filter[at];
+
+        if (i->code == (BPF_RET | BPF_K))
+            return i->k;
+        if (i->code == (BPF_LD | BPF_W | BPF_ABS)) {
+            must(i->k <= sizeof *d - sizeof a);
+            memcpy(&a, (const char *)d + i->k, sizeof a);
+            continue;
+        }
+        if (i->code == (BPF_ALU | BPF_AND | BPF_K)) {
+            a &= i->k;
+            continue;
+        }
+        if (i->code == (BPF_JMP | BPF_JA)) {
+            at += i->k;
+            continue;
+        }
+        must((i->code & 0x0f) == (BPF_JMP | BPF_K));
+        yes = BPF_OP(i->code) == BPF_JEQ   ? a == i->k
+              : BPF_OP(i->code) == BPF_JGT ? a > i->k
+              : BPF_OP(i->code) == BPF_JGE ? a >= i->k
+                                           : (a & i->k) != 0;
+        at += yes ? i->jt : i->jf;
+    }
+    return SECCOMP_RET_ALLOW;
+}
+
+/* Would the cage let it pass, with `network = true`? What it answers by ENOSYS,
+ * programs can do without. */
+static void
+cli_learn_filter(struct cli_learn *x, const struct __ptrace_syscall_info *i)
+{
+    struct seccomp_data d = {.nr = (int)i->entry.nr, .arch = i->arch};
+    uint32_t says;
+    char *name;
+
+    for (int k = 0; k < 6; k++)
+        d.args[k] = i->entry.args[k];
+    says = cli_filter_says(&x->broker.filters[true], &d);
+    if (says == SECCOMP_RET_ALLOW || says == (SECCOMP_RET_ERRNO | ENOSYS))
+        return;
+    name = cli_call_name(d.nr);
+    cli_learn_word(x, &x->odd,
+                   "made the system call %s, which the cage refuses", name);
+    free(name);
+}
+
 static void
 cli_learn_enter(struct cli_learn *x, struct cli_tracee *t,
                 const struct __ptrace_syscall_info *i)
@@ -44023,6 +44091,7 @@ cli_learn_enter(struct cli_learn *x, struct cli_tracee *t,
     }
     if (i->entry.nr < CLI_LEARN_CALLS)
         x->calls[i->entry.nr] = true;
+    cli_learn_filter(x, i);
     t->call = cli_learn_find(i->entry.nr);
     if (!t->call)
         return;
@@ -44219,14 +44288,16 @@ static void
 cli_learn_stop(struct cli_learn *x, pid_t pid, int status)
 {
     struct cli_tracee *t = cli_learn_get(x, pid);
-    int sig = WSTOPSIG(status), event = status >> 16, how = PTRACE_SYSCALL;
+    int sig = WSTOPSIG(status), event = status >> 16;
 
     if (sig == (SIGTRAP | 0x80)) {
         cli_learn_call(x, t);
         sig = 0;
     } else if (event == PTRACE_EVENT_STOP) {
-        if (sig != SIGTRAP)  // it has stopped itself, and stays so
-            how = PTRACE_LISTEN;
+        if (sig != SIGTRAP) {  // it has stopped itself, and stays so
+            ptrace(PTRACE_LISTEN, pid, NULL, NULL);
+            return;
+        }
         sig = 0;
     } else if (event) {
         if (event == PTRACE_EVENT_EXEC)
@@ -44235,7 +44306,7 @@ cli_learn_stop(struct cli_learn *x, pid_t pid, int status)
             cli_learn_last(x, pid);
         sig = 0;
     }
-    ptrace(how, pid, NULL, (void *)(intptr_t)sig);
+    ptrace(PTRACE_SYSCALL, pid, NULL, (void *)(intptr_t)sig);
 }
 
 /* Everything that has happened. False: nobody is left. */
@@ -44651,12 +44722,32 @@ cli_learn_say(const char *what, const struct cli_words *w)
         fputs("gateway: and more of that kind\n", stderr);
 }
 
+static void
+cli_learn_calls(const struct cli_learn *x)
+{
+    size_t column = CLI_LEARN_COLUMNS;
+
+    fputs("gateway: its system calls:", stderr);
+    for (int i = 0; i < CLI_LEARN_CALLS; i++) {
+        char *name = x->calls[i] ? cli_call_name(i) : NULL;
+        size_t n = name ? strlen(name) + 1 : 0;
+
+        if (n && column + n > CLI_LEARN_COLUMNS) {
+            fputs("\n ", stderr);
+            column = 1;
+        }
+        if (n)
+            fprintf(stderr, " %s", name);
+        column += n;
+        free(name);
+    }
+    fputc('\n', stderr);
+}
+
 /* What surprises, and the system calls, on standard error. */
 static void
 cli_learn_surprises(const struct cli_learn *x)
 {
-    int column = 0;
-
     cli_learn_say("executed another program, which the cage refuses: ",
                   &x->executed);
     cli_learn_say(x->network ? "used the network: " : "tried to ", &x->talked);
@@ -44670,11 +44761,7 @@ cli_learn_surprises(const struct cli_learn *x)
         }
     if (x->paths_lost)
         fputs("gateway: it opened more files than are noted\n", stderr);
-    fputs("gateway: its system calls:", stderr);
-    for (int i = 0; i < CLI_LEARN_CALLS; i++)
-        if (x->calls[i])
-            fprintf(stderr, "%s %d", column++ % 16 ? "" : "\n ", i);
-    fputc('\n', stderr);
+    cli_learn_calls(x);
 }
 
 /* ---- from the start to the end ---- */
@@ -44827,6 +44914,8 @@ cli_learn(struct cli_exec *exec, const struct cli *cli, struct boot *b)
     while (x->tracees)
         cli_learn_forget(x, x->tracees->pid);
     mem_arena_free(x->broker.arena);
+    free(x->broker.filters[false].filter);
+    free(x->broker.filters[true].filter);
     free(x->broker.stack);
     free(x);
     return ok ? 0 : 1;

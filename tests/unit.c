@@ -43,6 +43,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #include "unit_exec.inc"
 #include "unit_layers.inc"
 #include "unit_guard.inc"  // after unit_exec.inc, which it borrows from
+#include "unit_cli.inc"
 #include "unit_lib.inc"
 #include "unit_sup.inc"
 
@@ -55,9 +56,8 @@ static const struct {
     {"cfg", unit_cfg},   {"boot", unit_boot},     {"pki", unit_pki},
     {"tls", unit_tls},   {"h1", unit_h1},         {"pp", unit_pp},
     {"up", unit_up},     {"msg", unit_msg},       {"jail", unit_jail},
-    {"exec", unit_exec}, {"lib", unit_lib},       {"sup", unit_sup},
-    {"layers", unit_layers},
-    {"guard", unit_guard},
+    {"exec", unit_exec}, {"guard", unit_guard},   {"cli", unit_cli},
+    {"lib", unit_lib},   {"sup", unit_sup},       {"layers", unit_layers},
 };
 
 static bool

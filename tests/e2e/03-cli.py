@@ -4,7 +4,7 @@ import json
 
 from gw import equal, gateway_cli, sh, BIN
 
-COMMANDS = ("run", "check", "audit", "test", "certs", "exec", "schema",
+COMMANDS = ("run", "check", "audit", "test", "certs", "exec", "log", "schema",
             "version")
 
 

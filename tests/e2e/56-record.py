@@ -8,8 +8,8 @@ import os
 import re
 import signal
 
-from gw import (Gateway, Load, equal, gateway_cli, read, tmpdir,
-                until, witness, witness_log, witness_runs, alive, write)
+from gw import (Gateway, Load, alive, equal, gateway_cli, read, tmpdir, until,
+                witness, write)
 
 POLICY = """
 gateway.process { workers = 2, @AUDIT@ }
@@ -24,14 +24,14 @@ local function command(name, args, slots)
 end
 local exit = command("exit", { "exit", gateway.slot "code" },
   { code = gateway.integer(0, 255) })
-local stubborn = command("stubborn", { "stubborn", "@PIDS@" })
+local wait = command("wait", { "wait", "60" })
 local small = gateway.optional(gateway.integer(0, 255), 0)
 gateway.get("/exit", { authorize = id.anyone,
   validate = { query = { code = small } }, handle = function(request)
     local r = exit:run { code = request.query.code }
     return gateway.text(r.ok and "ok" or r.why) end })
-gateway.get("/stubborn", { authorize = id.anyone, handle = function()
-    return gateway.text(stubborn:run({}).why) end })
+gateway.get("/wait", { authorize = id.anyone, handle = function()
+    return gateway.text(wait:run({}).why) end })
 gateway.get("/ok", { authorize = id.anyone,
   handle = function() return gateway.text "fine" end })
 """
@@ -45,7 +45,7 @@ def gateway(keyed=True, **keys):
     key = write(os.path.join(tmpdir("key"), "audit.key"),
                 os.urandom(32).hex() + "\n", 0o600)
     g = Gateway(HEAD + POLICY, head=False, PROGRAM=path, SHA=sha,
-                PIDS=witness_log(), AUDIT='audit_key = "%s"' % key if keyed
+                AUDIT='audit_key = "%s"' % key if keyed
                 else "", **keys)
     g.key = key
     return g
@@ -256,17 +256,12 @@ def test_reloads():
 test_reloads.timeout = 60
 
 
-def left(g):
-    return [p for r in witness_runs(g.tokens["PIDS"]) for p in r.values()
-            if alive(p)]
-
-
 def test_a_broker_that_is_killed():
     with gateway() as g:
         g.get("/exit")
         with g.connect() as c:
-            c.send(b"GET /stubborn HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            until(lambda: len(left(g)) == 3, "it runs")
+            c.send(b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            g.wait_line('"exec"', '"start"', '"wait"')
             os.kill(g.broker(), signal.SIGKILL)
             until(lambda: g.lines('"audit"', '"other"', "signal 9"),
                   "the next broker says so", 15)
@@ -277,7 +272,7 @@ def test_a_broker_that_is_killed():
               (0, ["note"], 1), repr(found))
         assert "signal 9" in found["faults"][0]["text"], found
         lines = text.splitlines(True)
-        cut = [line for line in lines if b'"stubborn"' not in line]
+        cut = [line for line in lines if b'"wait"' not in line]
         code, found = verify(b"".join(cut))
         equal((code, kinds(found)), (1, ["missing"]), "its last record is gone")
 

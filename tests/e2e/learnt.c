@@ -5,6 +5,7 @@
  *                            descriptor; another one by a relative path
  *   learnt write DIR         make, rename and remove files and folders there
  *   learnt untraced FILE     a child that no tracer gets; its pid into FILE
+ *   learnt forbidden         calls that the cage refuses
  *   learnt stop              stops itself, and stays so
  *   learnt leave FILE        ends, and leaves a child that ignores SIGTERM
  *   learnt starts PROGRAM    a child that executes it
@@ -137,6 +138,13 @@ starts(char *program)
     return status != 0;
 }
 
+static int
+forbidden(void)
+{
+    syscall(SYS_keyctl, 0, -3, 0);  // whatever it answers
+    return setpgid(0, 0) != 0;
+}
+
 static void
 count(int sig)
 {
@@ -161,6 +169,8 @@ main(int argc, char **argv)
         return leave(argv[2]);
     if (strcmp(what, "starts") == 0)
         return starts(argv[2]);
+    if (strcmp(what, "forbidden") == 0)
+        return forbidden();
     if (strcmp(what, "stop") == 0)
         return raise(SIGSTOP);
     if (strcmp(what, "signals") == 0) {
