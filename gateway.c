@@ -1220,6 +1220,11 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(EXEC_TIMEOUT, C, "gateway_exec_runs_total", "{result=\"timeout\"}", "")    \
     X(EXEC_REFUSED, C, "gateway_exec_runs_total", "{result=\"refused\"}", "")    \
     X(EXEC_BUSY, C, "gateway_exec_runs_total", "{result=\"queue_full\"}", "")    \
+    X(EXEC_OVER, C, "gateway_exec_runs_total", "{result=\"over_identity_limit\"}", "") \
+    X(EXEC_STREAMS, C, "gateway_exec_streams_total", "{result=\"complete\"}", "Programs whose output was the answer.") \
+    X(EXEC_STREAMS_CUT, C, "gateway_exec_streams_total", "{result=\"cut\"}", "") \
+    X(EXEC_STREAMS_NONE, C, "gateway_exec_streams_total", "{result=\"problem\"}", "") \
+    X(JOBS, C, "gateway_exec_jobs_total", "", "Jobs asked for; those refused count as runs, too.") \
     X(LOG_DROPPED, C, "gateway_log_lines_dropped_total", "", "Log lines lost because the reader stalled.")
 // clang-format on
 
@@ -6795,6 +6800,13 @@ struct cfg_tcp {
     struct cfg_strs alpn;       // none: not negotiated
 };
 
+/* gateway.jobs: what the broker keeps of programs that nobody waits for. */
+struct cfg_jobs {
+    uint32_t max, per_identity;  // max 0: there are none
+    uint32_t keep_ms;            // after their end
+    uint64_t output;             // bytes of stdout, and of stderr
+};
+
 struct cfg_warning {
     struct str at, text;
 };
@@ -6812,6 +6824,7 @@ struct cfg {
     size_t upstreams_n;
     struct cfg_command *commands;
     size_t commands_n;
+    struct cfg_jobs jobs;
     struct cfg_route *routes;
     size_t routes_n;
     struct route_table *table;  // all routes, by index
@@ -6854,6 +6867,8 @@ struct cfg_field {
 
 enum {
     CFG_MS_MAX = 24 * 3600 * 1000,
+    CFG_BUFFER_MAX = 1 << 28,  // bytes of output that are held in memory
+    CFG_JOBS_MAX = 4096,
     CFG_NAME_MAX = 128,
     CFG_PATH_MAX = 4096,
     CFG_DEPTH_MAX = 9,  // certificates above a leaf
@@ -8258,8 +8273,8 @@ cfg_read_command(struct cfg_read *r, yyjson_val *v, void *item)
         NUMBER("files", CFG_U32, files, 4, 65536),
         NUMBER("processes", CFG_U32, processes, 0, 1000000),
         NUMBER("file_size", CFG_U64, file_size, 0, (uint64_t)1 << 40),
-        NUMBER("stdin", CFG_U64, stdin_max, 0, 1 << 28),
-        NUMBER("stdout", CFG_U64, stdout_max, 0, 1 << 28),
+        NUMBER("stdin", CFG_U64, stdin_max, 0, (uint64_t)1 << 40),
+        NUMBER("stdout", CFG_U64, stdout_max, 0, (uint64_t)1 << 40),
         NUMBER("stderr", CFG_U64, stderr_max, 0, 1 << 28),
         NUMBER("concurrency", CFG_U32, concurrency, 1, 1024),
         NUMBER("queue", CFG_U32, queue, 0, 65536),
@@ -8287,6 +8302,28 @@ cfg_read_command(struct cfg_read *r, yyjson_val *v, void *item)
     cfg_enter(r, v, "command", "name");
     return cfg_read_object(r, v, table, c) && cfg_check_command(r, c) &&
            cfg_read_args(r, yyjson_obj_get(v, "args"), c);
+}
+
+static bool
+cfg_read_jobs(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    static const struct cfg_field table[] = {
+        {"max", CFG_U32, CFG_AT(cfg_jobs, max), 1, CFG_JOBS_MAX, NULL, true},
+        {"per_identity", CFG_U32, CFG_AT(cfg_jobs, per_identity), 1,
+         CFG_JOBS_MAX, NULL, true},
+        {"keep_ms", CFG_U32, CFG_AT(cfg_jobs, keep_ms), 1, CFG_MS_MAX, NULL,
+         true},
+        {"output", CFG_U64, CFG_AT(cfg_jobs, output), 0, CFG_BUFFER_MAX, NULL,
+         true},
+        {0},
+    };
+    struct cfg *c = object;
+    bool ok;
+
+    cfg_enter(r, v, "jobs", "");
+    ok = cfg_read_object(r, v, table, &c->jobs);
+    cfg_leave(r);
+    return ok;
 }
 
 /* ---- what a route allows beyond the default ---- */
@@ -9158,6 +9195,7 @@ cfg_load(struct mem_arena *boot, struct str json, struct cfg *c, struct err *e)
         {"admin", CFG_LATER, 0, 0, 0, NULL, false},
         {"upstreams", CFG_LATER, 0, 0, 0, NULL, false},
         {"commands", CFG_LATER, 0, 0, 0, NULL, false},
+        {"jobs", CFG_FN, 0, 0, 0, cfg_read_jobs, false},
         {"routes", CFG_LATER, 0, 0, 0, NULL, false},
         {"warnings", CFG_LATER, 0, 0, 0, NULL, false},
         {0},
@@ -9477,6 +9515,9 @@ cfg_print(const struct cfg *c, FILE *f)
     fputs(c->commands_n ? "commands\n" : "", f);
     for (size_t i = 0; i < c->commands_n; i++)
         cfg_print_command(f, &c->commands[i]);
+    if (c->jobs.max)
+        fprintf(f, "  jobs       at most %u, %u an identity, kept for %g s\n",
+                c->jobs.max, c->jobs.per_identity, c->jobs.keep_ms / 1e3);
     fputs(c->warnings_n ? "warnings\n" : "", f);
     for (size_t i = 0; i < c->warnings_n; i++) {
         fprintf(f, "  %.*s: ", STR_FMT(c->warnings[i].at));
@@ -23460,6 +23501,10 @@ enum msg_type {
     MSG_EXEC_CREDIT,  // either way: the sender may send that much more
     MSG_EXEC_OUT,     // broker -> worker: output while it runs
     MSG_EXEC_END,     // broker -> worker: how it went, and the last output
+    MSG_EXEC_FLOW,    // worker -> broker: run this, and send what it writes
+    MSG_EXEC_JOB,     // worker -> broker: run this, and keep what it writes
+    MSG_JOB_ASK,      // worker -> broker: how is that job? Or: end it
+    MSG_JOB_TELL,     // broker -> worker: how it is
     MSG_TYPES
 };
 
@@ -26164,12 +26209,17 @@ jail_sweep(int children, int ms)
  *   WAITING --> RUNNING --> DRAINING --> REPORTING --> closed
  *      \___________\____ worker gone: ended, recorded, told to nobody
  *
+ * Three ways to ask: MSG_EXEC_RUN gets the output with the result, MSG_EXEC_FLOW
+ * as the program writes it, and MSG_EXEC_JOB leaves it here, with a job, which
+ * any worker can ask about later: MSG_JOB_ASK, MSG_JOB_TELL.
+ *
  * No record, no run: the "start" line is in the log's reader's hands before
  * the program is (log_sync), and an "end" line follows.
  *
  * Owner   a run belongs to the broker; a worker's channel only points at it
  * Down    jail msg schema cfg log err          Up  exec_done
- * Entry   exec_slot_check  exec_program_check  exec_main  exec_start
+ * Entry   exec_slot_check  exec_program_check  exec_main  exec_start  exec_flow
+ *         exec_job  exec_job_ask
  */
 enum {
     EXEC_VALUE_MAX = 4096,  // bytes of a slot value
@@ -26184,6 +26234,9 @@ enum {
     EXEC_WATCH_MS = 5,         // before that, nobody looks at the pipes
     EXEC_LINGER_MS = 500,      // from the program's end to the pipe's
     EXEC_REPORT_MS = 10000,    // for the worker to take a result
+    EXEC_JOB_ID = 32,          // hexadecimal digits
+    EXEC_OWNER = 32,           // bytes of a hash
+    EXEC_JOB_CLOCK_MS = 1000,  // between looks for jobs to forget
     EXEC_STUCK_MS = 10000,     // between complaints about a process in SIGKILL
 };
 
@@ -26914,6 +26967,8 @@ struct exec_broker {
     unsigned workers_n;
     uint64_t worker_ids, run_ids;
     struct exec_run *runs;  // every one that is not closed
+    struct exec_job *jobs;  // owned: the newest first
+    uv_timer_t job_timer;   // runs while there are some
     uv_poll_t child_poll;
     int child_fd;           // signalfd of SIGCHLD
     int null;               // stdin where there is none
@@ -26957,8 +27012,10 @@ struct exec_run {
     struct exec_command *command;   // borrowed
     struct exec_run *next, **link;  // of broker->runs
     struct exec_run *next_waiting;
-    uint64_t ticket;  // the worker's name for it
-    uint64_t id;      // ours
+    uint64_t ticket;       // the worker's name for it
+    uint64_t id;           // ours
+    bool flows;            // stdout is sent as it comes
+    struct exec_job *job;  // borrowed; NULL: it is none
     enum exec_state state;
 
     struct mem_arena *arena;  // owned: what follows
@@ -26983,17 +27040,41 @@ struct exec_run {
 };
 
 /* How a run came out: whether there was one. */
-enum exec_how { EXEC_RAN, EXEC_REFUSED, EXEC_BUSY, EXEC_HOWS };
+enum exec_how { EXEC_RAN, EXEC_REFUSED, EXEC_BUSY, EXEC_OVER, EXEC_HOWS };
+
+/* A program that was started on behalf of a request that is over. It belongs to
+ * the broker, so that every worker can ask about it, and to the identity that
+ * started it: for any other it is not there. */
+struct exec_job {
+    struct exec_job *next;
+    struct exec_run *run;                // borrowed; NULL once it has ended
+    const struct exec_command *command;  // borrowed
+    char id[EXEC_JOB_ID + 1];
+    char owner[EXEC_OWNER];
+    int64_t created, started, ended;  // ms since 1970; 0: not yet
+    uint64_t until;                   // of uv_now(): then it is forgotten
+
+    /* Once it has ended. */
+    enum exec_how how;
+    bool timed_out, truncated, cancelled;
+    int status;
+    uint64_t ms, cpu_us, rss_kib;
+    char why[600];
+    struct mem_buf out[2];
+};
 
 /* In the order of a run's life. */
 static void exec_run_start(struct exec_run *);
+static void exec_run_watch(struct exec_run *);
 static void exec_run_on_timer(uv_timer_t *);
 static void exec_stream_on_poll(uv_poll_t *, int, int);
 static void exec_run_stop(struct exec_run *);
 static void exec_run_reaped(struct exec_run *, int, const struct rusage *);
 static void exec_run_collect(struct exec_run *);
 static void exec_run_report(struct exec_run *);
+static void exec_run_cancel(struct exec_run *);
 static void exec_run_close(struct exec_run *);
+static void exec_broker_leave(struct exec_broker *);
 
 /* ---- the record ---------------------------------------------------------- */
 
@@ -27084,6 +27165,8 @@ exec_log_begin(struct log_line *l, const struct exec_run *r, const char *phase)
     exec_log_fit(l, "request", r->request, 200);
     exec_log_fit(l, "command", r->command->cfg->name, 200);
     exec_log_fit(l, "identity", r->who, 800);
+    if (r->job)
+        log_str(l, "job", str_of(r->job->id));
 }
 
 /* False: nobody took the record. */
@@ -27412,6 +27495,271 @@ exec_spawn(struct exec_run *r, const struct exec_start *s, struct err *e)
     return true;
 }
 
+/* ---- jobs: what nobody waits for ----------------------------------------- */
+
+/* As others see it; a run of a job that is over has handed all on. */
+enum exec_job_state {
+    EXEC_JOB_WAITING,
+    EXEC_JOB_RUNNING,
+    EXEC_JOB_ENDING,
+    EXEC_JOB_ENDED,
+    EXEC_JOB_STATES
+};
+
+static int64_t
+exec_wall_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static struct exec_job *
+exec_job_new(struct exec_run *r, struct str owner)
+{
+    static const char digits[] = "0123456789abcdef";
+    struct exec_job *j = mem_xcalloc(sizeof *j);
+    unsigned char random[EXEC_JOB_ID / 2];
+
+    must(owner.n == sizeof j->owner);
+    must(getentropy(random, sizeof random) == 0);
+    for (int i = 0; i < EXEC_JOB_ID; i++)
+        j->id[i] = digits[random[i / 2] >> (i % 2 * 4) & 15];
+    memcpy(j->owner, owner.p, sizeof j->owner);
+    j->run = r;
+    j->command = r->command;
+    j->created = exec_wall_ms();
+    j->next = r->broker->jobs;
+    r->broker->jobs = j;
+    return j;
+}
+
+static void
+exec_job_free(struct exec_broker *b, struct exec_job *j)
+{
+    struct exec_job **at = &b->jobs;
+
+    must(!j->run);
+    while (*at != j)
+        at = &(*at)->next;
+    *at = j->next;
+    mem_buf_free(&j->out[0]);
+    mem_buf_free(&j->out[1]);
+    free(j);
+}
+
+/* Forgets what has ended long enough ago. True: some are left. */
+static bool
+exec_jobs_trim(struct exec_broker *b)
+{
+    uint64_t now = uv_now(b->loop);
+
+    for (struct exec_job *j = b->jobs, *next; j; j = next) {
+        next = j->next;
+        if (!j->run && j->until <= now)
+            exec_job_free(b, j);
+    }
+    return b->jobs != NULL;
+}
+
+static void
+exec_jobs_on_timer(uv_timer_t *t)
+{
+    if (!exec_jobs_trim(OBJ(struct exec_broker, EXEC_BROKER, t->data)))
+        uv_timer_stop(t);
+}
+
+/* A new job is one too many: why, and who is to be told so. */
+static const char *
+exec_job_over(const struct exec_run *r, enum exec_how *how)
+{
+    struct exec_broker *b = r->broker;
+    unsigned all = 0, own = 0;
+
+    exec_jobs_trim(b);
+    for (const struct exec_job *j = b->jobs; j; j = j->next) {
+        all++;
+        own += memcmp(j->owner, r->job->owner, sizeof j->owner) == 0;
+    }
+    *how = own > b->cfg.jobs.per_identity ? EXEC_OVER : EXEC_BUSY;
+    if (*how == EXEC_OVER)
+        return "too many jobs of this identity";
+    if (all > b->cfg.jobs.max)
+        return "too many jobs";
+    return b->draining ? "the gateway is stopping or has a new policy" : NULL;
+}
+
+/* The run of a job was not started. A worker that still waits has been told,
+ * and its client never hears of the job. */
+static void
+exec_job_refused(struct exec_run *r, enum exec_how how, const char *why)
+{
+    struct exec_job *j = r->job;
+
+    j->run = NULL;
+    j->how = how;
+    j->cancelled = r->cancelled;
+    j->timed_out = r->timed_out;
+    j->ended = exec_wall_ms();
+    j->until = uv_now(r->broker->loop) + r->broker->cfg.jobs.keep_ms;
+    snprintf(j->why, sizeof j->why, "%s", why);
+    r->job = NULL;
+    if (r->worker)
+        exec_job_free(r->broker, j);
+}
+
+/* Takes over what the run has found out. */
+static void
+exec_job_ended(struct exec_run *r, const char *why)
+{
+    struct exec_job *j = r->job;
+
+    exec_job_refused(r, EXEC_RAN, why);
+    j->truncated = r->truncated;
+    j->status = r->status;
+    j->ms = r->ms;
+    j->cpu_us = r->cpu_us;
+    j->rss_kib = r->rss_kib;
+    for (int i = 0; i < 2; i++) {
+        j->out[i] = r->io[i + 1].buf;
+        r->io[i + 1].buf = (struct mem_buf){0};
+    }
+    exec_broker_leave(r->broker);
+}
+
+static enum exec_job_state
+exec_job_state(const struct exec_job *j)
+{
+    if (!j->run)
+        return EXEC_JOB_ENDED;
+    if (j->run->state == EXEC_WAITING)
+        return EXEC_JOB_WAITING;
+    return j->run->stopping || j->run->state > EXEC_RUNNING ? EXEC_JOB_ENDING
+                                                            : EXEC_JOB_RUNNING;
+}
+
+/* What `from` leaves of a stream, at most a chunk of it. */
+static void
+exec_job_put_out(struct mem_buf *b, const struct exec_job *j, int i,
+                 uint64_t from)
+{
+    const struct mem_buf *out = j->run ? &j->run->io[i + 1].buf : &j->out[i];
+    struct str text = {mem_buf_ptr(out), mem_buf_len(out)};
+
+    msg_put_u64(b, text.n);
+    text = str_from(text, from < text.n ? (size_t)from : text.n);
+    text.n = text.n < EXEC_CHUNK ? text.n : EXEC_CHUNK;
+    msg_put_str(b, text);
+}
+
+/* `j` NULL: there is no such job, or not for who asks. */
+static bool
+exec_job_tell(struct exec_worker *w, uint64_t ticket, const struct exec_job *j,
+              const uint64_t from[2], struct err *e)
+{
+    struct mem_buf *b = &w->broker->frame;
+    int status = j ? j->status : 0;
+
+    b->off = b->n = 0;
+    msg_put_u64(b, ticket);
+    msg_put_u8(b, j != NULL);
+    if (j) {
+        msg_put_str(b, str_of(j->id));
+        msg_put_str(b, j->command->cfg->name);
+        msg_put_u8(b, (uint8_t)exec_job_state(j));
+        msg_put_u8(b, (uint8_t)j->how);
+        msg_put_u8(b, j->timed_out);
+        msg_put_u8(b, j->truncated);
+        msg_put_u32(b, WIFEXITED(status) ? (uint32_t)WEXITSTATUS(status) : 0);
+        msg_put_u32(b, WIFSIGNALED(status) ? (uint32_t)WTERMSIG(status) : 0);
+        msg_put_u64(b, (uint64_t)j->created);
+        msg_put_u64(b, (uint64_t)j->started);
+        msg_put_u64(b, (uint64_t)j->ended);
+        msg_put_u64(b, j->ms);
+        msg_put_u64(b, j->cpu_us);
+        msg_put_u64(b, j->rss_kib);
+        msg_put_str(b, str_of(j->why));
+        for (int i = 0; i < 2; i++)
+            exec_job_put_out(b, j, i, from[i]);
+    }
+    return msg_send(&w->chan, MSG_JOB_TELL,
+                    (struct str){mem_buf_ptr(b), mem_buf_len(b)}, e);
+}
+
+/* The request that asked for the job is told of it, and is over. */
+static bool
+exec_job_begun(struct exec_run *r, struct err *e)
+{
+    struct exec_worker *w = r->worker;
+
+    r->worker = NULL;
+    uv_timer_start(&r->broker->job_timer, exec_jobs_on_timer, EXEC_JOB_CLOCK_MS,
+                   EXEC_JOB_CLOCK_MS);
+    return exec_job_tell(w, r->ticket, r->job, (const uint64_t[2]){0, 0}, e);
+}
+
+static struct exec_job *
+exec_job_find(struct exec_broker *b, struct str id, struct str owner, bool any)
+{
+    exec_jobs_trim(b);
+    for (struct exec_job *j = b->jobs; j; j = j->next)
+        if (str_eq(id, str_of(j->id)) &&
+            (any || memcmp(j->owner, owner.p, sizeof j->owner) == 0))
+            return j;
+    return NULL;
+}
+
+/* Looks at a job, and before that ends it where the worker says so. One that
+ * had ended, or has not begun, is forgotten at once. */
+static bool
+exec_answer_ask(void *self, const struct msg_frame *f, struct err *e)
+{
+    struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, self);
+    struct msg_in in = {f->body, false};
+    uint64_t ticket = msg_get_u64(&in), from[2];
+    bool end = msg_get_u8(&in), any = msg_get_u8(&in), over;
+    struct str owner = msg_get_bytes(&in, EXEC_OWNER);
+    struct str id = msg_get_bytes(&in, EXEC_JOB_ID);
+    struct exec_job *j;
+
+    from[0] = msg_get_u64(&in);
+    from[1] = msg_get_u64(&in);
+    if (!msg_get_end(&in))
+        return err_set(e, ERR_NET, "job: malformed");
+    j = exec_job_find(w->broker, id, owner, any);
+    if (end && j && j->run && j->run->state <= EXEC_RUNNING)
+        exec_run_cancel(j->run);
+    over = j && !j->run;
+    if (!exec_job_tell(w, ticket, j, from, e))
+        return false;
+    if (end && over)
+        exec_job_free(w->broker, j);
+    return true;
+}
+
+/* A job that waits is not begun any more. */
+static void
+exec_jobs_drop(struct exec_broker *b)
+{
+    for (struct exec_job *j = b->jobs; j; j = j->next)
+        if (j->run && j->run->state == EXEC_WAITING)
+            exec_run_cancel(j->run);
+}
+
+/* A broker that drains leaves when nobody can ask it for anything, and what it
+ * has begun is done; the supervisor sets the limit to that. */
+static void
+exec_broker_leave(struct exec_broker *b)
+{
+    if (!b->draining || b->workers_n)
+        return;
+    for (const struct exec_job *j = b->jobs; j; j = j->next)
+        if (j->run)
+            return;
+    uv_stop(b->loop);
+}
+
 /* ---- a run: its end ------------------------------------------------------ */
 
 static void
@@ -27524,6 +27872,8 @@ exec_run_refuse(struct exec_run *r, enum exec_how how, const char *why)
         err_set(&e, ERR_NET, "a worker does not take its results");
         msg_chan_fail(&r->worker->chan, &e);
     }
+    if (r->job)
+        exec_job_refused(r, how, text);
     exec_run_close(r);
 }
 
@@ -27555,6 +27905,14 @@ exec_send_out(struct exec_run *r, struct exec_stream *s)
     return true;
 }
 
+/* Sends stdout as far as it goes. */
+static void
+exec_run_flow(struct exec_run *r)
+{
+    while (mem_buf_len(&r->io[1].buf) && exec_send_out(r, &r->io[1]))
+        ;
+}
+
 /* The result, once the worker takes it: what does not fit in the last frame
  * goes before it. Called again with every credit and every drained queue. */
 static void
@@ -27568,6 +27926,8 @@ exec_run_report(struct exec_run *r)
             if (!exec_send_out(r, &r->io[i]))
                 return;
     exec_why(r, why, sizeof why);
+    if (r->job)
+        exec_job_ended(r, why);
     if (r->worker && (msg_chan_queued(&r->worker->chan) > EXEC_WINDOW ||
                       !exec_send_end(r, EXEC_RAN, why)))
         return;
@@ -27583,7 +27943,23 @@ exec_run_done(struct exec_run *r)
     for (int i = 0; i < 3; i++)
         exec_stream_close(&r->io[i]);
     exec_log_end(r);
+    if (r->flows && r->timed_out)
+        mem_buf_free(&r->io[1].buf);  // its client is to see a cut
     r->state = EXEC_REPORTING;
+    uv_timer_start(&r->timer, exec_run_on_timer,
+                   r->flows ? r->command->cfg->timeout_ms : EXEC_REPORT_MS, 0);
+    exec_run_report(r);
+}
+
+/* A client may be slow, and that is no fault of its worker: it has as long for
+ * the last output as the program had for all of it. */
+static void
+exec_run_too_slow(struct exec_run *r)
+{
+    must(r->state == EXEC_REPORTING && r->flows);
+    r->flows = false;
+    r->timed_out = true;
+    mem_buf_free(&r->io[1].buf);
     uv_timer_start(&r->timer, exec_run_on_timer, EXEC_REPORT_MS, 0);
     exec_run_report(r);
 }
@@ -27660,8 +28036,8 @@ exec_stream_read_once(struct exec_stream *s)
     size_t want = EXEC_CHUNK;
     ssize_t n;
 
-    if (s->run->state == EXEC_RUNNING && mem_buf_len(&s->buf) >= EXEC_CHUNK &&
-        !exec_send_out(s->run, s)) {
+    if (s->run->state == EXEC_RUNNING && !s->run->job &&
+        mem_buf_len(&s->buf) >= EXEC_CHUNK && !exec_send_out(s->run, s)) {
         exec_stream_pause(s);
         return 0;
     }
@@ -27692,6 +28068,8 @@ exec_stream_read(struct exec_stream *s)
         r = exec_stream_read_once(s);
     if (r < 0)
         exec_stream_close(s);
+    if (s->run->flows)
+        exec_run_flow(s->run);
 }
 
 static void
@@ -27716,7 +28094,8 @@ exec_stream_on_poll(uv_poll_t *h, int status, int events)
 static bool
 exec_wanted(const struct exec_run *r)
 {
-    return r->worker && !r->worker->chan.closing && !r->broker->ending;
+    return (r->job || (r->worker && !r->worker->chan.closing)) &&
+           !r->broker->ending;
 }
 
 /* Starts a run that has a place, or refuses it. */
@@ -27746,8 +28125,13 @@ exec_run_start(struct exec_run *r)
     r->placed = true;
     r->command->running++;
     exec_in_write(r);
+    if (r->job)
+        r->job->started = exec_wall_ms();
     /* Most programs end before their pipes are worth a place in epoll. */
-    uv_timer_start(&r->timer, exec_run_on_timer, EXEC_WATCH_MS, 0);
+    if (r->flows)
+        exec_run_watch(r);
+    else
+        uv_timer_start(&r->timer, exec_run_on_timer, EXEC_WATCH_MS, 0);
 }
 
 static void
@@ -27784,6 +28168,8 @@ exec_run_on_timer(uv_timer_t *t)
         exec_run_kill(r);
     } else if (r->state == EXEC_DRAINING) {
         exec_run_done(r);  // somebody else holds the pipe: not our program
+    } else if (r->state == EXEC_REPORTING && r->flows) {
+        exec_run_too_slow(r);
     } else if (r->state == EXEC_REPORTING && r->worker) {
         err_set(&e, ERR_NET, "a worker does not take its results");
         msg_chan_fail(&r->worker->chan, &e);
@@ -27944,6 +28330,22 @@ exec_run_new(struct exec_worker *w, struct exec_command *c, uint64_t ticket)
     return r;
 }
 
+/* What is held in memory is bounded; what flows only by the command's limit. */
+static void
+exec_run_kind(struct exec_run *r, enum msg_type type, struct str owner)
+{
+    uint64_t max = CFG_BUFFER_MAX;
+
+    r->flows = type == MSG_EXEC_FLOW;
+    if (type == MSG_EXEC_JOB) {
+        r->job = exec_job_new(r, owner);
+        max = r->broker->cfg.jobs.output;
+    }
+    for (int i = r->flows ? 2 : 1; i < 3; i++)
+        if (r->io[i].max > max)
+            r->io[i].max = max;
+}
+
 /* Reads a run out of its frame. False: no honest worker sent this. */
 static bool
 exec_run_parse(struct exec_worker *w, const struct msg_frame *f,
@@ -27953,7 +28355,7 @@ exec_run_parse(struct exec_worker *w, const struct msg_frame *f,
     uint64_t ticket = msg_get_u64(&in);
     uint32_t command = msg_get_u32(&in), slots;
     struct str request = msg_get_str(&in), who = msg_get_str(&in);
-    struct str values[EXEC_SLOTS_MAX], text;
+    struct str values[EXEC_SLOTS_MAX], text, owner = S("");
     struct exec_run *r;
 
     slots = msg_get_u32(&in);
@@ -27964,8 +28366,11 @@ exec_run_parse(struct exec_worker *w, const struct msg_frame *f,
     for (uint32_t i = 0; i < slots; i++)
         values[i] = msg_get_u8(&in) ? msg_get_str(&in) : (struct str){0};
     text = msg_get_str(&in);
+    if (f->type == MSG_EXEC_JOB)
+        owner = msg_get_bytes(&in, EXEC_OWNER);
     if (!msg_get_end(&in) || request.n > EXEC_REQUEST_MAX ||
-        who.n > EXEC_WHO_MAX || text.n > EXEC_CHUNK)
+        who.n > EXEC_WHO_MAX || text.n > EXEC_CHUNK ||
+        (owner.n && !w->broker->cfg.jobs.max))
         return err_set(e, ERR_NET, "run: malformed");
     if (exec_by_ticket(w, ticket))
         return err_set(e, ERR_NET, "run: a ticket that is in use");
@@ -27979,6 +28384,7 @@ exec_run_parse(struct exec_worker *w, const struct msg_frame *f,
     r->more = f->flags & MSG_F_MORE;
     r->io[0].total = text.n;
     mem_buf_add(&r->io[0].buf, text.p, text.n);
+    exec_run_kind(r, f->type, owner);
     *out = r;
     return true;
 }
@@ -28020,6 +28426,8 @@ exec_answer_run(void *self, const struct msg_frame *f, struct err *e)
     struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, self);
     struct exec_run *r = NULL;
     struct exec_command *c;
+    enum exec_how how = EXEC_BUSY;
+    const char *full;
     struct err why;
 
     if (!exec_run_parse(w, f, &r, e))
@@ -28027,13 +28435,15 @@ exec_answer_run(void *self, const struct msg_frame *f, struct err *e)
     c = r->command;
     if (!exec_run_check(r, &why))
         exec_run_refuse(r, EXEC_REFUSED, why.msg);
+    else if (r->job && (full = exec_job_over(r, &how)))
+        exec_run_refuse(r, how, full);
     else if (c->running < c->cfg->concurrency && !c->waiting)
         exec_run_start(r);
     else if (c->waiting < c->cfg->queue)
         exec_run_queue(r);
     else
         exec_run_refuse(r, EXEC_BUSY, "queue full");
-    return true;
+    return !r->job || exec_job_begun(r, e);
 }
 
 /* More stdin. A run that has ended meanwhile is no offence; bytes beyond the
@@ -28069,6 +28479,8 @@ exec_answer_stdin(void *self, const struct msg_frame *f, struct err *e)
 static void
 exec_run_resume(struct exec_run *r)
 {
+    if (r->state == EXEC_RUNNING && r->flows)
+        exec_run_flow(r);
     if (r->state == EXEC_REPORTING)
         exec_run_report(r);
     else if (r->state == EXEC_RUNNING)
@@ -28108,6 +28520,7 @@ exec_answer_cancel(void *self, const struct msg_frame *f, struct err *e)
     return true;
 }
 
+static bool exec_answer_ask(void *, const struct msg_frame *, struct err *);
 static bool exec_answer_worker(void *, const struct msg_frame *, struct err *);
 static bool exec_answer_drain(void *, const struct msg_frame *, struct err *);
 
@@ -28126,6 +28539,9 @@ static const struct exec_rule {
     {MSG_EXEC_STDIN, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_stdin},
     {MSG_EXEC_CREDIT, EXEC_FROM_WORKER, 0, exec_answer_credit},
     {MSG_EXEC_CANCEL, EXEC_FROM_WORKER, 0, exec_answer_cancel},
+    {MSG_EXEC_FLOW, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_run},
+    {MSG_EXEC_JOB, EXEC_FROM_WORKER, 0, exec_answer_run},
+    {MSG_JOB_ASK, EXEC_FROM_WORKER, 0, exec_answer_ask},
 };
 
 static bool
@@ -28191,8 +28607,7 @@ exec_worker_on_gone(void *data, const struct err *why)
     }
     obj_free(w);
     b->workers_n--;
-    if (b->draining && !b->workers_n)
-        uv_stop(b->loop);
+    exec_broker_leave(b);
 }
 
 static const struct msg_ops exec_worker_ops = {
@@ -28238,8 +28653,8 @@ exec_answer_drain(void *self, const struct msg_frame *f, struct err *e)
 
     (void)f, (void)e;
     b->draining = true;
-    if (!b->workers_n)
-        uv_stop(b->loop);
+    exec_jobs_drop(b);
+    exec_broker_leave(b);
     return true;
 }
 
@@ -28371,6 +28786,7 @@ exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
                               .children = -1};
     b->arena = mem_arena_new(SIZE_MAX);
     b->stack = mem_xmalloc(JAIL_STACK);
+    b->job_timer.data = b;
     return jail_filter_program(false, &b->filters[false], e) &&
            jail_filter_program(true, &b->filters[true], e) &&
            exec_reserve(b, e) && exec_table_load(b, cfg_json, e);
@@ -28406,6 +28822,7 @@ exec_broker_end(struct exec_broker *b)
 static bool
 exec_broker_run(struct exec_broker *b, struct err *e)
 {
+    must(uv_timer_init(b->loop, &b->job_timer) == 0);
     must(uv_poll_init(b->loop, &b->child_poll, b->child_fd) == 0);
     b->child_poll.data = b;
     must(uv_poll_start(&b->child_poll, UV_READABLE, exec_on_child) == 0);
@@ -28424,6 +28841,9 @@ static void
 exec_broker_free(struct exec_broker *b)
 {
     uv_close((uv_handle_t *)&b->child_poll, NULL);
+    uv_close((uv_handle_t *)&b->job_timer, NULL);
+    while (b->jobs)
+        exec_job_free(b, b->jobs);
     msg_chan_close(&b->sup);
     while (uv_loop_alive(b->loop))
         uv_run(b->loop, UV_RUN_ONCE);
@@ -28470,6 +28890,7 @@ struct exec_result {
     bool ok;             // exit code 0, in time, output whole
     const char *why;     // "" if ok; else "exit code 3", "refused: slot …"
     bool refused, busy;  // it never ran
+    bool over;           // the identity has too many jobs: it never ran
     int code, signal;
     struct str out, err;
     bool timed_out, truncated;
@@ -28478,13 +28899,36 @@ struct exec_result {
 
 typedef void exec_done(void *data, uint64_t ticket, const struct exec_result *);
 
-/* A run that somebody waits for. */
+/* Up: whoever takes a program's output as it comes. Either may end the run. */
+struct exec_flow_ops {
+    void (*on_out)(void *data, struct str text);  // exec_seen() when it is gone
+    void (*on_room)(void *data, uint32_t n);      // exec_feed() may send that
+};
+
+/* What a worker learns of a job; strings as in exec_result, whose `out` and
+ * `err` are a piece of what there is. */
+struct exec_told {
+    bool found;
+    struct str id, command;
+    enum exec_job_state state;
+    int64_t created, started, ended;  // ms since 1970; 0: not yet
+    uint64_t have[2];                 // bytes of stdout and stderr
+    struct str why;
+    struct exec_result r;  // once it has ended; without its `why`
+};
+
+typedef void exec_tell(void *data, const struct exec_told *);
+
+/* A run or an answer that somebody waits for. */
 struct exec_pending {
     uint32_t seq;   // odd while in use; the upper half of the ticket
     uint32_t next;  // of the free list
     exec_done *done;
+    exec_tell *tell;                   // of a job; else NULL
+    const struct exec_flow_ops *flow;  // NULL: output comes with the result
     void *data;
     struct str left;        // of stdin; lent by the caller
+    bool more;              // of stdin: exec_feed() brings it
     struct mem_buf out[2];  // what came before the last frame
     uint32_t unseen;        // bytes of output not yet acknowledged
 };
@@ -28542,7 +28986,14 @@ exec_pending_done(struct exec *x, struct exec_pending *p, uint64_t ticket,
 {
     struct exec_pending was = *p;
 
-    for (int i = 0; i < 2; i++) {
+    if (was.flow && r->out.n) {  // the last of it
+        was.flow->on_out(was.data, r->out);
+        p = exec_pending_get(x, ticket);
+        if (!p)
+            return;
+        r->out = (struct str){"", 0};
+    }
+    for (int i = was.flow ? 1 : 0; i < 2; i++) {
         struct str *s = i ? &r->err : &r->out;
 
         if (!mem_buf_len(&was.out[i]))
@@ -28584,27 +29035,22 @@ exec_on_end(struct exec *x, uint64_t ticket, struct msg_in *in, struct err *e)
     r.why = text;
     r.refused = how == EXEC_REFUSED;
     r.busy = how == EXEC_BUSY;
+    r.over = how == EXEC_OVER;
     r.ok = how == EXEC_RAN && !why.n && !r.code && !r.signal && !r.timed_out &&
            !r.truncated;
     exec_pending_done(x, p, ticket, &r);
     return true;
 }
 
-/* Output while the program runs; half a window later the broker may go on. */
+/* `n` bytes of output are out of the way; every half a window the broker may
+ * go on. */
 static bool
-exec_on_out(struct exec *x, uint64_t ticket, struct msg_in *in, struct err *e)
+exec_acknowledge(struct exec *x, uint64_t ticket, size_t n, struct err *e)
 {
     struct exec_pending *p = exec_pending_get(x, ticket);
-    unsigned which = msg_get_u8(in);
-    struct str text = msg_get_str(in);
     struct mem_buf *b = &x->frame;
 
-    if (!msg_get_end(in) || which < 1 || which > 2)
-        return err_set(e, ERR_NET, "the broker sent malformed output");
-    if (!p)
-        return true;
-    mem_buf_add(&p->out[which - 1], text.p, text.n);
-    p->unseen += (uint32_t)text.n;
+    p->unseen += (uint32_t)n;
     if (p->unseen < EXEC_WINDOW / 2)
         return true;
     b->off = b->n = 0;
@@ -28613,6 +29059,26 @@ exec_on_out(struct exec *x, uint64_t ticket, struct msg_in *in, struct err *e)
     p->unseen = 0;
     return msg_send(&x->chan, MSG_EXEC_CREDIT,
                     (struct str){mem_buf_ptr(b), mem_buf_len(b)}, e);
+}
+
+/* Output while the program runs. */
+static bool
+exec_on_out(struct exec *x, uint64_t ticket, struct msg_in *in, struct err *e)
+{
+    struct exec_pending *p = exec_pending_get(x, ticket);
+    unsigned which = msg_get_u8(in);
+    struct str text = msg_get_str(in);
+
+    if (!msg_get_end(in) || which < 1 || which > 2)
+        return err_set(e, ERR_NET, "the broker sent malformed output");
+    if (!p)
+        return true;
+    if (p->flow && which == 1) {
+        p->flow->on_out(p->data, text);
+        return true;
+    }
+    mem_buf_add(&p->out[which - 1], text.p, text.n);
+    return exec_acknowledge(x, ticket, text.n, e);
 }
 
 /* The program took its stdin so far: the next chunk. */
@@ -28626,6 +29092,10 @@ exec_on_credit(struct exec *x, uint64_t ticket, struct msg_in *in,
 
     if (!msg_get_end(in) || n > EXEC_CHUNK)
         return err_set(e, ERR_NET, "the broker sent malformed credit");
+    if (p && p->flow && !p->left.n && p->more) {
+        p->flow->on_room(p->data, n);
+        return true;
+    }
     if (!p || !p->left.n)
         return true;
     if (n > p->left.n)
@@ -28636,6 +29106,56 @@ exec_on_credit(struct exec *x, uint64_t ticket, struct msg_in *in,
     p->left = str_from(p->left, n);
     return msg_send_flags(&x->chan, MSG_EXEC_STDIN, p->left.n ? MSG_F_MORE : 0,
                           (struct str){mem_buf_ptr(b), mem_buf_len(b)}, -1, e);
+}
+
+/* How a job is. False: a byte is out of its range. */
+static bool
+exec_read_told(struct msg_in *in, struct exec_told *t)
+{
+    unsigned how, state;
+
+    t->found = msg_get_u8(in);
+    if (!t->found)
+        return msg_get_end(in);
+    t->id = msg_get_str(in);
+    t->command = msg_get_str(in);
+    state = msg_get_u8(in);
+    t->state = (enum exec_job_state)state;
+    how = msg_get_u8(in);
+    t->r.timed_out = msg_get_u8(in);
+    t->r.truncated = msg_get_u8(in);
+    t->r.code = (int)msg_get_u32(in);
+    t->r.signal = (int)msg_get_u32(in);
+    t->created = (int64_t)msg_get_u64(in);
+    t->started = (int64_t)msg_get_u64(in);
+    t->ended = (int64_t)msg_get_u64(in);
+    t->r.ms = msg_get_u64(in);
+    t->r.cpu_us = msg_get_u64(in);
+    t->r.rss_kib = msg_get_u64(in);
+    t->r.why = "";
+    t->why = msg_get_str(in);
+    t->have[0] = msg_get_u64(in);
+    t->r.out = msg_get_str(in);
+    t->have[1] = msg_get_u64(in);
+    t->r.err = msg_get_str(in);
+    t->r.ok = state == EXEC_JOB_ENDED && how == EXEC_RAN && !t->why.n;
+    return msg_get_end(in) && state < EXEC_JOB_STATES && how < EXEC_HOWS;
+}
+
+static bool
+exec_on_told(struct exec *x, uint64_t ticket, struct msg_in *in, struct err *e)
+{
+    struct exec_pending *p = exec_pending_get(x, ticket), was;
+    struct exec_told t = {.found = false};
+
+    if (!exec_read_told(in, &t) || (p && !p->tell))
+        return err_set(e, ERR_NET, "the broker sent a malformed job");
+    if (!p)
+        return true;
+    was = *p;
+    exec_pending_free(x, p);
+    was.tell(was.data, &t);
+    return true;
 }
 
 static bool
@@ -28651,6 +29171,8 @@ exec_client_on_frame(void *data, const struct msg_frame *f, struct err *e)
         return exec_on_out(x, ticket, &in, e);
     if (f->flags == 0 && f->type == MSG_EXEC_CREDIT)
         return exec_on_credit(x, ticket, &in, e);
+    if (f->flags == 0 && f->type == MSG_JOB_TELL)
+        return exec_on_told(x, ticket, &in, e);
     return err_set(e, ERR_NET, "the broker sent frame %u", f->type);
 }
 
@@ -28714,6 +29236,75 @@ exec_free(struct exec *x)
         msg_chan_close(&x->chan);
 }
 
+/* What to run, and for whom; all borrowed. */
+struct exec_ask {
+    unsigned command;
+    struct str request, who;
+    const struct str *slots;     // in the table's order, .p NULL: none
+    struct str text;             // becomes its stdin; lent until the end
+    bool more;                   // of a flow: exec_feed() brings the rest of it
+    const unsigned char *owner;  // of a job: EXEC_OWNER bytes
+};
+
+static void
+exec_put_ask(struct mem_buf *b, const struct cfg_command *c,
+             const struct exec_ask *a, size_t first)
+{
+    struct str request = a->request, who = a->who;
+
+    request.n = request.n < EXEC_REQUEST_MAX ? request.n : EXEC_REQUEST_MAX;
+    who.n = who.n < EXEC_WHO_MAX ? who.n : EXEC_WHO_MAX;
+    msg_put_u32(b, a->command);
+    msg_put_str(b, request);
+    msg_put_str(b, who);
+    msg_put_u32(b, (uint32_t)c->slots_n);
+    for (size_t i = 0; i < c->slots_n; i++) {
+        msg_put_u8(b, a->slots[i].p != NULL);
+        if (a->slots[i].p)
+            msg_put_str(b, a->slots[i]);
+    }
+    msg_put_str(b, (struct str){a->text.p, first});
+    if (a->owner)
+        mem_buf_add(b, a->owner, EXEC_OWNER);
+}
+
+/* Sends what is asked for; `want` says who waits for what. 0: it was not. */
+static uint64_t
+exec_send_ask(struct exec *x, enum msg_type type, const struct exec_ask *a,
+              const struct exec_pending *want, struct err *e)
+{
+    const struct cfg_command *c = &x->cfg->commands[a->command];
+    struct mem_buf *b = &x->frame;
+    size_t first = a->text.n < EXEC_CHUNK ? a->text.n : EXEC_CHUNK;
+    struct exec_pending *p;
+    uint64_t ticket;
+
+    must(a->command < x->cfg->commands_n);
+    if (x->gone || x->chan.closing)
+        return err_set(e, ERR_EXEC, "the broker is gone");
+    if (a->text.n > c->stdin_max)
+        return err_set(e, ERR_EXEC, "command %.*s: stdin is over its limit",
+                       STR_FMT(c->name));
+    ticket = exec_pending_new(x, want->done, want->data);
+    b->off = b->n = 0;
+    msg_put_u64(b, ticket);
+    exec_put_ask(b, c, a, first);
+    p = exec_pending_get(x, ticket);
+    p->left = str_from(a->text, first);
+    p->more = a->more;
+    p->flow = want->flow;
+    p->tell = want->tell;
+    if (mem_buf_len(b) <= MSG_BODY_MAX &&
+        msg_send_flags(&x->chan, type, p->left.n || a->more ? MSG_F_MORE : 0,
+                       (struct str){mem_buf_ptr(b), mem_buf_len(b)}, -1, e))
+        return ticket;
+    if (mem_buf_len(b) > MSG_BODY_MAX)
+        err_set(e, ERR_EXEC, "command %.*s: its slots are too long",
+                STR_FMT(c->name));
+    exec_pending_free(x, p);
+    return 0;
+}
+
 /* Asks for a run of a declared command. `slots` are in the table's order, .p
  * NULL where there is none. `text` becomes its stdin and is lent to us until
  * `done` is called, which is always later than this returns, and never after
@@ -28723,44 +29314,95 @@ exec_start(struct exec *x, unsigned command, struct str request, struct str who,
            const struct str *slots, struct str text, exec_done *done,
            void *data, struct err *e)
 {
-    const struct cfg_command *c = &x->cfg->commands[command];
-    struct mem_buf *b = &x->frame;
-    struct exec_pending *p;
-    uint64_t ticket;
-    size_t first = text.n < EXEC_CHUNK ? text.n : EXEC_CHUNK;
+    struct exec_ask a = {command, request, who, slots, text, false, NULL};
+    struct exec_pending want = {.done = done, .data = data};
 
-    must(command < x->cfg->commands_n);
+    return exec_send_ask(x, MSG_EXEC_RUN, &a, &want, e);
+}
+
+/* The same, but stdout comes through `flow`, and the result without it. */
+static uint64_t
+exec_flow(struct exec *x, const struct exec_ask *a,
+          const struct exec_flow_ops *flow, exec_done *done, void *data,
+          struct err *e)
+{
+    struct exec_pending want = {.done = done, .flow = flow, .data = data};
+
+    return exec_send_ask(x, MSG_EXEC_FLOW, a, &want, e);
+}
+
+/* The same, as a job: `tell` is called once it is one, or `done` when it was
+ * refused. */
+static uint64_t
+exec_job(struct exec *x, const struct exec_ask *a, exec_tell *tell,
+         exec_done *done, void *data, struct err *e)
+{
+    struct exec_pending want = {.done = done, .tell = tell, .data = data};
+
+    must(a->owner && !a->more);
+    if (a->text.n > EXEC_CHUNK)
+        return err_set(e, ERR_EXEC, "the stdin of a job is at most %d bytes",
+                       EXEC_CHUNK);
+    return exec_send_ask(x, MSG_EXEC_JOB, a, &want, e);
+}
+
+/* Looks at a job, and before that ends it (or, ended, forgets it) if `end`.
+ * `any`: whoever started it. `from`: where the pieces of output begin. `done`
+ * is only called when the broker goes away. */
+static uint64_t
+exec_job_ask(struct exec *x, struct str id, const unsigned char *owner,
+             bool any, bool end, const uint64_t from[2], exec_tell *tell,
+             exec_done *done, void *data, struct err *e)
+{
+    struct mem_buf *b = &x->frame;
+    uint64_t ticket;
+
+    must(id.n == EXEC_JOB_ID);
     if (x->gone || x->chan.closing)
         return err_set(e, ERR_EXEC, "the broker is gone");
-    if (text.n > c->stdin_max)
-        return err_set(e, ERR_EXEC, "command %.*s: stdin is over its limit",
-                       STR_FMT(c->name));
     ticket = exec_pending_new(x, done, data);
+    exec_pending_get(x, ticket)->tell = tell;
     b->off = b->n = 0;
     msg_put_u64(b, ticket);
-    msg_put_u32(b, command);
-    request.n = request.n < EXEC_REQUEST_MAX ? request.n : EXEC_REQUEST_MAX;
-    msg_put_str(b, request);
-    who.n = who.n < EXEC_WHO_MAX ? who.n : EXEC_WHO_MAX;
-    msg_put_str(b, who);
-    msg_put_u32(b, (uint32_t)c->slots_n);
-    for (size_t i = 0; i < c->slots_n; i++) {
-        msg_put_u8(b, slots[i].p != NULL);
-        if (slots[i].p)
-            msg_put_str(b, slots[i]);
-    }
-    msg_put_str(b, (struct str){text.p, first});
-    p = exec_pending_get(x, ticket);
-    p->left = str_from(text, first);
-    if (mem_buf_len(b) <= MSG_BODY_MAX &&
-        msg_send_flags(&x->chan, MSG_EXEC_RUN, p->left.n ? MSG_F_MORE : 0,
-                       (struct str){mem_buf_ptr(b), mem_buf_len(b)}, -1, e))
+    msg_put_u8(b, end);
+    msg_put_u8(b, any);
+    mem_buf_add(b, owner, EXEC_OWNER);
+    mem_buf_add(b, id.p, EXEC_JOB_ID);
+    msg_put_u64(b, from[0]);
+    msg_put_u64(b, from[1]);
+    if (msg_send(&x->chan, MSG_JOB_ASK,
+                 (struct str){mem_buf_ptr(b), mem_buf_len(b)}, e))
         return ticket;
-    if (mem_buf_len(b) > MSG_BODY_MAX)
-        err_set(e, ERR_EXEC, "command %.*s: its slots are too long",
-                STR_FMT(c->name));
-    exec_pending_free(x, p);
+    exec_pending_free(x, exec_pending_get(x, ticket));
     return 0;
+}
+
+/* More stdin for a flow, at most what on_room() said, once. */
+static void
+exec_feed(struct exec *x, uint64_t ticket, struct str text, bool more)
+{
+    struct exec_pending *p = exec_pending_get(x, ticket);
+    struct mem_buf *b = &x->frame;
+    struct err e;
+
+    must(p && p->more && text.n <= EXEC_CHUNK);
+    p->more = more;
+    b->off = b->n = 0;
+    msg_put_u64(b, ticket);
+    msg_put_str(b, text);
+    if (!msg_send_flags(&x->chan, MSG_EXEC_STDIN, more ? MSG_F_MORE : 0,
+                        (struct str){mem_buf_ptr(b), mem_buf_len(b)}, -1, &e))
+        msg_chan_fail(&x->chan, &e);  // out of step with the program
+}
+
+/* So much of a flow's output is on its way to the client. */
+static void
+exec_seen(struct exec *x, uint64_t ticket, size_t n)
+{
+    struct err e;
+
+    if (exec_pending_get(x, ticket) && !exec_acknowledge(x, ticket, n, &e))
+        msg_chan_fail(&x->chan, &e);
 }
 
 /* The client is gone: the broker ends the program, and `done` is not called. */
@@ -28772,8 +29414,13 @@ exec_cancel(struct exec *x, uint64_t ticket)
 
     if (!p)
         return;
+    /* Should the channel be congested, the run ends by its own time limit. A
+     * job goes on: nobody waited for that. */
+    if (p->tell) {
+        exec_pending_free(x, p);
+        return;
+    }
     exec_pending_free(x, p);
-    /* Should the channel be congested, the run ends by its own time limit. */
     msg_send(&x->chan, MSG_EXEC_CANCEL,
              (struct str){(const char *)&ticket, sizeof ticket}, &e);
 }
@@ -31646,6 +32293,33 @@ bind_push_identity(lua_State *L, struct pki_identity *id, bool resumed)
     lua_remove(L, -2);
 }
 
+/* ---- a body that flows ---- */
+
+/* Stands for the request's body where that flows: to be handed on, as a
+ * command's stdin; there is nothing in it to read. */
+static int
+bind_body_misuse(lua_State *L)
+{
+    return luaL_error(L, "a body that flows cannot be read here: give it to"
+                         " command:stream as stdin, or to an upstream");
+}
+
+static void
+bind_push_body(lua_State *L)
+{
+    static const char *const never[] = {"__concat", "__tostring", "__len",
+                                        "__call", NULL};
+
+    lua_newuserdatauv(L, 0, 0);
+    bind_class(L, "gateway.body", bind_body_misuse, NULL);
+    luaL_getmetatable(L, "gateway.body");
+    for (const char *const *m = never; *m; m++) {
+        lua_pushcfunction(L, bind_body_misuse);
+        lua_setfield(L, -2, *m);
+    }
+    lua_setmetatable(L, -2);
+}
+
 /* ---- request ---- */
 
 /* What a hook may read of an exchange. serve fills it; checked values only,
@@ -31837,6 +32511,9 @@ bind_push_request_field(lua_State *L, const struct bind_request *r,
         bind_push_value(L, r->json);
     else if (str_eq(f, S("body")) && r->has_body)
         bind_push_str(L, r->body);
+    else if (str_eq(f, S("stream")) && route &&
+             route->body.kind == CFG_BODY_STREAM)
+        bind_push_body(L);
     else if (str_eq(f, S("method")))
         bind_push_str(L, r->req->method);
     else if (str_eq(f, S("id")))
@@ -31913,12 +32590,22 @@ struct bind_verdict {
     struct bind_answer *answer;  // of `false, gateway.problem(...)`, or NULL
 };
 
+/* A program whose output is the answer. */
+struct bind_stream {
+    unsigned command;
+    struct str *slots;
+    size_t slots_n;
+    struct str text;  // its stdin
+    bool body;        // instead: the request's body, as it comes
+};
+
 struct bind_answer {
     int status;
     struct hdr_list headers;
     struct str body;
     bool is_problem;
     struct str title, detail;
+    struct bind_stream *stream;  // NULL: `body` is all of it
     bool is_forward;
     bool literal;  // made by a hook: nothing in it is a template
     unsigned upstream;
@@ -32029,6 +32716,25 @@ bind_take_forward(lua_State *L, int at, struct mem_arena *a,
     bind_take_strs(L, at, "respond_remove", a, &out->respond_remove);
 }
 
+/* What core.stream() has made, copied; NULL where the answer has none. */
+static struct bind_stream *
+bind_take_stream(lua_State *L, int at, struct mem_arena *a)
+{
+    const struct bind_stream *from;
+    struct bind_stream *out;
+
+    if (lua_getfield(L, at, "stream") == LUA_TNIL)
+        return NULL;
+    from = *(struct bind_stream **)luaL_checkudata(L, -1, "gateway.program");
+    out = mem_alloc(a, sizeof *out);
+    *out = *from;
+    out->text = str_dup(a, from->text);
+    out->slots = mem_alloc(a, (from->slots_n + 1) * sizeof *out->slots);
+    for (size_t i = 0; i < from->slots_n; i++)
+        out->slots[i] = str_dup(a, from->slots[i]);
+    return out;
+}
+
 /* The answer table at `at`, copied into the arena; raises on what is none. */
 static struct bind_answer *
 bind_take_answer(lua_State *L, int at, struct mem_arena *a)
@@ -32070,7 +32776,21 @@ bind_take_answer(lua_State *L, int at, struct mem_arena *a)
         luaL_error(L, "answer: body over %d bytes: let an upstream serve it",
                    BIND_BODY_MAX);
     out->body = bind_field_str(L, at, "body", a);
+    out->stream = bind_take_stream(L, at, a);
     lua_settop(L, top);
+    return out;
+}
+
+/* The same, where the answer must be complete: only a handler's is also a
+ * request to somebody else. */
+static struct bind_answer *
+bind_take_whole_answer(lua_State *L, int at, struct mem_arena *a)
+{
+    struct bind_answer *out = bind_take_answer(L, at, a);
+
+    if (out->is_forward || out->stream)
+        luaL_error(L, "only handle can answer with %s",
+                   out->stream ? "a program" : "an upstream");
     return out;
 }
 
@@ -32094,7 +32814,7 @@ bind_take_verdict(lua_State *L, int at, struct mem_arena *a)
     if (lua_type(L, at + 1) == LUA_TSTRING)
         v.reason = str_dup(a, bind_str(L, at + 1));
     else if (lua_istable(L, at + 1)) {
-        v.answer = bind_take_answer(L, at + 1, a);
+        v.answer = bind_take_whole_answer(L, at + 1, a);
         v.reason = v.answer->detail;
     }
     return v;
@@ -32314,6 +33034,17 @@ bind_core_random(lua_State *L)
     return 1;
 }
 
+/* core.base64(text) */
+static int
+bind_core_base64(lua_State *L)
+{
+    struct str text = bind_str(L, 1);
+
+    text = str_b64(bind_arena(L), text);
+    bind_push_str(L, text);
+    return 1;
+}
+
 /* What a waiting binding leaves with whoever will wake it. */
 struct bind_wait {
     struct vm *vm;
@@ -32453,17 +33184,24 @@ bind_run_refused(lua_State *L, const struct cfg_command *c,
 }
 
 static void
+bind_count_run(const struct exec_result *r)
+{
+    met_inc(r->ok          ? MET_EXEC_OK
+            : r->over      ? MET_EXEC_OVER
+            : r->busy      ? MET_EXEC_BUSY
+            : r->refused   ? MET_EXEC_REFUSED
+            : r->timed_out ? MET_EXEC_TIMEOUT
+                           : MET_EXEC_FAILED);
+}
+
+static void
 bind_run_done(void *data, uint64_t ticket, const struct exec_result *r)
 {
     struct bind_run *run = data;
     struct bind_wait w = run->wait;
 
     (void)ticket;
-    met_inc(r->ok          ? MET_EXEC_OK
-            : r->busy      ? MET_EXEC_BUSY
-            : r->refused   ? MET_EXEC_REFUSED
-            : r->timed_out ? MET_EXEC_TIMEOUT
-                           : MET_EXEC_FAILED);
+    bind_count_run(r);
     mem_arena_free(run->arena);
     vm_wake(w.vm, w.ticket, bind_push_run_result, (void *)(uintptr_t)r);
 }
@@ -32528,48 +33266,298 @@ bind_take_slots(lua_State *L, const struct bind_command *c, int at,
     return NULL;
 }
 
+/* The arguments that all ways to start a program have in common. */
+struct bind_asked {
+    struct env *env;
+    struct vm_task *task;
+    const struct bind_command *c;
+    struct bind_request *from;
+    struct mem_arena **own, *arena;  // until `own` is NULL, Lua's
+    struct exec_ask ask;
+    bool body;        // stdin is the request's body, as it comes
+    const char *why;  // refused; NULL: not
+};
+
+/* stack: index, slots, options -> …, arena */
+static void
+bind_take_ask(lua_State *L, const char *what, struct bind_asked *k)
+{
+    lua_Integer index = luaL_checkinteger(L, 1);
+    struct str *slots;
+
+    *k = (struct bind_asked){.env = bind_env_of(L),
+                             .task = vm_task_here(L, what)};
+    luaL_argcheck(L, index >= 0 && (size_t)index < k->env->cfg->commands_n, 1,
+                  "no such command");
+    luaL_checktype(L, 2, LUA_TTABLE);
+    k->c = &k->env->binds->commands[index];
+    k->from = k->task->owner;
+    lua_settop(L, 3);
+    k->arena = bind_arena(L);  // 4
+    k->own = lua_touserdata(L, 4);
+    k->ask.text = S("");
+    if (lua_istable(L, 3)) {
+        lua_getfield(L, 3, "stdin");
+        k->body = luaL_testudata(L, -1, "gateway.body") != NULL;
+        lua_pop(L, 1);
+    }
+    if (lua_istable(L, 3) && !k->body)
+        k->ask.text = bind_field_str(L, 3, "stdin", k->arena);
+    slots = mem_alloc(k->arena, (k->c->cfg->slots_n + 1) * sizeof *slots);
+    k->why = bind_take_slots(L, k->c, 2, k->arena, slots);
+    k->ask.command = (unsigned)index;
+    k->ask.request = (struct str){k->from->req->id, REQ_ID};
+    k->ask.who = bind_who(k->from);
+    k->ask.slots = slots;
+}
+
+static void
+bind_no_flow(lua_State *L, const struct bind_asked *k, const char *what)
+{
+    if (k->body)
+        luaL_error(L,
+                   "%s: a body that flows can only be the stdin of "
+                   "command:stream; declare gateway.bytes for a buffered one",
+                   what);
+}
+
+static struct bind_run *
+bind_run_new(struct bind_asked *k)
+{
+    struct bind_run *run = mem_alloc(k->arena, sizeof *run);
+
+    run->wait = (struct bind_wait){k->task->vm, vm_ticket(k->task)};
+    run->arena = k->arena;
+    return run;
+}
+
 /* core.exec(command, slots [, { stdin = ... }]) -> result table */
 static int
 bind_core_exec(lua_State *L)
 {
-    struct env *env = bind_env_of(L);
-    size_t index = (size_t)luaL_checkinteger(L, 1);
-    struct vm_task *t = vm_task_here(L, "command:run");
-    const struct bind_command *c;
-    struct bind_request *r = t->owner;
-    struct mem_arena **own, *a;
-    struct str *slots, text = {"", 0};
-    const char *why;
+    struct bind_asked k;
     struct bind_run *run;
     struct err e;
 
-    luaL_argcheck(L, index < env->cfg->commands_n, 1, "no such command");
-    luaL_checktype(L, 2, LUA_TTABLE);
-    c = &env->binds->commands[index];
-    lua_settop(L, 3);
-    a = bind_arena(L);  // 4
-    own = lua_touserdata(L, 4);
-    if (lua_istable(L, 3))
-        text = bind_field_str(L, 3, "stdin", a);
-    slots = mem_alloc(a, (c->cfg->slots_n + 1) * sizeof *slots);
-    why = bind_take_slots(L, c, 2, a, slots);
-    if (why)
-        return bind_run_refused(L, c->cfg, r, why);
-    if (env->stubs)
-        return env->stubs->exec(L, c->cfg, 2, 3);
-    run = mem_alloc(a, sizeof *run);
-    run->wait = (struct bind_wait){t->vm, vm_ticket(t)};
-    run->arena = a;
+    bind_take_ask(L, "command:run", &k);
+    bind_no_flow(L, &k, "command:run");
+    if (k.why)
+        return bind_run_refused(L, k.c->cfg, k.from, k.why);
+    if (k.env->stubs)
+        return k.env->stubs->exec(L, k.c->cfg, 2, 3);
+    run = bind_run_new(&k);
     run->ticket =
-        !env->exec ? 0
-                   : exec_start(env->exec, (unsigned)index,
-                                (struct str){r->req->id, REQ_ID}, bind_who(r),
-                                slots, text, bind_run_done, run, &e);
+        !k.env->exec
+            ? 0
+            : exec_start(k.env->exec, k.ask.command, k.ask.request, k.ask.who,
+                         k.ask.slots, k.ask.text, bind_run_done, run, &e);
     if (!run->ticket)
-        return bind_run_refused(L, c->cfg, r,
-                                env->exec ? mem_dup(a, e.msg, strlen(e.msg))
-                                          : "no broker");
-    *own = NULL;  // from here on it is bind_run_done()'s or the cancel's
+        return bind_run_refused(
+            L, k.c->cfg, k.from,
+            k.env->exec ? mem_dup(k.arena, e.msg, strlen(e.msg)) : "no broker");
+    *k.own = NULL;  // from here on it is bind_run_done()'s or the cancel's
+    return vm_await(L, k.task, bind_run_cancel, run);
+}
+
+/* core.stream(command, slots [, { stdin = ... }]) -> what an answer's `stream`
+ * is; or nil and the result of a run that was refused */
+static int
+bind_core_stream(lua_State *L)
+{
+    struct bind_asked k;
+    struct bind_stream **out;
+
+    bind_take_ask(L, "command:stream", &k);
+    if (k.why) {
+        lua_pushnil(L);
+        return 1 + bind_run_refused(L, k.c->cfg, k.from, k.why);
+    }
+    out = lua_newuserdatauv(L, sizeof *out, 1);
+    *out = mem_alloc(k.arena, sizeof **out);
+    **out = (struct bind_stream){.command = k.ask.command,
+                                 .slots = (struct str *)(uintptr_t)k.ask.slots,
+                                 .slots_n = k.c->cfg->slots_n,
+                                 .text = k.ask.text,
+                                 .body = k.body};
+    lua_pushvalue(L, 4);
+    lua_setiuservalue(L, -2, 1);  // keeps the arena
+    bind_class(L, "gateway.program", bind_body_misuse, NULL);
+    luaL_setmetatable(L, "gateway.program");
+    return 1;
+}
+
+/* ---- jobs ---- */
+
+/* Whose a job is: the name that the records have, as the CA at the end of the
+ * path vouches for it. A renewed certificate is the same client. */
+static void
+bind_owner(const struct bind_request *r, unsigned char out[EXEC_OWNER])
+{
+    const struct pki_identity *id = r->req->from->identity;
+    struct str who = bind_who(r), ca = S("");
+    const char *kind = id && id->spiffe.n ? "spiffe" : "dn";
+    wc_Sha256 sha;
+
+    if (id && id->chain_n)
+        ca = id->chain[id->chain_n - 1];
+    must(wc_InitSha256(&sha) == 0);
+    must(wc_Sha256Update(&sha, (const byte *)kind, (word32)strlen(kind) + 1) ==
+         0);
+    must(wc_Sha256Update(&sha, (const byte *)who.p, (word32)who.n) == 0);
+    must(wc_Sha256Update(&sha, (const byte *)"", 1) == 0);
+    must(wc_Sha256Update(&sha, (const byte *)ca.p, (word32)ca.n) == 0);
+    must(wc_Sha256Final(&sha, out) == 0);
+    wc_Sha256Free(&sha);
+}
+
+/* RFC 3339, in UTC; nothing where it has not happened. */
+static void
+bind_set_time(lua_State *L, const char *field, int64_t ms)
+{
+    char day[40], text[48];
+    time_t second = (time_t)(ms / 1000);
+    struct tm tm;
+
+    if (ms <= 0 || !gmtime_r(&second, &tm) ||
+        !strftime(day, sizeof day, "%Y-%m-%dT%H:%M:%S", &tm))
+        return;
+    snprintf(text, sizeof text, "%s.%03dZ", day, (int)(ms % 1000));
+    bind_set_str(L, field, str_of(text));
+}
+
+/* -> nil, or { id, command, state, created, started, ended, result = { … } },
+ * with the pieces of output, and how much there is in all */
+static int
+bind_push_told(lua_State *L, void *data)
+{
+    static const char *const states[] = {"waiting", "running", "ending",
+                                         "ended"};
+    struct exec_told *t = data;
+    struct exec_result r = t->r;
+
+    if (!t->found) {
+        lua_pushnil(L);
+        return 1;
+    }
+    lua_createtable(L, 0, 10);
+    bind_set_str(L, "id", t->id);
+    bind_set_str(L, "command", t->command);
+    bind_set_str(L, "state", str_of(states[t->state]));
+    bind_set_time(L, "created", t->created);
+    bind_set_time(L, "started", t->started);
+    bind_set_time(L, "ended", t->ended);
+    lua_pushinteger(L, (lua_Integer)t->have[0]);
+    lua_setfield(L, -2, "stdout_size");
+    lua_pushinteger(L, (lua_Integer)t->have[1]);
+    lua_setfield(L, -2, "stderr_size");
+    bind_push_run(L, &r);
+    bind_set_str(L, "why", t->why);
+    lua_setfield(L, -2, "result");
+    return 1;
+}
+
+static void
+bind_on_told(void *data, const struct exec_told *t)
+{
+    struct bind_run *run = data;
+    struct bind_wait w = run->wait;
+
+    mem_arena_free(run->arena);
+    vm_wake(w.vm, w.ticket, bind_push_told, (void *)(uintptr_t)t);
+}
+
+static int
+bind_push_no_job(lua_State *L, void *data)
+{
+    lua_pushnil(L);
+    bind_push_run(L, data);
+    return 2;
+}
+
+/* The broker is gone: nobody knows. */
+static void
+bind_ask_done(void *data, uint64_t ticket, const struct exec_result *r)
+{
+    struct bind_run *run = data;
+    struct bind_wait w = run->wait;
+
+    (void)ticket;
+    mem_arena_free(run->arena);
+    vm_wake(w.vm, w.ticket, bind_push_no_job, (void *)(uintptr_t)r);
+}
+
+/* No job came of it. */
+static void
+bind_job_done(void *data, uint64_t ticket, const struct exec_result *r)
+{
+    bind_count_run(r);
+    bind_ask_done(data, ticket, r);
+}
+
+/* core.job(command, slots [, { stdin = ... }]) -> job, or nil and the result of
+ * a run that was refused */
+static int
+bind_core_job(lua_State *L)
+{
+    struct bind_asked k;
+    unsigned char owner[EXEC_OWNER];
+    struct bind_run *run;
+    struct err e = {.msg = "no broker"};
+
+    bind_take_ask(L, "command:job", &k);
+    bind_no_flow(L, &k, "command:job");
+    bind_owner(k.from, owner);
+    k.ask.owner = owner;
+    if (!k.why && k.env->stubs)
+        return k.env->stubs->exec(L, k.c->cfg, 2, 3);
+    run = bind_run_new(&k);
+    run->ticket = k.why || !k.env->exec
+                      ? 0
+                      : exec_job(k.env->exec, &k.ask, bind_on_told,
+                                 bind_job_done, run, &e);
+    if (!run->ticket) {
+        lua_pushnil(L);
+        return 1 + bind_run_refused(
+                       L, k.c->cfg, k.from,
+                       k.why ? k.why : mem_dup(k.arena, e.msg, strlen(e.msg)));
+    }
+    met_inc(MET_JOBS);
+    *k.own = NULL;
+    return vm_await(L, k.task, bind_run_cancel, run);
+}
+
+/* core.job_ask(id, any, end, from_stdout, from_stderr) -> job; nil where there
+ * is none; or nil and a result where nobody can be asked */
+static int
+bind_core_job_ask(lua_State *L)
+{
+    struct env *env = bind_env_of(L);
+    struct vm_task *t = vm_task_here(L, "gateway.jobs");
+    struct str id = bind_str(L, 1);
+    bool any = lua_toboolean(L, 2), end = lua_toboolean(L, 3);
+    uint64_t from[2] = {(uint64_t)luaL_checkinteger(L, 4),
+                        (uint64_t)luaL_checkinteger(L, 5)};
+    struct exec_result none = {.why = "no broker"};
+    unsigned char owner[EXEC_OWNER];
+    struct mem_arena **own;
+    struct bind_run *run;
+    struct err e;
+
+    luaL_argcheck(L, id.n == EXEC_JOB_ID, 1, "not the id of a job");
+    bind_owner(t->owner, owner);
+    if (env->stubs || !env->exec)
+        return lua_pushnil(L), 1;
+    run = mem_alloc(bind_arena(L), sizeof *run);
+    own = lua_touserdata(L, -1);
+    run->wait = (struct bind_wait){t->vm, vm_ticket(t)};
+    run->arena = *own;
+    run->ticket = exec_job_ask(env->exec, id, owner, any, end, from,
+                               bind_on_told, bind_ask_done, run, &e);
+    if (!run->ticket) {
+        none.why = e.msg;
+        return bind_push_no_job(L, &none);
+    }
+    *own = NULL;
     return vm_await(L, t, bind_run_cancel, run);
 }
 
@@ -32867,6 +33855,10 @@ static const luaL_Reg bind_core[] = {
     {"random", bind_core_random},
     {"sleep", bind_core_sleep},
     {"exec", bind_core_exec},
+    {"stream", bind_core_stream},
+    {"job", bind_core_job},
+    {"job_ask", bind_core_job_ask},
+    {"base64", bind_core_base64},
     {"fetch", bind_core_fetch},
     {NULL, NULL},
 };
@@ -32978,9 +33970,11 @@ struct serve_set {
     struct serve_route *routes;
     struct serve_route *tcp;  // by listener; unused where that speaks HTTP
     uint64_t random[2];       // for request ids
-    // under `gateway test`: stands in for upstreams, and sees what happened
+    // under `gateway test`: stand in for upstreams and programs, and see what
+    // happened
     void (*forward)(struct serve *, const struct cfg_upstream *,
                     const struct proxy_line *);
+    void (*program)(struct serve *, const struct bind_stream *);
     void (*on_over)(struct serve *);
 };
 
@@ -32997,6 +33991,8 @@ struct serve {
     struct bind_verdict verdict;
     struct bind_answer *answer;
     struct proxy *proxy;
+    struct serve_run *run;             // a program whose output is the answer
+    bool cut;                          // the client is to see no proper end
     const struct cfg_handle *forward;  // what the proxy was made of
     enum serve_stage ended_at;         // for the log: the stage that refused
     const char *where, *name;          // for the log: what it was about
@@ -33005,6 +34001,8 @@ struct serve {
 
 static void serve_go(struct serve *);
 static void serve_finish(struct serve *);
+static void serve_run_drop(struct serve *);
+static void serve_push_run(lua_State *, const struct serve *);
 static void serve_answer(struct serve *, const struct bind_answer *);
 
 static struct serve *
@@ -33217,6 +34215,7 @@ serve_drop_work(struct serve *s)
 {
     proxy_cancel(s->proxy);
     s->proxy = NULL;
+    serve_run_drop(s);
     if (s->task && s->task->waiting) {
         vm_task_end(s->task);
         s->task = NULL;
@@ -33301,8 +34300,9 @@ serve_push_response(lua_State *L, void *data)
     lua_setfield(L, -2, "status");
     serve_push_headers(L, h);
     lua_setfield(L, -2, "headers");
-    if (s->answer && !s->answer->is_problem)
+    if (s->answer && !s->answer->is_problem && !s->answer->stream)
         bind_set_str(L, "body", s->answer->body);
+    serve_push_run(L, s);
     if (s->stage == SERVE_LOG) {
         lua_createtable(L, 0, 4);
         lua_pushboolean(L, s->ended_at == SERVE_OVER);
@@ -33334,8 +34334,10 @@ serve_take_answer(lua_State *L, void *data)
 static void
 serve_take_response(lua_State *L, void *data)
 {
+    struct serve *s = data;
+
     if (!lua_isnoneornil(L, 2))
-        serve_take_answer(L, data);
+        s->answer = bind_take_whole_answer(L, 2, s->req->arena);
 }
 
 static void
@@ -34204,6 +35206,323 @@ serve_forward(struct serve *s, const struct cfg_handle *h)
     proxy_start(s->proxy);
 }
 
+/* ---- programs ----
+ *
+ * command:stream: stdout is the answer's body while the program runs, and the
+ * request's body may be its stdin. Neither side is faster than the other: what
+ * the client has not taken is not acknowledged to the broker, and the client's
+ * body is read as the program asks for it.
+ *
+ * The head waits for the first byte, so that a program which fails before it
+ * gets an answer that says so; after it, a cut is all there is.
+ */
+struct serve_run {
+    struct exec *exec;  // borrowed
+    uint64_t ticket;    // 0: it is over
+    const struct cfg_command *command;
+    struct mem_buf early;  // output from before the head
+    size_t unseen;         // output that the client has not taken
+    struct mem_buf in;     // of the request's body: not asked for yet
+    uint32_t room;         // what may be sent of it
+    uint64_t fed;          // bytes of it, so far
+    bool feeds, in_end;    // it is stdin; it is complete
+    bool open;             // the head is out
+    struct exec_result r;  // once it is over; its texts are the request's
+};
+
+/* What serve_push_response() adds once the program is over. */
+static void
+serve_push_run(lua_State *L, const struct serve *s)
+{
+    if (!s->run || s->run->ticket)
+        return;
+    bind_push_run(L, &s->run->r);
+    lua_setfield(L, -2, "run");
+}
+
+static void
+serve_run_free(void *data)
+{
+    struct serve_run *p = data;
+
+    must(!p->ticket);
+    mem_buf_free(&p->early);
+    mem_buf_free(&p->in);
+}
+
+/* Ends the program, should it still run. Safe twice. */
+static void
+serve_run_drop(struct serve *s)
+{
+    struct serve_run *p = s->run;
+
+    if (!p || !p->ticket)
+        return;
+    exec_cancel(p->exec, p->ticket);
+    p->ticket = 0;
+    p->r.why = "cancelled";
+}
+
+/* The next piece of the request's body, as far as there is room for it. */
+static void
+serve_run_feed(struct serve *s)
+{
+    struct serve_run *p = s->run;
+    size_t n = mem_buf_len(&p->in);
+    bool last = p->in_end && n <= p->room;
+
+    if (!p->ticket || !p->feeds)
+        return;
+    if (last || (n && p->room)) {
+        n = n < p->room ? n : p->room;
+        exec_feed(p->exec, p->ticket, (struct str){mem_buf_ptr(&p->in), n},
+                  !last);
+        mem_buf_take(&p->in, n);
+        p->room = 0;
+        p->feeds = !last;
+    }
+    if (!p->in_end)
+        req_read(s->req, mem_buf_len(&p->in) < EXEC_CHUNK);
+}
+
+static void
+serve_run_on_room(void *data, uint32_t n)
+{
+    struct serve *s = OBJ(struct serve, SERVE, data);
+
+    s->run->room = n;
+    serve_run_feed(s);
+}
+
+static void
+serve_run_on_body(struct serve *s, const char *bytes, size_t n)
+{
+    struct serve_run *p = s->run;
+
+    if (!p->ticket || !p->feeds)
+        return;  // the program has ended without it
+    p->fed += n;
+    if (p->fed > p->command->stdin_max) {
+        serve_drop_work(s);
+        if (s->req->head_sent) {
+            met_inc(MET_LIMIT_BODY);
+            req_reset(s->req);
+            serve_finish(s);
+            return;
+        }
+        s->stage = SERVE_BODY;
+        serve_body_over(s, p->command->stdin_max);
+        return;
+    }
+    mem_buf_add(&p->in, bytes, n);
+    serve_run_feed(s);
+}
+
+static void
+serve_run_on_body_end(struct serve *s)
+{
+    s->run->in_end = true;
+    serve_run_feed(s);
+}
+
+/* The client takes bytes again, or never stopped: the program may go on. */
+static void
+serve_run_on_drain(struct serve *s)
+{
+    struct serve_run *p = s->run;
+    size_t n = p->unseen;
+
+    if (!p->open || !n || req_queued(s->req) > SOCK_HIGH)
+        return;
+    p->unseen = 0;
+    exec_seen(p->exec, p->ticket, n);
+}
+
+static void
+serve_run_send(struct serve *s, struct str text)
+{
+    struct serve_run *p = s->run;
+
+    req_body(s->req, text.p, text.n);
+    if (s->stage == SERVE_OVER || s->req->ended)
+        return;  // the connection broke
+    p->unseen += text.n;
+    serve_run_on_drain(s);
+}
+
+/* The head is due: respond hooks may change it first. */
+static void
+serve_run_respond(struct serve *s)
+{
+    s->stage = SERVE_RESPOND;
+    s->hook = 0;
+    serve_go(s);
+}
+
+static void
+serve_run_on_out(void *data, struct str text)
+{
+    struct serve *s = OBJ(struct serve, SERVE, data);
+    struct serve_run *p = s->run;
+
+    if (p->open) {
+        serve_run_send(s, text);
+        return;
+    }
+    mem_buf_add(&p->early, text.p, text.n);
+    if (s->stage == SERVE_HANDLE)
+        serve_run_respond(s);
+}
+
+static void
+serve_log_run_error(const struct serve *s, const char *why)
+{
+    struct log_line l;
+
+    if (!log_begin(&l, LOG_WARN, "error"))
+        return;
+    log_str(&l, "room", S("exec"));
+    serve_log_head(&l, s);
+    log_str(&l, "command", s->run->command->name);
+    log_str(&l, "msg", str_of(why));
+    log_end(&l);
+}
+
+/* All output is sent. A log hook comes before the end, or the cut. */
+static void
+serve_run_end(struct serve *s)
+{
+    const struct serve_run *p = s->run;
+
+    s->cut = !p->r.ok;
+    met_inc(s->cut ? MET_EXEC_STREAMS_CUT : MET_EXEC_STREAMS);
+    s->stage = SERVE_LOG;
+    s->hook = 0;
+    serve_go(s);
+}
+
+/* Head, and what there is of the body. */
+static void
+serve_run_go(struct serve *s)
+{
+    struct serve_run *p = s->run;
+    struct mem_buf early = p->early;
+    struct req *r = s->req;
+
+    p->early = (struct mem_buf){0};
+    r->status = s->answer->status;
+    for (unsigned i = 0; i < s->answer->headers.n; i++)
+        hdr_add_ref(r->arena, &r->out, s->answer->headers.v[i].name,
+                    s->answer->headers.v[i].value);
+    r->out_length = -1;
+    if (s->set->env->draining)
+        r->close = true;
+    p->open = true;
+    req_head(r);
+    if (mem_buf_len(&early))
+        serve_run_send(s, (struct str){mem_buf_ptr(&early), early.n});
+    mem_buf_free(&early);
+    if (s->stage != SERVE_OVER && !r->ended && !p->ticket)
+        serve_run_end(s);
+}
+
+/* Nothing was sent: the answer says what kind of failure it was. */
+static void
+serve_run_failed(struct serve *s)
+{
+    const struct exec_result *r = &s->run->r;
+    int status = r->busy ? 503 : r->timed_out ? 504 : 502;
+
+    met_inc(MET_EXEC_STREAMS_NONE);
+    s->answer = serve_problem(s, status, S(""), S(""));
+    if (r->busy)
+        hdr_add(s->req->arena, &s->answer->headers, S("retry-after"), S("1"));
+    serve_run_respond(s);
+}
+
+static void
+serve_run_done(void *data, uint64_t ticket, const struct exec_result *r)
+{
+    struct serve *s = OBJ(struct serve, SERVE, data);
+    struct serve_run *p = s->run;
+    struct mem_arena *a = s->req->arena;
+
+    (void)ticket;
+    bind_count_run(r);
+    p->ticket = 0;
+    p->r = *r;
+    p->r.why = str_c(a, str_of(r->why));
+    p->r.out = S("");
+    p->r.err = str_dup(a, r->err);
+    if (!r->ok) {
+        serve_log_run_error(s, r->why);
+        s->reason = str_of(p->r.why);
+        s->ended_at = SERVE_HANDLE;
+    }
+    if (p->open)
+        serve_run_end(s);
+    else if (s->stage == SERVE_HANDLE && r->ok)
+        serve_run_respond(s);
+    else if (s->stage == SERVE_HANDLE)
+        serve_run_failed(s);
+    // else a respond hook waits, and serve_run_go() follows
+}
+
+static const struct exec_flow_ops serve_run_ops = {
+    .on_out = serve_run_on_out,
+    .on_room = serve_run_on_room,
+};
+
+/* The broker cannot be asked, or need not be. */
+static void
+serve_run_refused(struct serve *s, const char *why)
+{
+    struct exec_result r = {
+        .why = why, .code = -1, .refused = true, .err = S("")};
+
+    serve_run_done(s, 0, &r);
+}
+
+/* Asks for the program; a HEAD gets the head that it would have if it went
+ * well, and nothing is run. */
+static void
+serve_program(struct serve *s, const struct bind_stream *b)
+{
+    struct env *env = s->set->env;
+    struct serve_run *p = mem_alloc(s->req->arena, sizeof *p);
+    struct exec_ask ask = {.command = b->command,
+                           .request = {s->req->id, REQ_ID},
+                           .who = bind_who(&s->view),
+                           .slots = b->slots,
+                           .text = b->text,
+                           .more = b->body && req_has_body(s->req)};
+    struct err e = {.msg = "no broker"};
+
+    p->exec = env->exec;
+    p->command = &env->cfg->commands[b->command];
+    p->feeds = ask.more;
+    s->run = p;
+    mem_defer(s->req->arena, serve_run_free, p);
+    req_deadline(s->req, 0);
+    if (str_eq(s->req->method, S("HEAD"))) {
+        p->r = (struct exec_result){
+            .ok = true, .why = "", .out = S(""), .err = S("")};
+        serve_run_respond(s);
+        return;
+    }
+    if (ask.more && s->req->length > 0 &&
+        (uint64_t)s->req->length > p->command->stdin_max) {
+        s->stage = SERVE_BODY;
+        serve_body_over(s, p->command->stdin_max);
+        return;
+    }
+    if (p->exec)
+        p->ticket =
+            exec_flow(p->exec, &ask, &serve_run_ops, serve_run_done, s, &e);
+    if (!p->ticket)
+        serve_run_refused(s, e.msg);
+}
+
 /* ---- tunnels ---- */
 
 /* Does the client ask for a protocol that the route knows? Any other is
@@ -34401,6 +35720,17 @@ serve_handled(struct serve *s)
         }
         return false;
     }
+    if (s->answer->stream && s->answer->stream->body &&
+        s->route->cfg->body.kind != CFG_BODY_STREAM) {
+        serve_hook_bug(s, S("command:stream: request.stream is of another "
+                            "request"));
+        return false;
+    }
+    if (s->answer->stream) {
+        (s->set->program ? s->set->program : serve_program)(s,
+                                                            s->answer->stream);
+        return false;
+    }
     s->stage = SERVE_RESPOND;
     s->hook = 0;
     return true;
@@ -34444,6 +35774,11 @@ serve_step_respond(struct serve *s)
         proxy_cancel(s->proxy);
         s->proxy = NULL;
     }
+    if (s->run && s->answer->stream) {
+        serve_run_go(s);
+        return false;
+    }
+    serve_run_drop(s);
     serve_answer(s, s->answer);
     return false;
 }
@@ -34553,6 +35888,7 @@ serve_release(struct serve *s)
     s->task = NULL;
     bind_request_end(s->set->env->vm, &s->view);
     proxy_cancel(s->proxy);
+    serve_run_drop(s);
     mem_buf_free(&s->body);
 }
 
@@ -34569,7 +35905,9 @@ serve_finish(struct serve *s)
     if (s->set->on_over)
         s->set->on_over(s);
     serve_release(s);
-    if (!r->ended)
+    if (!r->ended && s->cut)
+        req_reset(r);
+    else if (!r->ended)
         req_end(r);
 }
 
@@ -34640,6 +35978,8 @@ serve_on_body(struct req *r, const char *p, size_t n)
     }
     if (s->proxy)
         proxy_on_body(s->proxy, p, n);
+    else if (s->run)
+        serve_run_on_body(s, p, n);
     else
         mem_buf_add(&s->body, p, n);
 }
@@ -34653,6 +35993,8 @@ serve_on_end(struct req *r)
         proxy_on_body_end(s->proxy);
         return;
     }
+    if (s->run)
+        serve_run_on_body_end(s);
     if (s->stage != SERVE_BODY || !serve_check_json(s))
         return;
     s->stage = SERVE_CHECK;
@@ -34666,6 +36008,8 @@ serve_on_drain(struct req *r)
 
     if (s->proxy)
         proxy_on_client_drain(s->proxy);
+    else if (s->run)
+        serve_run_on_drain(s);
 }
 
 /* The client is gone, or broke the rules in the middle of its body. */

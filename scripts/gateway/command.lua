@@ -14,6 +14,7 @@
 local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
+local response <const> = require "gateway.response"
 local schema <const> = require "gateway.schema"
 local M = {}
 
@@ -295,17 +296,105 @@ function M.declare(given)
 end
 
 
+-- ---- what hooks call -------------------------------------------------------
+
+-- The options of each way to run a command.
+local OPTIONS <const> = {
+  run = { stdin = true },
+  job = { stdin = true },
+  stream = {
+    stdin = true, status = true, content_type = true, headers = true,
+  },
+}
+
+local NO_BODY <const> = { [204] = true, [205] = true, [304] = true }
+local RETRY <const> = { ["retry-after"] = "1" }
+
+
+local function check_call(self, way, opts)
+  local what = "command:" .. way
+  if getmetatable(self) ~= Command then
+    options.fail(nil, what, ("is called with a colon: tail:%s { … }"):format(
+      way))
+  end
+  if opts ~= nil and type(opts) ~= "table" then
+    options.fail(nil, what, "takes options as a table, not "
+      .. options.show(opts))
+  end
+  for name in pairs(opts or {}) do
+    if not OPTIONS[way][name] then
+      options.fail(nil, what, ("unknown option '%s'%s"):format(tostring(name),
+        options.suggest(tostring(name), OPTIONS[way])))
+    end
+  end
+end
+
+
 -- command:run(slots [, { stdin = "…" }]): runs it and waits. Always a table:
 -- ok, why, code, signal, stdout, stderr, timed_out, truncated, usage.
 local function run(self, slots, opts)
-  if getmetatable(self) ~= Command then
-    options.fail(nil, "command:run", "is called with a colon: tail:run { … }")
-  end
+  check_call(self, "run", opts)
   return core.exec(self.index, slots or {}, opts)
 end
 
-local METHODS <const> = { run = run }
-local FIELDS <const> = { run = true, name = true, slots = true }
+
+-- The answer to a request for a program that was not started.
+local function not_started(result)
+  if result.over then
+    return response.problem(429, nil, RETRY)
+  end
+  return response.problem(result.busy and 503 or 502, nil,
+    result.busy and RETRY or nil)
+end
+
+
+-- command:stream(slots [, { stdin =, status =, content_type =, headers = }]):
+-- an answer whose body is what the program writes, while it runs. `stdin` is a
+-- string, or request.stream where the route's body is gateway.stream(max).
+local function stream(self, slots, opts)
+  check_call(self, "stream", opts)
+  opts = opts or {}
+  local status = opts.status or 200
+  if math.type(status) ~= "integer" or status < 200 or status > 599
+    or NO_BODY[status] then
+    options.fail(nil, "command:stream", "status must be one of an answer with"
+      .. " a body, not " .. options.show(status))
+  end
+  if opts.content_type and not options.text(opts.content_type) then
+    options.fail(nil, "command:stream", "content_type must be a string")
+  end
+  local program, refused = core.stream(self.index, slots or {}, opts)
+  if not program then
+    return not_started(refused)
+  end
+  return {
+    stream = program, status = status, headers = opts.headers,
+    type = opts.content_type or "application/octet-stream",
+  }
+end
+
+
+-- command:job(slots [, { stdin = "…" }]): starts it and does not wait. The
+-- answer is 202, and its Location is where gateway.jobs tells how it is.
+local function job(self, slots, opts)
+  check_call(self, "job", opts)
+  local path = policy.jobs_path()
+  if not path then
+    options.fail(nil, "command:job", "declare gateway.jobs {} first: it says"
+      .. " where clients can ask about their jobs")
+  end
+  local begun, refused = core.job(self.index, slots or {}, opts)
+  if not begun then
+    return not_started(refused)
+  end
+  return response.json({ id = begun.id, command = self.name,
+    state = begun.state }, 202, { location = path .. "/" .. begun.id })
+end
+
+local METHODS <const> = { run = run, stream = stream, job = job }
+local FIELDS <const> = {
+  run = true, stream = true, job = true, name = true, slots = true,
+}
 
 
 function Command.__index(self, key)
@@ -313,10 +402,9 @@ function Command.__index(self, key)
   if method then
     return method
   end
-  local hint = key == "stream" and ": it comes with a later version, use run"
-    or options.suggest(tostring(key), FIELDS)
   options.fail(nil, "command " .. rawget(self, "name"),
-    ("has no '%s'%s"):format(tostring(key), hint))
+    ("has no '%s'%s"):format(tostring(key),
+      options.suggest(tostring(key), FIELDS)))
 end
 
 

@@ -18,6 +18,7 @@
 
 local core <const> = require "gateway.core"
 local command <const> = require "gateway.command"
+local jobs <const> = require "gateway.jobs"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local response <const> = require "gateway.response"
@@ -360,6 +361,7 @@ end
 M.upstream = upstream.declare
 M.command = command.declare
 M.slot = command.slot
+M.jobs = jobs.declare
 
 for _, name in ipairs {
   "get", "post", "put", "patch", "delete", "head", "options", "any", "route",

@@ -19,8 +19,8 @@ local MAX_LEVELS <const> = 60
 local MAX_SECONDS <const> = 24 * 3600
 local UNITS <const> = { [""] = 1, K = 2 ^ 10, M = 2 ^ 20, G = 2 ^ 30 }
 local MODULES <const> = {
-  "command", "identity", "init", "options", "policy", "response", "route",
-  "scan", "schema", "test", "upstream",
+  "command", "identity", "init", "jobs", "options", "policy", "response",
+  "route", "scan", "schema", "test", "upstream",
 }
 
 

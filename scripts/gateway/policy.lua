@@ -137,6 +137,23 @@ function M.set_process(at, process)
 end
 
 
+--- Remembers the one gateway.jobs.
+-- @param path  where clients ask about their jobs
+function M.set_jobs(at, path, jobs)
+  if book.jobs then
+    options.fail(at, "gateway.jobs", "was declared already, at "
+      .. book.jobs_at)
+  end
+  book.jobs, book.jobs_path, book.jobs_at = jobs, path, at
+end
+
+
+--- Where gateway.jobs answers; nil where it was not declared.
+function M.jobs_path()
+  return book.jobs_path
+end
+
+
 --- Remembers a variable's name, so that the workers get it too.
 function M.ask_env(name)
   for _, known in ipairs(book.env) do
@@ -247,6 +264,7 @@ function M.finish(main)
     admin = core.array(book.admin),
     upstreams = core.array(book.upstreams),
     commands = core.array(book.commands),
+    jobs = book.jobs,
     routes = core.array(book.routes),
     warnings = sorted_warnings(),
   }
