@@ -19044,6 +19044,8 @@ h1_wire_reset(struct req *r)
     struct h1 *h = r->codec;
 
     h->closing = true;
+    if (!r->tunnel)
+        h1_flush_out(h);  // it lacks its end; but that it began is to be seen
     h->out.n = h->out.off = 0;
     h->io->cut(h->io_data);
 }
@@ -21005,10 +21007,13 @@ conn_close_soon(void *data)
 static void
 conn_cut(void *data)
 {
+    struct conn *c = data;
     struct err e;
 
+    if (c->state == CONN_SERVING)
+        sock_flush(&c->sock);  // what the socket takes
     err_set(&e, ERR_PEER_GONE, "answer cut");
-    conn_fail(data, &e);
+    conn_fail(c, &e);
 }
 
 static void
@@ -33114,7 +33119,7 @@ bind_core_sleep(lua_State *L)
 static void
 bind_push_run(lua_State *L, const struct exec_result *r)
 {
-    lua_createtable(L, 0, 10);
+    lua_createtable(L, 0, 11);
     lua_pushboolean(L, r->ok);
     lua_setfield(L, -2, "ok");
     bind_set_str(L, "why", str_of(r->why));
@@ -33128,6 +33133,10 @@ bind_push_run(lua_State *L, const struct exec_result *r)
     lua_setfield(L, -2, "timed_out");
     lua_pushboolean(L, r->truncated);
     lua_setfield(L, -2, "truncated");
+    lua_pushboolean(L, r->busy);
+    lua_setfield(L, -2, "busy");
+    lua_pushboolean(L, r->over);
+    lua_setfield(L, -2, "over");
     lua_createtable(L, 0, 3);
     lua_pushinteger(L, (lua_Integer)r->ms);
     lua_setfield(L, -2, "ms");
