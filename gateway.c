@@ -33503,6 +33503,21 @@ bind_job_done(void *data, uint64_t ticket, const struct exec_result *r)
     bind_ask_done(data, ticket, r);
 }
 
+/* Under `gateway test` a job has begun, and that is all of it. */
+static int
+bind_job_stub(lua_State *L, const struct bind_asked *k)
+{
+    char id[EXEC_JOB_ID + 1];
+
+    k->env->stubs->exec(L, k->c->cfg, 2, 3);
+    memset(id, '0', EXEC_JOB_ID);
+    id[EXEC_JOB_ID] = 0;
+    lua_createtable(L, 0, 2);
+    bind_set_str(L, "id", str_of(id));
+    bind_set_str(L, "state", S("running"));
+    return 1;
+}
+
 /* core.job(command, slots [, { stdin = ... }]) -> job, or nil and the result of
  * a run that was refused */
 static int
@@ -33518,7 +33533,7 @@ bind_core_job(lua_State *L)
     bind_owner(k.from, owner);
     k.ask.owner = owner;
     if (!k.why && k.env->stubs)
-        return k.env->stubs->exec(L, k.c->cfg, 2, 3);
+        return bind_job_stub(L, &k);
     run = bind_run_new(&k);
     run->ticket = k.why || !k.env->exec
                       ? 0
@@ -38417,7 +38432,8 @@ sup_tell_drain(struct sup *s, struct sup_gen *g)
         g->respawn[i].at = 0;
 }
 
-/* A broker whose last worker is gone has nobody to run programs for. */
+/* A broker whose last worker is gone has nobody to run programs for. Jobs that
+ * it has begun may end, within the time that requests have for that. */
 static void
 sup_release_broker(struct sup *s, struct sup_gen *g)
 {
@@ -38428,7 +38444,7 @@ sup_release_broker(struct sup *s, struct sup_gen *g)
     for (struct sup_child *c = s->children; c; c = c->next)
         if (c->gen == g && c->role == BOOT_WORKER && c->pid)
             return;
-    g->broker->deadline = uv_now(s->loop) + SUP_STEP_MS;
+    g->broker->deadline = uv_now(s->loop) + SUP_STEP_MS + g->drain_ms;
     if (!g->broker->chan_open ||
         !msg_send(&g->broker->chan, MSG_DRAIN, S(""), &e))
         sup_kill(g->broker);
@@ -39278,6 +39294,7 @@ struct try_story {
     const char *stage, *where, *name;
     char *reason, *at;   // owned
     struct mem_buf out;  // the answer's bytes
+    bool cut;
 };
 
 struct
@@ -39381,6 +39398,80 @@ try_stub_fetch(lua_State *L, const struct cfg_upstream *up, int spec)
     try_record(L, "forwards");
     try_call_stub(L, up->name.p, 1);
     return 1;
+}
+
+/* A program under way, for the protected call. */
+struct try_program {
+    struct serve *s;
+    const struct bind_stream *b;
+    struct bind_answer *answer;
+    struct str why;  // it fails; empty: it does not
+};
+
+/* The values of its slots as a table. stack: -> slots */
+static void
+try_push_slots(lua_State *L, const struct cfg_command *c,
+               const struct bind_stream *b)
+{
+    lua_createtable(L, 0, (int)c->slots_n);
+    for (size_t i = 0; i < c->slots_n; i++)
+        bind_set_str(L, c->slots[i].name.p, b->slots[i]);
+}
+
+/* The stand-in's stdout is the body. */
+static int
+try_program_call(lua_State *L)
+{
+    struct try_program *p = lua_touserdata(L, 1);
+    struct serve *s = p->s;
+    const struct cfg_command *c =
+        &s->set->env->cfg->commands[p->b->command];
+    struct mem_arena *a = s->req->arena;
+    int top;
+
+    try_push_slots(L, c, p->b);
+    top = lua_gettop(L);
+    lua_createtable(L, 0, 1);
+    if (p->b->text.n)
+        bind_set_str(L, "stdin", p->b->text);
+    try_stub_exec(L, c, top, top + 1);
+    p->answer = mem_alloc(a, sizeof *p->answer);
+    *p->answer = *s->answer;
+    p->answer->stream = NULL;
+    p->answer->body = bind_field_str(L, lua_gettop(L), "stdout", a);
+    lua_getfield(L, -1, "ok");
+    if (!lua_toboolean(L, -1))
+        p->why = bind_field_str(L, lua_gettop(L) - 1, "why", a);
+    return 0;
+}
+
+/* Stands in for serve_program(): as there, a failure is a problem where nothing
+ * was written, and a cut where something was. */
+static void
+try_on_program(struct serve *s, const struct bind_stream *b)
+{
+    struct try_program p = {.s = s, .b = b, .why = S("")};
+    lua_State *L = s->set->env->vm->L;
+    int top = lua_gettop(L);
+
+    lua_pushcfunction(L, try_program_call);
+    lua_pushlightuserdata(L, &p);
+    if (lua_pcall(L, 1, 0, 0) != LUA_OK) {
+        serve_hook_bug(s, str_dup(s->req->arena, str_of(lua_tostring(L, -1))));
+        lua_settop(L, top);
+        return;
+    }
+    if (p.why.n) {
+        s->reason = p.why;
+        s->ended_at = SERVE_HANDLE;
+        s->cut = p.answer->body.n != 0;
+    }
+    s->answer = p.answer;
+    if (p.why.n && !s->cut)
+        s->answer = serve_problem(s, 502, S(""), S(""));
+    s->stage = SERVE_RESPOND;
+    s->hook = 0;
+    serve_go(s);
 }
 
 static const struct bind_stubs try_stubs = {
@@ -39489,6 +39580,12 @@ try_io_nothing(void *data)
 }
 
 static void
+try_io_cut(void *data)
+{
+    ((struct try_story *)data)->cut = true;
+}
+
+static void
 try_io_deadline(void *data, uint32_t ms)
 {
     (void)data;
@@ -39506,7 +39603,7 @@ static const struct h1_io try_io = {
     .write = try_io_write,
     .later = try_io_nothing,
     .close = try_io_nothing,
-    .cut = try_io_nothing,
+    .cut = try_io_cut,
     .deadline = try_io_deadline,
     .stall = try_io_deadline,
     .queued = try_io_queued,
@@ -39682,6 +39779,8 @@ try_core_request(lua_State *L)
     try_set_text(L, "name", story.name);
     try_set_text(L, "reason", story.reason);
     try_set_text(L, "route", story.at);
+    lua_pushboolean(L, story.cut);
+    lua_setfield(L, -2, "cut");
     free((void *)(uintptr_t)story.name);
     free(story.reason);
     free(story.at);
@@ -39881,6 +39980,7 @@ try_core_policy(lua_State *L)
         return 2;
     }
     t->env.serve->forward = try_on_forward;
+    t->env.serve->program = try_on_program;
     t->env.serve->on_over = try_on_over;
     t->policy = mem_dup(t->arena, name, strlen(name));
     lua_pushboolean(L, 1);

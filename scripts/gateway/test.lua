@@ -178,7 +178,8 @@ end
 -- @param opts  headers, body or json (a value), stub = { name = result },
 --              listener, raw (the whole request as text, instead of the rest)
 -- @return what came back, for the expectations below: status, headers, body,
---         stage, where, name, reason, runs, forwards
+--         stage, where, name, reason, runs, forwards, cut (true where the
+--         answer of command:stream broke off)
 function M.request(identity, method, target, opts)
   opts = opts or {}
   if type(identity) ~= "userdata" and type(identity) ~= "table" then
@@ -216,7 +217,7 @@ local function story(r)
   if r.reason and r.reason ~= "" then
     text = text .. ": " .. r.reason
   end
-  return text
+  return r.cut and text .. " (the answer is cut)" or text
 end
 
 
@@ -229,7 +230,7 @@ end
 
 --- allowed(r): the request reached its handler, which did not fail.
 function M.allowed(r)
-  if not RAN_HANDLER[r.stage] or r.status == 500 then
+  if not RAN_HANDLER[r.stage] or r.status == 500 or r.cut then
     fail("expected allowed, got " .. story(r))
   end
 end

@@ -72,6 +72,13 @@ local function tcp(changes, listener)
 end
 
 
+local function jobs(given)
+  return function()
+    gateway.jobs(given)
+  end
+end
+
+
 local function command(changes)
   return function()
     gateway.command(with({ name = "echo", program = "/bin/echo" }, changes))
@@ -331,6 +338,17 @@ local MISTAKES <const> = {
   { command { sha256 = "abc" }, "64 hexadecimal digits" },
   { command { network = true }, "comes with a later version" },
   { command { memory = "lots" }, "a size such as" },
+  { jobs { path = "jobs" }, "path must be a path such as /jobs" },
+  { jobs { path = "/jobs/{x}" }, "path must be a path such as /jobs" },
+  { jobs { paths = "/jobs" }, "did you mean 'path'?" },
+  { jobs { max = 0 }, "a whole number from 1 to 4096" },
+  { jobs { per_identity = 5000 }, "a whole number from 1 to 4096" },
+  { jobs { keep = 0 }, "a number of seconds" },
+  { jobs { output = "1G" }, "at most 256M" },
+  { jobs { others = "ops" }, "others takes conditions" },
+  { jobs { others = id.ou }, "id.ou needs a value" },
+  { jobs { authorize = 5 }, "authorize" },
+  { function() gateway.jobs {} gateway.jobs {} end, "was declared already" },
   { function() gateway.slot("x", { prefx = "a" }) end, "'prefix'?" },
   { function() gateway.file_below() end, "takes a folder" },
 

@@ -1,11 +1,12 @@
 """Jobs: programs that go on when the request that started them is over."""
 
+import base64
 import os
 import re
 import signal
 import time
 
-from gw import (Gateway, alive, build, children, cmdline, equal, one_of, until)
+from gw import (Gateway, alive, build, children, cmdline, equal, until)
 
 POLICY = """
 gateway.admin { address = "127.0.0.1:@ADMIN@" }
@@ -151,7 +152,6 @@ def test_large_output_and_bytes_that_are_no_text(g):
     g.clear(where)
     where = g.begin("/binary")
     job = g.ended(where)
-    import base64
     with open("/bin/ls", "rb") as f:
         equal(base64.b64decode(job["stdout_base64"]), f.read(3000))
     equal("stdout" in job, False)

@@ -8,7 +8,7 @@ import threading
 import time
 
 from gw import (ASAN, SLOW, Gateway, alive, build, children, cmdline, equal,
-                one_of, read, status_kib, until)
+                gateway_cli, one_of, read, status_kib, tmpdir, until, write)
 
 POLICY = """
 gateway.admin { address = "127.0.0.1:@ADMIN@" }
@@ -548,3 +548,90 @@ def test_a_reload_does_not_cut_it():
             c.send(b"def")
             r = c.body_of(head, "POST")
             equal((r.body, r.complete), (b"abcdef", True))
+
+
+# ---- policy tests ----------------------------------------------------------
+
+TRIED = """
+local gateway, id = require "gateway", require "gateway.identity"
+gateway.listen { address = "127.0.0.1:0", certificate = "c", key = "k",
+  client_ca = "a" }
+gateway.jobs {}
+local cat = gateway.command { name = "cat", program = "/bin/cat",
+  args = { gateway.slot "n" }, slots = { n = gateway.integer(1, 9) } }
+gateway.post("/stream/{n}", { authorize = id.anyone,
+  validate = { path = { n = gateway.integer(1, 99) },
+               body = gateway.stream "1K" },
+  handle = function(request)
+    return cat:stream({ n = request.path.n }, { content_type = "text/csv",
+      stdin = request.stream, status = 201 })
+  end })
+gateway.get("/text", { authorize = id.anyone,
+  handle = function() return cat:stream({ n = 1 }, { stdin = "abc" }) end })
+gateway.get("/unused", { authorize = id.anyone, handle = function()
+  local _ = cat:stream { n = 1 }
+  return gateway.text "not run" end })
+gateway.post("/job", { authorize = id.anyone,
+  handle = function() return cat:job { n = 2 } end })
+"""
+
+TESTS = """
+local t = require "gateway.test"
+t.policy "@POLICY@"
+local ops = t.identity { cn = "ops" }
+local function same(a, b)
+  if a ~= b then error(tostring(a) .. " is not " .. tostring(b), 2) end
+end
+t.case("a stream is what its stand-in writes", function()
+  local r = t.request(ops, "POST", "/stream/3", { body = "x",
+    stub = { cat = { stdout = "a,b" } } })
+  t.allowed(r)
+  t.ran(r, "cat", { n = 3 })
+  same(r.status, 201)
+  same(r.body, "a,b")
+  same(r.headers["content-type"], "text/csv")
+end)
+t.case("the stand-in sees the slots and stdin", function()
+  local r = t.request(ops, "GET", "/text", { stub = {
+    cat = function(slots, opts)
+      return { stdout = slots.n .. opts.stdin } end } })
+  same(r.body, "1abc")
+end)
+t.case("a failure before the first byte", function()
+  local r = t.request(ops, "GET", "/text", { stub = { cat = { code = 1 } } })
+  same(r.status, 502)
+  same(r.cut, false)
+  same(r.reason, "exit code 1")
+end)
+t.case("a failure after it", function()
+  local r = t.request(ops, "GET", "/text", { stub = {
+    cat = { code = 1, stdout = "half" } } })
+  same(r.cut, true)
+  same(pcall(t.allowed, r), false)
+end)
+t.case("a slot out of its schema", function()
+  local r = t.request(ops, "POST", "/stream/10", { body = "x" })
+  same(r.status, 502)
+  same(#r.runs, 0)
+end)
+t.case("a stream that is not answered with does not run", function()
+  same(#t.request(ops, "GET", "/unused").runs, 0)
+end)
+t.case("a job begins", function()
+  local r = t.request(ops, "POST", "/job")
+  t.allowed(r)
+  t.ran(r, "cat", { n = 2 })
+  same(r.status, 202)
+  same(r.headers.location, "/jobs/" .. ("0"):rep(32))
+  same(t.request(ops, "GET", r.headers.location).status, 404)
+end)
+"""
+
+
+def test_policy_tests():
+    folder = tmpdir("tried")
+    policy = write(folder + "/policy.lua", TRIED)
+    tests = write(folder + "/it_test.lua", TESTS.replace("@POLICY@", policy))
+    done = gateway_cli("test", tests, cwd=folder)
+    equal(done.returncode, 0, done.out + done.err)
+    assert "7 passed, 0 failed" in done.out, done.out
