@@ -99,7 +99,8 @@
  *   conn_ops       conn -> work            up_ops         up -> proxy, bind
  *   proxy_ops      proxy -> serve          msg_ops        msg -> exec, work,
  *                                                         sup
- *   exec_done      exec -> bind            vm_call        vm -> serve
+ *   exec_done      exec -> bind, serve     exec_tell      exec -> bind
+ *   exec_flow_ops  exec -> serve           vm_call        vm -> serve
  *   bind_stubs     bind -> try             serve_set      serve -> try
  *   (and mem_last_words: a failed must() first writes what log still holds)
  *
@@ -26214,9 +26215,9 @@ jail_sweep(int children, int ms)
  *   WAITING --> RUNNING --> DRAINING --> REPORTING --> closed
  *      \___________\____ worker gone: ended, recorded, told to nobody
  *
- * Three ways to ask: MSG_EXEC_RUN gets the output with the result, MSG_EXEC_FLOW
- * as the program writes it, and MSG_EXEC_JOB leaves it here, with a job, which
- * any worker can ask about later: MSG_JOB_ASK, MSG_JOB_TELL.
+ * Three ways to ask: MSG_EXEC_RUN gets the output with the result, and
+ * MSG_EXEC_FLOW as the program writes it. MSG_EXEC_JOB leaves it here, with a
+ * job, which any worker can ask about later: MSG_JOB_ASK, MSG_JOB_TELL.
  *
  * No record, no run: the "start" line is in the log's reader's hands before
  * the program is (log_sync), and an "end" line follows.
@@ -39424,8 +39425,7 @@ try_program_call(lua_State *L)
 {
     struct try_program *p = lua_touserdata(L, 1);
     struct serve *s = p->s;
-    const struct cfg_command *c =
-        &s->set->env->cfg->commands[p->b->command];
+    const struct cfg_command *c = &s->set->env->cfg->commands[p->b->command];
     struct mem_arena *a = s->req->arena;
     int top;
 
