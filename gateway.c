@@ -27645,26 +27645,29 @@ exec_job_state(const struct exec_job *j)
                                                             : EXEC_JOB_RUNNING;
 }
 
-/* What `from` leaves of a stream, at most a chunk of it. */
+/* What `from` leaves of a stream, at most `max` bytes of it. */
 static void
 exec_job_put_out(struct mem_buf *b, const struct exec_job *j, int i,
-                 uint64_t from)
+                 uint64_t from, size_t max)
 {
     const struct mem_buf *out = j->run ? &j->run->io[i + 1].buf : &j->out[i];
     struct str text = {mem_buf_ptr(out), mem_buf_len(out)};
 
     msg_put_u64(b, text.n);
     text = str_from(text, from < text.n ? (size_t)from : text.n);
-    text.n = text.n < EXEC_CHUNK ? text.n : EXEC_CHUNK;
+    text.n = text.n < max ? text.n : max;
     msg_put_str(b, text);
 }
 
-/* `j` NULL: there is no such job, or not for who asks. */
+/* `j` NULL: there is no such job, or not for who asks. A worker that is asked
+ * by many at once gets no output for a while, and asks again: its channel must
+ * not break. */
 static bool
 exec_job_tell(struct exec_worker *w, uint64_t ticket, const struct exec_job *j,
               const uint64_t from[2], struct err *e)
 {
     struct mem_buf *b = &w->broker->frame;
+    size_t max = msg_chan_queued(&w->chan) > EXEC_WINDOW ? 0 : EXEC_CHUNK;
     int status = j ? j->status : 0;
 
     b->off = b->n = 0;
@@ -27687,7 +27690,7 @@ exec_job_tell(struct exec_worker *w, uint64_t ticket, const struct exec_job *j,
         msg_put_u64(b, j->rss_kib);
         msg_put_str(b, str_of(j->why));
         for (int i = 0; i < 2; i++)
-            exec_job_put_out(b, j, i, from[i]);
+            exec_job_put_out(b, j, i, from[i], max);
     }
     return msg_send(&w->chan, MSG_JOB_TELL,
                     (struct str){mem_buf_ptr(b), mem_buf_len(b)}, e);
@@ -39429,15 +39432,17 @@ try_program_call(lua_State *L)
     struct mem_arena *a = s->req->arena;
     int top;
 
+    p->answer = mem_alloc(a, sizeof *p->answer);
+    *p->answer = *s->answer;
+    p->answer->stream = NULL;
+    if (str_eq(s->req->method, S("HEAD")))
+        return 0;  // starts nothing
     try_push_slots(L, c, p->b);
     top = lua_gettop(L);
     lua_createtable(L, 0, 1);
     if (p->b->text.n)
         bind_set_str(L, "stdin", p->b->text);
     try_stub_exec(L, c, top, top + 1);
-    p->answer = mem_alloc(a, sizeof *p->answer);
-    *p->answer = *s->answer;
-    p->answer->stream = NULL;
     p->answer->body = bind_field_str(L, lua_gettop(L), "stdout", a);
     lua_getfield(L, -1, "ok");
     if (!lua_toboolean(L, -1))
@@ -40506,6 +40511,7 @@ cli_exec_stdin(struct cli_exec *x, const struct cli *cli, struct str *out,
     size_t max = x->command->stdin_max, n = 0, r = 1;
     char *p;
 
+    max = max < CFG_BUFFER_MAX ? max : CFG_BUFFER_MAX;
     *out = S("");
     if (!cli->pass_stdin)
         return true;

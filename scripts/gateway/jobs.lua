@@ -29,6 +29,7 @@ local SPEC <const> = {
 }
 
 local OUTPUT_MAX <const> = 2 ^ 28
+local PAUSE <const> = 0.05
 
 
 -- Text as it is; other bytes as Base64, under another name.
@@ -41,7 +42,8 @@ local function put_output(into, name, bytes)
 end
 
 
--- All output of a job that the first answer said there was: it comes in pieces.
+-- All output of a job that the first answer said there was. It comes in pieces;
+-- an empty one says that the broker has much to do just now.
 local function collect(job, ask)
   local out, err = { job.result.stdout }, { job.result.stderr }
   local got_out, got_err = #out[1], #err[1]
@@ -50,11 +52,12 @@ local function collect(job, ask)
     if not more then
       break
     end
-    out[#out + 1], err[#err + 1] = more.result.stdout, more.result.stderr
-    if #out[#out] + #err[#err] == 0 then
-      break
+    local piece, other = more.result.stdout, more.result.stderr
+    if piece == "" and other == "" then
+      core.sleep(PAUSE)
     end
-    got_out, got_err = got_out + #out[#out], got_err + #err[#err]
+    out[#out + 1], err[#err + 1] = piece, other
+    got_out, got_err = got_out + #piece, got_err + #other
   end
   return table.concat(out), table.concat(err)
 end

@@ -158,6 +158,23 @@ def test_large_output_and_bytes_that_are_no_text(g):
     g.clear(where)
 
 
+def test_many_ask_at_once(g):
+    """More than the channel holds: all get it, and it does not break."""
+    where = g.begin("/seq/200000")
+    want = g.ended(where)["stdout"]
+    clients = [g.connect() for _ in range(40)]
+    for c in clients:
+        c.send(build("GET", where))
+    for c in clients:
+        equal(c.response().json()["stdout"] == want, True)
+        c.close()
+    equal(g.lines("congested"), [])
+    g.clear(where)
+
+
+test_many_ask_at_once.timeout = 60
+
+
 def test_failures(g):
     where = g.begin("/bad")
     job = g.ended(where)

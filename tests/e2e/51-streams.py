@@ -617,6 +617,11 @@ end)
 t.case("a stream that is not answered with does not run", function()
   same(#t.request(ops, "GET", "/unused").runs, 0)
 end)
+t.case("a HEAD starts nothing", function()
+  local r = t.request(ops, "HEAD", "/text")
+  same(r.status, 200)
+  same(#r.runs, 0)
+end)
 t.case("a job begins", function()
   local r = t.request(ops, "POST", "/job")
   t.allowed(r)
@@ -634,4 +639,4 @@ def test_policy_tests():
     tests = write(folder + "/it_test.lua", TESTS.replace("@POLICY@", policy))
     done = gateway_cli("test", tests, cwd=folder)
     equal(done.returncode, 0, done.out + done.err)
-    assert "7 passed, 0 failed" in done.out, done.out
+    assert "8 passed, 0 failed" in done.out, done.out
