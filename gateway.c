@@ -27062,7 +27062,7 @@ struct exec_job {
 
     /* Once it has ended. */
     enum exec_how how;
-    bool timed_out, truncated, cancelled;
+    bool timed_out, truncated;
     int status;
     uint64_t ms, cpu_us, rss_kib;
     char why[600];
@@ -27605,7 +27605,6 @@ exec_job_refused(struct exec_run *r, enum exec_how how, const char *why)
 
     j->run = NULL;
     j->how = how;
-    j->cancelled = r->cancelled;
     j->timed_out = r->timed_out;
     j->ended = exec_wall_ms();
     j->until = uv_now(r->broker->loop) + r->broker->cfg.jobs.keep_ms;
@@ -32310,7 +32309,7 @@ static int
 bind_body_misuse(lua_State *L)
 {
     return luaL_error(L, "a body that flows cannot be read here: give it to"
-                         " command:stream as stdin, or to an upstream");
+                         " command:stream, as stdin");
 }
 
 static void

@@ -8,6 +8,10 @@
 --     }
 --     local run = tail:run { lines = 10, file = "app.log" }
 --
+-- run waits for the result; tail:stream { … } is an answer whose body the
+-- program writes while it runs; tail:job { … } is an answer that does not wait,
+-- see gateway.jobs.
+--
 -- No shell is ever involved: each slot is one whole argument. The worker checks
 -- a slot's value against its schema, and the broker checks it again.
 

@@ -3,10 +3,12 @@
 import base64
 import os
 import re
+import shutil
 import signal
 import time
 
-from gw import (Gateway, alive, build, children, cmdline, equal, until)
+from gw import (PKI, Gateway, OpensslCa, alive, build, children, cmdline,
+                equal, read, tmpdir, until, write)
 
 POLICY = """
 gateway.admin { address = "127.0.0.1:@ADMIN@" }
@@ -60,6 +62,16 @@ post("/file/{f}", function(request) return file:job { f = request.path.f } end,
 post("/wrong", function() return short:job({}, { wait = true }) end)
 gateway.get("/ok", { authorize = id.anyone,
   handle = function() return gateway.text "fine" end })
+"""
+
+HEAD = """\
+local gateway = require "gateway"
+local id = require "gateway.identity"
+gateway.listen {
+  address = "127.0.0.1:@PORT@",
+  certificate = "@PKI@/server.crt", key = "@PKI@/server.key",
+  client_ca = "@PKI@/clients.pem",
+}
 """
 
 ID = re.compile(r"/jobs/[0-9a-f]{32}")
@@ -235,6 +247,27 @@ def test_of_another_identity(g):
     g.clear(where, who="camera")
 
 
+def test_a_name_is_worth_what_its_ca_is():
+    """The same subject from another trusted CA is somebody else."""
+    folder = tmpdir("other-ca")
+    other = OpensslCa(folder, "other")
+    for name in ("ops-of-other", "ops-again"):
+        crt, key = other.leaf(name, "/OU=ops/CN=ops")
+        shutil.copy(crt, os.path.join(PKI, name + ".crt"))
+        shutil.copy(key, os.path.join(PKI, name + ".key"))
+    write(folder + "/both.pem", read(PKI + "/ca.crt") + read(other.crt))
+    with Jobs(policy=HEAD.replace("@PKI@/clients.pem", folder + "/both.pem") +
+              POLICY, head=False) as g:
+        where = g.begin("/sleep/30")
+        mark = g.mark()
+        equal(g.get(where, who="ops-of-other").status, 404)
+        g.wait_line('"access"', '"identity":"CN=ops,OU=ops"', since=mark)
+        equal(g.get(where).status, 200)
+        where = g.begin("/sleep/30", who="ops-of-other")
+        equal(g.get(where).status, 404)
+        equal(g.get(where, who="ops-again").status, 200, "a renewed one")
+
+
 def test_ids_that_are_none(g):
     for path, status in (("/jobs/" + "0" * 32, 404), ("/jobs/x", 422),
                          ("/jobs/" + "A" * 32, 422), ("/jobs", 404),
@@ -349,17 +382,6 @@ def test_they_end_with_the_broker():
 def drained(policy):
     return POLICY.replace("gateway.admin", "gateway.process { workers = 1,"
                           " drain = %g }\ngateway.admin" % policy)
-
-
-HEAD = """\
-local gateway = require "gateway"
-local id = require "gateway.identity"
-gateway.listen {
-  address = "127.0.0.1:@PORT@",
-  certificate = "@PKI@/server.crt", key = "@PKI@/server.key",
-  client_ca = "@PKI@/clients.pem",
-}
-"""
 
 
 def test_a_reload_lets_them_end():

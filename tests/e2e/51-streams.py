@@ -38,6 +38,8 @@ local tail = command("tail", "/usr/bin/tail", {
   args = { "-n", "+1", "-f", "/etc/passwd" } })
 local first = command("first", "/usr/bin/head", { args = { "-c", "5" },
   stdin = "1G" })
+local deaf = command("deaf", "/bin/sleep", { args = { "50" }, stdin = "1G",
+  timeout = 5 })
 local file = command("file", "/bin/cat", { args = { gateway.slot "f" },
   slots = { f = gateway.file_below("/etc", {
     pattern = "^[a-z]{1,30}$", maxLength = 30 }) } })
@@ -61,6 +63,7 @@ post("/small", small)
 post("/sum", sum)
 post("/single", single)
 post("/first", first)
+post("/deaf", deaf)
 gateway.get("/seq/{n}", { authorize = id.anyone,
   validate = { path = { n = gateway.integer(0, 100000000) } },
   handle = function(request) return seq:stream { n = request.path.n } end })
@@ -439,6 +442,24 @@ def test_a_slow_client_holds_the_program_back(g):
             assert c.fill()
             got += len(c.buffer)
         assert alive(pid)
+    quiet(g)
+
+
+def test_a_program_that_does_not_read_holds_its_client_back(g):
+    with g.connect(timeout=0.5 * SLOW) as c:
+        c.send(b"POST /deaf HTTP/1.1\r\nHost: localhost\r\n"
+               b"Content-Length: 500000000\r\n\r\n")
+        until(lambda: g.programs("sleep"), "it runs")
+        sent = 0
+        try:
+            while sent < 64 << 20:
+                c.sock.sendall(b"x" * 16384)
+                sent += 16384
+        except (TimeoutError, OSError):
+            pass
+        assert sent < 32 << 20, "it took %d bytes" % sent
+        for pid in (g.broker(), g.workers()[0]):
+            assert ASAN or status_kib(pid, "VmRSS") < 60000, "it was buffered"
     quiet(g)
 
 
