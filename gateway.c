@@ -36938,6 +36938,7 @@ struct sup_back {
 struct sup_gen {
     unsigned number, workers;
     uint32_t drain_ms;
+    uint32_t jobs_ms;  // that a job may still take
     enum log_level log_level;
     int worker_boot, broker_boot, verify_boot;  // broker_boot -1: no commands
     struct sup_socket **sockets;                // borrowed from s->sockets
@@ -38044,6 +38045,19 @@ sup_servable(const struct cfg *c, struct err *e)
     return true;
 }
 
+/* The longest that a job may take from its start to its end. */
+static uint32_t
+sup_jobs_ms(const struct cfg *c)
+{
+    uint32_t ms, most = 0;
+
+    for (size_t i = 0; c->jobs.max && i < c->commands_n; i++) {
+        ms = c->commands[i].timeout_ms + c->commands[i].kill_ms;
+        most = ms > most ? ms : most;
+    }
+    return most;
+}
+
 /* From the plain configuration to a generation that could be started. */
 static bool
 sup_configure(struct sup *s, struct str json, struct err *e)
@@ -38059,6 +38073,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     g = s->next = sup_gen_new(s);
     g->workers = sup_workers(&c);
     g->drain_ms = c.process.drain_ms;
+    g->jobs_ms = sup_jobs_ms(&c);
     g->log_level = c.process.log_level;
     g->respawn = mem_xcalloc(g->workers * sizeof *g->respawn);
     b->cfg_json = c.text;
@@ -38436,7 +38451,7 @@ sup_tell_drain(struct sup *s, struct sup_gen *g)
 }
 
 /* A broker whose last worker is gone has nobody to run programs for. Jobs that
- * it has begun may end, within the time that requests have for that. */
+ * it has begun may end, in their own time. */
 static void
 sup_release_broker(struct sup *s, struct sup_gen *g)
 {
@@ -38447,7 +38462,7 @@ sup_release_broker(struct sup *s, struct sup_gen *g)
     for (struct sup_child *c = s->children; c; c = c->next)
         if (c->gen == g && c->role == BOOT_WORKER && c->pid)
             return;
-    g->broker->deadline = uv_now(s->loop) + SUP_STEP_MS + g->drain_ms;
+    g->broker->deadline = uv_now(s->loop) + SUP_STEP_MS + g->jobs_ms;
     if (!g->broker->chan_open ||
         !msg_send(&g->broker->chan, MSG_DRAIN, S(""), &e))
         sup_kill(g->broker);
