@@ -34029,6 +34029,7 @@ struct serve {
 static void serve_go(struct serve *);
 static void serve_finish(struct serve *);
 static void serve_run_drop(struct serve *);
+static void serve_run_deadline(struct serve *);
 static void serve_push_run(lua_State *, const struct serve *);
 static void serve_answer(struct serve *, const struct bind_answer *);
 
@@ -35445,6 +35446,8 @@ serve_run_go(struct serve *s)
     if (s->set->env->draining)
         r->close = true;
     p->open = true;
+    if (p->ticket)
+        serve_run_deadline(s);  // a hook may have had one of its own
     req_head(r);
     if (mem_buf_len(&early))
         serve_run_send(s, (struct str){mem_buf_ptr(&early), early.n});
@@ -35500,6 +35503,28 @@ static const struct exec_flow_ops serve_run_ops = {
     .on_room = serve_run_on_room,
 };
 
+/* The broker keeps all times: in the queue, of the program, and for what its
+ * client has not taken. This is for a broker that does not. */
+static void
+serve_run_deadline(struct serve *s)
+{
+    const struct cfg_command *c = s->run->command;
+
+    req_deadline(s->req, 3 * c->timeout_ms + c->kill_ms + EXEC_REPORT_MS);
+}
+
+static void
+serve_run_late(struct serve *s)
+{
+    struct exec_result r = {.why = "the broker does not answer",
+                            .code = -1,
+                            .timed_out = true,
+                            .err = S("")};
+
+    serve_run_drop(s);
+    serve_run_done(s, 0, &r);
+}
+
 /* The broker cannot be asked, or need not be. */
 static void
 serve_run_refused(struct serve *s, const char *why)
@@ -35546,7 +35571,9 @@ serve_program(struct serve *s, const struct bind_stream *b)
     if (p->exec)
         p->ticket =
             exec_flow(p->exec, &ask, &serve_run_ops, serve_run_done, s, &e);
-    if (!p->ticket)
+    if (p->ticket)
+        serve_run_deadline(s);
+    else
         serve_run_refused(s, e.msg);
 }
 
@@ -36060,6 +36087,10 @@ serve_on_time(struct req *r)
     struct serve *s = serve_of(r);
     const char *why = "the hook took longer than hook_time";
 
+    if (s->run && s->run->ticket && !s->task->waiting) {
+        serve_run_late(s);
+        return;
+    }
     if (s->stage == SERVE_OVER || !s->task || !s->task->waiting)
         return;
     met_inc(MET_LIMIT_HOOK_TIME);
