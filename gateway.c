@@ -36824,6 +36824,7 @@ struct serve {
 static void serve_go(struct serve *);
 static void serve_finish(struct serve *);
 static void serve_run_drop(struct serve *);
+static void serve_run_deadline(struct serve *);
 static void serve_push_run(lua_State *, const struct serve *);
 static void serve_answer(struct serve *, const struct bind_answer *);
 
@@ -38240,6 +38241,8 @@ serve_run_go(struct serve *s)
     if (s->set->env->draining)
         r->close = true;
     p->open = true;
+    if (p->ticket)
+        serve_run_deadline(s);  // a hook may have had one of its own
     req_head(r);
     if (mem_buf_len(&early))
         serve_run_send(s, (struct str){mem_buf_ptr(&early), early.n});
@@ -38295,6 +38298,28 @@ static const struct exec_flow_ops serve_run_ops = {
     .on_room = serve_run_on_room,
 };
 
+/* The broker keeps all times: in the queue, of the program, and for what its
+ * client has not taken. This is for a broker that does not. */
+static void
+serve_run_deadline(struct serve *s)
+{
+    const struct cfg_command *c = s->run->command;
+
+    req_deadline(s->req, 3 * c->timeout_ms + c->kill_ms + EXEC_REPORT_MS);
+}
+
+static void
+serve_run_late(struct serve *s)
+{
+    struct exec_result r = {.why = "the broker does not answer",
+                            .code = -1,
+                            .timed_out = true,
+                            .err = S("")};
+
+    serve_run_drop(s);
+    serve_run_done(s, 0, &r);
+}
+
 /* The broker cannot be asked, or need not be. */
 static void
 serve_run_refused(struct serve *s, const char *why)
@@ -38341,7 +38366,9 @@ serve_program(struct serve *s, const struct bind_stream *b)
     if (p->exec)
         p->ticket =
             exec_flow(p->exec, &ask, &serve_run_ops, serve_run_done, s, &e);
-    if (!p->ticket)
+    if (p->ticket)
+        serve_run_deadline(s);
+    else
         serve_run_refused(s, e.msg);
 }
 
@@ -38855,6 +38882,10 @@ serve_on_time(struct req *r)
     struct serve *s = serve_of(r);
     const char *why = "the hook took longer than hook_time";
 
+    if (s->run && s->run->ticket && !s->task->waiting) {
+        serve_run_late(s);
+        return;
+    }
     if (s->stage == SERVE_OVER || !s->task || !s->task->waiting)
         return;
     met_inc(MET_LIMIT_HOOK_TIME);
@@ -39767,6 +39798,7 @@ struct sup_back {
 struct sup_gen {
     unsigned number, workers;
     uint32_t drain_ms;
+    uint32_t jobs_ms;  // that a job may still take
     enum log_level log_level;
     int worker_boot, broker_boot, verify_boot;  // broker_boot -1: no commands
     struct sup_socket **sockets;                // borrowed from s->sockets
@@ -40907,6 +40939,19 @@ sup_servable(const struct cfg *c, struct err *e)
     return true;
 }
 
+/* The longest that a job may take from its start to its end. */
+static uint32_t
+sup_jobs_ms(const struct cfg *c)
+{
+    uint32_t ms, most = 0;
+
+    for (size_t i = 0; c->jobs.max && i < c->commands_n; i++) {
+        ms = c->commands[i].timeout_ms + c->commands[i].kill_ms;
+        most = ms > most ? ms : most;
+    }
+    return most;
+}
+
 /* From the plain configuration to a generation that could be started. */
 static bool
 sup_configure(struct sup *s, struct str json, struct err *e)
@@ -40922,6 +40967,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     g = s->next = sup_gen_new(s);
     g->workers = sup_workers(&c);
     g->drain_ms = c.process.drain_ms;
+    g->jobs_ms = sup_jobs_ms(&c);
     g->log_level = c.process.log_level;
     g->respawn = mem_xcalloc(g->workers * sizeof *g->respawn);
     b->cfg_json = c.text;
@@ -41390,7 +41436,7 @@ sup_tell_drain(struct sup *s, struct sup_gen *g)
 }
 
 /* A broker whose last worker is gone has nobody to run programs for. Jobs that
- * it has begun may end, within the time that requests have for that. */
+ * it has begun may end, in their own time. */
 static void
 sup_release_broker(struct sup *s, struct sup_gen *g)
 {
@@ -41401,7 +41447,7 @@ sup_release_broker(struct sup *s, struct sup_gen *g)
     for (struct sup_child *c = s->children; c; c = c->next)
         if (c->gen == g && c->role == BOOT_WORKER && c->pid)
             return;
-    g->broker->deadline = uv_now(s->loop) + SUP_STEP_MS + g->drain_ms;
+    g->broker->deadline = uv_now(s->loop) + SUP_STEP_MS + g->jobs_ms;
     if (!g->broker->chan_open ||
         !msg_send(&g->broker->chan, MSG_DRAIN, S(""), &e))
         sup_kill(g->broker);
@@ -43663,6 +43709,7 @@ cli_exec_stdin(struct cli_exec *x, const struct cli *cli, struct str *out,
     FILE *f;
     bool ok;
 
+    max = max < CFG_BUFFER_MAX ? max : CFG_BUFFER_MAX;
     *out = S("");
     if (!path)
         return true;

@@ -386,13 +386,14 @@ def drained(policy):
 
 def test_a_reload_lets_them_end():
     """Its results cannot be asked for any more, but it does what it does."""
-    with Jobs() as g:
+    with Jobs(policy=HEAD + drained(0.3), head=False) as g:
         where = g.begin("/sleep/3")
         pid = g.programs("sleep")[0]
         mark = g.mark()
         g.reload()
         equal(g.get(where).status, 404)
-        until(lambda: len(g.role("broker")) == 2 and alive(pid), "it goes on")
+        until(lambda: len(g.role("worker")) == 1, "the old worker leaves")
+        equal((len(g.role("broker")), alive(pid)), (2, True))
         g.wait_line('"exec"', '"phase":"end"', '"result":"ok"', since=mark,
                     seconds=10)
         until(lambda: len(g.role("broker")) == 1, "the old broker leaves", 10)

@@ -546,6 +546,23 @@ def test_the_broker_is_killed_while_it_streams():
 test_the_broker_is_killed_while_it_streams.timeout = 60
 
 
+def test_a_broker_that_hangs():
+    """Nobody waits for ever: three times the timeout, and some seconds."""
+    with Streams() as g:
+        broker = g.broker()
+        os.kill(broker, signal.SIGSTOP)
+        try:
+            with g.connect(timeout=40) as c:
+                equal(c.get("/short").status, 504)
+        finally:
+            os.kill(broker, signal.SIGCONT)
+        g.wait_line("the broker does not answer")
+        equal(g.get("/seq/1").body, b"1\n")
+
+
+test_a_broker_that_hangs.timeout = 60
+
+
 def test_two_workers():
     with Streams(workers=2) as g:
         for i in range(12):
