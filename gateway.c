@@ -24524,8 +24524,8 @@ jail_refuse_supervisor(struct jail_filter *f)
 }
 
 /* The broker's, on top, once it has opened all it needs. memfd_create(): what
- * is in such a file can be executed even where Landlock lets nothing be; libraries
- * that use it fall back to a file. System V and POSIX queues: they would
+ * is in such a file can be executed even where Landlock lets nothing be; those
+ * libraries that use it fall back to a file. System V and POSIX queues: they would
  * outlive the program. */
 static void
 jail_refuse_broker(struct jail_filter *f, bool network)
@@ -43709,7 +43709,6 @@ cli_exec_stdin(struct cli_exec *x, const struct cli *cli, struct str *out,
     FILE *f;
     bool ok;
 
-    max = max < CFG_BUFFER_MAX ? max : CFG_BUFFER_MAX;
     *out = S("");
     if (!path)
         return true;
