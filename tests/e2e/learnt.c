@@ -141,7 +141,7 @@ starts(char *program)
 static int
 forbidden(void)
 {
-    syscall(SYS_keyctl, 0, -3, 0);  // whatever it answers
+    unshare(0);  // whatever it answers
     return setpgid(0, 0) != 0;
 }
 
