@@ -24309,7 +24309,7 @@ jail_rule_nr(struct jail_filter *f, uint32_t action, const char *call, int nr,
     if (f->error || nr < 0)
         return;
     r = seccomp_rule_add_array(f->ctx, action, nr, n, args);
-    if (r != 0) {
+    if (r != 0 && r != -EEXIST) {
         f->call = call;
         f->error = -r;
     }
@@ -24525,8 +24525,8 @@ jail_refuse_supervisor(struct jail_filter *f)
 
 /* The broker's, on top, once it has opened all it needs. memfd_create(): what
  * is in such a file can be executed even where Landlock lets nothing be; those
- * libraries that use it fall back to a file. System V and POSIX queues: they would
- * outlive the program. */
+ * libraries that use it fall back to a file. System V and POSIX queues: they
+ * would outlive the program. */
 static void
 jail_refuse_broker(struct jail_filter *f, bool network)
 {
@@ -24564,6 +24564,19 @@ jail_filter_program(bool network, struct sock_fprog *out, struct err *e)
     struct jail_filter f;
 
     jail_filter_new(&f, SCMP_ACT_ALLOW);
+    jail_refuse_program(&f, network);
+    return jail_filter_end(&f, "programs", out, e);
+}
+
+/* All that a program meets, in one: to ask, not to install. */
+static bool
+jail_filter_whole(bool network, struct sock_fprog *out, struct err *e)
+{
+    struct jail_filter f;
+
+    jail_filter_new(&f, SCMP_ACT_ALLOW);
+    jail_refuse_supervisor(&f);
+    jail_refuse_broker(&f, network);
     jail_refuse_program(&f, network);
     return jail_filter_end(&f, "programs", out, e);
 }
@@ -36636,7 +36649,7 @@ bind_hostile_call(lua_State *L)
     return 1;
 }
 
-/* string.hostile_send(bytes): to the broker, past everything that frames them. */
+/* string.hostile_send(bytes): to the broker, past all that frames them. */
 static int
 bind_hostile_send(lua_State *L)
 {
@@ -43866,6 +43879,7 @@ struct cli_words {
 struct cli_learn {
     struct mem_arena *a;
     struct exec_broker broker;  // of which only the table is used
+    struct sock_fprog filter;   // what the cage would refuse; owned
     struct exec_run run;
     struct exec_start start;
     struct jail_spawn spawn;
@@ -44109,7 +44123,7 @@ cli_learn_filter(struct cli_learn *x, const struct __ptrace_syscall_info *i)
 
     for (int k = 0; k < 6; k++)
         d.args[k] = i->entry.args[k];
-    says = cli_filter_says(&x->broker.filters[true], &d);
+    says = cli_filter_says(&x->filter, &d);
     if (says == SECCOMP_RET_ALLOW || says == (SECCOMP_RET_ERRNO | ENOSYS))
         return;
     name = cli_call_name(d.nr);
@@ -44900,6 +44914,7 @@ cli_learn_init(struct cli_learn *x, const struct cli_exec *exec,
     struct exec_run *r = &x->run;
 
     if (!exec_broker_init(&x->broker, NULL, b->uid, exec->cfg.text, e) ||
+        !jail_filter_whole(true, &x->filter, e) ||
         (b->drop && !jail_drop(b->uid, b->gid, e)))
         return false;
     x->start = (struct exec_start){.stdin_file = -1, .theirs = {-1, -1, -1}};
@@ -44962,6 +44977,7 @@ cli_learn(struct cli_exec *exec, const struct cli *cli, struct boot *b)
     mem_arena_free(x->broker.arena);
     free(x->broker.filters[false].filter);
     free(x->broker.filters[true].filter);
+    free(x->filter.filter);
     free(x->broker.stack);
     free(x);
     return ok ? 0 : 1;
