@@ -26178,7 +26178,8 @@ jail_sweep(int children, int ms)
  *      \___________\____ worker gone: ended, recorded, told to nobody
  *
  * No record, no run: the "start" line is in the log's reader's hands before
- * the program is (log_sync), and an "end" line follows.
+ * the program is (log_sync), and an "end" line follows. Records are a chain,
+ * which exec_verify_line() follows, so that a missing one shows.
  *
  * Owner   a run belongs to the broker; a worker's channel only points at it
  * Down    jail msg schema cfg log err          Up  exec_done
