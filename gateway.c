@@ -26851,7 +26851,8 @@ jail_sweep(int children, int ms)
  * job, which any worker can ask about later: MSG_JOB_ASK, MSG_JOB_TELL.
  *
  * No record, no run: the "start" line is in the log's reader's hands before
- * the program is (log_sync), and an "end" line follows.
+ * the program is (log_sync), and an "end" line follows. Records are a chain,
+ * which exec_verify_line() follows, so that a missing one shows.
  *
  * Owner   a run belongs to the broker; a worker's channel only points at it
  * Down    jail msg schema cfg log err          Up  exec_done
