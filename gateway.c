@@ -24737,8 +24737,10 @@ jail_allow_sockets(struct jail_filter *f)
 static void
 jail_allow_verify(struct jail_filter *f)
 {
-    jail_rules(f, SCMP_ACT_ALLOW,
-               "memfd_create fchmod fgetxattr readlink readlinkat getdents64");
+    jail_rules(
+        f, SCMP_ACT_ALLOW,
+        "memfd_create fchmod fgetxattr readlink readlinkat getdents64 fstatfs "
+        "fstatfs64");
     JAIL_RULE(f, SCMP_ACT_ALLOW, "fcntl", JAIL_INT(1, F_ADD_SEALS));
     JAIL_RULE(f, SCMP_ACT_ALLOW, "fcntl64", JAIL_INT(1, F_ADD_SEALS));
 }
