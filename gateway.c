@@ -127,6 +127,7 @@
 #include <grp.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <link.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/landlock.h>
@@ -6807,10 +6808,12 @@ struct cfg_command {
     struct cfg_pair *env;
     size_t env_n;
     struct str cwd;
+    struct cfg_strs read, write;  // absolute paths it may open, besides
+    bool network;                 // may use sockets
     uint32_t timeout_ms, kill_ms, cpu_ms;
     uint64_t memory, file_size;                  // bytes
     uint64_t stdin_max, stdout_max, stderr_max;  // bytes; JSON: "stdin" …
-    uint32_t files, processes;  // processes 0: the limit is left alone
+    uint32_t files, processes;                   // processes: of the whole uid
     uint32_t concurrency, queue;
     struct str sha256;  // hex, or empty
     struct str at;
@@ -8363,6 +8366,16 @@ cfg_read_command_env(struct cfg_read *r, yyjson_val *v, void *object)
 }
 
 static bool
+cfg_check_paths(struct cfg_read *r, const char *key, struct cfg_strs paths)
+{
+    for (size_t i = 0; i < paths.n; i++)
+        if (paths.v[i].p[0] != '/')
+            return cfg_fail(r, "%s: \"%.200s\" is not an absolute path", key,
+                            str_c(r->a, paths.v[i]));
+    return true;
+}
+
+static bool
 cfg_check_command(struct cfg_read *r, const struct cfg_command *c)
 {
     if (!cfg_is_name(c->name, "-."))
@@ -8374,6 +8387,9 @@ cfg_check_command(struct cfg_read *r, const struct cfg_command *c)
                         STR_FMT(c->program));
     if (c->cwd.p[0] != '/')
         return cfg_fail(r, "cwd must be an absolute path");
+    if (!cfg_check_paths(r, "read", c->read) ||
+        !cfg_check_paths(r, "write", c->write))
+        return false;
     if (c->sha256.n && c->sha256.n != 64)
         return cfg_fail(r, "sha256 must be 64 hexadecimal digits");
     for (size_t i = 0; i < c->sha256.n; i++)
@@ -8403,12 +8419,15 @@ cfg_read_command(struct cfg_read *r, yyjson_val *v, void *item)
         {"env", CFG_FN, 0, 0, 0, cfg_read_command_env, false},
         {"cwd", CFG_STR, CFG_AT(cfg_command, cwd), 1, CFG_PATH_MAX - 1, NULL,
          false},
+        {"read", CFG_STRS, CFG_AT(cfg_command, read), 0, 64, NULL, false},
+        {"write", CFG_STRS, CFG_AT(cfg_command, write), 0, 64, NULL, false},
+        {"network", CFG_BOOL, CFG_AT(cfg_command, network), 0, 0, NULL, false},
         NUMBER("timeout_ms", CFG_U32, timeout_ms, 1, CFG_MS_MAX),
         NUMBER("kill_ms", CFG_U32, kill_ms, 0, CFG_MS_MAX),
         NUMBER("memory", CFG_U64, memory, 1 << 20, (uint64_t)1 << 40),
         NUMBER("cpu_ms", CFG_U32, cpu_ms, 1, CFG_MS_MAX),
         NUMBER("files", CFG_U32, files, 4, 65536),
-        NUMBER("processes", CFG_U32, processes, 0, 1000000),
+        NUMBER("processes", CFG_U32, processes, 1, 65536),
         NUMBER("file_size", CFG_U64, file_size, 0, (uint64_t)1 << 40),
         NUMBER("stdin", CFG_U64, stdin_max, 0, (uint64_t)1 << 40),
         NUMBER("stdout", CFG_U64, stdout_max, 0, (uint64_t)1 << 40),
@@ -8433,6 +8452,7 @@ cfg_read_command(struct cfg_read *r, yyjson_val *v, void *item)
         .stdout_max = 1048576,
         .stderr_max = 65536,
         .files = 64,
+        .processes = 128,
         .concurrency = 4,
         .queue = 16,
     };
@@ -9523,6 +9543,16 @@ cfg_print_route(FILE *f, const struct cfg *c, const struct cfg_route *t)
 }
 
 static void
+cfg_print_paths(FILE *f, const char *what, struct cfg_strs paths)
+{
+    for (size_t i = 0; i < paths.n; i++) {
+        fprintf(f, i ? " " : "      %-9s ", what);
+        cfg_print_str(f, paths.v[i]);
+    }
+    fputs(paths.n ? "\n" : "", f);
+}
+
+static void
 cfg_print_command(FILE *f, const struct cfg_command *c)
 {
     fprintf(f, "  %-10.*s ", STR_FMT(c->name));
@@ -9542,6 +9572,10 @@ cfg_print_command(FILE *f, const struct cfg_command *c)
     fputs(", stdout ", f);
     cfg_print_size(f, c->stdout_max);
     fprintf(f, ", %u at once, %u waiting\n", c->concurrency, c->queue);
+    cfg_print_paths(f, "reads", c->read);
+    cfg_print_paths(f, "writes", c->write);
+    if (c->network)
+        fputs("      network   sockets to anywhere\n", f);
 }
 
 /* Also, whom an https server must be. */
@@ -24146,8 +24180,10 @@ msg_chan_on_closed(uv_handle_t *h)
  * makes a start cheap), so jail_child() only makes system calls, and everything
  * it needs is prepared before.
  *
- * Landlock and namespaces belong here, and come with the cage. What of that
- * this machine has, jail_probe() tries before any of it is relied on.
+ * Around programs there is a cage: namespaces and a view of the file system,
+ * which the broker enters once, with jail_cage_enter(); Landlock, for each run;
+ * seccomp. What of that this machine has, jail_probe() tries before any of it
+ * is relied on.
  *
  * Entry   jail_early  jail_drop  jail_filter_program  jail_spawn  jail_orphans
  *         jail_sweep  jail_probe  jail_has
@@ -24160,6 +24196,7 @@ enum {
     JAIL_CLOEXEC = 1 << 2,      // CLOSE_RANGE_CLOEXEC, which old headers lack
     JAIL_CAP_V3 = 0x20080522,   // capset()'s version: two rows of 32 bits
     JAIL_SET_VMA = 0x53564d41,  // PR_SET_VMA: names for memory, by malloc()
+    JAIL_CAP_ADMIN = 1 << 21,   // CAP_SYS_ADMIN, in the first row
 };
 
 /* Not dumpable: no process of our uid may ptrace us or read /proc/PID/mem.
@@ -24220,10 +24257,8 @@ jail_early(unsigned first_unknown, struct err *e)
     return geteuid() == 0 || jail_uncap(e);
 }
 
-/* Becomes `uid` and `gid` for good: no supplementary group, no way back, no
- * capability. */
 static bool
-jail_drop(uid_t uid, gid_t gid, struct err *e)
+jail_become(uid_t uid, gid_t gid, struct err *e)
 {
     if (uid == 0)
         return err_set(e, ERR_CONFIG, "cannot drop privileges to uid 0");
@@ -24232,7 +24267,15 @@ jail_drop(uid_t uid, gid_t gid, struct err *e)
         setresuid(uid, uid, uid) != 0)
         return err_set(e, ERR_CONFIG, "cannot become uid %u, gid %u: %s", uid,
                        gid, strerror(errno));
-    if (!jail_uncap(e))
+    return true;
+}
+
+/* Becomes `uid` and `gid` for good: no supplementary group, no way back, no
+ * capability. */
+static bool
+jail_drop(uid_t uid, gid_t gid, struct err *e)
+{
+    if (!jail_become(uid, gid, e) || !jail_uncap(e))
         return false;
     if (setresuid((uid_t)-1, 0, (uid_t)-1) == 0 || geteuid() != uid ||
         getegid() != gid)
@@ -24971,6 +25014,61 @@ jail_wall_supervisor(bool accepted, struct err *e)
     ok = jail_filter_install(&p, accepted, e);
     free(p.filter);
     return ok;
+}
+
+/* Puts in front: setsid() is allowed to who knows `key`, in registers that the
+ * call itself does not look at. A filter costs more to install than all else of
+ * a cage together, so the broker takes it on once, and its children with it;
+ * but they must become leaders of a session before they are programs. */
+static struct sock_fprog
+jail_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
+{
+    const uint32_t at = offsetof(struct seccomp_data, args);
+    struct sock_filter front[3 + 2 * 4 + 2] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, seccomp_arch_native(), 0, 11),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_setsid, 0, 9),
+    };
+    uint32_t words[4];
+    size_t n = 4;
+    struct sock_filter *all;
+
+    memcpy(words, key, sizeof words);  // as they lie in seccomp_data
+    for (uint8_t i = 0; i < 4; i++) {
+        front[n++] =
+            (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, at + 4u * i);
+        front[n++] = (struct sock_filter)BPF_JUMP(
+            BPF_JMP | BPF_JEQ | BPF_K, words[i], 0, (uint8_t)(7 - 2 * i));
+    }
+    front[n++] =
+        (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    must(n == sizeof front / sizeof *front && n + rest->len <= BPF_MAXINSNS);
+    all = mem_xmalloc((n + rest->len) * sizeof *all);
+    memcpy(all, front, sizeof front);
+    memcpy(all + n, rest->filter, rest->len * sizeof *all);
+    return (struct sock_fprog){(unsigned short)(n + rest->len), all};
+}
+
+/* Landlock lets everybody change the mode, owner and times of his own files,
+ * even of those he may not open: for where no view of the file system hides
+ * them. With `by_name`, what is open may still be changed. */
+static bool
+jail_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
+{
+    struct jail_filter f;
+
+    jail_filter_new(&f, SCMP_ACT_ALLOW);
+    jail_rules(&f, JAIL_ERRNO(EPERM),
+               "chmod fchmodat fchmodat2 chown lchown fchownat chown32 "
+               "lchown32 setxattr lsetxattr setxattrat removexattr "
+               "lremovexattr removexattrat utime utimes futimesat");
+    JAIL_RULE(&f, JAIL_ERRNO(EPERM), "utimensat", JAIL_ARG(1, NE, 0));
+    JAIL_RULE(&f, JAIL_ERRNO(EPERM), "utimensat_time64", JAIL_ARG(1, NE, 0));
+    if (!by_name)
+        jail_rules(&f, JAIL_ERRNO(EPERM),
+                   "fchmod fchown fchown32 fsetxattr fremovexattr");
+    return jail_filter_end(&f, "programs (files)", out, e);
 }
 
 /* ---- mounts -------------------------------------------------------------- */
@@ -26610,6 +26708,519 @@ jail_posture_json(const struct jail_finding *all, struct mem_buf *out)
     mem_buf_add(out, "]", 1);
 }
 
+/* ---- namespaces: made once, for all programs ----
+ *
+ * A network namespace alone costs as much as the rest of a start. So the broker
+ * itself enters fresh user, ipc, mount and network namespaces, and programs are
+ * born into one pid namespace. Process 1 of that is the keeper, which does
+ * nothing but end with the broker: then the kernel ends every program. Programs
+ * are not process 1 (such a one would ignore its own signals), nor is the
+ * broker: a program cannot name it.
+ *
+ * Where some commands use the network and some do not, the broker stays outside
+ * and keeps CAP_SYS_ADMIN over its own user namespace, which lets a child step
+ * into an empty network: it is worth no more than the right to make such a
+ * namespace, which everybody has where this works. Without a user namespace
+ * nothing is kept, and commands without `network` have the host's; Landlock and
+ * seccomp stand in front of it.
+ */
+
+/* The leak checker looks itself up in /proc, and traces its own threads: in a
+ * build with it, the broker keeps the old /proc, and programs alone have the
+ * filter. */
+enum { JAIL_OWN_PROC = !JAIL_SANITIZED, JAIL_INHERIT = !JAIL_SANITIZED };
+
+/* A file or folder of the programs' view. */
+struct jail_place {
+    const char *path;
+    bool write;
+    char *real;  // owned by jail_view_begin(), as what follows
+    bool folder;
+    int mount;
+};
+
+struct jail_cage {
+    bool user, pid, ipc, mount, net;  // what is in place
+    pid_t keeper;                     // process 1, as we number it; 0: none
+    int keeper_fd;     // the keeper ends when this is closed; else -1
+    int children;      // what it has adopted, as jail_children_open(); else -1
+    int empty_net;     // for programs without the network; -1: they have ours
+    const char *site;  // where the view is built; NULL: nowhere
+    int error;         // errno of the view
+};
+
+static bool
+jail_put(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+    if (fd >= 0)
+        close(fd);
+    return ok;
+}
+
+/* A user namespace in which we are who we are, and everybody else nobody. */
+static bool
+jail_enter_user(void)
+{
+    char uid[40], gid[40];
+
+    snprintf(uid, sizeof uid, "%u %u 1", geteuid(), geteuid());
+    snprintf(gid, sizeof gid, "%u %u 1", getegid(), getegid());
+    return unshare(CLONE_NEWUSER) == 0 &&
+           jail_put("/proc/self/setgroups", "deny") &&
+           jail_put("/proc/self/uid_map", uid) &&
+           jail_put("/proc/self/gid_map", gid);
+}
+
+static bool
+jail_enter_net(void)
+{
+    return unshare(CLONE_NEWNET) == 0;
+}
+
+/* A namespace as a descriptor, made by a process that stops in it until we have
+ * opened it. That process is dumpable, for else it could not write its own
+ * maps; so it holds nothing of ours. -1: it may not be had. */
+static int
+jail_ns(const char *kind, bool (*enter)(void))
+{
+    pid_t pid = fork();
+    char path[48];
+    int status = 0, fd = -1;
+
+    if (pid == 0) {
+        syscall(SYS_close_range, 0u, ~0u, 0u);
+        prctl(PR_SET_PDEATHSIG, (long)SIGKILL, 0L, 0L, 0L);
+        prctl(PR_SET_DUMPABLE, 1L, 0L, 0L, 0L);
+        if (enter())
+            kill(getpid(), SIGSTOP);
+        _exit(1);
+    }
+    if (pid < 0)
+        return -1;
+    while (waitpid(pid, &status, WUNTRACED) < 0 && errno == EINTR)
+        ;
+    if (!WIFSTOPPED(status))
+        return -1;
+    snprintf(path, sizeof path, "/proc/%d/ns/%s", (int)pid, kind);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    kill(pid, SIGKILL);
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    return fd;
+}
+
+/* What the keeper adopted may leave children in its turn: the broker looks. */
+static void
+jail_keep_on_child(int signum)
+{
+    (void)signum;
+    (void)!send(0, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* The keeper's life: it tells by a byte when a process of its own ended, is
+ * asked by a byte to reap, and ends with the pipe. It does not reap unasked: a
+ * number that the broker is about to kill must not become somebody else's. */
+static _Noreturn void
+jail_keep(int fd, bool proc)
+{
+    struct err e;
+    char byte = 1;
+
+    prctl(PR_SET_PDEATHSIG, (long)SIGKILL, 0L, 0L, 0L);
+    if (dup2(fd, 0) != 0)
+        _exit(1);
+    syscall(SYS_close_range, 1u, ~0u, 0u);
+    // we are in the namespace whose processes it is to show
+    if (proc && mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+                      "hidepid=invisible,subset=pid") != 0)
+        byte = 0;
+    jail_uncap_bound();
+    if (!jail_uncap(&e) || write(0, &byte, 1) != 1)
+        _exit(1);
+    signal(SIGCHLD, jail_keep_on_child);
+    while (read(0, &byte, 1) == 1)
+        while (waitpid(-1, NULL, WNOHANG) > 0)
+            ;
+    _exit(0);
+}
+
+/* Starts the keeper. With `proc`, it mounts one on ./proc, or says that it
+ * could not. */
+static bool
+jail_keeper(struct jail_cage *c, bool *proc)
+{
+    int pair[2];
+    char byte;
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+        return false;
+    c->keeper = fork();
+    if (c->keeper == 0)
+        jail_keep(pair[1], *proc);
+    close(pair[1]);
+    if (c->keeper > 0 && read(pair[0], &byte, 1) == 1) {
+        c->keeper_fd = pair[0];
+        *proc = *proc && byte;
+        return true;
+    }
+    close(pair[0]);
+    if (c->keeper > 0)
+        waitpid(c->keeper, NULL, 0);
+    c->keeper = 0;
+    return false;
+}
+
+/* ---- the view: what of the file system programs see at all ---- */
+
+enum { JAIL_VIEW_ATTRS = 4 };  // 64-bit words of struct mount_attr
+
+/* Does `path` lie in the folder, or is it that file? Both are real paths. */
+static bool
+jail_lies_in(const char *path, const char *folder)
+{
+    size_t n = strlen(folder);
+
+    n -= n == 1;  // "/" holds everything
+    return strncmp(path, folder, n) == 0 && (path[n] == '/' || !path[n]);
+}
+
+/* A detached copy of what lies at the place, without rights that it does not
+ * need; device nodes stay devices. What we cannot reach, programs could not
+ * either, and it is left out. */
+static bool
+jail_view_take(struct jail_place *p)
+{
+    enum { READ_ONLY = 1, NO_SUID = 2, NO_DEV = 4, NO_EXEC = 8 };
+    uint64_t attr[JAIL_VIEW_ATTRS] = {NO_SUID};
+    struct stat st;
+
+    if (!p->real || stat(p->real, &st) != 0)
+        return true;
+    p->folder = S_ISDIR(st.st_mode);
+    attr[0] |= p->write ? NO_EXEC : READ_ONLY;
+    attr[0] |= S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode) ? 0 : NO_DEV;
+    p->mount = (int)syscall(SYS_open_tree, AT_FDCWD, p->real,
+                            OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
+    return p->mount >= 0 &&
+           syscall(SYS_mount_setattr, p->mount, "",
+                   AT_EMPTY_PATH | AT_RECURSIVE, attr, sizeof attr) == 0;
+}
+
+/* The folders on the way to `path`, below the working directory, and each
+ * symbolic link as it is, with the way to where it leads. */
+static void
+jail_view_way(const char *path, int links)
+{
+    char here[PATH_MAX + 1] = ".", link[PATH_MAX], next[2 * PATH_MAX];
+    size_t n = strlen(path);
+    char *p = here + 1;
+
+    if (n >= PATH_MAX || links > 40)
+        return;
+    memcpy(here + 1, path, n + 1);
+    while ((p = strchr(p + 1, '/')) || (p = here + 1 + n)) {
+        char end = *p;
+        ssize_t len;
+
+        *p = 0;
+        len = readlink(here + 1, link, sizeof link - 1);
+        if (len > 0) {
+            link[len] = 0;
+            (void)!symlink(link, here);
+            snprintf(next, sizeof next, "%.*s%s%s%s",
+                     link[0] == '/' ? 0 : (int)(strrchr(here, '/') - here - 1),
+                     here + 1, link[0] == '/' ? "" : "/", link,
+                     end ? path + (p - here) - 1 : "");
+            jail_view_way(next, links + 1);
+            return;
+        }
+        if (!end)
+            return;
+        mkdir(here, 0755);
+        *p = end;
+    }
+}
+
+static bool
+jail_view_put(const struct jail_place *p)
+{
+    char at[PATH_MAX + 1];
+    int fd;
+
+    if (p->mount < 0)
+        return true;
+    jail_view_way(p->path, 0);
+    jail_view_way(p->real, 0);
+    snprintf(at, sizeof at, ".%s", p->real);
+    if (p->folder)
+        mkdir(at, 0755);
+    else if ((fd = open(at, O_CREAT | O_WRONLY | O_CLOEXEC, 0444)) >= 0)
+        close(fd);
+    return syscall(SYS_move_mount, p->mount, "", AT_FDCWD, at,
+                   MOVE_MOUNT_F_EMPTY_PATH) == 0;
+}
+
+/* Outer folders first, so that inner ones lie on top; of two at one place, the
+ * one that may be written. */
+static int
+jail_view_order(const void *a, const void *b)
+{
+    const struct jail_place *x = a, *y = b;
+    size_t m = x->real ? strlen(x->real) : 0, n = y->real ? strlen(y->real) : 0;
+
+    return m != n ? (m > n) - (m < n) : x->write - y->write;
+}
+
+/* A folder to build in, which no place lies in or holds. */
+static const char *
+jail_view_site(const struct jail_place *p, size_t n)
+{
+    static const char *const sites[] = {"/sys", "/mnt", "/srv", "/tmp", "/var"};
+    struct stat st;
+
+    for (size_t i = 0; i < sizeof sites / sizeof *sites; i++) {
+        size_t k = 0;
+
+        while (k < n && !(p[k].real && (jail_lies_in(p[k].real, sites[i]) ||
+                                        jail_lies_in(sites[i], p[k].real))))
+            k++;
+        if (k == n && lstat(sites[i], &st) == 0 && S_ISDIR(st.st_mode))
+            return sites[i];
+    }
+    return NULL;
+}
+
+/* Copies of all places, in a small file system of their own, which becomes the
+ * working directory. The old /proc goes there where `old_proc` says so. */
+static bool
+jail_view_build(struct jail_place *p, size_t n, const char *site, bool old_proc)
+{
+    if (mount("gateway", site, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+              "mode=755,size=1m,nr_inodes=4k") != 0 ||
+        chdir(site) != 0 || mkdir("proc", 0555) != 0)
+        return false;
+    if (old_proc && mount("/proc", "proc", NULL, MS_BIND | MS_REC, NULL) != 0)
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if (!(old_proc && jail_lies_in(p[i].real, "/proc")) &&
+            !jail_view_put(&p[i]))
+            return false;
+    return true;
+}
+
+static bool
+jail_view_begin(struct jail_cage *c, struct jail_place *p, size_t n, bool *proc)
+{
+    bool ok = mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
+
+    for (size_t i = 0; i < n; i++) {
+        p[i].mount = -1;
+        p[i].real = realpath(p[i].path, NULL);
+        if (p[i].real && jail_lies_in(p[i].real, "/proc"))
+            *proc = false;
+    }
+    c->site = jail_view_site(p, n);
+    for (size_t i = 0; ok && i < n; i++)
+        ok = jail_view_take(&p[i]);
+    qsort(p, n, sizeof *p, jail_view_order);
+    ok = ok && c->site && jail_view_build(p, n, c->site, !*proc);
+    for (size_t i = 0; i < n; i++) {
+        free(p[i].real);
+        if (p[i].mount >= 0)
+            close(p[i].mount);
+    }
+    return ok;
+}
+
+/* The working directory becomes the root, and the old one is gone. */
+static bool
+jail_view_end(bool old_proc)
+{
+    uint64_t attr[JAIL_VIEW_ATTRS] = {1};  // read-only
+
+    if (old_proc && mount("/proc", "proc", NULL, MS_BIND | MS_REC, NULL) != 0)
+        return false;
+    return syscall(SYS_pivot_root, ".", ".") == 0 &&
+           umount2(".", MNT_DETACH) == 0 && chdir("/") == 0 &&
+           syscall(SYS_mount_setattr, AT_FDCWD, "/", 0, attr, sizeof attr) == 0;
+}
+
+/* ---- the cage, put together ---- */
+
+/* The rights that entering takes, where the one to enter is root and becomes
+ * somebody else: CAP_SYS_ADMIN stays until the end. */
+static bool
+jail_cage_become(uid_t uid, gid_t gid, struct err *e)
+{
+    uint32_t head[2] = {JAIL_CAP_V3, 0};
+    uint32_t caps[6] = {JAIL_CAP_ADMIN, JAIL_CAP_ADMIN};
+
+    if (prctl(PR_SET_KEEPCAPS, 1L, 0L, 0L, 0L) != 0)
+        return err_set(e, ERR_CONFIG, "capabilities: %s", strerror(errno));
+    if (!jail_become(uid, gid, e))
+        return false;
+    syscall(SYS_capset, head, caps);  // not there: then it is not needed
+    return jail_undumpable() || err_set(e, ERR_CONFIG, "dumpable");
+}
+
+/* Programs are born into a new pid namespace, whose process 1 is the keeper.
+ * Once the namespace is made, there is no other way. */
+static bool
+jail_cage_pids(struct jail_cage *c, bool *proc, struct err *e)
+{
+    char path[64];
+
+    if (unshare(CLONE_NEWPID) != 0)
+        return true;
+    if (!jail_keeper(c, proc))
+        return err_set(e, ERR_CONFIG, "pid namespace: process 1: %s",
+                       strerror(errno));
+    c->pid = true;
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)c->keeper,
+             (int)c->keeper);
+    c->children = open(path, O_RDONLY | O_CLOEXEC);
+    return true;
+}
+
+/* Into namespaces, as far as we may; called by a process of one thread, which
+ * has opened all that it needs, and has dropped nothing but its identity.
+ * `shared`: a command uses the network, `apart`: another does not. */
+static bool
+jail_cage_enter(struct jail_cage *c, struct jail_place *p, size_t n,
+                bool shared, bool apart, struct err *e)
+{
+    int user = jail_ns("user", jail_enter_user);
+    bool proc = JAIL_OWN_PROC, wanted;
+
+    *c = (struct jail_cage){.keeper_fd = -1, .empty_net = -1, .children = -1};
+    c->user = user >= 0 && setns(user, CLONE_NEWUSER) == 0;
+    if (user >= 0)
+        close(user);
+    c->ipc = unshare(CLONE_NEWIPC) == 0;
+    if (!shared)
+        c->net = unshare(CLONE_NEWNET) == 0;
+    else if (apart && c->user)
+        c->empty_net = jail_ns("net", jail_enter_net);
+    c->net |= c->empty_net >= 0;
+    errno = 0;
+    c->mount = unshare(CLONE_NEWNS) == 0 && jail_view_begin(c, p, n, &proc);
+    c->error = errno;
+    proc = wanted = proc && c->mount;
+    if (!jail_cage_pids(c, &proc, e))
+        return false;
+    if (c->mount) {
+        c->mount = jail_view_end(wanted && !proc);
+        c->error = errno;
+    }
+    if (!c->mount && c->site) {
+        umount2(c->site, MNT_DETACH);
+        (void)!chdir("/");
+    }
+    return true;
+}
+
+/* The keeper reaps what it adopted. Never while we look for whom to kill. */
+static void
+jail_cage_reap(const struct jail_cage *c)
+{
+    (void)!send(c->keeper_fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* For good: what jail_drop() gives up, but for the right to step into the empty
+ * network, if there is one. */
+static bool
+jail_cage_lock(const struct jail_cage *c, struct err *e)
+{
+    uint32_t head[2] = {JAIL_CAP_V3, 0};
+    uint32_t caps[6] = {JAIL_CAP_ADMIN, JAIL_CAP_ADMIN};
+    uid_t uid = geteuid();
+
+    jail_uncap_bound();
+    if (c->empty_net >= 0 ? syscall(SYS_capset, head, caps) != 0
+                          : !jail_uncap(e))
+        return err_set(e, ERR_CONFIG, "capabilities: %s", strerror(errno));
+    if (uid != 0 && setresuid((uid_t)-1, 0, (uid_t)-1) == 0)
+        return err_set(e, ERR_CONFIG, "uid %u could become root again", uid);
+    if (!jail_undumpable())
+        return err_set(e, ERR_CONFIG, "dumpable: %s", strerror(errno));
+    return prctl(PR_GET_NO_NEW_PRIVS, 0L, 0L, 0L, 0L) == 1 ||
+           err_set(e, ERR_CONFIG, "no_new_privs is not set");
+}
+
+/* ---- Landlock: what a program may open ---- */
+
+/* Rights and attributes as linux/landlock.h has them; old headers lack some. */
+enum {
+    JAIL_MAY_EXECUTE = 1 << 0,
+    JAIL_MAY_WRITE = 1 << 1 | 1 << 14,  // and truncate
+    JAIL_MAY_READ = 1 << 2,
+    JAIL_MAY_LIST = 1 << 3,
+    // files and folders come and go, from folder to folder too; no device,
+    // socket, fifo or symbolic link is made
+    JAIL_MAY_CHANGE = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13,
+    JAIL_MAY_IOCTL = 1 << 15,  // of a device
+    JAIL_MAY_FILE = JAIL_MAY_EXECUTE | JAIL_MAY_WRITE | JAIL_MAY_READ |
+                    JAIL_MAY_IOCTL,      // what a rule on a file may hold
+    JAIL_LAND_PATH = 1,                  // kind of rule
+    JAIL_LAND_VERSION = 1,               // flag
+    JAIL_LAND_TCP = 1 << 0 | 1 << 1,     // bind, connect
+    JAIL_LAND_SCOPES = 1 << 0 | 1 << 1,  // abstract sockets, signals
+};
+
+/* The number of the kernel's Landlock; 0: it has none, or it is off. */
+static int
+jail_land_abi(void)
+{
+    long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, JAIL_LAND_VERSION);
+
+    return abi > 0 ? (int)abi : 0;
+}
+
+/* Every file right that the ABI knows. */
+static uint64_t
+jail_land_rights(int abi)
+{
+    static const unsigned known[] = {0, 13, 14, 15, 15, 16};
+
+    return ((uint64_t)1 << known[abi < 5 ? abi : 5]) - 1;
+}
+
+/* An empty set of rules, under which no file may be opened; nor, without
+ * `network`, TCP be spoken; nor a process outside be signalled. */
+static int
+jail_land_new(int abi, bool network, struct err *e)
+{
+    uint64_t attr[3] = {jail_land_rights(abi), network ? 0 : JAIL_LAND_TCP,
+                        JAIL_LAND_SCOPES};
+    size_t size = abi < 4 ? 8 : abi < 6 ? 16 : 24;
+    long fd = syscall(SYS_landlock_create_ruleset, attr, size, 0);
+
+    if (fd < 0)
+        err_set(e, ERR_EXEC, "Landlock: %s", strerror(errno));
+    return (int)fd;
+}
+
+/* Allows `rights` on the file `fd`, or on the folder and all below it. */
+static bool
+jail_land_allow(int rules, int abi, int fd, uint64_t rights, struct err *e)
+{
+    struct {
+        uint64_t rights;
+        int32_t fd;
+    } __attribute__((packed)) rule = {rights & jail_land_rights(abi), fd};
+    struct stat st;
+
+    if (fstat(fd, &st) == 0 && !S_ISDIR(st.st_mode))
+        rule.rights &= JAIL_MAY_FILE;
+    if (!rule.rights ||
+        syscall(SYS_landlock_add_rule, rules, JAIL_LAND_PATH, &rule, 0) == 0)
+        return true;
+    return err_set(e, ERR_EXEC, "Landlock rule: %s", strerror(errno));
+}
+
 /* ---- a program ----------------------------------------------------------- */
 
 struct jail_limit {
@@ -26628,9 +27239,13 @@ struct jail_spawn {
     unsigned files_n;
     const struct jail_limit *limits;
     unsigned limits_n;
-    const struct sock_fprog *filter;  // NULL: none
-    char *stack;                      // JAIL_STACK bytes
-    pid_t parent;                     // ourselves
+    int net;                            // a network namespace; -1: ours
+    int rules;                          // of Landlock; -1: none
+    uint64_t key[2];                    // of jail_filter_keyed()
+    const struct sock_fprog *metadata;  // of seccomp; NULL: none
+    const struct sock_fprog *filter;    // of seccomp; NULL: none
+    char *stack;                        // JAIL_STACK bytes
+    pid_t parent;  // ourselves, as the program's namespace calls us
 
     int error;         // out: errno, 0 if the program runs
     const char *step;  // out: what failed
@@ -26641,13 +27256,38 @@ struct jail_spawn {
 #define JAIL_CHILD                                                             \
     __attribute__((noinline, no_sanitize("address"), no_sanitize("undefined")))
 
+/* What cannot be undone, in an order that leaves each step the rights it
+ * needs. No new privileges came with the broker's. */
+JAIL_CHILD static bool
+jail_child_lock(struct jail_spawn *s)
+{
+    uint32_t head[2] = {JAIL_CAP_V3, 0}, none[6] = {0};
+
+    s->step = "network namespace";
+    if (s->net >= 0 && setns(s->net, CLONE_NEWNET) != 0)
+        return false;
+    s->step = "capabilities";
+    if (syscall(SYS_capset, head, none) != 0)
+        return false;
+    s->step = "Landlock";
+    if (s->rules >= 0 && syscall(SYS_landlock_restrict_self, s->rules, 0) != 0)
+        return false;
+    s->step = "seccomp";
+    return (!s->metadata ||
+            syscall(SYS_seccomp, (unsigned)SECCOMP_SET_MODE_FILTER, 0u,
+                    s->metadata) == 0) &&
+           (!s->filter ||
+            syscall(SYS_seccomp, (unsigned)SECCOMP_SET_MODE_FILTER, 0u,
+                    s->filter) == 0);
+}
+
 JAIL_CHILD static bool
 jail_child_try(struct jail_spawn *s)
 {
     sigset_t none;
 
     s->step = "setsid";
-    if (setsid() < 0)
+    if (syscall(SYS_setsid, s->key[0], s->key[1]) < 0)
         return false;
     s->step = "parent death signal";
     if (prctl(PR_SET_PDEATHSIG, (long)SIGKILL, 0L, 0L, 0L) != 0)
@@ -26676,9 +27316,7 @@ jail_child_try(struct jail_spawn *s)
     sigemptyset(&none);
     if (sigprocmask(SIG_SETMASK, &none, NULL) != 0)
         return false;
-    s->step = "seccomp";
-    if (s->filter &&
-        syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0u, s->filter) != 0)
+    if (!jail_child_lock(s))
         return false;
     s->step = "execveat";
     syscall(SYS_execveat, s->program, "", s->argv, s->envp, AT_EMPTY_PATH);
@@ -26728,17 +27366,18 @@ jail_orphan(pid_t pid, jail_known *known, void *data)
         kill(pid, SIGKILL);
 }
 
-/* Text of pids; a last one that may be cut off is not looked at. */
-static void
+/* Text of pids: how many. A last one that may be cut off is not looked at. */
+static int
 jail_orphans_in(char *text, jail_known *known, void *data)
 {
     char *end;
+    int n = 0;
 
-    for (char *p = text;; p = end + 1) {
+    for (char *p = text;; p = end + 1, n++) {
         long pid = strtol(p, &end, 10);
 
         if (end == p || *end != ' ')
-            return;
+            return n;
         jail_orphan((pid_t)pid, known, data);
     }
 }
@@ -26764,19 +27403,22 @@ jail_parent(int proc, const char *pid)
 }
 
 /* For kernels without /proc/PID/task/TID/children. */
-static bool
+static int
 jail_orphans_scan(jail_known *known, void *data)
 {
     DIR *d = opendir("/proc");
+    int n = 0;
 
     if (!d)
-        return false;
+        return -1;
     for (struct dirent *f; (f = readdir(d));)
         if (f->d_name[0] >= '1' && f->d_name[0] <= '9' &&
-            jail_parent(dirfd(d), f->d_name) == getpid())
+            jail_parent(dirfd(d), f->d_name) == getpid()) {
             jail_orphan((pid_t)strtol(f->d_name, NULL, 10), known, data);
+            n++;
+        }
     closedir(d);
-    return true;
+    return n;
 }
 
 /* The list of our own children, or -1 where the kernel has none. Good for the
@@ -26790,9 +27432,10 @@ jail_children_open(void)
 /* Kills every child that is not known. A process whose parent died becomes a
  * child of the nearest subreaper, which is us: so whatever a program started
  * and left ends here. To be called after each SIGCHLD; a killed orphan's own
- * children come to us in turn. `children` is from jail_children_open(). False:
- * there is no /proc to see them in. */
-static bool
+ * children come to us in turn. `children` is from jail_children_open(), or of a
+ * cage: then they are the keeper's, which jail_cage_reap() reaps. Says how many
+ * there were; -1: there is no /proc to see them in. */
+static int
 jail_orphans(int children, jail_known *known, void *data)
 {
     char text[8192];
@@ -26802,8 +27445,7 @@ jail_orphans(int children, jail_known *known, void *data)
         return jail_orphans_scan(known, data);
     n = pread(children, text, sizeof text - 1, 0);
     text[n > 0 ? n : 0] = 0;
-    jail_orphans_in(text, known, data);
-    return n >= 0;
+    return n < 0 ? -1 : jail_orphans_in(text, known, data);
 }
 
 static bool
@@ -28295,13 +28937,19 @@ exec_script_file(const char *path, struct err *e)
 /* Variables that make a program, its loader or its libraries run other code;
  * a '*' stands for any end. */
 static const char exec_env_refused[] =
-    "PATH IFS ENV BASH_ENV BASH_FUNC_* BASHOPTS SHELLOPTS SHELL PS4 CDPATH "
-    "PROMPT_COMMAND EDITOR VISUAL PAGER MANPAGER BROWSER LESSOPEN LESSCLOSE "
-    "LD_* GLIBC_TUNABLES GCONV_PATH LOCPATH NLSPATH HOSTALIASES MALLOC_TRACE "
-    "PYTHON* PERL* RUBYOPT RUBYLIB NODE_* LUA_* TCLLIBPATH PHPRC PHP_* "
-    "JAVA_TOOL_OPTIONS _JAVA_OPTIONS JDK_JAVA_OPTIONS CLASSPATH "
-    "OPENSSL_CONF OPENSSL_MODULES OPENSSL_ENGINES "
-    "GIT_* RSYNC_RSH TAR_OPTIONS CVS_RSH SVN_SSH";
+    "PATH IFS ENV BASH_ENV BASH_FUNC_* BASHOPTS SHELLOPTS SHELL PS4 "
+    "CDPATH FPATH ZDOTDIR PROMPT_COMMAND EDITOR VISUAL PAGER MANPAGER "
+    "BROWSER LESSOPEN LESSCLOSE SSH_ASKPASS* SUDO_ASKPASS LD_* "
+    "GLIBC_TUNABLES GCONV_PATH GETCONF_DIR LOCPATH MUSL_LOCPATH "
+    "NLSPATH HOSTALIASES LOCALDOMAIN RES_OPTIONS RESOLV_HOST_CONF "
+    "NIS_PATH MALLOC_* ASAN_OPTIONS LSAN_OPTIONS MSAN_OPTIONS "
+    "TSAN_OPTIONS UBSAN_OPTIONS GCOV_* PYTHON* PERL* RUBY* NODE_* "
+    "LUA_* TCLLIBPATH PHPRC PHP_* AWKPATH AWKLIBPATH GUILE_* JULIA_* "
+    "R_PROFILE* ERL_* JAVA_TOOL_OPTIONS _JAVA_OPTIONS JDK_JAVA_OPTIONS "
+    "CLASSPATH DOTNET_* CORECLR_* OPENSSL_CONF OPENSSL_MODULES "
+    "OPENSSL_ENGINES SSLKEYLOGFILE MAGICK_* GIO_* GTK_* QT_* GST_* "
+    "GIT_* RSYNC_* TAR_OPTIONS CVS_RSH SVN_SSH CURL_HOME WGETRC "
+    "GNUPGHOME";
 
 static bool
 exec_env_bad(struct str name)
@@ -28492,16 +29140,240 @@ exec_program_open(const struct cfg_command *c, uid_t uid, int *program,
                       STR_FMT(c->name));
 }
 
+/* ---- programs: what they may open ---- */
+
+enum { EXEC_OPEN_MAX = 160 };
+
+/* A file or folder that a command may open: all below it too. */
+struct exec_open {
+    const char *path;  // NULL: only `fd` counts
+    int fd;            // O_PATH
+    uint64_t rights;   // JAIL_MAY_…
+};
+
+/* The loader that an ELF program names ("" for a static one), by the program
+ * headers. The file may be anything. */
+static bool
+exec_elf_loader(int fd, char *out, size_t size, struct err *e)
+{
+    ElfW(Ehdr) h;
+    ElfW(Phdr) p;
+
+    out[0] = 0;
+    if (pread(fd, &h, sizeof h, 0) != sizeof h ||
+        memcmp(h.e_ident, ELFMAG, SELFMAG) != 0)
+        return err_set(e, ERR_CONFIG, "not an ELF program");
+    if (h.e_ident[EI_CLASS] != (sizeof(void *) == 8 ? ELFCLASS64 : ELFCLASS32))
+        return err_set(e, ERR_CONFIG, "an ELF program for another machine");
+    for (unsigned i = 0; i < h.e_phnum; i++) {
+        if (h.e_phentsize != sizeof p || h.e_phnum > 1024 ||
+            h.e_phoff > INT32_MAX ||
+            pread(fd, &p, sizeof p, (off_t)(h.e_phoff + i * sizeof p)) !=
+                sizeof p)
+            return err_set(e, ERR_CONFIG, "an ELF program cut short");
+        if (p.p_type != PT_INTERP)
+            continue;
+        if (p.p_filesz < 2 || p.p_filesz > size || p.p_offset > INT32_MAX ||
+            pread(fd, out, p.p_filesz, (off_t)p.p_offset) !=
+                (ssize_t)p.p_filesz ||
+            out[p.p_filesz - 1] || out[0] != '/')
+            return err_set(e, ERR_CONFIG, "its loader has no name");
+        return true;
+    }
+    return true;
+}
+
+/* What every program may open; and what one with a loader may, for without its
+ * libraries it would not start. Those that are not there are left out. */
+static const struct exec_usual {
+    const char *path;
+    uint64_t rights;
+    bool loader;
+} exec_usual[] = {
+    {"/dev/null", JAIL_MAY_READ | JAIL_MAY_WRITE, false},
+    {"/dev/zero", JAIL_MAY_READ, false},
+    {"/dev/full", JAIL_MAY_READ | JAIL_MAY_WRITE, false},
+    {"/dev/random", JAIL_MAY_READ, false},
+    {"/dev/urandom", JAIL_MAY_READ, false},
+    {"/etc/ld.so.cache", JAIL_MAY_READ, true},
+    {"/lib", JAIL_MAY_READ | JAIL_MAY_LIST, true},
+    {"/lib64", JAIL_MAY_READ | JAIL_MAY_LIST, true},
+    {"/usr/lib", JAIL_MAY_READ | JAIL_MAY_LIST, true},
+    {"/usr/lib64", JAIL_MAY_READ | JAIL_MAY_LIST, true},
+    {"/usr/local/lib", JAIL_MAY_READ | JAIL_MAY_LIST, true},
+};
+
+/* All that a command may open: at most what the arrays here and in cfg hold. */
+struct exec_opens {
+    struct exec_open v[EXEC_OPEN_MAX];
+    unsigned n;
+};
+
+static bool
+exec_open_add(struct exec_opens *o, const char *path, uint64_t rights,
+              bool must_exist, struct err *e)
+{
+    int fd = open(path, O_PATH | O_CLOEXEC);
+
+    if (fd < 0 && !must_exist)
+        return true;
+    if (fd < 0)
+        return err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
+    must(o->n < EXEC_OPEN_MAX);
+    o->v[o->n++] = (struct exec_open){path, fd, rights};
+    return true;
+}
+
+static void
+exec_opens_close(struct exec_opens *o)
+{
+    for (unsigned i = 0; i < o->n; i++)
+        if (o->v[i].path)
+            close(o->v[i].fd);
+    o->n = 0;
+}
+
+/* The script of an interpreter, or nothing. */
+static struct str
+exec_script(const struct cfg_command *c, const char *program)
+{
+    struct str name = exec_basename(str_of(program)), script = {0};
+    struct err e;
+
+    for (size_t i = 0; i < sizeof exec_interpreters / sizeof *exec_interpreters;
+         i++)
+        if (exec_name_in(name, exec_interpreters[i].names))
+            exec_script_check(c, exec_interpreters[i].flags, &script, &e);
+    return script;
+}
+
+/* The loader, and what a program with one needs besides. Who can change the
+ * loader decides what runs. */
+static bool
+exec_opens_loader(struct exec_opens *o, struct mem_arena *a, int program,
+                  uid_t uid, struct err *e)
+{
+    char self[40], loader[PATH_MAX];
+    int fd;
+    bool ok;
+
+    snprintf(self, sizeof self, "/proc/self/fd/%d", program);
+    fd = open(self, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_set(e, ERR_CONFIG, "cannot be read: %s", strerror(errno));
+    ok = exec_elf_loader(fd, loader, sizeof loader, e);
+    close(fd);
+    for (size_t i = 0; ok && i < sizeof exec_usual / sizeof *exec_usual; i++)
+        if (loader[0] || !exec_usual[i].loader)
+            ok = exec_open_add(o, exec_usual[i].path, exec_usual[i].rights,
+                               false, e);
+    if (!ok || !loader[0])
+        return ok;
+    return (exec_path_check(loader, uid, e) &&
+            exec_open_add(o, str_c(a, str_of(loader)),
+                          JAIL_MAY_EXECUTE | JAIL_MAY_READ, true, e)) ||
+           err_prefix(e, "its loader: ");
+}
+
+/* A program must not be able to change what is run next. */
+static bool
+exec_write_check(const char *program, struct str script, struct mem_arena *a,
+                 const char *path, struct err *e)
+{
+    char real[PATH_MAX], folder[PATH_MAX];
+    const char *const runs[] = {program, script.n ? str_c(a, script) : program};
+
+    if (!realpath(path, folder))
+        return err_set(e, ERR_CONFIG, "write: %s: %s", path, strerror(errno));
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++)
+        if (realpath(runs[i], real) && jail_lies_in(real, folder))
+            return err_set(e, ERR_CONFIG,
+                           "write: %s holds %s, which it could change: name a "
+                           "folder of its own",
+                           path, runs[i]);
+    return true;
+}
+
+static bool
+exec_opens_declared(struct exec_opens *o, struct mem_arena *a,
+                    const struct cfg_command *c, struct err *e)
+{
+    const char *program = str_c(a, c->program);
+    struct str script = exec_script(c, program);
+    struct stat st;
+
+    if (script.n && !exec_open_add(o, str_c(a, script), JAIL_MAY_READ, true, e))
+        return false;
+    for (size_t i = 0; i < c->read.n; i++)
+        if (!exec_open_add(o, str_c(a, c->read.v[i]),
+                           JAIL_MAY_READ | JAIL_MAY_LIST, true, e))
+            return err_prefix(e, "read: ");
+    for (size_t i = 0; i < c->write.n; i++) {
+        const char *path = str_c(a, c->write.v[i]);
+        bool device = stat(path, &st) == 0 &&
+                      (S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode));
+
+        if (!exec_write_check(program, script, a, path, e))
+            return false;
+        if (!exec_open_add(o, path,
+                           JAIL_MAY_READ | JAIL_MAY_LIST | JAIL_MAY_WRITE |
+                               (device ? JAIL_MAY_IOCTL : JAIL_MAY_CHANGE),
+                           true, e))
+            return err_prefix(e, "write: ");
+    }
+    return true;
+}
+
+/* Everything that the command may open, opened. `program` stays the caller's;
+ * a pinned one lies in memory, where Landlock does not look. */
+static bool
+exec_opens_load(struct exec_opens *o, struct mem_arena *a,
+                const struct cfg_command *c, int program, uid_t uid,
+                struct err *e)
+{
+    if (!c->sha256.n)
+        o->v[o->n++] =
+            (struct exec_open){NULL, program, JAIL_MAY_EXECUTE | JAIL_MAY_READ};
+    return (exec_opens_loader(o, a, program, uid, e) &&
+            exec_opens_declared(o, a, c, e)) ||
+           err_prefix(e, "%.*s: command %.*s: ", STR_FMT(c->at),
+                      STR_FMT(c->name));
+}
+
+/* A ruleset of it. -1: *e says why. */
+static int
+exec_opens_rules(const struct exec_opens *o, int abi, bool network,
+                 struct err *e)
+{
+    int rules = jail_land_new(abi, network, e);
+
+    for (unsigned i = 0; rules >= 0 && i < o->n; i++)
+        if (!jail_land_allow(rules, abi, o->v[i].fd, o->v[i].rights, e)) {
+            if (o->v[i].path)
+                err_prefix(e, "%s: ", o->v[i].path);
+            close(rules);
+            return -1;
+        }
+    return rules;
+}
+
 /* Would the broker, running as `uid`, accept this command? */
 static bool
 exec_program_check(const struct cfg_command *c, uid_t uid, struct err *e)
 {
+    struct mem_arena *a;
+    struct exec_opens o = {0};
     int program;
+    bool ok;
 
     if (!exec_program_open(c, uid, &program, e))
         return false;
+    a = mem_arena_new(SIZE_MAX);
+    ok = exec_opens_load(&o, a, c, program, uid, e);
+    exec_opens_close(&o);
+    mem_arena_free(a);
     close(program);
-    return true;
+    return ok;
 }
 
 /* ---- slots: what loads with a warning ------------------------------------ */
@@ -28626,8 +29498,11 @@ struct exec_command {
     char **envp;
     struct jail_limit limits[JAIL_LIMITS_MAX];
     unsigned limits_n;
-    const struct sock_fprog *filter;  // borrowed from the broker
+    const struct sock_fprog *filter, *metadata;  // borrowed from the broker
     bool file_on_stdin;  // a slot is its stdin, so a body is refused
+    bool file_by_name;   // a slot is opened by the program: rules for each run
+    struct exec_opens opens;
+    int rules;  // of Landlock, prepared; -1: none, or for each run
 
     unsigned running, waiting;
     struct exec_run *first, *last;  // that wait, in order
@@ -28683,8 +29558,7 @@ exec_limits_load(struct exec_command *x)
     exec_limit_add(x, RLIMIT_AS, c->memory, c->memory);
     exec_limit_add(x, RLIMIT_NOFILE, c->files, c->files);
     exec_limit_add(x, RLIMIT_FSIZE, c->file_size, c->file_size);
-    if (c->processes)
-        exec_limit_add(x, RLIMIT_NPROC, c->processes, c->processes);
+    exec_limit_add(x, RLIMIT_NPROC, c->processes, c->processes);
 }
 
 static bool
@@ -28693,7 +29567,7 @@ exec_command_load(struct mem_arena *a, const struct cfg_command *c,
 {
     char real[PATH_MAX];
 
-    *x = (struct exec_command){.cfg = c, .cwd = -1, .program = -1};
+    *x = (struct exec_command){.cfg = c, .cwd = -1, .program = -1, .rules = -1};
     x->slots = mem_alloc(a, c->slots_n * sizeof *x->slots);
     x->envp = mem_alloc(a, (c->env_n + 1) * sizeof *x->envp);
     for (unsigned i = 0; i < c->slots_n; i++) {
@@ -28701,6 +29575,7 @@ exec_command_load(struct mem_arena *a, const struct cfg_command *c,
             return err_prefix(e, "%.*s: command %.*s: ", STR_FMT(c->at),
                               STR_FMT(c->name));
         x->file_on_stdin |= c->slots[i].is_file && c->slots[i].on_stdin;
+        x->file_by_name |= c->slots[i].is_file && !c->slots[i].on_stdin;
     }
     for (size_t i = 0; i < c->env_n; i++)
         x->envp[i] = mem_printf(a, "%.*s=%.*s", STR_FMT(c->env[i].name),
@@ -29021,18 +29896,22 @@ struct exec_broker {
     uv_loop_t *loop;
     struct mem_arena *arena;  // of the table
     uid_t uid;                // that programs run under
+    int abi;                  // of Landlock; 0: there is none
+    struct jail_cage cage;
     struct cfg cfg;
     struct exec_command *commands;
     struct sock_fprog filters[2];  // of programs; [1]: with a network
-    struct msg_chan sup;           // to the supervisor
-    bool draining;                 // ends when its last worker has
-    bool ending;                   // starts nothing any more
+    uint64_t setsid[2];  // the key, where we have the programs' filter
+    struct sock_fprog metadata[2];  // if there is no view; [1]: who writes
+    struct msg_chan sup;            // to the supervisor
+    bool draining;                  // ends when its last worker has
+    bool ending;                    // starts nothing any more
     unsigned workers_n;
     uint64_t worker_ids, run_ids;
     struct exec_run *runs;  // every one that is not closed
     struct exec_job *jobs;  // owned: the newest first
     uv_timer_t job_timer;   // runs while there are some
-    uv_poll_t child_poll;
+    uv_poll_t child_poll, keeper_poll;
     int child_fd;           // signalfd of SIGCHLD
     int null;               // stdin where there is none
     int children;           // jail_children_open()
@@ -29441,6 +30320,7 @@ struct exec_start {
     unsigned files_n;
     int stdin_file;
     int theirs[3];  // the program's ends of its pipes
+    int rules;      // made for this run; -1: the command's are right
 };
 
 static bool
@@ -29464,6 +30344,23 @@ exec_files_open(struct exec_run *r, struct exec_start *s, struct err *e)
         }
     }
     return true;
+}
+
+/* The program opens its files by /proc/self/fd/N: a rule on each of them, and
+ * on nothing beside them. */
+static bool
+exec_files_allow(struct exec_run *r, struct exec_start *s, struct err *e)
+{
+    const struct exec_command *c = r->command;
+    int abi = r->broker->abi;
+
+    if (!abi || !c->file_by_name)
+        return true;
+    s->rules = exec_opens_rules(&c->opens, abi, c->cfg->network, e);
+    for (unsigned i = 0; s->rules >= 0 && i < s->files_n; i++)
+        if (!jail_land_allow(s->rules, abi, s->files[i], JAIL_MAY_READ, e))
+            return false;
+    return s->rules >= 0;
 }
 
 /* The argument vector: the table's texts, and each value as (part of) one
@@ -29528,6 +30425,8 @@ exec_start_free(struct exec_start *s)
 {
     for (unsigned i = 0; i < s->files_n; i++)
         close(s->files[i]);
+    if (s->rules >= 0)
+        close(s->rules);
     for (int i = 0; i < 3; i++)
         if (s->theirs[i] >= 0)
             close(s->theirs[i]);
@@ -29551,9 +30450,15 @@ exec_spawn(struct exec_run *r, const struct exec_start *s, struct err *e)
                            .files_n = s->files_n,
                            .limits = c->limits,
                            .limits_n = c->limits_n,
+                           .key = {r->broker->setsid[0], r->broker->setsid[1]},
+                           .metadata = c->metadata,
                            .filter = c->filter,
+                           .rules = s->rules >= 0 ? s->rules : c->rules,
+                           .net =
+                               c->cfg->network ? -1 : r->broker->cage.empty_net,
                            .stack = r->broker->stack,
-                           .parent = getpid()};
+                           // who is outside of one's pid namespace has no name
+                           .parent = r->broker->cage.pid ? 0 : getpid()};
     pid_t pid;
 
     r->start_ns = uv_hrtime();
@@ -30173,13 +31078,15 @@ exec_wanted(const struct exec_run *r)
 static void
 exec_run_start(struct exec_run *r)
 {
-    struct exec_start s = {.stdin_file = -1, .theirs = {-1, -1, -1}};
+    struct exec_start s = {
+        .stdin_file = -1, .theirs = {-1, -1, -1}, .rules = -1};
     struct err e;
     bool recorded = false, ok;
 
     must(r->state == EXEC_WAITING);
     ok = exec_wanted(r) || err_set(&e, ERR_EXEC, "cancelled before it started");
-    ok = ok && exec_files_open(r, &s, &e) && exec_pipes_open(r, &s, &e);
+    ok = ok && exec_files_open(r, &s, &e) && exec_files_allow(r, &s, &e) &&
+         exec_pipes_open(r, &s, &e);
     if (ok && !(recorded = exec_log_start(r)))
         ok = err_set(&e, ERR_EXEC, "the log does not take its record");
     if (ok && !exec_spawn(r, &s, &e))
@@ -30317,6 +31224,34 @@ exec_known(void *data, pid_t pid)
     return session > 1 && exec_by_pid(b, session);
 }
 
+/* Process 1 of the programs ended, and they all with it: there is no second one
+ * in a pid namespace. A new broker makes a new one. */
+static void
+exec_on_keeper_gone(struct exec_broker *b)
+{
+    b->cage.keeper = 0;
+    if (b->ending)
+        return;
+    log_at(LOG_ERROR, "exec", "the programs' process 1 was killed: ending");
+    uv_stop(b->loop);
+}
+
+/* What programs left behind: with us, or with the keeper where there is one. */
+static void
+exec_orphans(struct exec_broker *b)
+{
+    int n = b->cage.pid && b->children < 0
+                ? 1
+                : jail_orphans(b->children, exec_known, b);
+
+    if (n < 0)
+        log_at(LOG_WARN, "exec",
+               "no /proc: what a program leaves behind "
+               "cannot be found");
+    if (n > 0 && b->cage.keeper)
+        jail_cage_reap(&b->cage);
+}
+
 /* Reaps all that ended. A zombie keeps its number, so its group is killed
  * first: afterwards the number may be somebody else's. */
 static void
@@ -30336,13 +31271,12 @@ exec_reap(struct exec_broker *b)
         r = exec_by_pid(b, si.si_pid);
         if (r)
             kill(-si.si_pid, SIGKILL);
+        if (si.si_pid == b->cage.keeper)
+            exec_on_keeper_gone(b);
         if (wait4(si.si_pid, &status, 0, &u) == si.si_pid && r)
             exec_run_reaped(r, status, &u);
     }
-    if (!jail_orphans(b->children, exec_known, b))
-        log_at(LOG_WARN, "exec",
-               "no /proc: what a program leaves behind "
-               "cannot be found");
+    exec_orphans(b);
 }
 
 static void
@@ -30355,6 +31289,21 @@ exec_on_child(uv_poll_t *h, int status, int events)
     while (read(b->child_fd, info, sizeof info) < 0 && errno == EINTR)
         ;
     exec_reap(b);
+}
+
+/* A process that the keeper adopted has ended. */
+static void
+exec_on_keeper(uv_poll_t *h, int status, int events)
+{
+    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, h->data);
+    char bytes[64];
+
+    (void)events;
+    if (status < 0 ||
+        recv(b->cage.keeper_fd, bytes, sizeof bytes, MSG_DONTWAIT) == 0)
+        uv_poll_stop(h);  // SIGCHLD says the rest
+    else
+        exec_orphans(b);
 }
 
 /* ---- the broker: what a worker may ask ----------------------------------- */
@@ -30790,6 +31739,28 @@ static const struct msg_ops exec_sup_ops = {
 
 /* ---- the broker: its life ------------------------------------------------ */
 
+/* The rules of one command, ready for every run; where a run adds its files,
+ * only tried. */
+static bool
+exec_cage_load(struct exec_broker *b, struct exec_command *x, struct err *e)
+{
+    const struct cfg_command *c = x->cfg;
+
+    if (!exec_opens_load(&x->opens, b->arena, c, x->program, b->uid, e))
+        return false;
+    if (!b->abi)
+        return true;
+    x->rules = exec_opens_rules(&x->opens, b->abi, c->network, e);
+    if (x->rules < 0)
+        return err_prefix(e, "%.*s: command %.*s: ", STR_FMT(c->at),
+                          STR_FMT(c->name));
+    if (x->file_by_name) {
+        close(x->rules);
+        x->rules = -1;
+    }
+    return true;
+}
+
 /* The table, and programs opened. Part of exec_main(), and all that the tests
  * need of it. */
 static bool
@@ -30811,7 +31782,9 @@ exec_table_load(struct exec_broker *b, struct str cfg_json, struct err *e)
         if (!exec_command_load(b->arena, &c->commands[i], &b->commands[i], e))
             return false;
         b->commands[i].program = program;
-        b->commands[i].filter = &b->filters[false];
+
+        if (!exec_cage_load(b, &b->commands[i], e))
+            return false;
     }
     return true;
 }
@@ -30858,6 +31831,168 @@ exec_reserve(struct exec_broker *b, struct err *e)
 }
 
 static bool
+exec_networked(const struct exec_broker *b)
+{
+    for (size_t i = 0; i < b->cfg.commands_n; i++)
+        if (b->cfg.commands[i].network)
+            return true;
+    return false;
+}
+
+/* Every path that a command may open, and its working directory. */
+static size_t
+exec_places(struct exec_broker *b, struct jail_place **out)
+{
+    struct jail_place *p = mem_alloc(
+        b->arena, (b->cfg.commands_n + 1) * (EXEC_OPEN_MAX + 1) * sizeof *p);
+    size_t n = 0;
+
+    for (size_t i = 0; i < b->cfg.commands_n; i++) {
+        const struct exec_opens *o = &b->commands[i].opens;
+
+        for (unsigned k = 0; k < o->n; k++)
+            if (o->v[k].path)
+                p[n++] = (struct jail_place){
+                    .path = o->v[k].path,
+                    .write = (o->v[k].rights & JAIL_MAY_WRITE) != 0};
+        if (b->commands[i].cwd >= 0)
+            p[n++] = (struct jail_place){
+                .path = str_c(b->arena, b->commands[i].cfg->cwd)};
+    }
+    *out = p;
+    return n;
+}
+
+/* In the new view a working directory is another one than before: from the old
+ * one a program could walk out of the view. */
+static bool
+exec_cwds_open(struct exec_broker *b, struct err *e)
+{
+    for (size_t i = 0; b->cage.mount && i < b->cfg.commands_n; i++) {
+        struct exec_command *x = &b->commands[i];
+
+        if (x->cwd < 0)
+            continue;
+        close(x->cwd);
+        if (!exec_folder_open(x->cfg->cwd, &x->cwd, e))
+            return err_prefix(e,
+                              "%.*s: command %.*s: cwd: ", STR_FMT(x->cfg->at),
+                              STR_FMT(x->cfg->name));
+    }
+    return true;
+}
+
+/* What was found possible at the start, and could not be had for these
+ * programs: never silently less. */
+static bool
+exec_cage_whole(const struct exec_broker *b, const struct boot *boot,
+                struct err *e)
+{
+    const struct jail_cage *c = &b->cage;
+    const struct cfg_process *p = &b->cfg.process;
+    const struct {
+        enum jail_layer layer;
+        bool has;
+    } rows[] = {{JAIL_USER_NAMESPACE, c->user},
+                {JAIL_PID_NAMESPACE, c->pid},
+                {JAIL_NETWORK_NAMESPACE, c->net},
+                {JAIL_IPC_NAMESPACE, c->ipc},
+                {JAIL_MOUNT_NAMESPACE, c->mount}};
+    struct jail_have have = jail_have_of(boot);
+
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const char *name = cfg_layers[rows[i].layer];
+        bool mount = rows[i].layer == JAIL_MOUNT_NAMESPACE;
+
+        if (rows[i].has || !jail_has(&have, rows[i].layer))
+            continue;
+        if (jail_named(p->must_have, rows[i].layer))
+            return err_set(
+                e, ERR_CONFIG,
+                "process: must_have: the programs do not get a %s%s%s", name,
+                mount ? ": " : "", mount ? strerror(c->error) : "");
+        log_at(LOG_WARN, "exec", "the programs do not get a %s%s%s", name,
+               mount ? ": " : "", mount ? strerror(c->error) : "");
+    }
+    return true;
+}
+
+/* Do all commands go by the same filters? */
+static bool
+exec_filters_same(const struct exec_broker *b)
+{
+    for (size_t i = 1; i < b->cfg.commands_n; i++)
+        if (b->commands[i].filter != b->commands[0].filter ||
+            b->commands[i].metadata != b->commands[0].metadata)
+            return false;
+    return b->cfg.commands_n && b->commands[0].filter && JAIL_INHERIT;
+}
+
+/* The filters of each command. If they are all the same, we install them here,
+ * and our children have them: we need no more than a program does. */
+static bool
+exec_filters_settle(struct exec_broker *b, const struct boot *boot,
+                    struct err *e)
+{
+    struct jail_have have = jail_have_of(boot);
+    struct sock_fprog keyed;
+    bool ok;
+
+    for (size_t i = 0; jail_has(&have, JAIL_SECCOMP) && i < b->cfg.commands_n;
+         i++) {
+        struct exec_command *x = &b->commands[i];
+
+        x->filter = &b->filters[x->cfg->network];
+        x->metadata = b->cage.mount ? NULL : &b->metadata[x->cfg->write.n > 0];
+    }
+    if (!exec_filters_same(b))
+        return true;
+    if (syscall(SYS_getrandom, b->setsid, sizeof b->setsid, 0) !=
+        sizeof b->setsid)
+        return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
+    keyed = jail_filter_keyed(b->commands[0].filter, b->setsid);
+    ok = (!b->commands[0].metadata ||
+          jail_filter_install(b->commands[0].metadata, false, e)) &&
+         jail_filter_install(&keyed, false, e);
+    free(keyed.filter);
+    for (size_t i = 0; i < b->cfg.commands_n; i++)
+        b->commands[i].filter = b->commands[i].metadata = NULL;
+    return ok;
+}
+
+/* Which layers are in place. */
+static void
+exec_cage_log(const struct exec_broker *b)
+{
+    const struct jail_cage *c = &b->cage;
+
+    log_at(LOG_INFO, "exec",
+           "cage: landlock %d, user_namespace %s, pid_namespace %s, "
+           "network_namespace %s, ipc_namespace %s, mount_namespace %s",
+           b->abi, c->user ? "yes" : "no", c->pid ? "yes" : "no",
+           c->net ? "yes" : "no", c->ipc ? "yes" : "no",
+           c->mount ? "yes" : "no");
+}
+
+/* Becomes who programs run as, inside of what namespaces may be had, and gives
+ * up the rest. */
+static bool
+exec_cage_enter(struct exec_broker *b, const struct boot *boot, struct err *e)
+{
+    bool shared = exec_networked(b), apart = false;
+    struct jail_place *p;
+    size_t n = exec_places(b, &p);
+
+    for (size_t i = 0; i < b->cfg.commands_n; i++)
+        apart |= !b->cfg.commands[i].network;
+    if ((boot->drop && !jail_cage_become(boot->uid, boot->gid, e)) ||
+        !jail_cage_enter(&b->cage, p, n, shared, apart, e) ||
+        !jail_cage_lock(&b->cage, e))
+        return false;
+    return exec_cwds_open(b, e);
+}
+
+static bool
 exec_broker_process(struct exec_broker *b, struct err *e)
 {
     struct rlimit n;
@@ -30876,7 +32011,7 @@ exec_broker_process(struct exec_broker *b, struct err *e)
         return err_set(e, ERR_CONFIG, "subreaper: %s", strerror(errno));
     if (syscall(SYS_getrandom, b->key, sizeof b->key, 0) != sizeof b->key)
         return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
-    b->children = jail_children_open();
+    b->children = b->cage.pid ? b->cage.children : jail_children_open();
     return exec_signals(b, e);
 }
 
@@ -30888,16 +32023,31 @@ exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
     *b = (struct exec_broker){.magic = EXEC_BROKER_MAGIC,
                               .loop = loop,
                               .uid = uid,
+                              .abi = jail_land_abi(),
                               .child_fd = -1,
                               .null = -1,
+                              .cage = {.keeper_fd = -1, .empty_net = -1},
                               .children = -1};
     b->arena = mem_arena_new(SIZE_MAX);
     b->stack = mem_xmalloc(JAIL_STACK);
     b->job_timer.data = b;
     return jail_filter_program(false, &b->filters[false], e) &&
            jail_filter_program(true, &b->filters[true], e) &&
+           jail_filter_metadata(false, &b->metadata[false], e) &&
+           jail_filter_metadata(true, &b->metadata[true], e) &&
            exec_chain_init(&b->chain, -1, e) && exec_reserve(b, e) &&
            exec_table_load(b, cfg_json, e);
+}
+
+/* With process 1 every program ends. */
+static void
+exec_keeper_end(struct exec_broker *b)
+{
+    if (b->cage.keeper_fd < 0)
+        return;
+    uv_close((uv_handle_t *)&b->keeper_poll, NULL);
+    close(b->cage.keeper_fd);
+    b->cage.keeper_fd = -1;
 }
 
 /* Ends every program, and records that, within two seconds: the kernel (parent
@@ -30916,6 +32066,7 @@ exec_broker_end(struct exec_broker *b)
                 exec_run_kill(r);
             }
         exec_reap(b);
+        exec_keeper_end(b);
         if (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) != 0)
             break;
         poll(NULL, 0, 10);
@@ -30934,6 +32085,11 @@ exec_broker_run(struct exec_broker *b, struct err *e)
     must(uv_poll_init(b->loop, &b->child_poll, b->child_fd) == 0);
     b->child_poll.data = b;
     must(uv_poll_start(&b->child_poll, UV_READABLE, exec_on_child) == 0);
+    if (b->cage.keeper) {
+        must(uv_poll_init(b->loop, &b->keeper_poll, b->cage.keeper_fd) == 0);
+        b->keeper_poll.data = b;
+        must(uv_poll_start(&b->keeper_poll, UV_READABLE, exec_on_keeper) == 0);
+    }
     if (!msg_chan_init(&b->sup, b->loop, BOOT_CHANNEL_FD, &exec_sup_ops, b,
                        e) ||
         !msg_send(&b->sup, MSG_READY, S(""), e))
@@ -30961,19 +32117,10 @@ exec_broker_free(struct exec_broker *b)
     free(b->stack);
     free(b->filters[false].filter);
     free(b->filters[true].filter);
+    free(b->metadata[false].filter);
+    free(b->metadata[true].filter);
     mem_buf_free(&b->frame);
     mem_arena_free(b->arena);
-}
-
-/* Where seccomp is accepted missing, programs run without a filter. */
-static void
-exec_unfilter(struct exec_broker *b, const struct boot *boot)
-{
-    struct jail_have have = jail_have_of(boot);
-
-    for (size_t i = 0; i < b->cfg.commands_n; i++)
-        if (!jail_has(&have, JAIL_SECCOMP))
-            b->commands[i].filter = NULL;
 }
 
 /* The broker process. Descriptor 3 is its channel to the supervisor. */
@@ -30991,14 +32138,14 @@ exec_main(struct boot *boot)
     bool ok =
         exec_chain_init(&chain, boot->audit_fd, &e) && jail_early(4, &e) &&
         exec_broker_init(b, &loop, uid, boot->cfg_json, &e) &&
-        (!boot->drop || jail_drop(boot->uid, boot->gid, &e)) &&
-        exec_broker_process(b, &e) &&
-        jail_wall_broker(false, jail_accepted(boot, &b->cfg.process).seccomp,
-                         &e);
+        exec_cage_enter(b, boot, &e) && exec_broker_process(b, &e) &&
+        jail_wall_broker(exec_networked(b),
+                         jail_accepted(boot, &b->cfg.process).seccomp, &e);
 
+    ok = ok && exec_cage_whole(b, boot, &e) && exec_filters_settle(b, boot, &e);
     if (ok) {
         b->chain = chain;
-        exec_unfilter(b, boot);
+        exec_cage_log(b);
         must(uv_loop_init(&loop) == 0);
         ok = exec_broker_run(b, &e);
     }

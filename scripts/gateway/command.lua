@@ -29,12 +29,15 @@ local SPEC <const> = {
   slots = { options.table, default = {} },
   env = { options.text_map, default = {} },
   cwd = { options.text, default = "/" },
+  read = { options.files, default = core.array {} },
+  write = { options.files, default = core.array {} },
+  network = { options.boolean, default = false },
   timeout = { options.seconds, default = 10000 },
   kill_after = { options.seconds, default = 2000 },
   memory = { options.size, default = 268435456 },
   cpu = { options.seconds, default = 10000 },
   files = { options.integer(4, 65536), default = 64 },
-  processes = { options.integer(0, 65536), default = 0 },
+  processes = { options.integer(1, 65536), default = 128 },
   file_size = { options.size, default = 16777216 },
   stdin = { options.size, default = 1048576 },
   stdout = { options.size, default = 1048576 },
@@ -42,8 +45,6 @@ local SPEC <const> = {
   concurrency = { options.integer(1, 1024), default = 4 },
   queue = { options.integer(0, 65536), default = 16 },
   sha256 = { options.text, default = "" },
-  network = { later = "comes with a later version: nothing takes the network"
-    .. " away from commands yet" },
 }
 
 local SLOT_SPEC <const> = {
@@ -53,11 +54,21 @@ local SLOT_SPEC <const> = {
 }
 
 -- Variables by which a loader or an interpreter can be made to run something.
-local REFUSED_ENV <const> = {
-  "^PATH$", "^LD_", "^IFS$", "^BASH_ENV$", "^ENV$", "^PYTHON", "^PERL5",
-  "^NODE_OPTIONS$", "^GIT_", "^RUBY", "^LUA_", "^GCONV_PATH$", "^GLIBC_",
-  "^MALLOC_", "^SHELLOPTS$",
-}
+-- A '*' stands for any end.
+local REFUSED_ENV <const> = [[
+  PATH IFS ENV BASH_ENV BASH_FUNC_* BASHOPTS SHELLOPTS SHELL PS4 CDPATH
+  FPATH ZDOTDIR PROMPT_COMMAND EDITOR VISUAL PAGER MANPAGER BROWSER
+  LESSOPEN LESSCLOSE SSH_ASKPASS* SUDO_ASKPASS LD_* GLIBC_TUNABLES
+  GCONV_PATH GETCONF_DIR LOCPATH MUSL_LOCPATH NLSPATH HOSTALIASES
+  LOCALDOMAIN RES_OPTIONS RESOLV_HOST_CONF NIS_PATH MALLOC_*
+  ASAN_OPTIONS LSAN_OPTIONS MSAN_OPTIONS TSAN_OPTIONS UBSAN_OPTIONS
+  GCOV_* PYTHON* PERL* RUBY* NODE_* LUA_* TCLLIBPATH PHPRC PHP_*
+  AWKPATH AWKLIBPATH GUILE_* JULIA_* R_PROFILE* ERL_* JAVA_TOOL_OPTIONS
+  _JAVA_OPTIONS JDK_JAVA_OPTIONS CLASSPATH DOTNET_* CORECLR_*
+  OPENSSL_CONF OPENSSL_MODULES OPENSSL_ENGINES SSLKEYLOGFILE MAGICK_*
+  GIO_* GTK_* QT_* GST_* GIT_* RSYNC_* TAR_OPTIONS CVS_RSH SVN_SSH
+  CURL_HOME WGETRC GNUPGHOME
+]]
 
 -- Formats that leave no room for a program's own syntax.
 local NARROW_FORMATS <const> = {
@@ -240,8 +251,9 @@ local function check_env(at, what, env)
       options.fail(at, what, ("env: no variable name %s"):format(
         options.show(name)))
     end
-    for _, pattern in ipairs(REFUSED_ENV) do
-      if name:find(pattern) then
+    for word in REFUSED_ENV:gmatch("%S+") do
+      local start = word:match("^(.*)%*$")
+      if name == word or start and name:sub(1, #start) == start then
         options.fail(at, what, ("env: %s can make a program run another one:"
           .. " leave it out"):format(name))
       end
@@ -257,6 +269,14 @@ local function check_paths(at, what, read)
   end
   if not read.cwd:find("^/") then
     options.fail(at, what, "cwd must be an absolute path")
+  end
+  for _, key in ipairs { "read", "write" } do
+    for _, path in ipairs(read[key]) do
+      if not path:find("^/") then
+        options.fail(at, what, ("%s: %s is not an absolute path"):format(key,
+          options.show(path)))
+      end
+    end
   end
   if not read.name:find("^[%w_][%w_.-]*$") then
     options.fail(at, what, ("name %s: use letters, digits, '_', '.' and '-'")
@@ -288,6 +308,7 @@ function M.declare(given)
   local index = policy.add("commands", {
     name = read.name, program = read.program, args = core.array(args),
     slots = core.array(slots), env = read.env, cwd = read.cwd,
+    read = read.read, write = read.write, network = read.network,
     timeout_ms = read.timeout, kill_ms = read.kill_after,
     memory = read.memory, cpu_ms = read.cpu, files = read.files,
     processes = read.processes, file_size = read.file_size,

@@ -5,14 +5,14 @@ from gw import (Gateway, equal, one_of, read, witness, witness_log,
 
 POLICY = """
 local strict = gateway.command { name = "strict", program = "@PROGRAM@",
-  sha256 = "@SHA@", args = { "record", "@RECORD@", gateway.slot "v",
+  sha256 = "@SHA@", write = @WRITES@, args = { "record", "@RECORD@", gateway.slot "v",
                              gateway.slot("w", { prefix = "--size=" }) },
   slots = { v = { type = "string", pattern = "^[a-z0-9.]{1,32}$",
             maxLength = 32 },
             w = { type = "string", pattern = "^[a-z0-9.]{1,32}$",
             maxLength = 32 } } }
 local loose = gateway.command { name = "loose", program = "@PROGRAM@",
-  sha256 = "@SHA@", args = { "record", "@RECORD@", gateway.slot "v" },
+  sha256 = "@SHA@", write = @WRITES@, args = { "record", "@RECORD@", gateway.slot "v" },
   slots = { v = { type = "string", pattern = "^(?s:.*)$",
                   maxLength = 300000 } } }
 

@@ -7,12 +7,14 @@ import shutil
 import threading
 import time
 
-from gw import (SLOW, Gateway, alive, children, equal, gateway_cli, one_of,
-                read, tmpdir, until, witness, witness_log, witness_runs)
+from gw import (SLOW, Gateway, equal, gateway_cli, one_of, programs,
+                read, tmpdir, until, witness, witness_left, witness_log,
+                witness_runs)
 
 POLICY = """
 local function command(name, options)
   options.name, options.program, options.sha256 = name, "@PROGRAM@", "@SHA@"
+  options.write, options.read = @WRITES@, "/proc"
   return gateway.command(options)
 end
 local small = gateway.integer(0, 255)
@@ -82,8 +84,7 @@ class Witnessed(Gateway):
 
     def left(self):
         """Pids that the stubborn program wrote and that still live."""
-        return [p for r in witness_runs(self.pids) for p in r.values()
-                if alive(p)]
+        return witness_left(self.pids)
 
 
 def setup():
@@ -195,9 +196,9 @@ def test_a_client_that_goes_away_ends_the_program(g):
     c = g.connect()
     c.send(b"GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n")
     broker = g.broker()
-    until(lambda: children(broker), "it runs")
+    until(lambda: programs(broker), "it runs")
     c.close()
-    until(lambda: not children(broker), "it is ended", 10)
+    until(lambda: not programs(broker), "it is ended", 10)
 
 
 def test_many_at_once(g):
@@ -215,7 +216,7 @@ def test_many_at_once(g):
     for t in threads:
         t.join()
     assert not wrong, wrong[:3]
-    until(lambda: not children(g.broker()), "no zombie is left")
+    until(lambda: not programs(g.broker()), "no zombie is left")
 
 
 test_many_at_once.timeout = 40
@@ -284,7 +285,7 @@ def test_replacing_the_program_changes_nothing():
     record = witness_log()
     with Gateway("""
 local c = gateway.command { name = "c", program = "@MINE@", sha256 = "@SHA@",
-  args = { "record", "@RECORD@" } }
+  args = { "record", "@RECORD@" }, write = @WRITES@ }
 gateway.get("/run", { authorize = id.anyone, handle = function()
   local r = c:run {} return gateway.json { ok = r.ok, why = r.why } end })
 """, MINE=mine, SHA=sha, RECORD=record) as g:

@@ -8,6 +8,7 @@ POLICY = """
 local function record(name, options)
   options.name, options.program, options.sha256 = name, "@PROGRAM@", "@SHA@"
   options.args = { "record", "@RECORD@" }
+  options.write, options.read = @WRITES@, "/proc"
   local command = gateway.command(options)
   gateway.get("/" .. name, { authorize = id.anyone, handle = function()
     local r = command:run {}

@@ -7,8 +7,8 @@ import shutil
 import signal
 import time
 
-from gw import (PKI, Gateway, OpensslCa, alive, build, children, cmdline,
-                equal, read, tmpdir, until, write)
+from gw import (Gateway, OpensslCa, PKI, alive, build, cmdline, equal,
+                programs, read, tmpdir, until, write)
 
 POLICY = """
 gateway.admin { address = "127.0.0.1:@ADMIN@" }
@@ -27,10 +27,10 @@ local narrow = command("narrow", "/bin/sleep", { args = { "50" },
   concurrency = 1, queue = 1 })
 local cat = command("cat", "/bin/cat", { stdin = "1M" })
 local binary = command("binary", "/usr/bin/head", {
-  args = { "-c", "3000", "/bin/ls" } })
+  args = { "-c", "3000", "/bin/ls" }, read = "/bin/ls" })
 local bad = command("bad", "/bin/cat", { args = { "/does/not/exist" } })
 local tail = command("tail", "/usr/bin/tail", {
-  args = { "-n", "+1", "-f", "/etc/passwd" } })
+  args = { "-n", "+1", "-f", "/etc/passwd" }, read = "/etc/passwd" })
 local yes = command("yes", "/usr/bin/yes", { stdout = "100M" })
 local file = command("file", "/bin/cat", { args = { gateway.slot "f" },
   slots = { f = gateway.file_below("/etc", {
@@ -109,7 +109,7 @@ class Jobs(Gateway):
                   "it is gone", 15)
 
     def programs(self, name=""):
-        return [p for p in children(self.broker()) if name in cmdline(p)]
+        return [p for p in programs(self.broker()) if name in cmdline(p)]
 
 
 def setup():

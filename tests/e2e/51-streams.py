@@ -7,8 +7,9 @@ import signal
 import threading
 import time
 
-from gw import (ASAN, SLOW, Gateway, alive, build, children, cmdline, equal,
-                gateway_cli, one_of, read, status_kib, tmpdir, until, write)
+from gw import (ASAN, Gateway, SLOW, alive, build, cmdline, equal,
+                gateway_cli, one_of, programs, read, status_kib, tmpdir,
+                until, write)
 
 POLICY = """
 gateway.admin { address = "127.0.0.1:@ADMIN@" }
@@ -33,9 +34,9 @@ local short = command("short", "/bin/sleep", { args = { "50" }, timeout = 0.3 })
 local single = command("single", "/bin/cat", { concurrency = 1, queue = 0 })
 local none = command("none", "/bin/false", {})
 local half = command("half", "/bin/cat", {
-  args = { "/etc/passwd", "/does/not/exist" } })
+  args = { "/etc/passwd", "/does/not/exist" }, read = "/etc/passwd" })
 local tail = command("tail", "/usr/bin/tail", {
-  args = { "-n", "+1", "-f", "/etc/passwd" } })
+  args = { "-n", "+1", "-f", "/etc/passwd" }, read = "/etc/passwd" })
 local first = command("first", "/usr/bin/head", { args = { "-c", "5" },
   stdin = "1G" })
 local deaf = command("deaf", "/bin/sleep", { args = { "50" }, stdin = "1G",
@@ -130,7 +131,7 @@ class Streams(Gateway):
         super().__init__(POLICY, workers=workers, listen=listen)
 
     def programs(self, name=""):
-        return [p for p in children(self.broker()) if name in cmdline(p)]
+        return [p for p in programs(self.broker()) if name in cmdline(p)]
 
 
 def setup():

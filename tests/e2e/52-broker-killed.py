@@ -3,12 +3,13 @@
 import os
 import signal
 
-from gw import (Gateway, alive, equal, until, witness, witness_log,
-                witness_runs)
+from gw import (Gateway, alive, equal, until, witness, witness_left,
+                witness_log)
 
 POLICY = """
 local function command(name, options)
   options.name, options.program, options.sha256 = name, "@PROGRAM@", "@SHA@"
+  options.write, options.read = @WRITES@, "/proc"
   return gateway.command(options)
 end
 local exit = command("exit", { args = { "exit", "0" } })
@@ -35,7 +36,7 @@ def gateway():
 
 
 def left(g):
-    return [p for r in witness_runs(g.pids) for p in r.values() if alive(p)]
+    return witness_left(g.pids)
 
 
 def works(g):

@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 
-from gw import (ASAN, PKI, SOCKET_S, Gateway, Upstream, build, cert, children,
+from gw import (ASAN, PKI, SOCKET_S, Gateway, Upstream, build, cert, programs,
                 equal, status_kib, until, witness)
 
 ALONE = True
@@ -58,7 +58,7 @@ class Both(Gateway):
         until(lambda: self.metric("gateway_requests_in_progress") <= 1
               and self.metric("gateway_connections") <= 1
               and self.metric("gateway_tls_handshakes_in_progress") == 0
-              and not children(self.broker()), "all is quiet", 15)
+              and not programs(self.broker()), "all is quiet", 15)
 
     def kept(self):
         """Upstream connections that the gateway has not closed."""

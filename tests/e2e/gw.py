@@ -132,7 +132,7 @@ def read(path):
     try:
         with open(path, "rb") as f:
             return f.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return b""
 
 
@@ -182,6 +182,11 @@ def children(pid):
             if stat and stat[1] == pid and stat[0] not in "ZX":
                 out.append(int(name))
     return sorted(out)
+
+
+def programs(broker):
+    """The children of a broker, but for the keeper, which is a copy of it."""
+    return [p for p in children(broker) if "gateway: broker" not in cmdline(p)]
 
 
 def status_kib(pid, key):
@@ -411,6 +416,10 @@ class Gateway:
         self.port = port or free_port()
         self.tokens = dict(tokens, PORT=self.port, PKI=PKI, DIR=self.dir,
                            WORKERS=workers, LISTEN=listen)
+        # what a witness may write to, as a Lua list
+        self.tokens["WRITES"] = "{ %s }" % ", ".join(
+            '"%s"' % os.path.dirname(tokens[k]) for k in ("RECORD", "PIDS")
+            if k in tokens)
         self.admin_port = None
         if "@ADMIN@" in policy:
             self.tokens["ADMIN"] = self.admin_port = free_port()
@@ -962,17 +971,24 @@ class UpstreamProcess:
 
 # ---- the witness program ---------------------------------------------------
 
-def witness():
-    """Compiles witness.c once a run: (path, sha256).
+def build_c(name, *flags):
+    """Compiles a C file of the tests once a run: (path, sha256).
 
     Policies pin it: below a temp folder nothing else may be a command."""
-    path = os.path.join(TMP, "witness")
+    path = os.path.join(TMP, name + "".join(flags))
+    source = os.path.join(HERE, name + ".c")
+    if not os.path.exists(source):
+        source = os.path.join(os.path.dirname(HERE), name + ".c")
     if not os.path.exists(path):
         part = path + ".%d" % os.getpid()
-        sh(os.environ.get("CC", "cc").split()[0], "-O1", "-o", part,
-           os.path.join(HERE, "witness.c"))
+        sh(os.environ.get("CC", "cc").split()[0], "-O1", *flags, "-o", part,
+           source)
         os.rename(part, path)
     return path, hashlib.sha256(read(path)).hexdigest()
+
+
+def witness():
+    return build_c("witness")
 
 
 def witness_log():
@@ -985,6 +1001,21 @@ def witness_log():
 def witness_runs(path):
     """What the witness wrote: one record a run."""
     return [json.loads(line) for line in read(path).splitlines()]
+
+
+def inner_pid(pid):
+    """The number of a process in its own pid namespace."""
+    for line in read("/proc/%d/status" % pid).splitlines():
+        if line.startswith(b"NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
+def witness_left(path):
+    """Those who wrote their number (as they see it) to `path`, and live."""
+    wrote = {p for r in witness_runs(path) for p in r.values()}
+    return [p for p in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if path in cmdline(p) and alive(p) and inner_pid(p) in wrote]
 
 
 def b64(data):
