@@ -62,11 +62,7 @@ class Hostile(Gateway):
         if not NUMBERS:
             raise Skip("no system call numbers for this machine")
         path, sha = witness()
-        was, gw.BIN = gw.BIN, binary
-        try:
-            super().__init__(POLICY, PROGRAM=path, SHA=sha, **keys)
-        finally:
-            gw.BIN = was
+        super().__init__(POLICY, binary=binary, PROGRAM=path, SHA=sha, **keys)
 
     def post(self, path, value, client=None):
         """Throws where the worker died of it."""
@@ -337,15 +333,15 @@ def test_another_workers_ticket():
                 break
             third.close()
         mark = g.mark()
-        thread = threading.Thread(target=lambda: g.run_on(mine, "9"))
+        thread = threading.Thread(target=lambda: g.run_on(mine, "9"),
+                                  daemon=True)
         thread.start()
         g.wait_line('"exec"', '"start"', since=mark)
         g.send(frame("EXEC_CANCEL", struct.pack("=Q", 3 << 32)), client=third)
-        g.wait_line('"exec"', '"cancelled":true', since=mark)
+        g.wait_line('"exec"', '"result":"cancelled"', since=mark)
         mine.close()
         third.close()
         other.close()
-        thread.join()
 
 
 # ---- what is not there -----------------------------------------------------
