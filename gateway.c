@@ -24331,8 +24331,8 @@ jail_refuse_supervisor(struct jail_filter *f)
     jail_refuse_terminal(f);
 }
 
-/* The broker's, on top, once it has opened all it needs. memfd_create(): what is
- * in such a file can be executed even where Landlock lets nothing be; libraries
+/* The broker's, on top, once it has opened all it needs. memfd_create(): what
+ * is in such a file can be executed even where Landlock lets nothing be; libraries
  * that use it fall back to a file. System V and POSIX queues: they would
  * outlive the program. */
 static void
@@ -24485,7 +24485,7 @@ jail_allow_sockets(struct jail_filter *f)
                       JAIL_BITS(1, 15, types[j]), JAIL_ARG(2, LE, IPPROTO_UDP));
 }
 
-/* What `verify` does besides: it opens programs, and copies those with a pin. */
+/* What `verify` does besides: it opens programs, and copies pinned ones. */
 static void
 jail_allow_verify(struct jail_filter *f)
 {
@@ -33335,7 +33335,7 @@ bind_hostile_call(lua_State *L)
     return 1;
 }
 
-/* string.hostile_send(bytes): to the broker, past everything that frames them. */
+/* string.hostile_send(bytes): to the broker, past all that frames them. */
 static int
 bind_hostile_send(lua_State *L)
 {
