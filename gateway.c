@@ -24491,7 +24491,8 @@ static void
 jail_allow_verify(struct jail_filter *f)
 {
     jail_rules(f, SCMP_ACT_ALLOW,
-               "memfd_create fchmod fgetxattr readlink readlinkat getdents64");
+               "memfd_create fchmod fgetxattr readlink readlinkat getdents64 "
+               "fstatfs fstatfs64");
     JAIL_RULE(f, SCMP_ACT_ALLOW, "fcntl", JAIL_INT(1, F_ADD_SEALS));
     JAIL_RULE(f, SCMP_ACT_ALLOW, "fcntl64", JAIL_INT(1, F_ADD_SEALS));
 }
