@@ -24673,6 +24673,7 @@ jail_allow_common(struct jail_filter *f)
     JAIL_RULE(f, yes, "tgkill", JAIL_INT(0, getpid()));  // abort()
     JAIL_RULE(f, yes, "prctl", JAIL_INT(0, PR_SET_NAME));
     JAIL_RULE(f, yes, "prctl", JAIL_INT(0, JAIL_SET_VMA));
+    JAIL_RULE(f, yes, "seccomp", JAIL_INT(0, SECCOMP_SET_MODE_FILTER));
 }
 
 /* Memory that is not code, files that are read: Landlock says which. */
@@ -24983,6 +24984,22 @@ jail_wall(enum jail_wall wall, const struct jail_fence *fence,
          jail_filter_install(&p, accept.seccomp, e);
     free(p.filter);
     return ok;
+}
+
+/* A worker's last one, when all its sockets listen: a socket that listens
+ * without bind() would be given a port. */
+static bool
+jail_wall_listening(bool accepted, struct err *e)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_listen, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog p = {sizeof code / sizeof *code, code};
+
+    return jail_filter_install(&p, accepted, e);
 }
 
 /* The broker's: what it inherits and what its programs will. */
@@ -40758,7 +40775,8 @@ work_open(struct work *w, struct err *e)
     for (size_t i = 0; i < b->cas_n; i++)
         if (!pki_cas_add(&w->cas, w->cfg.cas.v[i], b->cas[i], e))
             return false;
-    if (!work_listen(w, e))
+    if (!work_listen(w, e) ||
+        !jail_wall_listening(jail_accepted(b, &w->cfg.process).seccomp, e))
         return false;
     boot_forget_keys(b);
     boot_settle();

@@ -21,11 +21,7 @@ class Later(Gateway):
         binary = os.path.join(gw.ROOT, "build", "clock", "gateway")
         if not os.path.exists(binary):
             raise Skip("make build/clock/gateway has not been run")
-        was, gw.BIN = gw.BIN, binary
-        try:
-            super().__init__(policy)
-        finally:
-            gw.BIN = was
+        super().__init__(policy, binary=binary)
 
 
 def readyz(g):
