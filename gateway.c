@@ -24157,6 +24157,9 @@ jail_rules(struct jail_filter *f, uint32_t action, const char *calls)
 static void
 jail_filter_new(struct jail_filter *f, uint32_t otherwise)
 {
+    // what our filters need (Linux 4.14); else the library asks the kernel, and
+    // compiles nothing where seccomp(2) is refused
+    seccomp_api_set(3);
     *f = (struct jail_filter){.ctx = seccomp_init(otherwise)};
     must(f->ctx);
     if (seccomp_attr_set(f->ctx, SCMP_FLTATR_ACT_BADARCH,
