@@ -27256,8 +27256,8 @@ struct jail_spawn {
     unsigned files_n;
     const struct jail_limit *limits;
     unsigned limits_n;
-    int net;                            // a network namespace; -1: ours
-    int rules;                          // of Landlock; -1: none
+    int net;                            // a network namespace; else ours
+    int rules;                          // of Landlock; else none
     uint64_t key[2];                    // of jail_filter_keyed()
     const struct sock_fprog *metadata;  // of seccomp; NULL: none
     const struct sock_fprog *filter;    // of seccomp; NULL: none
@@ -27281,13 +27281,13 @@ jail_child_lock(struct jail_spawn *s)
     uint32_t head[2] = {JAIL_CAP_V3, 0}, none[6] = {0};
 
     s->step = "network namespace";
-    if (s->net >= 0 && setns(s->net, CLONE_NEWNET) != 0)
+    if (s->net > 0 && setns(s->net, CLONE_NEWNET) != 0)
         return false;
     s->step = "capabilities";
     if (syscall(SYS_capset, head, none) != 0)
         return false;
     s->step = "Landlock";
-    if (s->rules >= 0 && syscall(SYS_landlock_restrict_self, s->rules, 0) != 0)
+    if (s->rules > 0 && syscall(SYS_landlock_restrict_self, s->rules, 0) != 0)
         return false;
     s->step = "seccomp";
     return (!s->metadata ||

@@ -722,12 +722,12 @@ def test_two_dashes_are_placed_by_the_table():
     cat = program("/bin/cat", "/usr/bin/cat")
     with Gateway("""
 local c = gateway.command { name = "c", program = "%s", cwd = "%s",
-  args = { "--", gateway.slot("v", { dash = true }) },
+  read = "%s", args = { "--", gateway.slot("v", { dash = true }) },
   slots = { v = { type = "string", pattern = "^[a-z-]{1,9}$",
                   maxLength = 9 } } }
 gateway.get("/c", { authorize = id.anyone,
   handle = function() return gateway.text(c:run({ v = "-n" }).stdout) end })
-""" % (cat, d)) as g:
+""" % (cat, d, d)) as g:
         equal(g.get("/c").text, "dashed\n")
 
 
