@@ -45654,22 +45654,6 @@ cli_learn_loop(struct cli_learn *x)
 
 /* ---- what it came to ---- */
 
-/* What the cage gives to every program. */
-static const char *const cli_learn_given[] = {
-    "/dev/null",    "/dev/zero",        "/dev/full",      "/dev/random",
-    "/dev/urandom", "/etc/ld.so.cache", "/lib",           "/lib64",
-    "/usr/lib",     "/usr/lib64",       "/usr/local/lib",
-};
-
-static bool
-cli_lies_in(const char *path, const char *folder)
-{
-    size_t n = strlen(folder);
-
-    n -= n == 1;  // "/" holds everything
-    return strncmp(path, folder, n) == 0 && (path[n] == '/' || !path[n]);
-}
-
 /* Where a descriptor of ours leads. */
 static bool
 cli_fd_path(int fd, char out[PATH_MAX])
@@ -45680,33 +45664,16 @@ cli_fd_path(int fd, char out[PATH_MAX])
     return fd >= 0 && cli_learn_link(getpid(), name, out, PATH_MAX);
 }
 
-/* The script of an interpreter: its first argument that is a path. */
-static bool
-cli_learn_script(const struct cfg_command *c, char out[PATH_MAX])
-{
-    struct str name = exec_basename(c->program);
-    bool yes = false;
-
-    for (size_t i = 0; i < sizeof exec_interpreters / sizeof *exec_interpreters;
-         i++)
-        yes |= exec_name_in(name, exec_interpreters[i].names);
-    for (size_t i = 0; yes && i < c->args_n; i++)
-        if (!c->args[i].is_slot && c->args[i].text.n &&
-            c->args[i].text.p[0] == '/')
-            return realpath(c->args[i].text.p, out) != NULL;
-    return false;
-}
-
 /* Does the cage open this in any case? */
 static bool
 cli_learn_is_given(const struct cli_learn *x, const char *path)
 {
     const struct cfg_command *c = x->run.command->cfg;
+    struct str script = exec_script(c, c->program.p);
     char real[PATH_MAX];
 
-    for (size_t i = 0; i < sizeof cli_learn_given / sizeof *cli_learn_given;
-         i++)
-        if (cli_lies_in(path, cli_learn_given[i]))
+    for (size_t i = 0; i < sizeof exec_usual / sizeof *exec_usual; i++)
+        if (jail_lies_in(path, exec_usual[i].path))
             return true;
     for (unsigned i = 0; i < x->start.files_n; i++)
         if (cli_fd_path(x->start.files[i], real) && !strcmp(real, path))
@@ -45714,7 +45681,8 @@ cli_learn_is_given(const struct cli_learn *x, const char *path)
     if (cli_fd_path(x->start.stdin_file, real) && !strcmp(real, path))
         return true;
     return (realpath(c->program.p, real) && !strcmp(real, path)) ||
-           (cli_learn_script(c, real) && !strcmp(real, path));
+           (script.n && realpath(str_c(x->a, script), real) &&
+            !strcmp(real, path));
 }
 
 /* Below /proc, numbers change with each run. */
@@ -45789,7 +45757,7 @@ cli_learn_unique(struct cli_path *v, size_t n)
         qsort(v, n, sizeof *v, cli_cmp_paths);
     for (size_t i = 0; i < n; i++) {
         if ((kept && strcmp(v[kept - 1].path, v[i].path) == 0) ||
-            (folder && cli_lies_in(v[i].path, folder)))
+            (folder && jail_lies_in(v[i].path, folder)))
             continue;
         if (v[i].folder)
             folder = v[i].path;
@@ -45910,7 +45878,7 @@ cli_learn_print(struct cli_learn *x)
 
         for (size_t k = 0; k < m && !also; k++)
             also = strcmp(v[i].path, w[k].path) == 0 ||
-                   (w[k].folder && cli_lies_in(v[i].path, w[k].path));
+                   (w[k].folder && jail_lies_in(v[i].path, w[k].path));
         if (!also)
             v[reads++] = v[i];
     }
@@ -46084,7 +46052,8 @@ cli_learn_init(struct cli_learn *x, const struct cli_exec *exec,
         !jail_filter_whole(true, &x->filter, e) ||
         (b->drop && !jail_drop(b->uid, b->gid, e)))
         return false;
-    x->start = (struct exec_start){.stdin_file = -1, .theirs = {-1, -1, -1}};
+    x->start = (struct exec_start){
+        .stdin_file = -1, .theirs = {-1, -1, -1}, .rules = -1};
     r->broker = &x->broker;
     r->command = &x->broker.commands[exec->index];
     r->arena = x->a;
@@ -46142,8 +46111,10 @@ cli_learn(struct cli_exec *exec, const struct cli *cli, struct boot *b)
     while (x->tracees)
         cli_learn_forget(x, x->tracees->pid);
     mem_arena_free(x->broker.arena);
-    free(x->broker.filters[false].filter);
-    free(x->broker.filters[true].filter);
+    for (int i = 0; i < 2; i++) {
+        free(x->broker.filters[i].filter);
+        free(x->broker.metadata[i].filter);
+    }
     free(x->filter.filter);
     free(x->broker.stack);
     free(x);

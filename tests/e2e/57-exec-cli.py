@@ -299,3 +299,29 @@ def test_learn_says_how_the_program_ended(p):
     got = p.learn("exit", "code=7", code=1)
     assert "exit code 7" in got.err, got.err
     assert "memory" in got.out, got.out
+
+
+def test_what_was_learnt_is_enough_for_the_cage(p):
+    """Outside the cage it is learnt, and inside it works; not without it."""
+    for name, argv in (("cat", ("f=b",)), ("tar", ()), ("python", ()),
+                       ("curl", ())):
+        for made in os.listdir(p.dir + "/out"):
+            os.unlink(p.dir + "/out/" + made)
+        equal(p.exec(name, *argv).returncode, 1, name + " without")
+        got = p.learn(name, *argv)
+        for made in os.listdir(p.dir + "/out"):
+            os.unlink(p.dir + "/out/" + made)
+        text = read(p.path).decode().replace(
+            'command("%s", ' % name, 'caged("%s", ' % name)
+        text = text.replace('local function mine', """
+local function caged(name, program, args, more)
+  local options = { @LEARNT@ }
+  options.slots = more and more.slots
+  options.name, options.program, options.args = name, program, args
+  return gateway.command(options)
+end
+local function mine""".replace("@LEARNT@", "\n" + got.out), 1)
+        caged = write(p.dir + "/policy/caged.lua", text)
+        done = gateway_cli("exec", "--policy", caged, name, *argv)
+        equal(done.returncode, 0, name + ": " + got.out + done.err)
+        os.unlink(caged)
