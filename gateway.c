@@ -66,25 +66,29 @@
  *   12  boot    what a child starts from
  *   13  req     one exchange
  *   14  pki     certificates: parsing, verdicts, identities, making them
- *   15  tls     wolfSSL over two buffers
- *   16  h1      HTTP/1.1, both sides
- *   17  pp      PROXY protocol headers
- *   18  sock    a stream with an output queue and deadlines
- *   19  conn    one client connection
- *   20  up      upstream connections
- *   21  proxy   a request, carried to an upstream and back
- *   22  msg     typed frames between our processes
- *   23  jail    giving up rights, and starting a program without any
- *   24  exec    programs, and nothing but the declared ones
- *   25  vm      the Lua state
- *   26  lib     string and table functions that cannot run away
- *   27  bind    what scripts can see
- *   28  serve   from request to answer
- *   29  admin   health and metrics
- *   30  work    a worker
- *   31  sup     the supervisor
- *   32  try     policy tests
- *   33  cli     the commands, and main
+ *   15  mint    making certificates, keys and lists: `gateway certs`
+ *   16  tls     wolfSSL over two buffers
+ *   17  h1      HTTP/1.1, both sides
+ *   18  pp      PROXY protocol headers
+ *   19  sock    a stream with an output queue and deadlines
+ *   20  conn    one client connection
+ *   21  up      upstream connections
+ *   22  proxy   a request, carried to an upstream and back
+ *   23  msg     typed frames between our processes
+ *   24  wall    what our own processes give up
+ *   25  host    what this machine has, and what is around us
+ *   26  jail    the cage around a program
+ *   27  prog    which programs, arguments and values are let through
+ *   28  exec    programs, and nothing but the declared ones
+ *   29  vm      the Lua state
+ *   30  lib     string and table functions that cannot run away
+ *   31  bind    what scripts can see
+ *   32  serve   from request to answer
+ *   33  admin   health and metrics
+ *   34  work    a worker
+ *   35  sup     the supervisor
+ *   36  try     policy tests
+ *   37  cli     the commands, and main
  *
  * Rooms 1 to 12 are words: functions on memory (log writes lines, and boot its
  * bundle). 13 to 17 are protocols: bytes in, calls out, no descriptor, so that
@@ -7484,7 +7488,7 @@ cfg_read_level(struct cfg_read *r, yyjson_val *v, void *object)
 enum { CFG_LAYERS_N = 15 };
 
 /* What our processes give up, or are shut into, in the order of enum
- * jail_layer; then, for must_have alone, what is around us: enum jail_posture.
+ * host_layer; then, for must_have alone, what is around us: enum host_posture.
  * Room jail says what is lost without each. */
 static const char *const cfg_layers[] = {
     "no_new_privs",
@@ -9782,7 +9786,7 @@ struct boot {
     int met_fd;               // the slab of struct met_row; -1: none
     unsigned met_slot, met_rows;
     int route_met_fd;  // met_rows × routes of struct met_route; -1: none
-    uint32_t layers;   // what this machine has: 1 << enum jail_layer
+    uint32_t layers;   // what this machine has: 1 << enum host_layer
     uint32_t landlock_abi;
     uid_t uid;
     gid_t gid;
@@ -10459,7 +10463,7 @@ req_queued(struct req *r)
  *
  * Entry   pki_anchors_new  pki_crls_load  pki_rules_init  pki_verify
  *         pki_cache_verify  pki_cache_keep  pki_identity_put  pki_crls_verify
- *         pki_pem_read  pki_describe  pki_command
+ *         pki_pem_read  pki_describe  mint_command
  */
 enum {
     PKI_CERT_MAX = 16384,  // bytes of one certificate
@@ -13439,7 +13443,14 @@ static const char *const pki_crl_reasons[] = {
     "aACompromise",
 };
 
-static void pki_date_text(int64_t seconds, char out[32]);
+static void
+pki_date_text(int64_t seconds, char out[32])
+{
+    time_t t = (time_t)seconds;
+    struct tm tm;
+
+    must(gmtime_r(&t, &tm) && strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm));
+}
 
 /* What the reader says of certificates, said of a list. */
 __attribute__((format(printf, 2, 3))) static bool
@@ -15011,12 +15022,23 @@ pki_cache_verify(struct pki_cache *c, const struct pki_rules *rules,
     return true;
 }
 
+/* ==== 15 mint: making certificates ==========================================
+ *
+ * What `gateway certs` writes, for development, tests and small sites: a CA,
+ * certificates for servers and clients, revocation lists; and its doctor, which
+ * says why a certificate would be refused. Keys are EC P-256. A file is written
+ * whole or not at all, and a key is never written over.
+ *
+ * Down    pki, wolfCrypt
+ * Entry   mint_make  mint_make_crl  mint_command
+ */
+
 /* ---- the DER writer ---- */
 
-/* Begins a value; pki_close() with what this returns ends it and puts its
+/* Begins a value; mint_close() with what this returns ends it and puts its
  * length in. The buffer is only ever added to. */
 static size_t
-pki_open(struct mem_buf *b, unsigned tag)
+mint_open(struct mem_buf *b, unsigned tag)
 {
     char t = (char)tag;
 
@@ -15025,7 +15047,7 @@ pki_open(struct mem_buf *b, unsigned tag)
 }
 
 static void
-pki_close(struct mem_buf *b, size_t start)
+mint_close(struct mem_buf *b, size_t start)
 {
     size_t len = b->n - start, head = 1;
     char *p;
@@ -15046,34 +15068,34 @@ pki_close(struct mem_buf *b, size_t start)
 }
 
 static void
-pki_put(struct mem_buf *b, unsigned tag, struct str body)
+mint_put(struct mem_buf *b, unsigned tag, struct str body)
 {
-    size_t at = pki_open(b, tag);
+    size_t at = mint_open(b, tag);
 
     mem_buf_add(b, body.p, body.n);
-    pki_close(b, at);
+    mint_close(b, at);
 }
 
 static void
-pki_put_small(struct mem_buf *b, char v)
+mint_put_small(struct mem_buf *b, char v)
 {
-    pki_put(b, PKI_INTEGER, (struct str){&v, 1});
+    mint_put(b, PKI_INTEGER, (struct str){&v, 1});
 }
 
 /* A BIT STRING of whole bytes. */
 static void
-pki_put_bytes(struct mem_buf *b, struct str bytes)
+mint_put_bytes(struct mem_buf *b, struct str bytes)
 {
-    size_t at = pki_open(b, PKI_BITS);
+    size_t at = mint_open(b, PKI_BITS);
 
     mem_buf_add(b, "", 1);
     mem_buf_add(b, bytes.p, bytes.n);
-    pki_close(b, at);
+    mint_close(b, at);
 }
 
 /* UTCTime through 2049, GeneralizedTime after (RFC 5280 section 4.1.2.5). */
 static void
-pki_put_time(struct mem_buf *b, int64_t seconds)
+mint_put_time(struct mem_buf *b, int64_t seconds)
 {
     time_t t = (time_t)seconds;
     char text[64];
@@ -15084,36 +15106,36 @@ pki_put_time(struct mem_buf *b, int64_t seconds)
     utc = tm.tm_year < 150;
     must(strftime(text, sizeof text, utc ? "%y%m%d%H%M%SZ" : "%Y%m%d%H%M%SZ",
                   &tm) > 0);
-    pki_put(b, utc ? PKI_UTC_TIME : PKI_TIME, str_of(text));
+    mint_put(b, utc ? PKI_UTC_TIME : PKI_TIME, str_of(text));
 }
 
 /* One part of a name, on its own level: SET { SEQUENCE { type, text } }. */
 static void
-pki_put_rdn(struct mem_buf *b, struct str type, struct str text)
+mint_put_rdn(struct mem_buf *b, struct str type, struct str text)
 {
-    size_t set = pki_open(b, PKI_SET), pair = pki_open(b, PKI_SEQUENCE);
+    size_t set = mint_open(b, PKI_SET), pair = mint_open(b, PKI_SEQUENCE);
 
-    pki_put(b, PKI_OID, type);
-    pki_put(b, PKI_UTF8, text);
-    pki_close(b, pair);
-    pki_close(b, set);
+    mint_put(b, PKI_OID, type);
+    mint_put(b, PKI_UTF8, text);
+    mint_close(b, pair);
+    mint_close(b, set);
 }
 
 static void
-pki_put_ext(struct mem_buf *b, struct str oid, bool critical, struct str value)
+mint_put_ext(struct mem_buf *b, struct str oid, bool critical, struct str value)
 {
-    size_t at = pki_open(b, PKI_SEQUENCE);
+    size_t at = mint_open(b, PKI_SEQUENCE);
 
-    pki_put(b, PKI_OID, oid);
+    mint_put(b, PKI_OID, oid);
     if (critical)
-        pki_put(b, PKI_BOOLEAN, S("\xff"));
-    pki_put(b, PKI_OCTETS, value);
-    pki_close(b, at);
+        mint_put(b, PKI_BOOLEAN, S("\xff"));
+    mint_put(b, PKI_OCTETS, value);
+    mint_close(b, at);
 }
 
 static void
-pki_put_pem(struct mem_arena *a, struct mem_buf *b, const char *label,
-            struct str der)
+mint_put_pem(struct mem_arena *a, struct mem_buf *b, const char *label,
+             struct str der)
 {
     struct str text = str_b64(a, der);
 
@@ -15127,21 +15149,21 @@ pki_put_pem(struct mem_arena *a, struct mem_buf *b, const char *label,
 
 /* ---- keys: EC P-256 ---- */
 
-enum { PKI_POINT = 65, PKI_SCALAR = 32, PKI_KEY_ID = 20 };
+enum { MINT_POINT = 65, MINT_SCALAR = 32, MINT_KEY_ID = 20 };
 
-#define PKI_OID_EC S("\x2a\x86\x48\xce\x3d\x02\x01")
-#define PKI_OID_P256 S("\x2a\x86\x48\xce\x3d\x03\x01\x07")
-#define PKI_OID_ECDSA_SHA256 S("\x2a\x86\x48\xce\x3d\x04\x03\x02")
+#define MINT_OID_EC S("\x2a\x86\x48\xce\x3d\x02\x01")
+#define MINT_OID_P256 S("\x2a\x86\x48\xce\x3d\x03\x01\x07")
+#define MINT_OID_ECDSA_SHA256 S("\x2a\x86\x48\xce\x3d\x04\x03\x02")
 
 /* A private key and the randomness that its use needs. */
-struct pki_key {
+struct mint_key {
     WC_RNG rng;
     ecc_key ecc;
-    unsigned char point[PKI_POINT];  // the public key, uncompressed
+    unsigned char point[MINT_POINT];  // the public key, uncompressed
 };
 
 static bool
-pki_key_init(struct pki_key *k, struct err *e)
+mint_key_init(struct mint_key *k, struct err *e)
 {
     if (wc_InitRng(&k->rng) != 0)
         return err_set(e, ERR_CONFIG, "the kernel gives no random numbers");
@@ -15151,26 +15173,26 @@ pki_key_init(struct pki_key *k, struct err *e)
 }
 
 static void
-pki_key_fini(struct pki_key *k)
+mint_key_fini(struct mint_key *k)
 {
     wc_ecc_free(&k->ecc);
     wc_FreeRng(&k->rng);
 }
 
 static bool
-pki_key_point(struct pki_key *k)
+mint_key_point(struct mint_key *k)
 {
     word32 n = sizeof k->point;
 
-    return wc_ecc_export_x963(&k->ecc, k->point, &n) == 0 && n == PKI_POINT;
+    return wc_ecc_export_x963(&k->ecc, k->point, &n) == 0 && n == MINT_POINT;
 }
 
 static bool
-pki_key_make(struct pki_key *k, struct err *e)
+mint_key_make(struct mint_key *k, struct err *e)
 {
-    int r = wc_ecc_make_key_ex(&k->rng, PKI_SCALAR, &k->ecc, ECC_SECP256R1);
+    int r = wc_ecc_make_key_ex(&k->rng, MINT_SCALAR, &k->ecc, ECC_SECP256R1);
 
-    if (r != 0 || !pki_key_point(k))
+    if (r != 0 || !mint_key_point(k))
         return err_set(e, ERR_CONFIG, "cannot make a key: %s",
                        wc_GetErrorString(r));
     return true;
@@ -15178,7 +15200,7 @@ pki_key_make(struct pki_key *k, struct err *e)
 
 /* From PKCS#8 or SEC1. The public half is made anew where it is missing. */
 static bool
-pki_key_load(struct pki_key *k, struct str der, struct err *e)
+mint_key_load(struct mint_key *k, struct str der, struct err *e)
 {
     word32 at = 0;
     int r;
@@ -15192,51 +15214,51 @@ pki_key_load(struct pki_key *k, struct str der, struct err *e)
                        "makes them");
     if (k->ecc.type == ECC_PRIVATEKEY_ONLY)
         r = wc_ecc_make_pub_ex(&k->ecc, NULL, &k->rng);
-    if (r != 0 || wc_ecc_check_key(&k->ecc) != 0 || !pki_key_point(k))
+    if (r != 0 || wc_ecc_check_key(&k->ecc) != 0 || !mint_key_point(k))
         return err_set(e, ERR_CONFIG, "is not a valid private key");
     return true;
 }
 
 static struct str
-pki_key_public(const struct pki_key *k)
+mint_key_public(const struct mint_key *k)
 {
-    return (struct str){(const char *)k->point, PKI_POINT};
+    return (struct str){(const char *)k->point, MINT_POINT};
 }
 
 static void
-pki_put_key_algorithm(struct mem_buf *b)
+mint_put_key_algorithm(struct mem_buf *b)
 {
-    size_t at = pki_open(b, PKI_SEQUENCE);
+    size_t at = mint_open(b, PKI_SEQUENCE);
 
-    pki_put(b, PKI_OID, PKI_OID_EC);
-    pki_put(b, PKI_OID, PKI_OID_P256);
-    pki_close(b, at);
+    mint_put(b, PKI_OID, MINT_OID_EC);
+    mint_put(b, PKI_OID, MINT_OID_P256);
+    mint_close(b, at);
 }
 
 /* PKCS#8 around the ECPrivateKey of RFC 5915, as PEM. */
 static void
-pki_key_pem(struct mem_arena *a, struct pki_key *k, struct mem_buf *pem)
+mint_key_pem(struct mem_arena *a, struct mint_key *k, struct mem_buf *pem)
 {
     struct mem_buf b = {.p = mem_xmalloc(512), .cap = 512};  // never moves
-    unsigned char d[PKI_SCALAR];
+    unsigned char d[MINT_SCALAR];
     word32 n = sizeof d;
     size_t outer, octets, key, point;
 
     must(wc_ecc_export_private_only(&k->ecc, d, &n) == 0 && n == sizeof d);
-    outer = pki_open(&b, PKI_SEQUENCE);
-    pki_put_small(&b, 0);
-    pki_put_key_algorithm(&b);
-    octets = pki_open(&b, PKI_OCTETS);
-    key = pki_open(&b, PKI_SEQUENCE);
-    pki_put_small(&b, 1);
-    pki_put(&b, PKI_OCTETS, (struct str){(const char *)d, sizeof d});
-    point = pki_open(&b, PKI_CONSTRUCTED + 1);
-    pki_put_bytes(&b, pki_key_public(k));
-    pki_close(&b, point);
-    pki_close(&b, key);
-    pki_close(&b, octets);
-    pki_close(&b, outer);
-    pki_put_pem(a, pem, "PRIVATE KEY", (struct str){b.p, b.n});
+    outer = mint_open(&b, PKI_SEQUENCE);
+    mint_put_small(&b, 0);
+    mint_put_key_algorithm(&b);
+    octets = mint_open(&b, PKI_OCTETS);
+    key = mint_open(&b, PKI_SEQUENCE);
+    mint_put_small(&b, 1);
+    mint_put(&b, PKI_OCTETS, (struct str){(const char *)d, sizeof d});
+    point = mint_open(&b, PKI_CONSTRUCTED + 1);
+    mint_put_bytes(&b, mint_key_public(k));
+    mint_close(&b, point);
+    mint_close(&b, key);
+    mint_close(&b, octets);
+    mint_close(&b, outer);
+    mint_put_pem(a, pem, "PRIVATE KEY", (struct str){b.p, b.n});
     explicit_bzero(b.p, b.n);
     explicit_bzero(d, sizeof d);
     mem_buf_free(&b);
@@ -15245,7 +15267,7 @@ pki_key_pem(struct mem_arena *a, struct pki_key *k, struct mem_buf *pem)
 /* ---- making certificates ---- */
 
 /* What a certificate is to say. */
-struct pki_order {
+struct mint_order {
     struct mem_arena *a;  // borrowed; everything here lives in it or longer
     bool ca;
     const char *eku;   // a name of pki_purposes; NULL: no extension
@@ -15259,7 +15281,7 @@ struct pki_order {
     size_t serial_n;
 
     /* how the command line put it */
-    const char *command;  // a name of pki_commands
+    const char *command;  // a name of mint_commands
     const char *dir, *name;
     char **names;  // the certificates to be revoked
     int names_n;
@@ -15271,130 +15293,132 @@ struct pki_order {
 };
 
 static void
-pki_put_subject(struct mem_buf *b, const struct pki_order *o)
+mint_put_subject(struct mem_buf *b, const struct mint_order *o)
 {
-    size_t at = pki_open(b, PKI_SEQUENCE);
+    size_t at = mint_open(b, PKI_SEQUENCE);
 
     if (o->o.n)
-        pki_put_rdn(b, PKI_AT("\x0a"), o->o);
+        mint_put_rdn(b, PKI_AT("\x0a"), o->o);
     for (size_t i = 0; i < o->ou_n; i++)
-        pki_put_rdn(b, PKI_AT("\x0b"), o->ou[i]);
+        mint_put_rdn(b, PKI_AT("\x0b"), o->ou[i]);
     if (o->cn.n)
-        pki_put_rdn(b, PKI_AT("\x03"), o->cn);
-    pki_close(b, at);
+        mint_put_rdn(b, PKI_AT("\x03"), o->cn);
+    mint_close(b, at);
 }
 
 static void
-pki_put_public(struct mem_buf *b, const struct pki_key *k)
+mint_put_public(struct mem_buf *b, const struct mint_key *k)
 {
-    size_t at = pki_open(b, PKI_SEQUENCE);
+    size_t at = mint_open(b, PKI_SEQUENCE);
 
-    pki_put_key_algorithm(b);
-    pki_put_bytes(b, pki_key_public(k));
-    pki_close(b, at);
+    mint_put_key_algorithm(b);
+    mint_put_bytes(b, mint_key_public(k));
+    mint_close(b, at);
 }
 
 /* The key identifier: SHA-256 of the key, cut to 20 bytes (RFC 7093 2.1). */
 static void
-pki_key_id(const struct pki_key *k, char id[PKI_KEY_ID])
+mint_key_id(const struct mint_key *k, char id[MINT_KEY_ID])
 {
     unsigned char hash[32];
 
     pki_sha256(k->point, sizeof k->point, hash);
-    memcpy(id, hash, PKI_KEY_ID);
+    memcpy(id, hash, MINT_KEY_ID);
 }
 
 static void
-pki_put_basic(struct mem_buf *b, const struct pki_order *o)
+mint_put_basic(struct mem_buf *b, const struct mint_order *o)
 {
     /* The CA of a development folder makes leaves and no CAs: path length 0 */
     struct str ca = S("\x30\x06\x01\x01\xff\x02\x01\x00"), leaf = S("\x30\x00");
     struct str sign = S("\x03\x02\x07\x80"), certs = S("\x03\x02\x01\x06");
 
-    pki_put_ext(b, pki_ext_oids[PKI_EXT_BASIC], true, o->ca ? ca : leaf);
-    pki_put_ext(b, pki_ext_oids[PKI_EXT_KEY_USAGE], true, o->ca ? certs : sign);
+    mint_put_ext(b, pki_ext_oids[PKI_EXT_BASIC], true, o->ca ? ca : leaf);
+    mint_put_ext(b, pki_ext_oids[PKI_EXT_KEY_USAGE], true,
+                 o->ca ? certs : sign);
 }
 
 static void
-pki_put_eku(struct mem_buf *b, const char *name)
+mint_put_eku(struct mem_buf *b, const char *name)
 {
     struct mem_buf v = {0};
-    size_t at = pki_open(&v, PKI_SEQUENCE);
+    size_t at = mint_open(&v, PKI_SEQUENCE);
 
     for (size_t i = 0; i < sizeof pki_purposes / sizeof *pki_purposes; i++)
         if (strcmp(pki_purposes[i].name, name) == 0)
-            pki_put(&v, PKI_OID, pki_purposes[i].oid);
-    pki_close(&v, at);
-    pki_put_ext(b, pki_ext_oids[PKI_EXT_EKU], false, (struct str){v.p, v.n});
+            mint_put(&v, PKI_OID, pki_purposes[i].oid);
+    mint_close(&v, at);
+    mint_put_ext(b, pki_ext_oids[PKI_EXT_EKU], false, (struct str){v.p, v.n});
     mem_buf_free(&v);
 }
 
 /* Critical where there is no subject (RFC 5280 section 4.2.1.6). */
 static void
-pki_put_san(struct mem_buf *b, const struct pki_order *o)
+mint_put_san(struct mem_buf *b, const struct mint_order *o)
 {
     struct mem_buf v = {0};
-    size_t at = pki_open(&v, PKI_SEQUENCE);
+    size_t at = mint_open(&v, PKI_SEQUENCE);
 
     for (size_t i = 0; i < o->san_n; i++)
-        pki_put(&v, o->san[i].tag, o->san[i].body);
-    pki_close(&v, at);
-    pki_put_ext(b, pki_ext_oids[PKI_EXT_SAN], !o->cn.n && !o->o.n && !o->ou_n,
-                (struct str){v.p, v.n});
+        mint_put(&v, o->san[i].tag, o->san[i].body);
+    mint_close(&v, at);
+    mint_put_ext(b, pki_ext_oids[PKI_EXT_SAN], !o->cn.n && !o->o.n && !o->ou_n,
+                 (struct str){v.p, v.n});
     mem_buf_free(&v);
 }
 
 static void
-pki_put_key_ids(struct mem_buf *b, const struct pki_key *subject,
-                const struct pki_key *issuer)
+mint_put_key_ids(struct mem_buf *b, const struct mint_key *subject,
+                 const struct mint_key *issuer)
 {
     struct mem_buf v = {0};
-    char id[PKI_KEY_ID];
+    char id[MINT_KEY_ID];
     size_t at;
 
-    pki_key_id(subject, id);
-    pki_put(&v, PKI_OCTETS, (struct str){id, sizeof id});
-    pki_put_ext(b, pki_ext_oids[PKI_EXT_SKID], false, (struct str){v.p, v.n});
+    mint_key_id(subject, id);
+    mint_put(&v, PKI_OCTETS, (struct str){id, sizeof id});
+    mint_put_ext(b, pki_ext_oids[PKI_EXT_SKID], false, (struct str){v.p, v.n});
     v.n = 0;
-    pki_key_id(issuer, id);
-    at = pki_open(&v, PKI_SEQUENCE);
-    pki_put(&v, PKI_CONTEXT, (struct str){id, sizeof id});
-    pki_close(&v, at);
-    pki_put_ext(b, pki_ext_oids[PKI_EXT_AKID], false, (struct str){v.p, v.n});
+    mint_key_id(issuer, id);
+    at = mint_open(&v, PKI_SEQUENCE);
+    mint_put(&v, PKI_CONTEXT, (struct str){id, sizeof id});
+    mint_close(&v, at);
+    mint_put_ext(b, pki_ext_oids[PKI_EXT_AKID], false, (struct str){v.p, v.n});
     mem_buf_free(&v);
 }
 
 static void
-pki_put_extensions(struct mem_buf *b, const struct pki_order *o,
-                   const struct pki_key *subject, const struct pki_key *issuer)
+mint_put_extensions(struct mem_buf *b, const struct mint_order *o,
+                    const struct mint_key *subject,
+                    const struct mint_key *issuer)
 {
-    size_t outer = pki_open(b, PKI_CONSTRUCTED + 3);
-    size_t list = pki_open(b, PKI_SEQUENCE);
+    size_t outer = mint_open(b, PKI_CONSTRUCTED + 3);
+    size_t list = mint_open(b, PKI_SEQUENCE);
 
-    pki_put_basic(b, o);
+    mint_put_basic(b, o);
     if (o->eku)
-        pki_put_eku(b, o->eku);
+        mint_put_eku(b, o->eku);
     if (o->san_n)
-        pki_put_san(b, o);
-    pki_put_key_ids(b, subject, issuer);
-    pki_close(b, list);
-    pki_close(b, outer);
+        mint_put_san(b, o);
+    mint_put_key_ids(b, subject, issuer);
+    mint_close(b, list);
+    mint_close(b, outer);
 }
 
 static void
-pki_put_sign_algorithm(struct mem_buf *b)
+mint_put_sign_algorithm(struct mem_buf *b)
 {
-    size_t at = pki_open(b, PKI_SEQUENCE);
+    size_t at = mint_open(b, PKI_SEQUENCE);
 
-    pki_put(b, PKI_OID, PKI_OID_ECDSA_SHA256);
-    pki_close(b, at);
+    mint_put(b, PKI_OID, MINT_OID_ECDSA_SHA256);
+    mint_close(b, at);
 }
 
 /* TBSCertificate. `issuer_name` is a whole Name. */
 static bool
-pki_make_tbs(struct mem_buf *b, const struct pki_order *o,
-             struct pki_key *subject, struct pki_key *issuer,
-             struct str issuer_name, struct err *e)
+mint_make_tbs(struct mem_buf *b, const struct mint_order *o,
+              struct mint_key *subject, struct mint_key *issuer,
+              struct str issuer_name, struct err *e)
 {
     unsigned char serial[16];
     size_t tbs, at;
@@ -15402,30 +15426,30 @@ pki_make_tbs(struct mem_buf *b, const struct pki_order *o,
     if (wc_RNG_GenerateBlock(&issuer->rng, serial, sizeof serial) != 0)
         return err_set(e, ERR_CONFIG, "the kernel gives no random numbers");
     serial[0] = (serial[0] & 0x3f) | 0x40;  // positive, always 16 bytes
-    tbs = pki_open(b, PKI_SEQUENCE);
-    at = pki_open(b, PKI_CONSTRUCTED);
-    pki_put_small(b, 2);  // version 3
-    pki_close(b, at);
-    pki_put(b, PKI_INTEGER, (struct str){(const char *)serial, sizeof serial});
-    pki_put_sign_algorithm(b);
+    tbs = mint_open(b, PKI_SEQUENCE);
+    at = mint_open(b, PKI_CONSTRUCTED);
+    mint_put_small(b, 2);  // version 3
+    mint_close(b, at);
+    mint_put(b, PKI_INTEGER, (struct str){(const char *)serial, sizeof serial});
+    mint_put_sign_algorithm(b);
     mem_buf_add(b, issuer_name.p, issuer_name.n);
-    at = pki_open(b, PKI_SEQUENCE);
-    pki_put_time(b, o->not_before);
-    pki_put_time(b, o->not_after);
-    pki_close(b, at);
-    pki_put_subject(b, o);
-    pki_put_public(b, subject);
-    pki_put_extensions(b, o, subject, issuer);
-    pki_close(b, tbs);
+    at = mint_open(b, PKI_SEQUENCE);
+    mint_put_time(b, o->not_before);
+    mint_put_time(b, o->not_after);
+    mint_close(b, at);
+    mint_put_subject(b, o);
+    mint_put_public(b, subject);
+    mint_put_extensions(b, o, subject, issuer);
+    mint_close(b, tbs);
     return true;
 }
 
 /* The certificate that `o` asks for, over `subject`'s key, signed by
  * `issuer`. An empty issuer_name: it signs itself. */
 static bool
-pki_make(const struct pki_order *o, struct pki_key *subject,
-         struct pki_key *issuer, struct str issuer_name, struct mem_buf *out,
-         struct err *e)
+mint_make(const struct mint_order *o, struct mint_key *subject,
+          struct mint_key *issuer, struct str issuer_name, struct mem_buf *out,
+          struct err *e)
 {
     struct mem_buf tbs = {0}, own = {0};
     unsigned char hash[32], sig[ECC_MAX_SIG_SIZE];
@@ -15433,10 +15457,10 @@ pki_make(const struct pki_order *o, struct pki_key *subject,
     size_t at;
     bool ok;
 
-    pki_put_subject(&own, o);
-    ok = pki_make_tbs(&tbs, o, subject, issuer,
-                      issuer_name.n ? issuer_name : (struct str){own.p, own.n},
-                      e);
+    mint_put_subject(&own, o);
+    ok = mint_make_tbs(&tbs, o, subject, issuer,
+                       issuer_name.n ? issuer_name : (struct str){own.p, own.n},
+                       e);
     if (ok) {
         pki_sha256(tbs.p, tbs.n, hash);
         ok = wc_ecc_sign_hash(hash, sizeof hash, sig, &sig_n, &issuer->rng,
@@ -15444,11 +15468,11 @@ pki_make(const struct pki_order *o, struct pki_key *subject,
              err_set(e, ERR_CONFIG, "the CA's key does not sign");
     }
     if (ok) {
-        at = pki_open(out, PKI_SEQUENCE);
+        at = mint_open(out, PKI_SEQUENCE);
         mem_buf_add(out, tbs.p, tbs.n);
-        pki_put_sign_algorithm(out);
-        pki_put_bytes(out, (struct str){(const char *)sig, sig_n});
-        pki_close(out, at);
+        mint_put_sign_algorithm(out);
+        mint_put_bytes(out, (struct str){(const char *)sig, sig_n});
+        mint_close(out, at);
     }
     mem_buf_free(&tbs);
     mem_buf_free(&own);
@@ -15457,9 +15481,9 @@ pki_make(const struct pki_order *o, struct pki_key *subject,
 
 /* ---- files of `gateway certs` ---- */
 
-enum { PKI_FILE_MAX = 1 << 20, PKI_NOREPLACE = 1 /* RENAME_NOREPLACE */ };
+enum { MINT_FILE_MAX = 1 << 20, MINT_NOREPLACE = 1 /* RENAME_NOREPLACE */ };
 
-struct pki_file {
+struct mint_file {
     const char *name;
     char tmp[128];  // "" until it is there
     mode_t mode;
@@ -15467,8 +15491,8 @@ struct pki_file {
 };
 
 static bool
-pki_file_read(struct mem_arena *a, int dir, const char *name, struct str *out,
-              struct stat *st, struct err *e)
+mint_file_read(struct mem_arena *a, int dir, const char *name, struct str *out,
+               struct stat *st, struct err *e)
 {
     int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     char *p;
@@ -15480,7 +15504,7 @@ pki_file_read(struct mem_arena *a, int dir, const char *name, struct str *out,
                                          "gateway certs init"
                                        : "");
     if (fstat(fd, st) == 0 && S_ISREG(st->st_mode) &&
-        st->st_size <= PKI_FILE_MAX) {
+        st->st_size <= MINT_FILE_MAX) {
         p = mem_alloc_raw(a, (size_t)st->st_size + 1);
         n = read(fd, p, (size_t)st->st_size);
         *out = (struct str){p, n > 0 ? (size_t)n : 0};
@@ -15491,8 +15515,8 @@ pki_file_read(struct mem_arena *a, int dir, const char *name, struct str *out,
 
 /* Nothing is overwritten unasked, and nothing follows a link. */
 static bool
-pki_file_absent(const struct pki_order *o, int dir, const char *name,
-                struct err *e)
+mint_file_absent(const struct mint_order *o, int dir, const char *name,
+                 struct err *e)
 {
     struct stat st;
 
@@ -15505,7 +15529,7 @@ pki_file_absent(const struct pki_order *o, int dir, const char *name,
 }
 
 static bool
-pki_file_write(int dir, struct pki_file *f, struct err *e)
+mint_file_write(int dir, struct mint_file *f, struct err *e)
 {
     const char *p = mem_buf_ptr(&f->text);
     size_t left = mem_buf_len(&f->text);
@@ -15539,14 +15563,14 @@ pki_file_write(int dir, struct pki_file *f, struct err *e)
 /* Gives the file its name. Where the file system knows no RENAME_NOREPLACE,
  * the look before the rename has to do. */
 static bool
-pki_file_rename(const struct pki_order *o, int dir, struct pki_file *f,
-                struct err *e)
+mint_file_rename(const struct mint_order *o, int dir, struct mint_file *f,
+                 struct err *e)
 {
-    unsigned flags = o->force ? 0 : PKI_NOREPLACE;
+    unsigned flags = o->force ? 0 : MINT_NOREPLACE;
     long r = syscall(SYS_renameat2, dir, f->tmp, dir, f->name, flags);
 
     if (r != 0 && (errno == EINVAL || errno == ENOSYS)) {
-        if (!pki_file_absent(o, dir, f->name, e))
+        if (!mint_file_absent(o, dir, f->name, e))
             return false;
         r = renameat(dir, f->tmp, dir, f->name);
     }
@@ -15559,17 +15583,18 @@ pki_file_rename(const struct pki_order *o, int dir, struct pki_file *f,
 
 /* Both files or neither: they are written under other names first. */
 static bool
-pki_files_write(const struct pki_order *o, int dir, struct pki_file f[2],
-                struct err *e)
+mint_files_write(const struct mint_order *o, int dir, struct mint_file f[2],
+                 struct err *e)
 {
-    bool ok = pki_file_absent(o, dir, f[0].name, e) &&
-              pki_file_absent(o, dir, f[1].name, e);
+    bool ok = mint_file_absent(o, dir, f[0].name, e) &&
+              mint_file_absent(o, dir, f[1].name, e);
 
     if (ok)
-        ok = (pki_file_write(dir, &f[0], e) && pki_file_write(dir, &f[1], e)) ||
+        ok = (mint_file_write(dir, &f[0], e) &&
+              mint_file_write(dir, &f[1], e)) ||
              err_prefix(e, "%s/", o->dir);
-    ok = ok && pki_file_rename(o, dir, &f[0], e);
-    if (ok && !pki_file_rename(o, dir, &f[1], e)) {
+    ok = ok && mint_file_rename(o, dir, &f[0], e);
+    if (ok && !mint_file_rename(o, dir, &f[1], e)) {
         ok = false;
         if (!o->force)
             unlinkat(dir, f[0].name, 0);
@@ -15580,23 +15605,14 @@ pki_files_write(const struct pki_order *o, int dir, struct pki_file f[2],
     return ok;
 }
 
-static void
-pki_date_text(int64_t seconds, char out[32])
-{
-    time_t t = (time_t)seconds;
-    struct tm tm;
-
-    must(gmtime_r(&t, &tm) && strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm));
-}
-
 /* Writes key and certificate, and says so. What was made is first read as a
  * peer would read it: names that no gateway accepts are not handed out. */
 static bool
-pki_certs_save(const struct pki_order *o, int dir, struct pki_key *key,
-               struct mem_buf *der, struct err *e)
+mint_certs_save(const struct mint_order *o, int dir, struct mint_key *key,
+                struct mem_buf *der, struct err *e)
 {
     struct str leaf = {der->p, der->n};
-    struct pki_file f[2] = {{.mode = 0600}, {.mode = 0644}};
+    struct mint_file f[2] = {{.mode = 0600}, {.mode = 0644}};
     struct pki_identity *id;
     char until[32];
     bool ok;
@@ -15607,9 +15623,9 @@ pki_certs_save(const struct pki_order *o, int dir, struct pki_key *key,
     }
     f[0].name = mem_printf(o->a, "%s.key", o->name);
     f[1].name = mem_printf(o->a, "%s.crt", o->name);
-    pki_key_pem(o->a, key, &f[0].text);
-    pki_put_pem(o->a, &f[1].text, "CERTIFICATE", leaf);
-    ok = pki_files_write(o, dir, f, e);
+    mint_key_pem(o->a, key, &f[0].text);
+    mint_put_pem(o->a, &f[1].text, "CERTIFICATE", leaf);
+    ok = mint_files_write(o, dir, f, e);
     if (ok) {
         pki_date_text(o->not_after, until);
         printf("wrote %s/%s  %.*s  until %s\n", o->dir, f[1].name,
@@ -15627,7 +15643,7 @@ pki_certs_save(const struct pki_order *o, int dir, struct pki_key *key,
 /* ---- gateway certs ---- */
 
 static bool
-pki_dir_open(const struct pki_order *o, bool make, int *dir, struct err *e)
+mint_dir_open(const struct mint_order *o, bool make, int *dir, struct err *e)
 {
     if (make && mkdir(o->dir, 0755) != 0 && errno != EEXIST)
         return err_set(e, ERR_CONFIG, "%s: cannot make this folder: %s", o->dir,
@@ -15644,7 +15660,7 @@ pki_dir_open(const struct pki_order *o, bool make, int *dir, struct err *e)
 /* not_before and not_after from the options and the clock. A little of the
  * past is included for peers whose clock is behind. */
 static bool
-pki_certs_dates(struct pki_order *o, struct err *e)
+mint_certs_dates(struct mint_order *o, struct err *e)
 {
     int64_t days = o->days ? o->days : o->ca ? 3650 : 90;
 
@@ -15666,9 +15682,9 @@ pki_certs_dates(struct pki_order *o, struct err *e)
 }
 
 static bool
-pki_certs_init(struct pki_order *o, struct err *e)
+mint_certs_init(struct mint_order *o, struct err *e)
 {
-    struct pki_key key;
+    struct mint_key key;
     struct mem_buf der = {0};
     int dir = -1;
     bool ok;
@@ -15677,15 +15693,15 @@ pki_certs_init(struct pki_order *o, struct err *e)
     o->name = "ca";
     if (!o->cn.n)
         o->cn = S("gateway development CA");
-    if (!pki_certs_dates(o, e) || !pki_dir_open(o, true, &dir, e))
+    if (!mint_certs_dates(o, e) || !mint_dir_open(o, true, &dir, e))
         return false;
-    ok = pki_file_absent(o, dir, "ca.key", e) &&
-         pki_file_absent(o, dir, "ca.crt", e) && pki_key_init(&key, e);
+    ok = mint_file_absent(o, dir, "ca.key", e) &&
+         mint_file_absent(o, dir, "ca.crt", e) && mint_key_init(&key, e);
     if (ok) {
-        ok = pki_key_make(&key, e) &&
-             pki_make(o, &key, &key, (struct str){0}, &der, e) &&
-             pki_certs_save(o, dir, &key, &der, e);
-        pki_key_fini(&key);
+        ok = mint_key_make(&key, e) &&
+             mint_make(o, &key, &key, (struct str){0}, &der, e) &&
+             mint_certs_save(o, dir, &key, &der, e);
+        mint_key_fini(&key);
     }
     if (ok)
         printf("next: gateway certs server %s localhost\n"
@@ -15698,8 +15714,8 @@ pki_certs_init(struct pki_order *o, struct err *e)
 
 /* The CA of the folder: its certificate as slices of the arena, its key. */
 static bool
-pki_ca_load(struct pki_order *o, int dir, struct pki_cert *ca,
-            struct pki_key *key, struct err *e)
+mint_ca_load(struct mint_order *o, int dir, struct pki_cert *ca,
+             struct mint_key *key, struct err *e)
 {
     struct mem_buf b = {0};
     struct str text, *v;
@@ -15707,24 +15723,24 @@ pki_ca_load(struct pki_order *o, int dir, struct pki_cert *ca,
     size_t n;
     bool ok;
 
-    if (!pki_file_read(o->a, dir, "ca.crt", &text, &st, e) ||
+    if (!mint_file_read(o->a, dir, "ca.crt", &text, &st, e) ||
         !pki_pem_read(o->a, text, "CERTIFICATE", &v, &n, e) ||
         !pki_cert_parse(v[0], ca, e))
         return err_prefix(e, "%s/ca.crt: ", o->dir);
     if (n != 1 || !ca->ca)
         return err_set(e, ERR_CONFIG,
                        "%s/ca.crt: is not the one certificate of a CA", o->dir);
-    if (!pki_file_read(o->a, dir, "ca.key", &text, &st, e) ||
+    if (!mint_file_read(o->a, dir, "ca.key", &text, &st, e) ||
         !pki_pem_read(o->a, text,
                       memmem(text.p, text.n, "BEGIN EC", 8) ? "EC PRIVATE KEY"
                                                             : "PRIVATE KEY",
                       &v, &n, e) ||
-        !pki_key_load(key, v[0], e))
+        !mint_key_load(key, v[0], e))
         return err_prefix(e, "%s/ca.key: ", o->dir);
     if (st.st_mode & 077)
         fprintf(stderr, "warning: others can read %s/ca.key: chmod 600 it\n",
                 o->dir);
-    pki_put_public(&b, key);
+    mint_put_public(&b, key);
     ok = str_eq(ca->spki, (struct str){b.p, b.n});
     mem_buf_free(&b);
     return ok || err_set(e, ERR_CONFIG,
@@ -15735,7 +15751,8 @@ pki_ca_load(struct pki_order *o, int dir, struct pki_cert *ca,
 }
 
 static bool
-pki_order_san(struct pki_order *o, unsigned tag, struct str body, struct err *e)
+mint_order_san(struct mint_order *o, unsigned tag, struct str body,
+               struct err *e)
 {
     if (o->san_n == PKI_ITEMS_MAX)
         return err_set(e, ERR_SYNTAX, "more than %d names", PKI_ITEMS_MAX);
@@ -15746,7 +15763,7 @@ pki_order_san(struct pki_order *o, unsigned tag, struct str body, struct err *e)
 
 /* A server that was given no name is called as its files are. */
 static bool
-pki_certs_server_names(struct pki_order *o, struct err *e)
+mint_certs_server_names(struct mint_order *o, struct err *e)
 {
     const char *why = pki_dns_why(str_of(o->name));
 
@@ -15757,18 +15774,18 @@ pki_certs_server_names(struct pki_order *o, struct err *e)
                        "\"%s\" is no DNS name: say with --dns or --ip how "
                        "clients call this server",
                        o->name);
-    if (!pki_order_san(o, PKI_SAN_DNS, str_of(o->name), e))
+    if (!mint_order_san(o, PKI_SAN_DNS, str_of(o->name), e))
         return false;
     if (strcmp(o->name, "localhost") != 0)
         return true;
-    return pki_order_san(o, PKI_SAN_IP, S("\x7f\x00\x00\x01"), e) &&
-           pki_order_san(o, PKI_SAN_IP, S("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1"),
-                         e);
+    return mint_order_san(o, PKI_SAN_IP, S("\x7f\x00\x00\x01"), e) &&
+           mint_order_san(o, PKI_SAN_IP, S("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1"),
+                          e);
 }
 
 /* A leaf does not outlive its CA, unless a test wants just that. */
 static bool
-pki_certs_clip(struct pki_order *o, const struct pki_cert *ca, struct err *e)
+mint_certs_clip(struct mint_order *o, const struct pki_cert *ca, struct err *e)
 {
     if (o->date_given || o->not_after <= ca->not_after)
         return true;
@@ -15782,9 +15799,9 @@ pki_certs_clip(struct pki_order *o, const struct pki_cert *ca, struct err *e)
 }
 
 static bool
-pki_certs_leaf(struct pki_order *o, struct err *e)
+mint_certs_leaf(struct mint_order *o, struct err *e)
 {
-    struct pki_key issuer, key;
+    struct mint_key issuer, key;
     struct mem_buf der = {0};
     struct pki_cert ca = {0};
     int dir = -1;
@@ -15792,19 +15809,19 @@ pki_certs_leaf(struct pki_order *o, struct err *e)
 
     if (!o->cn.n)
         o->cn = str_of(o->name);
-    if ((o->command[0] == 's' && !pki_certs_server_names(o, e)) ||
-        !pki_certs_dates(o, e) || !pki_dir_open(o, false, &dir, e))
+    if ((o->command[0] == 's' && !mint_certs_server_names(o, e)) ||
+        !mint_certs_dates(o, e) || !mint_dir_open(o, false, &dir, e))
         return false;
-    if (!pki_key_init(&issuer, e))
+    if (!mint_key_init(&issuer, e))
         goto out;
-    if (pki_key_init(&key, e)) {
-        ok = pki_ca_load(o, dir, &ca, &issuer, e) &&
-             pki_certs_clip(o, &ca, e) && pki_key_make(&key, e) &&
-             pki_make(o, &key, &issuer, ca.subject, &der, e) &&
-             pki_certs_save(o, dir, &key, &der, e);
-        pki_key_fini(&key);
+    if (mint_key_init(&key, e)) {
+        ok = mint_ca_load(o, dir, &ca, &issuer, e) &&
+             mint_certs_clip(o, &ca, e) && mint_key_make(&key, e) &&
+             mint_make(o, &key, &issuer, ca.subject, &der, e) &&
+             mint_certs_save(o, dir, &key, &der, e);
+        mint_key_fini(&key);
     }
-    pki_key_fini(&issuer);
+    mint_key_fini(&issuer);
 out:
     mem_buf_free(&der);
     close(dir);
@@ -15814,7 +15831,7 @@ out:
 /* ---- gateway certs revoke ---- */
 
 /* The list of a folder: what was in it, and what is added. */
-struct pki_list {
+struct mint_list {
     struct pki_cert ca;
     struct pki_crl old;      // of ca.crl; all empty where there is none
     struct mem_buf entries;  // owned: those of `old`, and the new ones
@@ -15823,71 +15840,71 @@ struct pki_list {
 };
 
 static void
-pki_put_number(struct mem_buf *b, struct str number)
+mint_put_number(struct mem_buf *b, struct str number)
 {
-    size_t at = pki_open(b, PKI_INTEGER);
+    size_t at = mint_open(b, PKI_INTEGER);
 
     if (pki_byte(number, 0) & 0x80)
         mem_buf_add(b, "", 1);
     mem_buf_add(b, number.p, number.n);
-    pki_close(b, at);
+    mint_close(b, at);
 }
 
 static void
-pki_put_crl_extensions(struct mem_buf *b, const struct pki_list *l)
+mint_put_crl_extensions(struct mem_buf *b, const struct mint_list *l)
 {
-    size_t outer = pki_open(b, PKI_CONSTRUCTED);
-    size_t list = pki_open(b, PKI_SEQUENCE), at;
+    size_t outer = mint_open(b, PKI_CONSTRUCTED);
+    size_t list = mint_open(b, PKI_SEQUENCE), at;
     struct str in = l->ca.ext[PKI_EXT_SKID];
     struct mem_buf v = {0};
     struct pki_tlv id;
     struct err e;
 
     if (in.p && pki_take(&in, "", PKI_OCTETS, &id, &e)) {
-        at = pki_open(&v, PKI_SEQUENCE);
-        pki_put(&v, PKI_CONTEXT, id.body);
-        pki_close(&v, at);
-        pki_put_ext(b, pki_ext_oids[PKI_EXT_AKID], false,
-                    (struct str){v.p, v.n});
+        at = mint_open(&v, PKI_SEQUENCE);
+        mint_put(&v, PKI_CONTEXT, id.body);
+        mint_close(&v, at);
+        mint_put_ext(b, pki_ext_oids[PKI_EXT_AKID], false,
+                     (struct str){v.p, v.n});
         v.n = 0;
     }
-    pki_put_number(&v, l->number);
-    pki_put_ext(b, PKI_OID_CRL_NUMBER, false, (struct str){v.p, v.n});
+    mint_put_number(&v, l->number);
+    mint_put_ext(b, PKI_OID_CRL_NUMBER, false, (struct str){v.p, v.n});
     mem_buf_free(&v);
-    pki_close(b, list);
-    pki_close(b, outer);
+    mint_close(b, list);
+    mint_close(b, outer);
 }
 
 /* The list, signed with the CA's key. */
 static bool
-pki_make_crl(const struct pki_order *o, const struct pki_list *l,
-             struct pki_key *key, struct mem_buf *out, struct err *e)
+mint_make_crl(const struct mint_order *o, const struct mint_list *l,
+              struct mint_key *key, struct mem_buf *out, struct err *e)
 {
     struct mem_buf b = {0};
-    size_t tbs = pki_open(&b, PKI_SEQUENCE), at;
+    size_t tbs = mint_open(&b, PKI_SEQUENCE), at;
     unsigned char hash[32], sig[ECC_MAX_SIG_SIZE];
     word32 sig_n = sizeof sig;
     bool ok;
 
-    pki_put_small(&b, 1);  // version 2
-    pki_put_sign_algorithm(&b);
+    mint_put_small(&b, 1);  // version 2
+    mint_put_sign_algorithm(&b);
     mem_buf_add(&b, l->ca.subject.p, l->ca.subject.n);
-    pki_put_time(&b, o->not_before);
-    pki_put_time(&b, o->not_after);
+    mint_put_time(&b, o->not_before);
+    mint_put_time(&b, o->not_after);
     if (l->n)
-        pki_put(&b, PKI_SEQUENCE, (struct str){l->entries.p, l->entries.n});
-    pki_put_crl_extensions(&b, l);
-    pki_close(&b, tbs);
+        mint_put(&b, PKI_SEQUENCE, (struct str){l->entries.p, l->entries.n});
+    mint_put_crl_extensions(&b, l);
+    mint_close(&b, tbs);
     pki_sha256(b.p, b.n, hash);
     ok = wc_ecc_sign_hash(hash, sizeof hash, sig, &sig_n, &key->rng,
                           &key->ecc) == 0 ||
          err_set(e, ERR_CONFIG, "the CA's key does not sign");
     if (ok) {
-        at = pki_open(out, PKI_SEQUENCE);
+        at = mint_open(out, PKI_SEQUENCE);
         mem_buf_add(out, b.p, b.n);
-        pki_put_sign_algorithm(out);
-        pki_put_bytes(out, (struct str){(const char *)sig, sig_n});
-        pki_close(out, at);
+        mint_put_sign_algorithm(out);
+        mint_put_bytes(out, (struct str){(const char *)sig, sig_n});
+        mint_close(out, at);
     }
     mem_buf_free(&b);
     return ok;
@@ -15895,7 +15912,7 @@ pki_make_crl(const struct pki_order *o, const struct pki_list *l,
 
 /* One more, in the one shortest form. */
 static struct str
-pki_number_next(struct mem_arena *a, struct str number)
+mint_number_next(struct mem_arena *a, struct str number)
 {
     char *p = mem_alloc(a, number.n + 1);
     size_t i = number.n;
@@ -15909,8 +15926,8 @@ pki_number_next(struct mem_arena *a, struct str number)
 
 /* Reads ca.crl, which must be this CA's own; none is an empty one. */
 static bool
-pki_list_load(const struct pki_order *o, int dir, struct pki_list *l,
-              struct err *e)
+mint_list_load(const struct mint_order *o, int dir, struct mint_list *l,
+               struct err *e)
 {
     struct str text, *v;
     struct stat st;
@@ -15920,7 +15937,7 @@ pki_list_load(const struct pki_order *o, int dir, struct pki_list *l,
         l->number = S("\1");
         return true;
     }
-    if (!pki_file_read(o->a, dir, "ca.crl", &text, &st, e) ||
+    if (!mint_file_read(o->a, dir, "ca.crl", &text, &st, e) ||
         !pki_pem_read(o->a, text, "X509 CRL", &v, &n, e) ||
         !pki_crl_parse(o->a, v[0], &l->old, e))
         return err_prefix(e, "%s/ca.crl: ", o->dir);
@@ -15930,7 +15947,7 @@ pki_list_load(const struct pki_order *o, int dir, struct pki_list *l,
                        "%s/ca.crl: is not the one list of ca.crt: put the "
                        "right one back, or remove it to begin an empty one",
                        o->dir);
-    l->number = pki_number_next(o->a, l->old.number);
+    l->number = mint_number_next(o->a, l->old.number);
     for (l->n = 0; l->n < l->old.revoked_n; l->n++) {
         const char *at = l->old.revoked[l->n];
         struct str in = {at, (size_t)(v[0].p + v[0].n - at)};
@@ -15944,7 +15961,8 @@ pki_list_load(const struct pki_order *o, int dir, struct pki_list *l,
 
 /* An entry, unless the serial number has one. */
 static void
-pki_list_add(const struct pki_order *o, struct pki_list *l, struct str serial)
+mint_list_add(const struct mint_order *o, struct mint_list *l,
+              struct str serial)
 {
     size_t at;
 
@@ -15957,17 +15975,17 @@ pki_list_add(const struct pki_order *o, struct pki_list *l, struct str serial)
         if (pki_number_cmp(pki_crl_serial(entry), serial) == 0)
             return;
     }
-    at = pki_open(&l->entries, PKI_SEQUENCE);
-    pki_put_number(&l->entries, serial);
-    pki_put_time(&l->entries, o->now);
-    pki_close(&l->entries, at);
+    at = mint_open(&l->entries, PKI_SEQUENCE);
+    mint_put_number(&l->entries, serial);
+    mint_put_time(&l->entries, o->now);
+    mint_close(&l->entries, at);
     l->n++;
 }
 
 /* The certificate of that name, which must be this CA's. */
 static bool
-pki_list_add_name(const struct pki_order *o, int dir, const char *name,
-                  struct pki_list *l, struct err *e)
+mint_list_add_name(const struct mint_order *o, int dir, const char *name,
+                   struct mint_list *l, struct err *e)
 {
     const char *file = mem_printf(o->a, "%s.crt", name);
     struct pki_cert c;
@@ -15980,7 +15998,7 @@ pki_list_add_name(const struct pki_order *o, int dir, const char *name,
                        "%s/%s: %s: name a certificate of this folder, or give "
                        "its --serial",
                        o->dir, file, strerror(errno));
-    if (!pki_file_read(o->a, dir, file, &text, &st, e) ||
+    if (!mint_file_read(o->a, dir, file, &text, &st, e) ||
         !pki_pem_read(o->a, text, "CERTIFICATE", &v, &n, e) ||
         !pki_cert_parse(v[0], &c, e))
         return err_prefix(e, "%s/%s: ", o->dir, file);
@@ -15990,24 +16008,24 @@ pki_list_add_name(const struct pki_order *o, int dir, const char *name,
                        "%s/%s: was not issued by %s/ca.crt, so this CA cannot "
                        "revoke it",
                        o->dir, file, o->dir);
-    pki_list_add(o, l, c.serial);
+    mint_list_add(o, l, c.serial);
     return true;
 }
 
 /* Under another name first, so that ca.crl is always a whole list. */
 static bool
-pki_list_save(const struct pki_order *o, int dir, const struct pki_list *l,
-              struct str der, struct err *e)
+mint_list_save(const struct mint_order *o, int dir, const struct mint_list *l,
+               struct str der, struct err *e)
 {
-    struct pki_file f = {.name = "ca.crl", .mode = 0644};
+    struct mint_file f = {.name = "ca.crl", .mode = 0644};
     struct str number;
     char until[32];
     bool ok;
 
-    pki_put_pem(o->a, &f.text, "X509 CRL", der);
-    ok = mem_buf_len(&f.text) <= PKI_FILE_MAX ||
+    mint_put_pem(o->a, &f.text, "X509 CRL", der);
+    ok = mem_buf_len(&f.text) <= MINT_FILE_MAX ||
          err_set(e, ERR_CONFIG, "%s/ca.crl: would be over 1 MiB", o->dir);
-    ok = ok && (pki_file_write(dir, &f, e) || err_prefix(e, "%s/", o->dir));
+    ok = ok && (mint_file_write(dir, &f, e) || err_prefix(e, "%s/", o->dir));
     if (ok && renameat(dir, f.tmp, dir, f.name) == 0)
         f.tmp[0] = 0;
     else if (ok)
@@ -16025,40 +16043,40 @@ pki_list_save(const struct pki_order *o, int dir, const struct pki_list *l,
 }
 
 static bool
-pki_list_make(struct pki_order *o, int dir, struct pki_list *l,
-              struct pki_key *key, struct err *e)
+mint_list_make(struct mint_order *o, int dir, struct mint_list *l,
+               struct mint_key *key, struct err *e)
 {
     struct mem_buf der = {0};
     bool ok =
-        pki_ca_load(o, dir, &l->ca, key, e) && pki_list_load(o, dir, l, e);
+        mint_ca_load(o, dir, &l->ca, key, e) && mint_list_load(o, dir, l, e);
 
     for (int i = 0; ok && i < o->names_n; i++)
-        ok = pki_list_add_name(o, dir, o->names[i], l, e);
+        ok = mint_list_add_name(o, dir, o->names[i], l, e);
     for (size_t i = 0; ok && i < o->serial_n; i++)
-        pki_list_add(o, l, o->serial[i]);
-    ok = ok && pki_make_crl(o, l, key, &der, e) &&
-         pki_list_save(o, dir, l, (struct str){der.p, der.n}, e);
+        mint_list_add(o, l, o->serial[i]);
+    ok = ok && mint_make_crl(o, l, key, &der, e) &&
+         mint_list_save(o, dir, l, (struct str){der.p, der.n}, e);
     mem_buf_free(&der);
     return ok;
 }
 
 static bool
-pki_certs_revoke(struct pki_order *o, struct err *e)
+mint_certs_revoke(struct mint_order *o, struct err *e)
 {
-    struct pki_list l = {0};
-    struct pki_key key;
+    struct mint_list l = {0};
+    struct mint_key key;
     bool ok = false;
     int dir;
 
-    if (!pki_certs_dates(o, e) || !pki_dir_open(o, false, &dir, e))
+    if (!mint_certs_dates(o, e) || !mint_dir_open(o, false, &dir, e))
         return false;
     // two at once would lose what one of them adds
     if (flock(dir, LOCK_EX) != 0) {
         err_set(e, ERR_CONFIG, "%s: cannot be locked: %s", o->dir,
                 strerror(errno));
-    } else if (pki_key_init(&key, e)) {
-        ok = pki_list_make(o, dir, &l, &key, e);
-        pki_key_fini(&key);
+    } else if (mint_key_init(&key, e)) {
+        ok = mint_list_make(o, dir, &l, &key, e);
+        mint_key_fini(&key);
     }
     mem_buf_free(&l.entries);
     close(dir);
@@ -16067,14 +16085,14 @@ pki_certs_revoke(struct pki_order *o, struct err *e)
 
 /* ---- its command line ---- */
 
-#define PKI_HELP_DATES                                                         \
+#define MINT_HELP_DATES                                                        \
     "  --days N            valid for N days from now (1 to 36500)\n"           \
     "  --not-before DATE   for tests: 2026-01-31 or 2026-01-31T12:00:00Z\n"    \
     "  --not-after DATE\n"                                                     \
     "  --force             replace files that are there already\n"             \
     "  --help              this text\n"
 
-#define PKI_HELP_LEAF                                                          \
+#define MINT_HELP_LEAF                                                         \
     "  --cn TEXT           common name, if not NAME\n"                         \
     "  --o TEXT            organization\n"                                     \
     "  --ou TEXT           organizational unit; may be repeated\n"             \
@@ -16082,9 +16100,9 @@ pki_certs_revoke(struct pki_order *o, struct err *e)
     "  --ip ADDRESS\n"                                                         \
     "  --uri URI\n"                                                            \
     "  --email ADDRESS\n"                                                      \
-    "  --eku PURPOSE       clientAuth, serverAuth or none\n" PKI_HELP_DATES
+    "  --eku PURPOSE       clientAuth, serverAuth or none\n" MINT_HELP_DATES
 
-static const char pki_help[] =
+static const char mint_help[] =
     "usage: gateway certs init|server|client|revoke DIR ...\n"
     "       gateway certs doctor CERT.pem --ca CA.pem\n"
     "\n"
@@ -16106,34 +16124,34 @@ static const char pki_help[] =
     "  gateway certs server certs localhost\n"
     "  gateway certs client certs alice --ou ops\n";
 
-static const char pki_help_init[] =
+static const char mint_help_init[] =
     "usage: gateway certs init DIR [options]\n"
     "\n"
     "Makes a CA: DIR/ca.crt, and DIR/ca.key (mode 0600). DIR is made if it\n"
     "is not there. Valid for ten years if nothing else is said.\n"
     "\n"
-    "  --name TEXT         what the CA is called\n" PKI_HELP_DATES "\n"
+    "  --name TEXT         what the CA is called\n" MINT_HELP_DATES "\n"
     "examples:\n"
     "  gateway certs init certs\n"
     "  gateway certs init certs --name \"Lab CA\" --days 365\n";
 
-static const char pki_help_server[] =
+static const char mint_help_server[] =
     "usage: gateway certs server DIR NAME [options]\n"
     "\n"
     "Makes DIR/NAME.crt and DIR/NAME.key (mode 0600), signed by DIR/ca.key,\n"
     "valid for 90 days if nothing else is said. Without --dns and --ip the\n"
     "server is called NAME; localhost is 127.0.0.1 and ::1 too.\n"
-    "\n" PKI_HELP_LEAF "\n"
+    "\n" MINT_HELP_LEAF "\n"
     "examples:\n"
     "  gateway certs server certs localhost\n"
     "  gateway certs server certs server --dns gw.example.org --ip 10.0.0.7\n";
 
-static const char pki_help_client[] =
+static const char mint_help_client[] =
     "usage: gateway certs client DIR NAME [options]\n"
     "\n"
     "Makes DIR/NAME.crt and DIR/NAME.key (mode 0600), signed by DIR/ca.key,\n"
     "valid for 90 days if nothing else is said.\n"
-    "\n" PKI_HELP_LEAF "\n"
+    "\n" MINT_HELP_LEAF "\n"
     "examples:\n"
     "  gateway certs client certs alice --ou ops --ou dev\n"
     "  gateway certs client certs cam1 \\\n"
@@ -16141,7 +16159,7 @@ static const char pki_help_client[] =
     "  gateway certs client certs old --not-before 2020-01-01 "
     "--not-after 2020-12-31\n";
 
-static const char pki_help_revoke[] =
+static const char mint_help_revoke[] =
     "usage: gateway certs revoke DIR [NAME...] [options]\n"
     "\n"
     "Writes DIR/ca.crl, the list of the certificates that DIR's CA has taken\n"
@@ -16163,21 +16181,21 @@ static const char pki_help_revoke[] =
     "  gateway certs revoke certs alice cam1\n"
     "  gateway certs revoke certs --serial 531e8ea168a03d800d1560b8061162af\n";
 
-static const struct pki_command {
+static const struct mint_command {
     const char *name, *help;
-    bool (*run)(struct pki_order *, struct err *);
+    bool (*run)(struct mint_order *, struct err *);
     const char *eku;
     int words;  // DIR, or DIR and NAME; 0: DIR and any number of NAMEs
-} pki_commands[] = {
-    {"init", pki_help_init, pki_certs_init, NULL, 1},
-    {"server", pki_help_server, pki_certs_leaf, "serverAuth", 2},
-    {"client", pki_help_client, pki_certs_leaf, "clientAuth", 2},
-    {"revoke", pki_help_revoke, pki_certs_revoke, NULL, 0},
+} mint_commands[] = {
+    {"init", mint_help_init, mint_certs_init, NULL, 1},
+    {"server", mint_help_server, mint_certs_leaf, "serverAuth", 2},
+    {"client", mint_help_client, mint_certs_leaf, "clientAuth", 2},
+    {"revoke", mint_help_revoke, mint_certs_revoke, NULL, 0},
 };
 
-enum { PKI_OPT_LEAF_ONLY = 7 };  // how many options `init` does not have
+enum { MINT_OPT_LEAF_ONLY = 7 };  // how many options `init` does not have
 
-static const struct option pki_options[] = {
+static const struct option mint_options[] = {
     {"ou", 1, NULL, 'u'},
     {"dns", 1, NULL, 'D'},
     {"ip", 1, NULL, 'I'},
@@ -16195,7 +16213,7 @@ static const struct option pki_options[] = {
     {0},
 };
 
-static const struct option pki_options_revoke[] = {
+static const struct option mint_options_revoke[] = {
     {"serial", 1, NULL, 's'},     {"days", 1, NULL, 'd'},
     {"not-before", 1, NULL, 'b'}, {"not-after", 1, NULL, 'a'},
     {"help", 0, NULL, 'h'},       {0},
@@ -16203,7 +16221,7 @@ static const struct option pki_options_revoke[] = {
 
 /* "2026-01-31" (its first second) or "2026-01-31T12:00:00Z". */
 static bool
-pki_date_parse(const char *s, int64_t *out)
+mint_date_parse(const char *s, int64_t *out)
 {
     static const char form[] = "0000-00-00T00:00:00Z";
     int f[6] = {0};
@@ -16226,9 +16244,9 @@ pki_date_parse(const char *s, int64_t *out)
 }
 
 static bool
-pki_option_date(const char *option, const char *s, int64_t *out, struct err *e)
+mint_option_date(const char *option, const char *s, int64_t *out, struct err *e)
 {
-    if (pki_date_parse(s, out) && *out != 0)
+    if (mint_date_parse(s, out) && *out != 0)
         return true;
     return err_set(e, ERR_SYNTAX,
                    "--%s \"%s\": write a date as 2026-01-31 or "
@@ -16238,8 +16256,8 @@ pki_option_date(const char *option, const char *s, int64_t *out, struct err *e)
 
 /* Text of a subject: X.520 allows 64 characters. */
 static bool
-pki_option_text(const char *option, const char *s, struct str *out,
-                struct err *e)
+mint_option_text(const char *option, const char *s, struct str *out,
+                 struct err *e)
 {
     size_t chars = 0;
 
@@ -16256,7 +16274,7 @@ pki_option_text(const char *option, const char *s, struct str *out,
 }
 
 static bool
-pki_option_san(struct pki_order *o, int code, const char *s, struct err *e)
+mint_option_san(struct mint_order *o, int code, const char *s, struct err *e)
 {
     struct str v = str_of(s);
     const char *why = NULL;
@@ -16282,11 +16300,11 @@ pki_option_san(struct pki_order *o, int code, const char *s, struct err *e)
     }
     if (why)
         return err_set(e, ERR_SYNTAX, "\"%s\": %s", s, why);
-    return pki_order_san(o, tag, v, e);
+    return mint_order_san(o, tag, v, e);
 }
 
 static bool
-pki_option_eku(struct pki_order *o, const char *s, struct err *e)
+mint_option_eku(struct mint_order *o, const char *s, struct err *e)
 {
     if (strcmp(s, "none") == 0)
         o->eku = NULL;
@@ -16301,7 +16319,7 @@ pki_option_eku(struct pki_order *o, const char *s, struct err *e)
 }
 
 static bool
-pki_option_days(struct pki_order *o, const char *s, struct err *e)
+mint_option_days(struct mint_order *o, const char *s, struct err *e)
 {
     uint64_t days;
 
@@ -16312,7 +16330,7 @@ pki_option_days(struct pki_order *o, const char *s, struct err *e)
 }
 
 static bool
-pki_option_serial(struct pki_order *o, const char *s, struct err *e)
+mint_option_serial(struct mint_order *o, const char *s, struct err *e)
 {
     size_t n = strlen(s), odd = n & 1;
     char *p = mem_alloc(o->a, n / 2 + 1);
@@ -16333,42 +16351,42 @@ pki_option_serial(struct pki_order *o, const char *s, struct err *e)
 }
 
 static bool
-pki_option(struct pki_order *o, int code, const char *s, struct err *e)
+mint_option(struct mint_order *o, int code, const char *s, struct err *e)
 {
     switch (code) {
     case 's':
-        return pki_option_serial(o, s, e);
+        return mint_option_serial(o, s, e);
     case 'u':
         if (o->ou_n == PKI_ITEMS_MAX / 2)
             return err_set(e, ERR_SYNTAX, "more than %d times --ou",
                            PKI_ITEMS_MAX / 2);
-        return pki_option_text("ou", s, &o->ou[o->ou_n++], e);
+        return mint_option_text("ou", s, &o->ou[o->ou_n++], e);
     case 'c':
-        return pki_option_text(o->command[0] == 'i' ? "name" : "cn", s, &o->cn,
-                               e);
+        return mint_option_text(o->command[0] == 'i' ? "name" : "cn", s, &o->cn,
+                                e);
     case 'o':
-        return pki_option_text("o", s, &o->o, e);
+        return mint_option_text("o", s, &o->o, e);
     case 'k':
-        return pki_option_eku(o, s, e);
+        return mint_option_eku(o, s, e);
     case 'd':
-        return pki_option_days(o, s, e);
+        return mint_option_days(o, s, e);
     case 'b':
-        return pki_option_date("not-before", s, &o->not_before, e);
+        return mint_option_date("not-before", s, &o->not_before, e);
     case 'a':
         o->date_given = true;
-        return pki_option_date("not-after", s, &o->not_after, e);
+        return mint_option_date("not-after", s, &o->not_after, e);
     case 'f':
         return o->force = true;
     case 'h':
         return o->help = true;
     default:
-        return pki_option_san(o, code, s, e);
+        return mint_option_san(o, code, s, e);
     }
 }
 
 /* NAME becomes two file names: one plain word, and not the CA's. */
 static bool
-pki_name_ok(const char *s)
+mint_name_ok(const char *s)
 {
     size_t n = strlen(s);
 
@@ -16380,12 +16398,12 @@ pki_name_ok(const char *s)
 }
 
 static bool
-pki_args(const struct pki_command *c, int argc, char **argv,
-         struct pki_order *o, struct err *e)
+mint_args(const struct mint_command *c, int argc, char **argv,
+          struct mint_order *o, struct err *e)
 {
     const struct option *options =
-        c->words == 0 ? pki_options_revoke
-                      : pki_options + (c->words == 1 ? PKI_OPT_LEAF_ONLY : 0);
+        c->words == 0 ? mint_options_revoke
+                      : mint_options + (c->words == 1 ? MINT_OPT_LEAF_ONLY : 0);
     int code;
 
     optind = 0;  // glibc and musl: begin anew
@@ -16396,7 +16414,7 @@ pki_args(const struct pki_command *c, int argc, char **argv,
         if (code == '?')
             return err_set(e, ERR_SYNTAX, "unknown option %s",
                            argv[optind - 1]);
-        if (!pki_option(o, code, optarg, e))
+        if (!mint_option(o, code, optarg, e))
             return false;
         if (o->help)
             return true;
@@ -16411,7 +16429,7 @@ pki_args(const struct pki_command *c, int argc, char **argv,
     o->names = argv + optind + 1;
     o->names_n = argc - optind - 1;
     for (int i = 0; i < o->names_n; i++)
-        if (!pki_name_ok(o->names[i]))
+        if (!mint_name_ok(o->names[i]))
             return err_set(e, ERR_SYNTAX,
                            "NAME \"%s\": it names files, so write letters, "
                            "digits, '.', '-' and '_' (and not \"ca\"); --cn "
@@ -16421,10 +16439,10 @@ pki_args(const struct pki_command *c, int argc, char **argv,
 }
 
 static int
-pki_command_run(const struct pki_command *c, int argc, char **argv)
+mint_command_run(const struct mint_command *c, int argc, char **argv)
 {
     struct mem_arena *a = mem_arena_new(8u << 20);
-    struct pki_order *o = mem_alloc(a, sizeof *o);
+    struct mint_order *o = mem_alloc(a, sizeof *o);
     struct err e;
     bool ok;
 
@@ -16433,7 +16451,7 @@ pki_command_run(const struct pki_command *c, int argc, char **argv)
     o->eku = c->eku;
     o->now = time(NULL);
     must(wolfCrypt_Init() == 0);
-    ok = pki_args(c, argc, argv, o, &e);
+    ok = mint_args(c, argc, argv, o, &e);
     if (ok && o->help)
         fputs(c->help, stdout);
     else if (ok)
@@ -16449,7 +16467,7 @@ pki_command_run(const struct pki_command *c, int argc, char **argv)
 
 /* ---- gateway certs doctor ---- */
 
-static const char pki_help_doctor[] =
+static const char mint_help_doctor[] =
     "usage: gateway certs doctor CERT.pem --ca CA.pem [options]\n"
     "\n"
     "Would a listener whose client_ca is CA.pem accept this client, and if\n"
@@ -16469,14 +16487,14 @@ static const char pki_help_doctor[] =
     "  gateway certs doctor alice.crt --ca certs/ca.crt\n"
     "  gateway certs doctor alice.crt --ca certs/ca.crt --at 2027-06-01\n";
 
-static const struct option pki_doctor_options[] = {
+static const struct option mint_doctor_options[] = {
     {"ca", 1, NULL, 'C'},     {"crl", 1, NULL, 'r'},
     {"eku", 1, NULL, 'k'},    {"depth", 1, NULL, 'd'},
     {"server", 0, NULL, 's'}, {"at", 1, NULL, 'a'},
     {"help", 0, NULL, 'h'},   {0},
 };
 
-struct pki_doctor {
+struct mint_doctor {
     struct mem_arena *a;
     const char *file;       // CERT.pem
     struct mem_buf ca;      // owned: all of --ca
@@ -16488,8 +16506,8 @@ struct pki_doctor {
 };
 
 static bool
-pki_doctor_file(struct pki_doctor *d, const char *file, struct str *out,
-                struct err *e)
+mint_doctor_file(struct mint_doctor *d, const char *file, struct str *out,
+                 struct err *e)
 {
     struct stat st;
     int fd = open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -16497,24 +16515,25 @@ pki_doctor_file(struct pki_doctor *d, const char *file, struct str *out,
     if (fd < 0)
         return err_set(e, ERR_CONFIG, "%s: %s", file, strerror(errno));
     close(fd);
-    return pki_file_read(d->a, AT_FDCWD, file, out, &st, e) ||
+    return mint_file_read(d->a, AT_FDCWD, file, out, &st, e) ||
            err_prefix(e, "%s: ", file);
 }
 
 static bool
-pki_doctor_option(struct pki_doctor *d, int code, const char *s, struct err *e)
+mint_doctor_option(struct mint_doctor *d, int code, const char *s,
+                   struct err *e)
 {
     struct str text;
 
     switch (code) {
     case 'C':
-        if (!pki_doctor_file(d, s, &text, e))
+        if (!mint_doctor_file(d, s, &text, e))
             return false;
         mem_buf_add(&d->ca, text.p, text.n);
         mem_buf_add(&d->ca, "\n", 1);
         return true;
     case 'r':
-        return pki_doctor_file(d, s, &text, e) &&
+        return mint_doctor_file(d, s, &text, e) &&
                pki_crls_add(d->crls, str_of(s), text, e);
     case 'k':
         d->eku_any = strcmp(s, "any") == 0;
@@ -16529,27 +16548,27 @@ pki_doctor_option(struct pki_doctor *d, int code, const char *s, struct err *e)
         d->role = PKI_SERVER;
         return true;
     case 'a':
-        return pki_option_date("at", s, &d->at, e);
+        return mint_option_date("at", s, &d->at, e);
     default:
         return d->help = true;
     }
 }
 
 static bool
-pki_doctor_args(struct pki_doctor *d, int argc, char **argv, struct err *e)
+mint_doctor_args(struct mint_doctor *d, int argc, char **argv, struct err *e)
 {
     int code;
 
     optind = 0;
     opterr = 0;
-    while ((code = getopt_long(argc, argv, ":h", pki_doctor_options, NULL)) !=
+    while ((code = getopt_long(argc, argv, ":h", mint_doctor_options, NULL)) !=
            -1) {
         if (code == ':' || code == '?')
             return err_set(e, ERR_SYNTAX,
                            code == ':' ? "%s needs a value"
                                        : "unknown option %s",
                            argv[optind - 1]);
-        if (!pki_doctor_option(d, code, optarg, e))
+        if (!mint_doctor_option(d, code, optarg, e))
             return false;
         if (d->help)
             return true;
@@ -16562,7 +16581,7 @@ pki_doctor_args(struct pki_doctor *d, int argc, char **argv, struct err *e)
 
 /* False with ERR_TLS: refused. */
 static bool
-pki_doctor_ask(struct pki_doctor *d, struct pki_identity **id, struct err *e)
+mint_doctor_ask(struct mint_doctor *d, struct pki_identity **id, struct err *e)
 {
     struct str pem, *der, ca = {mem_buf_ptr(&d->ca), mem_buf_len(&d->ca)};
     struct pki_anchors *anchors = NULL;
@@ -16577,7 +16596,7 @@ pki_doctor_ask(struct pki_doctor *d, struct pki_identity **id, struct err *e)
         return err_prefix(e, "--ca: ");
     pki_rules_init(&rules, d->role, anchors, d->eku_any, (unsigned)d->depth);
     pki_rules_crls(&rules, d->crls);
-    ok = pki_doctor_file(d, d->file, &pem, e) &&
+    ok = mint_doctor_file(d, d->file, &pem, e) &&
          (pki_pem_read(d->a, pem, "CERTIFICATE", &der, &n, e) ||
           err_prefix(e, "%s: ", d->file)) &&
          (n <= PKI_CHAIN_MAX || err_set(e, ERR_TLS, "its chain is too long")) &&
@@ -16592,13 +16611,13 @@ pki_doctor_ask(struct pki_doctor *d, struct pki_identity **id, struct err *e)
 }
 
 static int
-pki_doctor_run(struct pki_doctor *d)
+mint_doctor_run(struct mint_doctor *d)
 {
     struct pki_identity *id;
     char until[32];
     struct err e;
 
-    if (!pki_doctor_ask(d, &id, &e)) {
+    if (!mint_doctor_ask(d, &id, &e)) {
         if (e.kind != ERR_TLS) {
             fprintf(stderr, "gateway certs doctor: %s\n", e.msg);
             return 2;
@@ -16615,25 +16634,25 @@ pki_doctor_run(struct pki_doctor *d)
 
 /* argv[0] is "doctor". Returns the exit code. */
 static int
-pki_doctor(int argc, char **argv)
+mint_doctor(int argc, char **argv)
 {
-    struct pki_doctor d = {.a = mem_arena_new(SIZE_MAX),
-                           .crls = pki_crls_new(),
-                           .depth = PKI_CHAIN_MAX,
-                           .at = time(NULL)};
+    struct mint_doctor d = {.a = mem_arena_new(SIZE_MAX),
+                            .crls = pki_crls_new(),
+                            .depth = PKI_CHAIN_MAX,
+                            .at = time(NULL)};
     struct err e;
     int code = 0;
 
     must(wolfCrypt_Init() == 0);
-    if (!pki_doctor_args(&d, argc, argv, &e)) {
+    if (!mint_doctor_args(&d, argc, argv, &e)) {
         fprintf(stderr,
                 "gateway certs doctor: %s\ntry: gateway certs doctor --help\n",
                 e.msg);
         code = 2;
     } else if (d.help) {
-        fputs(pki_help_doctor, stdout);
+        fputs(mint_help_doctor, stdout);
     } else {
-        code = pki_doctor_run(&d);
+        code = mint_doctor_run(&d);
     }
     mem_buf_free(&d.ca);
     pki_crls_free(d.crls);
@@ -16643,26 +16662,26 @@ pki_doctor(int argc, char **argv)
 
 /* `gateway certs …`: argv[0] is "certs". Returns the exit code. */
 static int
-pki_command(int argc, char **argv)
+mint_command(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "";
 
-    for (size_t i = 0; i < sizeof pki_commands / sizeof *pki_commands; i++)
-        if (strcmp(pki_commands[i].name, name) == 0)
-            return pki_command_run(&pki_commands[i], argc - 1, argv + 1);
+    for (size_t i = 0; i < sizeof mint_commands / sizeof *mint_commands; i++)
+        if (strcmp(mint_commands[i].name, name) == 0)
+            return mint_command_run(&mint_commands[i], argc - 1, argv + 1);
     if (strcmp(name, "doctor") == 0)
-        return pki_doctor(argc - 1, argv + 1);
+        return mint_doctor(argc - 1, argv + 1);
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
-        fputs(pki_help, stdout);
+        fputs(mint_help, stdout);
         return 0;
     }
     fprintf(stderr, "gateway certs: %s%s\n%s",
             argc > 1 ? "no such command: " : "say which command", name,
-            pki_help);
+            mint_help);
     return 2;
 }
 
-/* ==== 15 tls: wolfSSL over two buffers ======================================
+/* ==== 16 tls: wolfSSL over two buffers ======================================
  *
  * Sans-I/O: ciphertext in by tls_feed(), ciphertext out by tls_ops.on_cipher.
  * Both sides: what clients connect to, and what connects to https upstreams.
@@ -18539,7 +18558,7 @@ tls_client_keep(struct tls *t, struct tls_session *kept)
     wolfSSL_SESSION_free(own);
 }
 
-/* ==== 16 h1: HTTP/1.1, both sides ===========================================
+/* ==== 17 h1: HTTP/1.1, both sides ===========================================
  *
  * Sans-I/O: bytes in, calls out. llhttp parses with every lenient flag off;
  * before it sees a head, h1_scan() has refused what RFC 9112 lets a parser
@@ -20128,7 +20147,7 @@ h1_client_eof(struct h1_client *c, struct err *e)
                               : "before its answer was complete");
 }
 
-/* ==== 17 pp: PROXY protocol headers =========================================
+/* ==== 18 pp: PROXY protocol headers =========================================
  *
  * What HAProxy's load balancers, and others, say before a connection's first
  * byte: who is at its other end. Version 1 is a line of text, version 2 is
@@ -20535,7 +20554,7 @@ pp_write_v2(struct mem_buf *b, struct pp_ends ends, const struct pp_tls *tls)
     mem_buf_free(&rest);
 }
 
-/* ==== 18 sock: a stream with an output queue and deadlines ==================
+/* ==== 19 sock: a stream with an output queue and deadlines ==================
  *
  * What client and upstream connections have in common: one libuv stream, TCP
  * or Unix, bytes gathered in `out` and sent by sock_flush(), a deadline that
@@ -20904,7 +20923,7 @@ sock_close(struct sock *s)
         uv_close(&s->h.handle, sock_on_closed);
 }
 
-/* ==== 19 conn: one client connection ========================================
+/* ==== 20 conn: one client connection ========================================
  *
  * A socket, its TLS session (none on the admin address), and the codec. The
  * only room that touches a client's socket: below it, tls and h1 see bytes.
@@ -21904,7 +21923,7 @@ conn_cut_tunnels(struct conn_set *set)
             h1_tunnel_cut(c->h1, &e);
 }
 
-/* ==== 20 up: upstream connections ===========================================
+/* ==== 21 up: upstream connections ===========================================
  *
  * A pool for each upstream and worker: resolve, connect, keep alive, pick the
  * target with the fewest calls. A call is one request and its answer over one
@@ -23130,7 +23149,7 @@ up_free(struct up_set *set)
     uv_close((uv_handle_t *)&set->ares_timer, NULL);
 }
 
-/* ==== 21 proxy: a request, carried to an upstream and back ==================
+/* ==== 22 proxy: a request, carried to an upstream and back ==================
  *
  * Glue between a req and an up_call. Nothing is copied through: the request's
  * head is written afresh from what was parsed and checked, the answer's from
@@ -23655,7 +23674,7 @@ proxy_start(struct proxy *p)
     up_go(p->call);
 }
 
-/* ==== 22 msg: typed frames between our processes ============================
+/* ==== 23 msg: typed frames between our processes ============================
  *
  * A channel is a socketpair that carries frames: a header, then its body.
  *
@@ -24169,40 +24188,31 @@ msg_chan_on_closed(uv_handle_t *h)
     c->ops->on_gone(c->data, c->failed ? &c->why : NULL);
 }
 
-/* ==== 23 jail: giving up rights, and starting a program without any =========
+/* ==== 24 wall: what our own processes give up ===============================
  *
- * Two halves. What each of our own processes gives up, in this order:
- * jail_early() before anything else, jail_drop() once it has read its bundle.
- * And jail_spawn(), which starts a program in its own session, with the
- * descriptors, limits and environment that it is handed and nothing else.
+ * For good, and in this order: wall_early() before anything else, wall_drop()
+ * once a process has read its bundle, and then its wall: the files and ports it
+ * may still open (Landlock), and the system calls it may still make (seccomp).
+ * The supervisor, and the broker with what it starts, refuse what is listed; a
+ * worker and the throw-away processes are allowed what is listed. Filters add
+ * up: a program has the supervisor's, the broker's and its own.
  *
- * The child of jail_spawn() runs in our memory until execveat() (that is what
- * makes a start cheap), so jail_child() only makes system calls, and everything
- * it needs is prepared before.
+ * libseccomp compiles filters, we install them.
  *
- * Around programs there is a cage: namespaces and a view of the file system,
- * which the broker enters once, with jail_cage_enter(); Landlock, for each run;
- * seccomp. What of that this machine has, jail_probe() tries before any of it
- * is relied on.
- *
- * Entry   jail_early  jail_drop  jail_filter_program  jail_spawn  jail_orphans
- *         jail_sweep  jail_probe  jail_has
+ * Down    err log str boot
+ * Entry   wall_early  wall_drop  wall_raise  wall_broker  wall_supervisor
+ *         wall_filter_program  wall_filter_whole
  */
 enum {
-    JAIL_FILE_FD = 10,    // a command's file slots are 10, 11, …
-    JAIL_FILES_MAX = 16,  // of them
-    JAIL_LIMITS_MAX = 6,
-    JAIL_STACK = 32 << 10,
-    JAIL_CLOEXEC = 1 << 2,      // CLOSE_RANGE_CLOEXEC, which old headers lack
-    JAIL_CAP_V3 = 0x20080522,   // capset()'s version: two rows of 32 bits
-    JAIL_SET_VMA = 0x53564d41,  // PR_SET_VMA: names for memory, by malloc()
-    JAIL_CAP_ADMIN = 1 << 21,   // CAP_SYS_ADMIN, in the first row
+    WALL_CLOEXEC = 1 << 2,      // CLOSE_RANGE_CLOEXEC, which old headers lack
+    WALL_CAP_V3 = 0x20080522,   // capset()'s version: two rows of 32 bits
+    WALL_SET_VMA = 0x53564d41,  // PR_SET_VMA: names for memory, by malloc()
 };
 
 /* Not dumpable: no process of our uid may ptrace us or read /proc/PID/mem.
  * Only the build for leak checks can be talked out of it. */
 static bool
-jail_undumpable(void)
+wall_undumpable(void)
 {
 #ifdef GATEWAY_TEST_DUMPABLE
     const char *leave = getenv("GATEWAY_DUMPABLE");
@@ -24217,9 +24227,9 @@ jail_undumpable(void)
  * manager may have given the supervisor for a port below 1024, go with the
  * inheritable ones, and an execve() adds none. */
 static bool
-jail_uncap(struct err *e)
+wall_uncap(struct err *e)
 {
-    uint32_t head[2] = {JAIL_CAP_V3, 0};
+    uint32_t head[2] = {WALL_CAP_V3, 0};
     uint32_t none[6] = {0};  // effective, permitted, inheritable, twice
 
     if (syscall(SYS_capset, head, none) != 0)
@@ -24229,7 +24239,7 @@ jail_uncap(struct err *e)
 
 /* Empties the bounding set, where we may: only with CAP_SETPCAP. */
 static void
-jail_uncap_bound(void)
+wall_uncap_bound(void)
 {
     for (unsigned long cap = 0; prctl(PR_CAPBSET_DROP, cap, 0L, 0L, 0L) == 0;
          cap++)
@@ -24238,13 +24248,13 @@ jail_uncap_bound(void)
 
 /* The first call of every child. Descriptors from `first_unknown` on are not
  * in the child's contract, and are closed. Root keeps what it needs to become
- * somebody else: the rest is jail_drop()'s. */
+ * somebody else: the rest is wall_drop()'s. */
 static bool
-jail_early(unsigned first_unknown, struct err *e)
+wall_early(unsigned first_unknown, struct err *e)
 {
     struct rlimit none = {0, 0};
 
-    if (!jail_undumpable())
+    if (!wall_undumpable())
         return err_set(e, ERR_CONFIG, "dumpable: %s", strerror(errno));
     if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0)
         return err_set(e, ERR_CONFIG, "no_new_privs: %s", strerror(errno));
@@ -24254,15 +24264,15 @@ jail_early(unsigned first_unknown, struct err *e)
         return err_set(e, ERR_CONFIG,
                        "close_range: %s: a kernel of 5.11 or later is needed",
                        strerror(errno));
-    return geteuid() == 0 || jail_uncap(e);
+    return geteuid() == 0 || wall_uncap(e);
 }
 
 static bool
-jail_become(uid_t uid, gid_t gid, struct err *e)
+wall_become(uid_t uid, gid_t gid, struct err *e)
 {
     if (uid == 0)
         return err_set(e, ERR_CONFIG, "cannot drop privileges to uid 0");
-    jail_uncap_bound();
+    wall_uncap_bound();
     if (setgroups(0, NULL) != 0 || setresgid(gid, gid, gid) != 0 ||
         setresuid(uid, uid, uid) != 0)
         return err_set(e, ERR_CONFIG, "cannot become uid %u, gid %u: %s", uid,
@@ -24273,21 +24283,21 @@ jail_become(uid_t uid, gid_t gid, struct err *e)
 /* Becomes `uid` and `gid` for good: no supplementary group, no way back, no
  * capability. */
 static bool
-jail_drop(uid_t uid, gid_t gid, struct err *e)
+wall_drop(uid_t uid, gid_t gid, struct err *e)
 {
-    if (!jail_become(uid, gid, e) || !jail_uncap(e))
+    if (!wall_become(uid, gid, e) || !wall_uncap(e))
         return false;
     if (setresuid((uid_t)-1, 0, (uid_t)-1) == 0 || geteuid() != uid ||
         getegid() != gid)
         return err_set(e, ERR_CONFIG, "uid %u could become root again", uid);
-    if (!jail_undumpable())  // a change of uid may have reset it
+    if (!wall_undumpable())  // a change of uid may have reset it
         return err_set(e, ERR_CONFIG, "dumpable: %s", strerror(errno));
     return true;
 }
 
 /* The lower of what is wanted and what we may have: never asks for more. */
 static rlim_t
-jail_limit_fit(int resource, uint64_t want)
+wall_limit_fit(int resource, uint64_t want)
 {
     struct rlimit now;
 
@@ -24299,7 +24309,7 @@ jail_limit_fit(int resource, uint64_t want)
 
 /* libseccomp compiles filters; we install them. One that is being made keeps
  * its first failure, so that rules are added in a row and asked for once. */
-struct jail_filter {
+struct wall_filter {
     scmp_filter_ctx ctx;
     const char *call;  // whose rule could not be added
     int error;         // errno
@@ -24308,43 +24318,43 @@ struct jail_filter {
 /* The number at which calls begin that this source does not know; 0: they are
  * not numbered alike here. */
 #if defined(__x86_64__) || defined(__aarch64__) || defined(__riscv)
-enum { JAIL_NR_NEW = 463, JAIL_NR_X32 = 0x40000000 };
+enum { WALL_NR_NEW = 463, WALL_NR_X32 = 0x40000000 };
 #else
-enum { JAIL_NR_NEW = 0, JAIL_NR_X32 = 0 };
+enum { WALL_NR_NEW = 0, WALL_NR_X32 = 0 };
 #endif
 
 /* The argument of clone() that holds its flags. */
 #ifdef __s390__
-enum { JAIL_CLONE_FLAGS = 1 };
+enum { WALL_CLONE_FLAGS = 1 };
 #else
-enum { JAIL_CLONE_FLAGS = 0 };
+enum { WALL_CLONE_FLAGS = 0 };
 #endif
 
 /* Calls of the sanitizers' own, and no death for them. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { JAIL_SANITIZED = 1 };
+enum { WALL_SANITIZED = 1 };
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-enum { JAIL_SANITIZED = 1 };
+enum { WALL_SANITIZED = 1 };
 #else
-enum { JAIL_SANITIZED = 0 };
+enum { WALL_SANITIZED = 0 };
 #endif
 #else
-enum { JAIL_SANITIZED = 0 };
+enum { WALL_SANITIZED = 0 };
 #endif
 
-#define JAIL_ERRNO(n) SCMP_ACT_ERRNO((uint16_t)(n))
-#define JAIL_ARG2(n, op_, a, b)                                                \
+#define WALL_ERRNO(n) SCMP_ACT_ERRNO((uint16_t)(n))
+#define WALL_ARG2(n, op_, a, b)                                                \
     ((struct scmp_arg_cmp){                                                    \
         .arg = (n), .op = SCMP_CMP_##op_, .datum_a = (a), .datum_b = (b)})
-#define JAIL_ARG(n, op, value) JAIL_ARG2(n, op, value, 0)
-#define JAIL_BITS(n, mask, value) JAIL_ARG2(n, MASKED_EQ, mask, value)
+#define WALL_ARG(n, op, value) WALL_ARG2(n, op, value, 0)
+#define WALL_BITS(n, mask, value) WALL_ARG2(n, MASKED_EQ, mask, value)
 /* Of an `int`: the kernel does not look at the upper half of the register. */
-#define JAIL_INT(n, value) JAIL_BITS(n, 0xffffffff, (uint32_t)(value))
+#define WALL_INT(n, value) WALL_BITS(n, 0xffffffff, (uint32_t)(value))
 
 /* A call that this machine does not have needs no rule. */
 static void
-jail_rule_nr(struct jail_filter *f, uint32_t action, const char *call, int nr,
+wall_rule_nr(struct wall_filter *f, uint32_t action, const char *call, int nr,
              const struct scmp_arg_cmp *args, unsigned n)
 {
     int r;
@@ -24360,15 +24370,15 @@ jail_rule_nr(struct jail_filter *f, uint32_t action, const char *call, int nr,
 
 /* `args` all hold at once. To a library that does not know the call, this is
  * one that answers ENOSYS, or is not needed. */
-#define JAIL_RULE(f, action, call, ...)                                        \
-    jail_rule_nr(f, action, call, seccomp_syscall_resolve_name(call),          \
+#define WALL_RULE(f, action, call, ...)                                        \
+    wall_rule_nr(f, action, call, seccomp_syscall_resolve_name(call),          \
                  (const struct scmp_arg_cmp[]){__VA_ARGS__},                   \
                  sizeof((const struct scmp_arg_cmp[]){__VA_ARGS__}) /          \
                      sizeof(struct scmp_arg_cmp))
 
 /* `calls` are names with a space between them. */
 static void
-jail_rules(struct jail_filter *f, uint32_t action, const char *calls)
+wall_rules(struct wall_filter *f, uint32_t action, const char *calls)
 {
     struct str left = str_of(calls), word;
     bool more = true;
@@ -24379,7 +24389,7 @@ jail_rules(struct jail_filter *f, uint32_t action, const char *calls)
         more = str_cut(left, ' ', &word, &left);
         snprintf(name, sizeof name, "%.*s", STR_FMT(word));
         must(word.n && word.n < sizeof name);
-        jail_rule_nr(f, action, calls, seccomp_syscall_resolve_name(name), NULL,
+        wall_rule_nr(f, action, calls, seccomp_syscall_resolve_name(name), NULL,
                      0);
     }
 }
@@ -24387,12 +24397,12 @@ jail_rules(struct jail_filter *f, uint32_t action, const char *calls)
 /* What is not of this machine's own kind (32 bit, x32) is killed; it would pass
  * by numbers that mean something else. */
 static void
-jail_filter_new(struct jail_filter *f, uint32_t otherwise)
+wall_filter_new(struct wall_filter *f, uint32_t otherwise)
 {
     // what our filters need (Linux 4.14); else the library asks the kernel, and
     // compiles nothing where seccomp(2) is refused
     seccomp_api_set(3);
-    *f = (struct jail_filter){.ctx = seccomp_init(otherwise)};
+    *f = (struct wall_filter){.ctx = seccomp_init(otherwise)};
     must(f->ctx);
     if (seccomp_attr_set(f->ctx, SCMP_FLTATR_ACT_BADARCH,
                          SCMP_ACT_KILL_PROCESS) != 0 ||
@@ -24402,7 +24412,7 @@ jail_filter_new(struct jail_filter *f, uint32_t otherwise)
 
 /* The whole of a file from its start; NULL: errno says why. */
 static void *
-jail_slurp(int fd, size_t *n)
+wall_slurp(int fd, size_t *n)
 {
     struct stat st;
     char *p;
@@ -24421,15 +24431,15 @@ jail_slurp(int fd, size_t *n)
 /* Puts in front: what is newer than this source answers ENOSYS, as on a kernel
  * that is no newer. */
 static struct sock_fprog
-jail_filter_front(const struct sock_filter *rest, size_t n)
+wall_filter_front(const struct sock_filter *rest, size_t n)
 {
     const struct sock_filter front[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, JAIL_NR_X32, 2, 0),
-        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, JAIL_NR_NEW, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, WALL_NR_X32, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, WALL_NR_NEW, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
     };
-    size_t before = JAIL_NR_NEW ? sizeof front / sizeof *front : 0;
+    size_t before = WALL_NR_NEW ? sizeof front / sizeof *front : 0;
     struct sock_filter *all = mem_xmalloc((before + n) * sizeof *all);
 
     must(before + n <= BPF_MAXINSNS);
@@ -24440,7 +24450,7 @@ jail_filter_front(const struct sock_filter *rest, size_t n)
 
 /* Compiles, and frees what it was made of. */
 static bool
-jail_filter_end(struct jail_filter *f, const char *what, struct sock_fprog *out,
+wall_filter_end(struct wall_filter *f, const char *what, struct sock_fprog *out,
                 struct err *e)
 {
     int fd = memfd_create("filter", MFD_CLOEXEC);
@@ -24450,10 +24460,10 @@ jail_filter_end(struct jail_filter *f, const char *what, struct sock_fprog *out,
 
     if (r == 0)
         r = seccomp_export_bpf(f->ctx, fd);
-    if (r == 0 && !(code = jail_slurp(fd, &n)))
+    if (r == 0 && !(code = wall_slurp(fd, &n)))
         r = -errno;
     if (code)
-        *out = jail_filter_front(code, n / sizeof *code);
+        *out = wall_filter_front(code, n / sizeof *code);
     free(code);
     if (fd >= 0)
         close(fd);
@@ -24466,73 +24476,73 @@ jail_filter_end(struct jail_filter *f, const char *what, struct sock_fprog *out,
 /* Other processes of our uid, whether dumpable or not, are reached by more than
  * signals: their limits, their scheduling, who gets SIGIO. */
 static void
-jail_refuse_others(struct jail_filter *f)
+wall_refuse_others(struct wall_filter *f)
 {
-    const uint32_t no = JAIL_ERRNO(EPERM);
+    const uint32_t no = WALL_ERRNO(EPERM);
 
-    JAIL_RULE(f, no, "prlimit64", JAIL_ARG(0, NE, 0), JAIL_ARG(2, NE, 0));
-    JAIL_RULE(f, no, "sched_setaffinity", JAIL_ARG(0, NE, 0));
-    JAIL_RULE(f, no, "sched_setattr", JAIL_ARG(0, NE, 0));
-    JAIL_RULE(f, no, "sched_setparam", JAIL_ARG(0, NE, 0));
-    JAIL_RULE(f, no, "sched_setscheduler", JAIL_ARG(0, NE, 0));
-    JAIL_RULE(f, no, "setpriority", JAIL_ARG(0, GT, PRIO_PGRP));
-    JAIL_RULE(f, no, "setpriority", JAIL_ARG(1, NE, 0));
-    JAIL_RULE(f, no, "ioprio_set", JAIL_ARG(0, GT, 2));
-    JAIL_RULE(f, no, "ioprio_set", JAIL_ARG(1, NE, 0));
-    JAIL_RULE(f, no, "fcntl", JAIL_INT(1, F_SETOWN));
-    JAIL_RULE(f, no, "fcntl", JAIL_INT(1, F_SETOWN_EX));
-    JAIL_RULE(f, no, "fcntl64", JAIL_INT(1, F_SETOWN));
-    JAIL_RULE(f, no, "fcntl64", JAIL_INT(1, F_SETOWN_EX));
-    JAIL_RULE(f, no, "ioctl", JAIL_INT(1, FIOSETOWN));
-    JAIL_RULE(f, no, "ioctl", JAIL_INT(1, SIOCSPGRP));
+    WALL_RULE(f, no, "prlimit64", WALL_ARG(0, NE, 0), WALL_ARG(2, NE, 0));
+    WALL_RULE(f, no, "sched_setaffinity", WALL_ARG(0, NE, 0));
+    WALL_RULE(f, no, "sched_setattr", WALL_ARG(0, NE, 0));
+    WALL_RULE(f, no, "sched_setparam", WALL_ARG(0, NE, 0));
+    WALL_RULE(f, no, "sched_setscheduler", WALL_ARG(0, NE, 0));
+    WALL_RULE(f, no, "setpriority", WALL_ARG(0, GT, PRIO_PGRP));
+    WALL_RULE(f, no, "setpriority", WALL_ARG(1, NE, 0));
+    WALL_RULE(f, no, "ioprio_set", WALL_ARG(0, GT, 2));
+    WALL_RULE(f, no, "ioprio_set", WALL_ARG(1, NE, 0));
+    WALL_RULE(f, no, "fcntl", WALL_INT(1, F_SETOWN));
+    WALL_RULE(f, no, "fcntl", WALL_INT(1, F_SETOWN_EX));
+    WALL_RULE(f, no, "fcntl64", WALL_INT(1, F_SETOWN));
+    WALL_RULE(f, no, "fcntl64", WALL_INT(1, F_SETOWN_EX));
+    WALL_RULE(f, no, "ioctl", WALL_INT(1, FIOSETOWN));
+    WALL_RULE(f, no, "ioctl", WALL_INT(1, SIOCSPGRP));
 }
 
 /* Ways to a terminal's input, which a program would have to have first. */
 static void
-jail_refuse_terminal(struct jail_filter *f)
+wall_refuse_terminal(struct wall_filter *f)
 {
-    JAIL_RULE(f, JAIL_ERRNO(EPERM), "ioctl", JAIL_INT(1, TIOCSTI));
-    JAIL_RULE(f, JAIL_ERRNO(EPERM), "ioctl", JAIL_INT(1, TIOCLINUX));
-    JAIL_RULE(f, JAIL_ERRNO(EPERM), "ioctl", JAIL_INT(1, TIOCSETD));
+    WALL_RULE(f, WALL_ERRNO(EPERM), "ioctl", WALL_INT(1, TIOCSTI));
+    WALL_RULE(f, WALL_ERRNO(EPERM), "ioctl", WALL_INT(1, TIOCLINUX));
+    WALL_RULE(f, WALL_ERRNO(EPERM), "ioctl", WALL_INT(1, TIOCSETD));
 }
 
 /* clone3() has its flags in memory, where a filter cannot look: ENOSYS (above)
  * makes the C library fall back to clone(). */
 static void
-jail_refuse_namespaces(struct jail_filter *f)
+wall_refuse_namespaces(struct wall_filter *f)
 {
     static const unsigned flags[] = {CLONE_NEWNS,    CLONE_NEWUTS, CLONE_NEWIPC,
                                      CLONE_NEWUSER,  CLONE_NEWPID, CLONE_NEWNET,
                                      CLONE_NEWCGROUP};
 
-    jail_rules(f, JAIL_ERRNO(EPERM), "unshare setns");
+    wall_rules(f, WALL_ERRNO(EPERM), "unshare setns");
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
-        JAIL_RULE(f, JAIL_ERRNO(EPERM), "clone",
-                  JAIL_BITS(JAIL_CLONE_FLAGS, flags[i], flags[i]));
+        WALL_RULE(f, WALL_ERRNO(EPERM), "clone",
+                  WALL_BITS(WALL_CLONE_FLAGS, flags[i], flags[i]));
 }
 
 /* With a network: Unix sockets, TCP and UDP. Not netlink, which getaddrinfo()
  * would like to ask for our addresses and can do without; never raw, packet,
  * vsock, alg, or a rarer protocol of IP. Pairs are for talking to oneself. */
 static void
-jail_refuse_sockets(struct jail_filter *f, bool network)
+wall_refuse_sockets(struct wall_filter *f, bool network)
 {
-    const uint32_t no = JAIL_ERRNO(EPERM);
+    const uint32_t no = WALL_ERRNO(EPERM);
 
-    jail_rules(f, no, "socketcall");
-    JAIL_RULE(f, no, "socketpair", JAIL_ARG(0, NE, AF_UNIX));
+    wall_rules(f, no, "socketcall");
+    WALL_RULE(f, no, "socketpair", WALL_ARG(0, NE, AF_UNIX));
     if (!network) {
-        jail_rules(f, no, "socket");
+        wall_rules(f, no, "socket");
         return;
     }
     for (unsigned family = 0; family < AF_INET6; family++)
         if (family != AF_UNIX && family != AF_INET)
-            JAIL_RULE(f, no, "socket", JAIL_INT(0, family));
-    JAIL_RULE(f, no, "socket", JAIL_ARG(0, GT, AF_INET6));
+            WALL_RULE(f, no, "socket", WALL_INT(0, family));
+    WALL_RULE(f, no, "socket", WALL_ARG(0, GT, AF_INET6));
     for (unsigned type = 0; type < 16; type++)
         if (type != SOCK_STREAM && type != SOCK_DGRAM)
-            JAIL_RULE(f, no, "socket", JAIL_BITS(1, 15, type));
-    JAIL_RULE(f, no, "socket", JAIL_ARG(2, GT, IPPROTO_UDP));
+            WALL_RULE(f, no, "socket", WALL_BITS(1, 15, type));
+    WALL_RULE(f, no, "socket", WALL_ARG(2, GT, IPPROTO_UDP));
 }
 
 /* The supervisor, the broker and the programs each stand behind a filter that
@@ -24541,29 +24551,29 @@ jail_refuse_sockets(struct jail_filter *f, bool network)
  *
  * This is the supervisor's: what nothing below it needs either. */
 static void
-jail_refuse_supervisor(struct jail_filter *f)
+wall_refuse_supervisor(struct wall_filter *f)
 {
-    const uint32_t no = JAIL_ERRNO(EPERM);
+    const uint32_t no = WALL_ERRNO(EPERM);
 
-    jail_rules(f, JAIL_ERRNO(ENOSYS),
+    wall_rules(f, WALL_ERRNO(ENOSYS),
                "clone3 io_uring_setup io_uring_enter io_uring_register");
-    if (!JAIL_SANITIZED)  // the leak checker does this to its own process
-        jail_rules(f, no, "ptrace process_vm_readv process_vm_writev");
-    jail_rules(f, no,
+    if (!WALL_SANITIZED)  // the leak checker does this to its own process
+        wall_rules(f, no, "ptrace process_vm_readv process_vm_writev");
+    wall_rules(f, no,
                "process_madvise process_mrelease kcmp pidfd_getfd move_pages "
                "migrate_pages keyctl add_key request_key bpf perf_event_open "
                "userfaultfd lookup_dcookie open_by_handle_at "
                "name_to_handle_at fanotify_init fanotify_mark");
-    jail_rules(f, no,
+    wall_rules(f, no,
                "kexec_load kexec_file_load create_module init_module "
                "finit_module delete_module reboot swapon swapoff acct "
                "quotactl quotactl_fd syslog vhangup iopl ioperm modify_ldt "
                "vm86 vm86old uselib _sysctl nfsservctl");
-    jail_rules(f, no,
+    wall_rules(f, no,
                "settimeofday stime clock_settime clock_settime64 adjtimex "
                "clock_adjtime clock_adjtime64");
-    JAIL_RULE(f, no, "personality", JAIL_ARG(0, NE, 0xffffffff));
-    jail_refuse_terminal(f);
+    WALL_RULE(f, no, "personality", WALL_ARG(0, NE, 0xffffffff));
+    wall_refuse_terminal(f);
 }
 
 /* The broker's, on top, once it has opened all it needs. memfd_create(): what
@@ -24571,114 +24581,114 @@ jail_refuse_supervisor(struct jail_filter *f)
  * libraries that use it fall back to a file. System V and POSIX queues: they
  * would outlive the program. */
 static void
-jail_refuse_broker(struct jail_filter *f, bool network)
+wall_refuse_broker(struct wall_filter *f, bool network)
 {
-    jail_rules(f, JAIL_ERRNO(EPERM),
+    wall_rules(f, WALL_ERRNO(EPERM),
                "mount umount umount2 pivot_root chroot move_mount open_tree "
                "fsopen fsconfig fsmount fspick mount_setattr sethostname "
                "setdomainname");
-    jail_rules(f, JAIL_ERRNO(ENOSYS), "memfd_create memfd_secret");
-    jail_rules(f, JAIL_ERRNO(ENOSYS),
+    wall_rules(f, WALL_ERRNO(ENOSYS), "memfd_create memfd_secret");
+    wall_rules(f, WALL_ERRNO(ENOSYS),
                "shmget shmat shmctl msgget msgsnd msgrcv msgctl semget semop "
                "semtimedop semtimedop_time64 semctl ipc mq_open mq_unlink");
-    jail_refuse_others(f);
-    jail_refuse_sockets(f, network);
+    wall_refuse_others(f);
+    wall_refuse_sockets(f, network);
 }
 
 /* A program's, on top. It does not leave its group, which is what a timeout
  * kills. */
 static void
-jail_refuse_program(struct jail_filter *f, bool network)
+wall_refuse_program(struct wall_filter *f, bool network)
 {
-    jail_rules(f, JAIL_ERRNO(EPERM), "setsid setpgid");
-    if (JAIL_SANITIZED)
-        jail_rules(f, JAIL_ERRNO(EPERM),
+    wall_rules(f, WALL_ERRNO(EPERM), "setsid setpgid");
+    if (WALL_SANITIZED)
+        wall_rules(f, WALL_ERRNO(EPERM),
                    "ptrace process_vm_readv process_vm_writev");
-    jail_refuse_namespaces(f);
+    wall_refuse_namespaces(f);
     if (!network)
-        jail_rules(f, JAIL_ERRNO(EPERM), "socket");
+        wall_rules(f, WALL_ERRNO(EPERM), "socket");
 }
 
 /* Compiled once, and the caller's for good. Whole only behind the supervisor's
  * and the broker's. */
 static bool
-jail_filter_program(bool network, struct sock_fprog *out, struct err *e)
+wall_filter_program(bool network, struct sock_fprog *out, struct err *e)
 {
-    struct jail_filter f;
+    struct wall_filter f;
 
-    jail_filter_new(&f, SCMP_ACT_ALLOW);
-    jail_refuse_program(&f, network);
-    return jail_filter_end(&f, "programs", out, e);
+    wall_filter_new(&f, SCMP_ACT_ALLOW);
+    wall_refuse_program(&f, network);
+    return wall_filter_end(&f, "programs", out, e);
 }
 
 /* All that a program meets, in one: to ask, not to install. */
 static bool
-jail_filter_whole(bool network, struct sock_fprog *out, struct err *e)
+wall_filter_whole(bool network, struct sock_fprog *out, struct err *e)
 {
-    struct jail_filter f;
+    struct wall_filter f;
 
-    jail_filter_new(&f, SCMP_ACT_ALLOW);
-    jail_refuse_supervisor(&f);
-    jail_refuse_broker(&f, network);
-    jail_refuse_program(&f, network);
-    return jail_filter_end(&f, "programs", out, e);
+    wall_filter_new(&f, SCMP_ACT_ALLOW);
+    wall_refuse_supervisor(&f);
+    wall_refuse_broker(&f, network);
+    wall_refuse_program(&f, network);
+    return wall_filter_end(&f, "programs", out, e);
 }
 
 /* `network`: some command may have one. */
 static bool
-jail_filter_broker(bool network, struct sock_fprog *out, struct err *e)
+wall_filter_broker(bool network, struct sock_fprog *out, struct err *e)
 {
-    struct jail_filter f;
+    struct wall_filter f;
 
-    jail_filter_new(&f, SCMP_ACT_ALLOW);
-    jail_refuse_broker(&f, network);
-    return jail_filter_end(&f, "the broker", out, e);
+    wall_filter_new(&f, SCMP_ACT_ALLOW);
+    wall_refuse_broker(&f, network);
+    return wall_filter_end(&f, "the broker", out, e);
 }
 
 static bool
-jail_filter_supervisor(struct sock_fprog *out, struct err *e)
+wall_filter_supervisor(struct sock_fprog *out, struct err *e)
 {
-    struct jail_filter f;
+    struct wall_filter f;
 
-    jail_filter_new(&f, SCMP_ACT_ALLOW);
-    jail_refuse_supervisor(&f);
-    return jail_filter_end(&f, "the supervisor", out, e);
+    wall_filter_new(&f, SCMP_ACT_ALLOW);
+    wall_refuse_supervisor(&f);
+    return wall_filter_end(&f, "the supervisor", out, e);
 }
 
 /* ---- seccomp: what a worker may call ---- */
 
 /* What a process of ours needs that computes, and has its descriptors. */
 static void
-jail_allow_common(struct jail_filter *f)
+wall_allow_common(struct wall_filter *f)
 {
     const uint32_t yes = SCMP_ACT_ALLOW;
 
-    jail_rules(f, yes,
+    wall_rules(f, yes,
                "read write readv writev pread64 close lseek _llseek fstat "
                "fstat64 newfstatat fstatat64 statx stat stat64 lstat lstat64");
-    jail_rules(f, yes, "brk munmap mremap madvise");
-    jail_rules(f, yes,
+    wall_rules(f, yes, "brk munmap mremap madvise");
+    wall_rules(f, yes,
                "clock_gettime clock_gettime64 clock_getres clock_getres_time64 "
                "gettimeofday time times getrusage nanosleep clock_nanosleep "
                "clock_nanosleep_time64 poll ppoll ppoll_time64");
-    jail_rules(f, yes,
+    wall_rules(f, yes,
                "getpid getppid gettid getuid geteuid getgid getegid getuid32 "
                "geteuid32 getgid32 getegid32 getrandom uname sysinfo getcpu "
                "sched_yield sched_getaffinity getrlimit ugetrlimit getcwd");
-    jail_rules(f, yes,
+    wall_rules(f, yes,
                "futex futex_time64 rt_sigaction rt_sigprocmask rt_sigreturn "
                "sigreturn sigaltstack restart_syscall set_robust_list rseq "
                "exit exit_group");
-    JAIL_RULE(f, yes, "prlimit64", JAIL_ARG(0, EQ, 0), JAIL_ARG(2, EQ, 0));
-    JAIL_RULE(f, yes, "tgkill", JAIL_INT(0, getpid()));  // abort()
-    JAIL_RULE(f, yes, "prctl", JAIL_INT(0, PR_SET_NAME));
-    JAIL_RULE(f, yes, "prctl", JAIL_INT(0, JAIL_SET_VMA));
-    JAIL_RULE(f, yes, "seccomp", JAIL_INT(0, SECCOMP_SET_MODE_FILTER));
+    WALL_RULE(f, yes, "prlimit64", WALL_ARG(0, EQ, 0), WALL_ARG(2, EQ, 0));
+    WALL_RULE(f, yes, "tgkill", WALL_INT(0, getpid()));  // abort()
+    WALL_RULE(f, yes, "prctl", WALL_INT(0, PR_SET_NAME));
+    WALL_RULE(f, yes, "prctl", WALL_INT(0, WALL_SET_VMA));
+    WALL_RULE(f, yes, "seccomp", WALL_INT(0, SECCOMP_SET_MODE_FILTER));
 }
 
 /* Memory that is not code, files that are read: Landlock says which. */
 static void
-jail_allow_narrow(struct jail_filter *f)
+wall_allow_narrow(struct wall_filter *f)
 {
     static const int fcntls[] = {F_GETFL, F_SETFL, F_GETFD, F_SETFD};
     static const unsigned long ioctls[] = {FIONBIO, FIONREAD, FIOCLEX, TCGETS,
@@ -24686,22 +24696,22 @@ jail_allow_narrow(struct jail_filter *f)
     const uint32_t yes = SCMP_ACT_ALLOW;
     const unsigned write = O_ACCMODE | O_CREAT | O_TRUNC;
 
-    JAIL_RULE(f, yes, "mmap", JAIL_BITS(2, PROT_EXEC, 0));
-    JAIL_RULE(f, yes, "mmap2", JAIL_BITS(2, PROT_EXEC, 0));
-    JAIL_RULE(f, yes, "mprotect", JAIL_BITS(2, PROT_EXEC, 0));
-    JAIL_RULE(f, yes, "open", JAIL_BITS(1, write, 0));
-    JAIL_RULE(f, yes, "openat", JAIL_BITS(2, write, 0));
+    WALL_RULE(f, yes, "mmap", WALL_BITS(2, PROT_EXEC, 0));
+    WALL_RULE(f, yes, "mmap2", WALL_BITS(2, PROT_EXEC, 0));
+    WALL_RULE(f, yes, "mprotect", WALL_BITS(2, PROT_EXEC, 0));
+    WALL_RULE(f, yes, "open", WALL_BITS(1, write, 0));
+    WALL_RULE(f, yes, "openat", WALL_BITS(2, write, 0));
     for (size_t i = 0; i < sizeof fcntls / sizeof *fcntls; i++) {
-        JAIL_RULE(f, yes, "fcntl", JAIL_INT(1, fcntls[i]));
-        JAIL_RULE(f, yes, "fcntl64", JAIL_INT(1, fcntls[i]));
+        WALL_RULE(f, yes, "fcntl", WALL_INT(1, fcntls[i]));
+        WALL_RULE(f, yes, "fcntl64", WALL_INT(1, fcntls[i]));
     }
     for (size_t i = 0; i < sizeof ioctls / sizeof *ioctls; i++)
-        JAIL_RULE(f, yes, "ioctl", JAIL_INT(1, ioctls[i]));
+        WALL_RULE(f, yes, "ioctl", WALL_INT(1, ioctls[i]));
 }
 
 /* What a loop with sockets needs. It never binds: its listeners came open. */
 static void
-jail_allow_sockets(struct jail_filter *f)
+wall_allow_sockets(struct wall_filter *f)
 {
     static const struct {
         int level, option;
@@ -24720,37 +24730,37 @@ jail_allow_sockets(struct jail_filter *f)
                           types[] = {SOCK_STREAM, SOCK_DGRAM};
     const uint32_t yes = SCMP_ACT_ALLOW;
 
-    jail_rules(f, yes,
+    wall_rules(f, yes,
                "epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 "
                "eventfd2 pipe2 accept accept4 connect listen shutdown recvfrom "
                "recv recvmsg sendto send sendmsg getsockname getpeername "
                "getsockopt");
     for (size_t i = 0; i < sizeof options / sizeof *options; i++)
-        JAIL_RULE(f, yes, "setsockopt", JAIL_INT(1, options[i].level),
-                  JAIL_INT(2, options[i].option));
+        WALL_RULE(f, yes, "setsockopt", WALL_INT(1, options[i].level),
+                  WALL_INT(2, options[i].option));
     for (size_t i = 0; i < 3; i++)
         for (size_t j = 0; j < 2; j++)
-            JAIL_RULE(f, yes, "socket", JAIL_INT(0, families[i]),
-                      JAIL_BITS(1, 15, types[j]), JAIL_ARG(2, LE, IPPROTO_UDP));
+            WALL_RULE(f, yes, "socket", WALL_INT(0, families[i]),
+                      WALL_BITS(1, 15, types[j]), WALL_ARG(2, LE, IPPROTO_UDP));
 }
 
 /* What `verify` does besides: it opens programs, and copies pinned ones. */
 static void
-jail_allow_verify(struct jail_filter *f)
+wall_allow_verify(struct wall_filter *f)
 {
-    jail_rules(f, SCMP_ACT_ALLOW,
+    wall_rules(f, SCMP_ACT_ALLOW,
                "memfd_create fchmod fgetxattr readlink readlinkat getdents64 "
                "statfs statfs64 fstatfs fstatfs64");
-    JAIL_RULE(f, SCMP_ACT_ALLOW, "fcntl", JAIL_INT(1, F_ADD_SEALS));
-    JAIL_RULE(f, SCMP_ACT_ALLOW, "fcntl64", JAIL_INT(1, F_ADD_SEALS));
+    WALL_RULE(f, SCMP_ACT_ALLOW, "fcntl", WALL_INT(1, F_ADD_SEALS));
+    WALL_RULE(f, SCMP_ACT_ALLOW, "fcntl64", WALL_INT(1, F_ADD_SEALS));
 }
 
 /* What the leak checker does to its own process as that ends, and the runtimes
  * of sanitizers for their reports. */
 static void
-jail_allow_sanitizer(struct jail_filter *f)
+wall_allow_sanitizer(struct wall_filter *f)
 {
-    jail_rules(f, SCMP_ACT_ALLOW,
+    wall_rules(f, SCMP_ACT_ALLOW,
                "clone ptrace wait4 prctl readlink readlinkat getdents64 "
                "process_vm_readv tgkill kill pipe unlink membarrier "
                "personality set_tid_address");
@@ -24758,54 +24768,54 @@ jail_allow_sanitizer(struct jail_filter *f)
 
 /* Nobody comes here by accident: the process ends there and then. */
 static void
-jail_kill_worker(struct jail_filter *f)
+wall_kill_worker(struct wall_filter *f)
 {
     const uint32_t kill = SCMP_ACT_KILL_PROCESS;
 
-    jail_rules(f, JAIL_ERRNO(ENOSYS),
+    wall_rules(f, WALL_ERRNO(ENOSYS),
                "clone3 io_uring_setup io_uring_enter io_uring_register");
-    if (JAIL_SANITIZED)
+    if (WALL_SANITIZED)
         return;
-    jail_rules(f, kill,
+    wall_rules(f, kill,
                "execve execveat fork vfork clone unshare setns ptrace "
                "process_vm_readv process_vm_writev process_madvise kcmp "
                "pidfd_open pidfd_getfd pidfd_send_signal memfd_secret bpf "
                "perf_event_open userfaultfd keyctl add_key request_key");
-    jail_rules(f, kill,
+    wall_rules(f, kill,
                "mount umount umount2 pivot_root chroot move_mount open_tree "
                "fsopen fsconfig fsmount fspick mount_setattr kexec_load "
                "kexec_file_load init_module finit_module delete_module "
                "open_by_handle_at name_to_handle_at pkey_mprotect");
-    jail_rules(f, kill,
+    wall_rules(f, kill,
                "setuid setgid setreuid setregid setresuid setresgid setgroups "
                "setfsuid setfsgid capset kill tkill rt_sigqueueinfo "
                "rt_tgsigqueueinfo");
-    JAIL_RULE(f, kill, "mmap", JAIL_BITS(2, PROT_EXEC, PROT_EXEC));
-    JAIL_RULE(f, kill, "mmap2", JAIL_BITS(2, PROT_EXEC, PROT_EXEC));
-    JAIL_RULE(f, kill, "mprotect", JAIL_BITS(2, PROT_EXEC, PROT_EXEC));
+    WALL_RULE(f, kill, "mmap", WALL_BITS(2, PROT_EXEC, PROT_EXEC));
+    WALL_RULE(f, kill, "mmap2", WALL_BITS(2, PROT_EXEC, PROT_EXEC));
+    WALL_RULE(f, kill, "mprotect", WALL_BITS(2, PROT_EXEC, PROT_EXEC));
 }
 
-enum jail_wall { JAIL_CHECK, JAIL_VERIFY, JAIL_WORKER };
+enum wall_kind { WALL_CHECK, WALL_VERIFY, WALL_WORKER };
 
 /* For this very process: its own number is in there. */
 static bool
-jail_filter_own(enum jail_wall wall, struct sock_fprog *out, struct err *e)
+wall_filter_own(enum wall_kind wall, struct sock_fprog *out, struct err *e)
 {
-    struct jail_filter f;
+    struct wall_filter f;
 
-    jail_filter_new(&f, SCMP_ACT_TRAP);
-    jail_allow_common(&f);
-    jail_allow_narrow(&f);
-    jail_kill_worker(&f);
-    if (wall == JAIL_WORKER)
-        jail_allow_sockets(&f);
-    if (wall == JAIL_VERIFY)
-        jail_allow_verify(&f);
-    else if (!JAIL_SANITIZED)
-        jail_rules(&f, SCMP_ACT_KILL_PROCESS, "memfd_create");
-    if (JAIL_SANITIZED)
-        jail_allow_sanitizer(&f);
-    return jail_filter_end(&f, "this process", out, e);
+    wall_filter_new(&f, SCMP_ACT_TRAP);
+    wall_allow_common(&f);
+    wall_allow_narrow(&f);
+    wall_kill_worker(&f);
+    if (wall == WALL_WORKER)
+        wall_allow_sockets(&f);
+    if (wall == WALL_VERIFY)
+        wall_allow_verify(&f);
+    else if (!WALL_SANITIZED)
+        wall_rules(&f, SCMP_ACT_KILL_PROCESS, "memfd_create");
+    if (WALL_SANITIZED)
+        wall_allow_sanitizer(&f);
+    return wall_filter_end(&f, "this process", out, e);
 }
 
 /* ---- our own walls ---- */
@@ -24813,18 +24823,18 @@ jail_filter_own(enum jail_wall wall, struct sock_fprog *out, struct err *e)
 /* Calls that neither are allowed nor end the process answer EPERM, and are
  * named in the log afterwards. An honest worker makes none; another C library
  * might, and then goes on with less. */
-static volatile uint64_t jail_trapped[8], jail_trapped_told[8];
-static volatile unsigned jail_traps;
+static volatile uint64_t wall_trapped[8], wall_trapped_told[8];
+static volatile unsigned wall_traps;
 
 static void
-jail_on_trap(int signal, siginfo_t *si, void *context)
+wall_on_trap(int signal, siginfo_t *si, void *context)
 {
     unsigned nr = (unsigned)si->si_syscall & 511;
     ucontext_t *u = context;
 
     (void)signal;
-    jail_trapped[nr / 64] |= (uint64_t)1 << nr % 64;
-    jail_traps++;
+    wall_trapped[nr / 64] |= (uint64_t)1 << nr % 64;
+    wall_traps++;
 #if defined(__x86_64__)
     u->uc_mcontext.gregs[REG_RAX] = -EPERM;
 #elif defined(__aarch64__)
@@ -24839,17 +24849,17 @@ jail_on_trap(int signal, siginfo_t *si, void *context)
 
 /* Logs what was refused since the last time. The number of calls. */
 static unsigned
-jail_wall_report(void)
+wall_report(void)
 {
-    unsigned n = jail_traps;
+    unsigned n = wall_traps;
 
     for (unsigned nr = 0; n && nr < 512; nr++) {
         uint64_t bit = (uint64_t)1 << nr % 64;
         char *name;
 
-        if (!(jail_trapped[nr / 64] & ~jail_trapped_told[nr / 64] & bit))
+        if (!(wall_trapped[nr / 64] & ~wall_trapped_told[nr / 64] & bit))
             continue;
-        jail_trapped_told[nr / 64] |= bit;
+        wall_trapped_told[nr / 64] |= bit;
         name = seccomp_syscall_resolve_num_arch(SCMP_ARCH_NATIVE, (int)nr);
         log_at(LOG_ERROR, "jail",
                "this process called %s (%u), which its seccomp filter does not "
@@ -24857,13 +24867,13 @@ jail_wall_report(void)
                name ? name : "something", nr);
         free(name);
     }
-    jail_traps = 0;
+    wall_traps = 0;
     return n;
 }
 
 /* For good. `accepted`: without, if the kernel has none. */
 static bool
-jail_filter_install(const struct sock_fprog *p, bool accepted, struct err *e)
+wall_filter_install(const struct sock_fprog *p, bool accepted, struct err *e)
 {
     if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0u, p) == 0 || accepted)
         return true;
@@ -24876,13 +24886,13 @@ jail_filter_install(const struct sock_fprog *p, bool accepted, struct err *e)
 
 /* Landlock's numbers that older headers lack. */
 enum {
-    JAIL_FENCE_TCP = 3,     // bind, connect: version 4
-    JAIL_FENCE_SCOPES = 3,  // abstract Unix sockets, signals: version 6
-    JAIL_FENCE_PORT = 2,    // the type of a rule
+    WALL_FENCE_TCP = 3,     // bind, connect: version 4
+    WALL_FENCE_SCOPES = 3,  // abstract Unix sockets, signals: version 6
+    WALL_FENCE_PORT = 2,    // the type of a rule
 };
 
 /* What a process of ours may still reach by name. */
-struct jail_fence {
+struct wall_fence {
     const char *const *files;  // may be read; what is not there is left out
     const uint16_t *ports;     // that it may connect to
     size_t ports_n;
@@ -24890,7 +24900,7 @@ struct jail_fence {
 
 /* Every right over files that this version of Landlock knows. */
 static uint64_t
-jail_fence_rights(int abi)
+wall_fence_rights(int abi)
 {
     unsigned bits = abi >= 5 ? 16 : abi >= 3 ? 15 : abi == 2 ? 14 : 13;
 
@@ -24898,7 +24908,7 @@ jail_fence_rights(int abi)
 }
 
 static bool
-jail_fence_file(int rules, const char *path)
+wall_fence_file(int rules, const char *path)
 {
     struct landlock_path_beneath_attr a = {
         .allowed_access = LANDLOCK_ACCESS_FS_READ_FILE,
@@ -24917,15 +24927,15 @@ jail_fence_file(int rules, const char *path)
 }
 
 static bool
-jail_fence_rules(int rules, int abi, const struct jail_fence *f)
+wall_fence_rules(int rules, int abi, const struct wall_fence *f)
 {
     for (const char *const *file = f->files; *file; file++)
-        if (!jail_fence_file(rules, *file))
+        if (!wall_fence_file(rules, *file))
             return false;
     for (size_t i = 0; abi >= 4 && i < f->ports_n; i++) {
         uint64_t rule[2] = {2, f->ports[i]};  // connect
 
-        if (syscall(SYS_landlock_add_rule, rules, JAIL_FENCE_PORT, rule, 0))
+        if (syscall(SYS_landlock_add_rule, rules, WALL_FENCE_PORT, rule, 0))
             return false;
     }
     return true;
@@ -24936,12 +24946,12 @@ jail_fence_rules(int rules, int abi, const struct jail_fence *f)
  * signals nobody outside. Unix sockets by name can be connected to as before:
  * no version up to 8 restricts that. */
 static bool
-jail_fence(const struct jail_fence *f, bool accepted, struct err *e)
+wall_fence(const struct wall_fence *f, bool accepted, struct err *e)
 {
     int abi = (int)syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_CREATE_RULESET_VERSION);
-    uint64_t attr[3] = {jail_fence_rights(abi), abi >= 4 ? JAIL_FENCE_TCP : 0,
-                        abi >= 6 ? JAIL_FENCE_SCOPES : 0};
+    uint64_t attr[3] = {wall_fence_rights(abi), abi >= 4 ? WALL_FENCE_TCP : 0,
+                        abi >= 6 ? WALL_FENCE_SCOPES : 0};
     size_t size = abi >= 6 ? 24 : abi >= 4 ? 16 : 8;
     int rules = -1;
     bool ok = false;
@@ -24949,7 +24959,7 @@ jail_fence(const struct jail_fence *f, bool accepted, struct err *e)
     if (abi > 0)
         rules = (int)syscall(SYS_landlock_create_ruleset, attr, size, 0);
     if (rules >= 0)
-        ok = jail_fence_rules(rules, abi, f) &&
+        ok = wall_fence_rules(rules, abi, f) &&
              syscall(SYS_landlock_restrict_self, rules, 0) == 0;
     if (!ok && !accepted)
         err_set(e, ERR_CONFIG,
@@ -24962,26 +24972,26 @@ jail_fence(const struct jail_fence *f, bool accepted, struct err *e)
 }
 
 /* Which layers the operator said may be missing. */
-struct jail_accept {
+struct wall_accept {
     bool seccomp, landlock;
 };
 
 /* Seals this process in: files, ports and signals, then calls. Before any
  * event loop exists: libuv would make an io_uring, and find it denied later. */
 static bool
-jail_wall(enum jail_wall wall, const struct jail_fence *fence,
-          struct jail_accept accept, struct err *e)
+wall_raise(enum wall_kind wall, const struct wall_fence *fence,
+           struct wall_accept accept, struct err *e)
 {
-    struct sigaction trap = {.sa_sigaction = jail_on_trap,
+    struct sigaction trap = {.sa_sigaction = wall_on_trap,
                              .sa_flags = SA_SIGINFO};
     struct sock_fprog p;
     bool ok;
 
     tzset();  // reads a file, once
-    if (!jail_fence(fence, accept.landlock, e) || !jail_filter_own(wall, &p, e))
+    if (!wall_fence(fence, accept.landlock, e) || !wall_filter_own(wall, &p, e))
         return false;
     ok = sigaction(SIGSYS, &trap, NULL) == 0 &&
-         jail_filter_install(&p, accept.seccomp, e);
+         wall_filter_install(&p, accept.seccomp, e);
     free(p.filter);
     return ok;
 }
@@ -24989,7 +24999,7 @@ jail_wall(enum jail_wall wall, const struct jail_fence *fence,
 /* A worker's last one, when all its sockets listen: a socket that listens
  * without bind() would be given a port. */
 static bool
-jail_wall_listening(bool accepted, struct err *e)
+wall_listening(bool accepted, struct err *e)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -24999,26 +25009,26 @@ jail_wall_listening(bool accepted, struct err *e)
     };
     const struct sock_fprog p = {sizeof code / sizeof *code, code};
 
-    return jail_filter_install(&p, accepted, e);
+    return wall_filter_install(&p, accepted, e);
 }
 
 /* The broker's: what it inherits and what its programs will. */
 static bool
-jail_wall_broker(bool network, bool accepted, struct err *e)
+wall_broker(bool network, bool accepted, struct err *e)
 {
     struct sock_fprog p;
     bool ok;
 
-    if (!jail_filter_broker(network, &p, e))
+    if (!wall_filter_broker(network, &p, e))
         return false;
-    ok = jail_filter_install(&p, accepted, e);
+    ok = wall_filter_install(&p, accepted, e);
     free(p.filter);
     return ok;
 }
 
 /* The supervisor's, and all its children's. */
 static bool
-jail_wall_supervisor(bool accepted, struct err *e)
+wall_supervisor(bool accepted, struct err *e)
 {
     struct sock_fprog p;
     bool ok;
@@ -25026,9 +25036,9 @@ jail_wall_supervisor(bool accepted, struct err *e)
     if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0)
         return accepted ||
                err_set(e, ERR_CONFIG, "no_new_privs: %s", strerror(errno));
-    if (!jail_filter_supervisor(&p, e))
+    if (!wall_filter_supervisor(&p, e))
         return false;
-    ok = jail_filter_install(&p, accepted, e);
+    ok = wall_filter_install(&p, accepted, e);
     free(p.filter);
     return ok;
 }
@@ -25038,7 +25048,7 @@ jail_wall_supervisor(bool accepted, struct err *e)
  * a cage together, so the broker takes it on once, and its children with it;
  * but they must become leaders of a session before they are programs. */
 static struct sock_fprog
-jail_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
+wall_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
 {
     const uint32_t at = offsetof(struct seccomp_data, args);
     struct sock_filter front[3 + 2 * 4 + 2] = {
@@ -25071,34 +25081,48 @@ jail_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
  * even of those he may not open: for where no view of the file system hides
  * them. With `by_name`, what is open may still be changed. */
 static bool
-jail_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
+wall_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
 {
-    struct jail_filter f;
+    struct wall_filter f;
 
-    jail_filter_new(&f, SCMP_ACT_ALLOW);
-    jail_rules(&f, JAIL_ERRNO(EPERM),
+    wall_filter_new(&f, SCMP_ACT_ALLOW);
+    wall_rules(&f, WALL_ERRNO(EPERM),
                "chmod fchmodat fchmodat2 chown lchown fchownat chown32 "
                "lchown32 setxattr lsetxattr setxattrat removexattr "
                "lremovexattr removexattrat utime utimes futimesat");
-    JAIL_RULE(&f, JAIL_ERRNO(EPERM), "utimensat", JAIL_ARG(1, NE, 0));
-    JAIL_RULE(&f, JAIL_ERRNO(EPERM), "utimensat_time64", JAIL_ARG(1, NE, 0));
+    WALL_RULE(&f, WALL_ERRNO(EPERM), "utimensat", WALL_ARG(1, NE, 0));
+    WALL_RULE(&f, WALL_ERRNO(EPERM), "utimensat_time64", WALL_ARG(1, NE, 0));
     if (!by_name)
-        jail_rules(&f, JAIL_ERRNO(EPERM),
+        wall_rules(&f, WALL_ERRNO(EPERM),
                    "fchmod fchown fchown32 fsetxattr fremovexattr");
-    return jail_filter_end(&f, "programs (files)", out, e);
+    return wall_filter_end(&f, "programs (files)", out, e);
 }
+
+/* ==== 25 host: what this machine has, and what is around us =================
+ *
+ * Layers: what the kernel grants of what walls and cages are made of. Each is
+ * tried by host_probe() in a throw-away child, once, before any of it is relied
+ * on; the other processes read it in their bundle. What of it may be missing,
+ * the policy says.
+ *
+ * Posture: what somebody else has set up around us, read from /proc and judged
+ * from text, so that any machine's can be judged in a test.
+ *
+ * Down    wall cfg boot json log err
+ * Entry   host_probe  host_has  host_have_of  host_enough  host_survey
+ */
 
 /* ---- mounts -------------------------------------------------------------- */
 
 /* A line of /proc/PID/mountinfo, see proc(5). Text is as it stands there, with
- * \040 for a blank; jail_unescape() makes a path of it. */
-struct jail_mount {
+ * \040 for a blank; host_unescape() makes a path of it. */
+struct host_mount {
     struct str device, root, point, options, type, source, super;
 };
 
 /* Takes the next word of a line. False: there is none. */
 static bool
-jail_word(struct str *line, struct str *word)
+host_word(struct str *line, struct str *word)
 {
     str_cut(*line, ' ', word, line);
     return word->n > 0;
@@ -25107,20 +25131,20 @@ jail_word(struct str *line, struct str *word)
 /* "36 35 98:0 /root /point rw,noatime master:1 - ext4 /dev/sda rw": a number
  * of optional fields, none too, stands before the hyphen. */
 static bool
-jail_mount_line(struct str line, struct jail_mount *m)
+host_mount_line(struct str line, struct host_mount *m)
 {
     struct str word;
 
-    *m = (struct jail_mount){0};
-    if (!jail_word(&line, &word) || !jail_word(&line, &word) ||  // ids
-        !jail_word(&line, &m->device) || !jail_word(&line, &m->root) ||
-        !jail_word(&line, &m->point) || !jail_word(&line, &m->options))
+    *m = (struct host_mount){0};
+    if (!host_word(&line, &word) || !host_word(&line, &word) ||  // ids
+        !host_word(&line, &m->device) || !host_word(&line, &m->root) ||
+        !host_word(&line, &m->point) || !host_word(&line, &m->options))
         return false;
     do
-        if (!jail_word(&line, &word))
+        if (!host_word(&line, &word))
             return false;
     while (!str_eq(word, S("-")));
-    if (!jail_word(&line, &m->type))
+    if (!host_word(&line, &m->type))
         return false;
     str_cut(line, ' ', &m->source, &line);  // may be empty
     m->super = line;
@@ -25129,13 +25153,13 @@ jail_mount_line(struct str line, struct jail_mount *m)
 
 /* The next mount of `text`; lines that are none are passed over. */
 static bool
-jail_mount_next(struct str *text, struct jail_mount *m)
+host_mount_next(struct str *text, struct host_mount *m)
 {
     struct str line;
 
     while (text->n) {
         str_cut(*text, '\n', &line, text);
-        if (jail_mount_line(line, m))
+        if (host_mount_line(line, m))
             return true;
     }
     return false;
@@ -25143,7 +25167,7 @@ jail_mount_next(struct str *text, struct jail_mount *m)
 
 /* Into `out` with a NUL. False: it does not fit, or holds one. */
 static bool
-jail_unescape(struct str s, char *out, size_t cap)
+host_unescape(struct str s, char *out, size_t cap)
 {
     size_t n = 0;
 
@@ -25170,7 +25194,7 @@ jail_unescape(struct str s, char *out, size_t cap)
 
 /* A word in a list of them: "rw" in "rw,nosuid", "pids" in "cpu pids". */
 static bool
-jail_listed(struct str list, char sep, const char *word)
+host_listed(struct str list, char sep, const char *word)
 {
     struct str one;
 
@@ -25184,7 +25208,7 @@ jail_listed(struct str list, char sep, const char *word)
 
 /* A small file of /proc or /sys. Empty: it is not there. */
 static struct str
-jail_read(const char *path, char *buf, size_t cap)
+host_read(const char *path, char *buf, size_t cap)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     size_t n = 0;
@@ -25202,152 +25226,152 @@ jail_read(const char *path, char *buf, size_t cap)
 
 /* ---- layers -------------------------------------------------------------- */
 
-enum jail_layer {
-    JAIL_NO_NEW_PRIVS,  // the floor
-    JAIL_SECCOMP,
-    JAIL_LANDLOCK,
-    JAIL_RLIMITS,
-    JAIL_DESCRIPTORS,
-    JAIL_ENVIRONMENT,
-    JAIL_UID,  // extras: another user than who started us
-    JAIL_USER_NAMESPACE,
-    JAIL_PID_NAMESPACE,
-    JAIL_NETWORK_NAMESPACE,
-    JAIL_IPC_NAMESPACE,
-    JAIL_MOUNT_NAMESPACE,
-    JAIL_CGROUP,     // v2, with memory and pids
-    JAIL_SCOPES,     // Landlock's, for signals and abstract sockets
-    JAIL_PROCESSES,  // a number of them that a command cannot exceed
-    JAIL_LAYERS_N
+enum host_layer {
+    HOST_NO_NEW_PRIVS,  // the floor
+    HOST_SECCOMP,
+    HOST_LANDLOCK,
+    HOST_RLIMITS,
+    HOST_DESCRIPTORS,
+    HOST_ENVIRONMENT,
+    HOST_UID,  // extras: another user than who started us
+    HOST_USER_NAMESPACE,
+    HOST_PID_NAMESPACE,
+    HOST_NETWORK_NAMESPACE,
+    HOST_IPC_NAMESPACE,
+    HOST_MOUNT_NAMESPACE,
+    HOST_CGROUP,     // v2, with memory and pids
+    HOST_SCOPES,     // Landlock's, for signals and abstract sockets
+    HOST_PROCESSES,  // a number of them that a command cannot exceed
+    HOST_LAYERS_N
 };
 
-static_assert((int)JAIL_LAYERS_N == CFG_LAYERS_N, "a name for each layer");
+static_assert((int)HOST_LAYERS_N == CFG_LAYERS_N, "a name for each layer");
 
 /* A layer of the floor that is missing stops the start, unless it is accepted;
  * the vital ones we start no process without. An extra is reported, unless it
  * is a must. */
-static const struct jail_layer_about {
-    enum { JAIL_EXTRA, JAIL_FLOOR, JAIL_VITAL } grade;
+static const struct host_layer_about {
+    enum { HOST_EXTRA, HOST_FLOOR, HOST_VITAL } grade;
     const char *lost, *mend;
-} jail_layers[JAIL_LAYERS_N] = {
-    [JAIL_NO_NEW_PRIVS] =
-        {JAIL_VITAL,
+} host_layers[HOST_LAYERS_N] = {
+    [HOST_NO_NEW_PRIVS] =
+        {HOST_VITAL,
          "a set-uid program can give back the rights that were given up",
          "let prctl(PR_SET_NO_NEW_PRIVS) through the filter around us"},
-    [JAIL_SECCOMP] =
-        {JAIL_FLOOR, "a process that is taken over can make every system call",
+    [HOST_SECCOMP] =
+        {HOST_FLOOR, "a process that is taken over can make every system call",
          "run on a kernel with CONFIG_SECCOMP_FILTER, and let seccomp(2) "
          "through the filter around us"},
-    [JAIL_LANDLOCK] =
-        {JAIL_FLOOR,
+    [HOST_LANDLOCK] =
+        {HOST_FLOOR,
          "a process that is taken over can open every file and start every "
          "program that its user can",
          "run on Linux 5.13 or later with landlock in its list of security "
          "modules (lsm=), and let landlock_* through the filter around us"},
-    [JAIL_RLIMITS] = {JAIL_VITAL,
+    [HOST_RLIMITS] = {HOST_VITAL,
                       "memory, files and computing time of a program have no "
                       "end",
                       "let setrlimit(2) through the filter around us"},
-    [JAIL_DESCRIPTORS] = {JAIL_VITAL,
+    [HOST_DESCRIPTORS] = {HOST_VITAL,
                           "a program can inherit a descriptor that it was not "
                           "given",
                           "run on Linux 5.11 or later (close_range)"},
-    [JAIL_ENVIRONMENT] = {JAIL_VITAL,
+    [HOST_ENVIRONMENT] = {HOST_VITAL,
                           "a program cannot be started from a descriptor with "
                           "an environment of its own",
                           "let execveat(2) through the filter around us"},
-    [JAIL_UID] = {JAIL_EXTRA,
+    [HOST_UID] = {HOST_EXTRA,
                   "all processes are of one user, whose files are within reach "
                   "of a worker or program that is taken over",
                   "start as root with CAP_SETUID and CAP_SETGID, and let "
                   "process.user be somebody else"},
-    [JAIL_USER_NAMESPACE] = {JAIL_EXTRA, "namespaces can be made by root alone",
+    [HOST_USER_NAMESPACE] = {HOST_EXTRA, "namespaces can be made by root alone",
                              "allow user namespaces "
                              "(user.max_user_namespaces, "
                              "kernel.unprivileged_userns_clone)"},
-    [JAIL_PID_NAMESPACE] = {JAIL_EXTRA,
+    [HOST_PID_NAMESPACE] = {HOST_EXTRA,
                             "a program sees other processes, and what it left "
                             "behind is looked for, not ended by the kernel",
                             "allow user namespaces, or start as root with "
                             "CAP_SYS_ADMIN"},
-    [JAIL_NETWORK_NAMESPACE] = {JAIL_EXTRA,
+    [HOST_NETWORK_NAMESPACE] = {HOST_EXTRA,
                                 "seccomp and Landlock alone keep a program "
                                 "from the network",
                                 "allow user namespaces, or start as root with "
                                 "CAP_SYS_ADMIN"},
-    [JAIL_IPC_NAMESPACE] = {JAIL_EXTRA,
+    [HOST_IPC_NAMESPACE] = {HOST_EXTRA,
                             "a program shares System V IPC and message queues "
                             "with the machine",
                             "allow user namespaces, or start as root with "
                             "CAP_SYS_ADMIN"},
-    [JAIL_MOUNT_NAMESPACE] = {JAIL_EXTRA,
+    [HOST_MOUNT_NAMESPACE] = {HOST_EXTRA,
                               "Landlock alone keeps a program from the files "
                               "of the machine",
                               "allow user namespaces, or start as root with "
                               "CAP_SYS_ADMIN"},
-    [JAIL_CGROUP] = {JAIL_EXTRA,
+    [HOST_CGROUP] = {HOST_EXTRA,
                      "limits hold for each process of a program, not for all "
                      "of them together",
                      "delegate a cgroup v2 with memory and pids (systemd: "
                      "Delegate=memory pids)"},
-    [JAIL_SCOPES] = {JAIL_EXTRA,
+    [HOST_SCOPES] = {HOST_EXTRA,
                      "Landlock does not keep a program from signals and "
                      "abstract sockets of processes of its user",
                      "run on Linux 6.12 or later (Landlock ABI 6)"},
-    [JAIL_PROCESSES] =
-        {JAIL_EXTRA, "a command can start processes without end",
+    [HOST_PROCESSES] =
+        {HOST_EXTRA, "a command can start processes without end",
          "start as an ordinary user, or let process.user be one"},
 };
 
 /* What this machine gives us. Found out once, by the supervisor; its children
- * read it in their bundle: jail_have_of(). */
-struct jail_have {
-    uint32_t layers;  // 1 << enum jail_layer
+ * read it in their bundle: host_have_of(). */
+struct host_have {
+    uint32_t layers;  // 1 << enum host_layer
     uint32_t landlock_abi;
     bool root_limited;            // a process limit holds for us, also as uid 0
-    char why[JAIL_LAYERS_N][80];  // of one that is missing
+    char why[HOST_LAYERS_N][80];  // of one that is missing
 };
 
 static bool
-jail_has(const struct jail_have *h, enum jail_layer layer)
+host_has(const struct host_have *h, enum host_layer layer)
 {
     return h->layers & 1u << layer;
 }
 
 /* In a child: it runs only because each floor layer is there, or is accepted
- * missing; so it installs what jail_has(), and fails where that fails. */
-static struct jail_have
-jail_have_of(const struct boot *b)
+ * missing; so it installs what host_has(), and fails where that fails. */
+static struct host_have
+host_have_of(const struct boot *b)
 {
-    return (struct jail_have){.layers = b->layers,
+    return (struct host_have){.layers = b->layers,
                               .landlock_abi = b->landlock_abi};
 }
 
 /* One attempt, shared with the throw-away process that makes it. */
-struct jail_try {
+struct host_try {
     bool ok;
     const char *step;  // the call that failed
     int error;
     uint32_t landlock_abi;
-    bool ours;  // of jail_try_processes(): without another uid
+    bool ours;  // of host_try_processes(): without another uid
 };
 
 /* Landlock's own, which headers of 2022 know a part of only. */
-struct jail_landlock {
+struct host_landlock {
     uint64_t fs, net, scoped;
 };
 
 enum {
-    JAIL_LL_VERSION = 1 << 0,  // flag of landlock_create_ruleset()
-    JAIL_LL_READ_DIR = 1 << 3,
-    JAIL_LL_SCOPE_ABSTRACT = 1 << 0,
-    JAIL_LL_SCOPE_SIGNAL = 1 << 1,
-    JAIL_TRY_SECONDS = 5,
-    JAIL_TRY_UID = 65534,
+    HOST_LL_VERSION = 1 << 0,  // flag of landlock_create_ruleset()
+    HOST_LL_READ_DIR = 1 << 3,
+    HOST_LL_SCOPE_ABSTRACT = 1 << 0,
+    HOST_LL_SCOPE_SIGNAL = 1 << 1,
+    HOST_TRY_SECONDS = 5,
+    HOST_TRY_UID = 65534,
 };
 
 static bool
-jail_no(struct jail_try *t, const char *step, int error)
+host_no(struct host_try *t, const char *step, int error)
 {
     t->step = step;
     t->error = error;
@@ -25355,17 +25379,17 @@ jail_no(struct jail_try *t, const char *step, int error)
 }
 
 static bool
-jail_try_no_new_privs(struct jail_try *t)
+host_try_no_new_privs(struct host_try *t)
 {
     if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0)
-        return jail_no(t, "PR_SET_NO_NEW_PRIVS", errno);
+        return host_no(t, "PR_SET_NO_NEW_PRIVS", errno);
     return prctl(PR_GET_NO_NEW_PRIVS, 0L, 0L, 0L, 0L) == 1 ||
-           jail_no(t, "PR_GET_NO_NEW_PRIVS", errno);
+           host_no(t, "PR_GET_NO_NEW_PRIVS", errno);
 }
 
 /* A filter that changes the answer of getppid(). */
 static bool
-jail_try_seccomp(struct jail_try *t)
+host_try_seccomp(struct host_try *t)
 {
     struct sock_filter code[] = {
         {BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, nr)},
@@ -25375,105 +25399,105 @@ jail_try_seccomp(struct jail_try *t)
     };
     struct sock_fprog filter = {4, code};
 
-    if (!jail_try_no_new_privs(t))
+    if (!host_try_no_new_privs(t))
         return false;
     if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0u, &filter) != 0)
-        return jail_no(t, "seccomp", errno);
+        return host_no(t, "seccomp", errno);
     return (syscall(SYS_getppid) == -1 && errno == EBUSY) ||
-           jail_no(t, "the filter does not filter", 0);
+           host_no(t, "the filter does not filter", 0);
 }
 
 static bool
-jail_try_ruleset(struct jail_try *t, struct jail_landlock *rules, size_t size)
+host_try_ruleset(struct host_try *t, struct host_landlock *rules, size_t size)
 {
     long fd = syscall(SYS_landlock_create_ruleset, rules, size, 0u);
 
     if (fd < 0)
-        return jail_no(t, "landlock_create_ruleset", errno);
-    if (!jail_try_no_new_privs(t))
+        return host_no(t, "landlock_create_ruleset", errno);
+    if (!host_try_no_new_privs(t))
         return false;
     return syscall(SYS_landlock_restrict_self, (int)fd, 0u) == 0 ||
-           jail_no(t, "landlock_restrict_self", errno);
+           host_no(t, "landlock_restrict_self", errno);
 }
 
 /* A ruleset that opens no folder, not even this one. */
 static bool
-jail_try_landlock(struct jail_try *t)
+host_try_landlock(struct host_try *t)
 {
-    struct jail_landlock rules = {.fs = JAIL_LL_READ_DIR};
+    struct host_landlock rules = {.fs = HOST_LL_READ_DIR};
     long abi = syscall(SYS_landlock_create_ruleset, NULL, (size_t)0,
-                       (unsigned)JAIL_LL_VERSION);
+                       (unsigned)HOST_LL_VERSION);
 
     if (abi < 1)
-        return jail_no(t, "landlock_create_ruleset", errno);
-    if (!jail_try_ruleset(t, &rules, sizeof rules.fs))
+        return host_no(t, "landlock_create_ruleset", errno);
+    if (!host_try_ruleset(t, &rules, sizeof rules.fs))
         return false;
     if (open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC) >= 0 || errno != EACCES)
-        return jail_no(t, "the ruleset does not hold", 0);
+        return host_no(t, "the ruleset does not hold", 0);
     t->landlock_abi = abi > 255 ? 255 : (uint32_t)abi;
     return true;
 }
 
 /* Our parent is outside, and may not even be asked whether it is alive. */
 static bool
-jail_try_scopes(struct jail_try *t)
+host_try_scopes(struct host_try *t)
 {
-    struct jail_landlock rules = {.scoped = JAIL_LL_SCOPE_ABSTRACT |
-                                            JAIL_LL_SCOPE_SIGNAL};
+    struct host_landlock rules = {.scoped = HOST_LL_SCOPE_ABSTRACT |
+                                            HOST_LL_SCOPE_SIGNAL};
 
-    if (!jail_try_ruleset(t, &rules, sizeof rules))
+    if (!host_try_ruleset(t, &rules, sizeof rules))
         return false;
     return (kill(getppid(), 0) != 0 && errno == EPERM) ||
-           jail_no(t, "the scope does not hold", 0);
+           host_no(t, "the scope does not hold", 0);
 }
 
 static bool
-jail_try_rlimits(struct jail_try *t)
+host_try_rlimits(struct host_try *t)
 {
     struct rlimit none = {0, 0};
 
     if (setrlimit(RLIMIT_NOFILE, &none) != 0)
-        return jail_no(t, "setrlimit", errno);
-    return dup(2) < 0 || jail_no(t, "the limit does not hold", 0);
+        return host_no(t, "setrlimit", errno);
+    return dup(2) < 0 || host_no(t, "the limit does not hold", 0);
 }
 
 static bool
-jail_try_descriptors(struct jail_try *t)
+host_try_descriptors(struct host_try *t)
 {
     int fd = dup(2);
 
-    if (syscall(SYS_close_range, 3u, ~0u, (unsigned)JAIL_CLOEXEC) != 0 ||
+    if (syscall(SYS_close_range, 3u, ~0u, (unsigned)WALL_CLOEXEC) != 0 ||
         syscall(SYS_close_range, 3u, ~0u, 0u) != 0)
-        return jail_no(t, "close_range", errno);
+        return host_no(t, "close_range", errno);
     return fcntl(fd, F_GETFD) < 0 ||
-           jail_no(t, "close_range does not close", 0);
+           host_no(t, "close_range does not close", 0);
 }
 
 /* There is no program at this descriptor: what matters is who says so. */
 static bool
-jail_try_environment(struct jail_try *t)
+host_try_environment(struct host_try *t)
 {
     char *none[] = {NULL};
 
     syscall(SYS_execveat, -1, "", none, none, AT_EMPTY_PATH);
-    return errno == EBADF || jail_no(t, "execveat", errno);
+    return errno == EBADF || host_no(t, "execveat", errno);
 }
 
 static bool
-jail_try_uid(struct jail_try *t)
+host_try_uid(struct host_try *t)
 {
     if (geteuid() != 0)
-        return jail_no(t, "only root can become another user", 0);
+        return host_no(t, "only root can become another user", 0);
     if (setgroups(0, NULL) != 0)
-        return jail_no(t, "setgroups", errno);
-    if (setresgid(JAIL_TRY_UID, JAIL_TRY_UID, JAIL_TRY_UID) != 0)
-        return jail_no(t, "setresgid", errno);
-    return setresuid(JAIL_TRY_UID, JAIL_TRY_UID, JAIL_TRY_UID) == 0 ||
-           jail_no(t, "setresuid", errno);
+        return host_no(t, "setgroups", errno);
+    if (setresgid(HOST_TRY_UID, HOST_TRY_UID, HOST_TRY_UID) != 0)
+        return host_no(t, "setresgid", errno);
+    return setresuid(HOST_TRY_UID, HOST_TRY_UID, HOST_TRY_UID) == 0 ||
+           host_no(t, "setresuid", errno);
 }
 
 static bool
-jail_write(const char *path, const char *text)
+host_write(const char *path, const char *text)
 {
     int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY), error;
     ssize_t n = fd < 0 ? -1 : write(fd, text, strlen(text));
@@ -25487,7 +25511,7 @@ jail_write(const char *path, const char *text)
 
 /* Files of /proc/self are ours only while we are dumpable. */
 static bool
-jail_try_user_namespace(struct jail_try *t)
+host_try_user_namespace(struct host_try *t)
 {
     uid_t uid = geteuid();
     gid_t gid = getegid();
@@ -25495,74 +25519,74 @@ jail_try_user_namespace(struct jail_try *t)
 
     prctl(PR_SET_DUMPABLE, 1L, 0L, 0L, 0L);
     if (unshare(CLONE_NEWUSER) != 0)
-        return jail_no(t, "unshare(CLONE_NEWUSER)", errno);
-    jail_write("/proc/self/setgroups", "deny");
+        return host_no(t, "unshare(CLONE_NEWUSER)", errno);
+    host_write("/proc/self/setgroups", "deny");
     snprintf(map, sizeof map, "%u %u 1\n", uid, uid);
-    if (!jail_write("/proc/self/uid_map", map))
-        return jail_no(t, "/proc/self/uid_map", errno);
+    if (!host_write("/proc/self/uid_map", map))
+        return host_no(t, "/proc/self/uid_map", errno);
     snprintf(map, sizeof map, "%u %u 1\n", gid, gid);
-    if (!jail_write("/proc/self/gid_map", map))
-        return jail_no(t, "/proc/self/gid_map", errno);
+    if (!host_write("/proc/self/gid_map", map))
+        return host_no(t, "/proc/self/gid_map", errno);
     return (geteuid() == uid && getegid() == gid) ||
-           jail_no(t, "the user is another one there", 0);
+           host_no(t, "the user is another one there", 0);
 }
 
 /* As root by itself, else inside a user namespace. */
 static bool
-jail_try_unshare(struct jail_try *t, int flag, const char *step)
+host_try_unshare(struct host_try *t, int flag, const char *step)
 {
     if (unshare(flag) == 0)
         return true;
     if (errno == ENOSYS || errno == EINVAL)
-        return jail_no(t, step, errno);
-    return jail_try_user_namespace(t) &&
-           (unshare(flag) == 0 || jail_no(t, step, errno));
+        return host_no(t, step, errno);
+    return host_try_user_namespace(t) &&
+           (unshare(flag) == 0 || host_no(t, step, errno));
 }
 
 static bool
-jail_try_pid_namespace(struct jail_try *t)
+host_try_pid_namespace(struct host_try *t)
 {
     int status = 0;
     pid_t pid;
 
-    if (!jail_try_unshare(t, CLONE_NEWPID, "unshare(CLONE_NEWPID)"))
+    if (!host_try_unshare(t, CLONE_NEWPID, "unshare(CLONE_NEWPID)"))
         return false;
     pid = fork();
     if (pid == 0)
         _exit(getpid() == 1 ? 0 : 1);
     if (pid < 0 || waitpid(pid, &status, 0) != pid)
-        return jail_no(t, "fork", errno);
-    return status == 0 || jail_no(t, "its first process is not 1", 0);
+        return host_no(t, "fork", errno);
+    return status == 0 || host_no(t, "its first process is not 1", 0);
 }
 
 static bool
-jail_try_network_namespace(struct jail_try *t)
+host_try_network_namespace(struct host_try *t)
 {
-    return jail_try_unshare(t, CLONE_NEWNET, "unshare(CLONE_NEWNET)");
+    return host_try_unshare(t, CLONE_NEWNET, "unshare(CLONE_NEWNET)");
 }
 
 static bool
-jail_try_ipc_namespace(struct jail_try *t)
+host_try_ipc_namespace(struct host_try *t)
 {
-    return jail_try_unshare(t, CLONE_NEWIPC, "unshare(CLONE_NEWIPC)");
+    return host_try_unshare(t, CLONE_NEWIPC, "unshare(CLONE_NEWIPC)");
 }
 
 static bool
-jail_try_mount_namespace(struct jail_try *t)
+host_try_mount_namespace(struct host_try *t)
 {
-    if (!jail_try_unshare(t, CLONE_NEWNS, "unshare(CLONE_NEWNS)"))
+    if (!host_try_unshare(t, CLONE_NEWNS, "unshare(CLONE_NEWNS)"))
         return false;
     return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 ||
-           jail_no(t, "mount", errno);
+           host_no(t, "mount", errno);
 }
 
 /* The folder of our own cgroup v2, out of /proc/self/cgroup and mountinfo. A
  * mount of a part of the tree shows that part alone. */
 static bool
-jail_cgroup_path(struct str cgroup, struct str mounts, char *out, size_t cap)
+host_cgroup_path(struct str cgroup, struct str mounts, char *out, size_t cap)
 {
     struct str line, own = S("");
-    struct jail_mount m;
+    struct host_mount m;
     char point[512];
 
     while (cgroup.n && !own.n) {
@@ -25570,9 +25594,9 @@ jail_cgroup_path(struct str cgroup, struct str mounts, char *out, size_t cap)
         if (str_starts(line, S("0::/")))
             own = str_from(line, 3);
     }
-    while (own.n && jail_mount_next(&mounts, &m))
+    while (own.n && host_mount_next(&mounts, &m))
         if (str_eq(m.type, S("cgroup2")) &&
-            jail_unescape(m.point, point, sizeof point)) {
+            host_unescape(m.point, point, sizeof point)) {
             if (m.root.n > 1 && str_starts(own, m.root))
                 own = str_from(own, m.root.n);
             return snprintf(out, cap, "%s%.*s", point, STR_FMT(own)) < (int)cap;
@@ -25582,70 +25606,70 @@ jail_cgroup_path(struct str cgroup, struct str mounts, char *out, size_t cap)
 
 /* A cgroup below ours that limits memory and processes. */
 static bool
-jail_try_cgroup(struct jail_try *t)
+host_try_cgroup(struct host_try *t)
 {
     static char cgroup[8192], mounts[256 << 10];
     char own[1024], dir[1100], file[1200], text[512];
     bool ok;
 
-    if (!jail_cgroup_path(
-            jail_read("/proc/self/cgroup", cgroup, sizeof cgroup),
-            jail_read("/proc/self/mountinfo", mounts, sizeof mounts), own,
+    if (!host_cgroup_path(
+            host_read("/proc/self/cgroup", cgroup, sizeof cgroup),
+            host_read("/proc/self/mountinfo", mounts, sizeof mounts), own,
             sizeof own))
-        return jail_no(t, "no cgroup v2 is mounted", 0);
+        return host_no(t, "no cgroup v2 is mounted", 0);
     snprintf(dir, sizeof dir, "%s/gateway-try-%d", own, (int)getpid());
     if (mkdir(dir, 0700) != 0)
-        return jail_no(t, "a cgroup below ours", errno);
+        return host_no(t, "a cgroup below ours", errno);
     snprintf(file, sizeof file, "%s/cgroup.controllers", dir);
-    ok = jail_listed(jail_read(file, text, sizeof text), ' ', "memory") &&
-         jail_listed(jail_read(file, text, sizeof text), ' ', "pids");
+    ok = host_listed(host_read(file, text, sizeof text), ' ', "memory") &&
+         host_listed(host_read(file, text, sizeof text), ' ', "pids");
     if (!ok)
-        jail_no(t, "cgroup v2 has no memory and pids for us", 0);
+        host_no(t, "cgroup v2 has no memory and pids for us", 0);
     snprintf(file, sizeof file, "%s/memory.max", dir);
-    if (ok && !jail_write(file, "max"))
-        ok = jail_no(t, "memory.max", errno);
+    if (ok && !host_write(file, "max"))
+        ok = host_no(t, "memory.max", errno);
     snprintf(file, sizeof file, "%s/pids.max", dir);
-    if (ok && !jail_write(file, "max"))
-        ok = jail_no(t, "pids.max", errno);
+    if (ok && !host_write(file, "max"))
+        ok = host_no(t, "pids.max", errno);
     rmdir(dir);
     return ok;
 }
 
 /* Not one process more: the limit is not root's, who has no limit. */
 static bool
-jail_try_fork(struct jail_try *t)
+host_try_fork(struct host_try *t)
 {
     struct rlimit none = {0, 0};
     struct err e;
     pid_t pid;
 
-    if (!jail_uncap(&e))
-        return jail_no(t, "capset", errno);
+    if (!wall_uncap(&e))
+        return host_no(t, "capset", errno);
     if (setrlimit(RLIMIT_NPROC, &none) != 0)
-        return jail_no(t, "setrlimit", errno);
+        return host_no(t, "setrlimit", errno);
     pid = fork();
     if (pid == 0)
         _exit(0);
     if (pid > 0)
         waitpid(pid, NULL, 0);
-    return pid < 0 || jail_no(t, "the limit does not hold for this user", 0);
+    return pid < 0 || host_no(t, "the limit does not hold for this user", 0);
 }
 
 static bool
-jail_try_processes(struct jail_try *t)
+host_try_processes(struct host_try *t)
 {
-    struct jail_try other = {0};
+    struct host_try other = {0};
 
     if (!t->ours)
-        jail_try_uid(&other);  // where we can
-    return jail_try_fork(t);
+        host_try_uid(&other);  // where we can
+    return host_try_fork(t);
 }
 
-typedef bool jail_trial(struct jail_try *);
+typedef bool host_trial(struct host_try *);
 
 /* In a process of its own, which nothing outlives. */
 static void
-jail_try_run(jail_trial *trial, struct jail_try *t)
+host_try_run(host_trial *trial, struct host_try *t)
 {
     pid_t pid = fork();
     int status = 0;
@@ -25653,48 +25677,48 @@ jail_try_run(jail_trial *trial, struct jail_try *t)
     if (pid == 0) {
         for (int i = 1; i < NSIG; i++)
             signal(i, SIG_DFL);
-        alarm(JAIL_TRY_SECONDS);
+        alarm(HOST_TRY_SECONDS);
         t->ok = trial(t);
         _exit(0);
     }
     if (pid < 0) {
-        jail_no(t, "fork", errno);
+        host_no(t, "fork", errno);
         return;
     }
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
         ;
     if (!WIFEXITED(status) || WEXITSTATUS(status))
-        t->ok = jail_no(t, "the process that tried it was killed", 0);
+        t->ok = host_no(t, "the process that tried it was killed", 0);
 }
 
 /* The tries, in the order of the list. */
-static jail_trial *const jail_trials[JAIL_LAYERS_N] = {
-    [JAIL_NO_NEW_PRIVS] = jail_try_no_new_privs,
-    [JAIL_SECCOMP] = jail_try_seccomp,
-    [JAIL_LANDLOCK] = jail_try_landlock,
-    [JAIL_RLIMITS] = jail_try_rlimits,
-    [JAIL_DESCRIPTORS] = jail_try_descriptors,
-    [JAIL_ENVIRONMENT] = jail_try_environment,
-    [JAIL_UID] = jail_try_uid,
-    [JAIL_USER_NAMESPACE] = jail_try_user_namespace,
-    [JAIL_PID_NAMESPACE] = jail_try_pid_namespace,
-    [JAIL_NETWORK_NAMESPACE] = jail_try_network_namespace,
-    [JAIL_IPC_NAMESPACE] = jail_try_ipc_namespace,
-    [JAIL_MOUNT_NAMESPACE] = jail_try_mount_namespace,
-    [JAIL_CGROUP] = jail_try_cgroup,
-    [JAIL_SCOPES] = jail_try_scopes,
-    [JAIL_PROCESSES] = jail_try_processes,
+static host_trial *const host_trials[HOST_LAYERS_N] = {
+    [HOST_NO_NEW_PRIVS] = host_try_no_new_privs,
+    [HOST_SECCOMP] = host_try_seccomp,
+    [HOST_LANDLOCK] = host_try_landlock,
+    [HOST_RLIMITS] = host_try_rlimits,
+    [HOST_DESCRIPTORS] = host_try_descriptors,
+    [HOST_ENVIRONMENT] = host_try_environment,
+    [HOST_UID] = host_try_uid,
+    [HOST_USER_NAMESPACE] = host_try_user_namespace,
+    [HOST_PID_NAMESPACE] = host_try_pid_namespace,
+    [HOST_NETWORK_NAMESPACE] = host_try_network_namespace,
+    [HOST_IPC_NAMESPACE] = host_try_ipc_namespace,
+    [HOST_MOUNT_NAMESPACE] = host_try_mount_namespace,
+    [HOST_CGROUP] = host_try_cgroup,
+    [HOST_SCOPES] = host_try_scopes,
+    [HOST_PROCESSES] = host_try_processes,
 };
 
 static void
-jail_lacks(struct jail_have *h, enum jail_layer layer, const char *why)
+host_lacks(struct host_have *h, enum host_layer layer, const char *why)
 {
     h->layers &= ~(1u << layer);
     snprintf(h->why[layer], sizeof h->why[layer], "%s", why);
 }
 
 static void
-jail_note(struct jail_have *h, enum jail_layer layer, const struct jail_try *t)
+host_note(struct host_have *h, enum host_layer layer, const struct host_try *t)
 {
     char why[sizeof h->why[layer]];
 
@@ -25705,47 +25729,47 @@ jail_note(struct jail_have *h, enum jail_layer layer, const struct jail_try *t)
     }
     snprintf(why, sizeof why, "%s%s%s", t->step ? t->step : "",
              t->error ? ": " : "", t->error ? strerror(t->error) : "");
-    jail_lacks(h, layer, why);
+    host_lacks(h, layer, why);
 }
 
 /* Tries each layer in a throw-away process: what a kernel of some version could
  * do is not what the container around us lets through. To be called before
  * anything secret is read, and before other threads are. */
 static void
-jail_probe(struct jail_have *h)
+host_probe(struct host_have *h)
 {
-    struct jail_try *t = mmap(NULL, sizeof *t, PROT_READ | PROT_WRITE,
+    struct host_try *t = mmap(NULL, sizeof *t, PROT_READ | PROT_WRITE,
                               MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
     must(t != MAP_FAILED);
-    *h = (struct jail_have){0};
-    for (int i = 0; i < JAIL_LAYERS_N; i++) {
-        *t = (struct jail_try){0};
-        jail_try_run(jail_trials[i], t);
-        jail_note(h, (enum jail_layer)i, t);
+    *h = (struct host_have){0};
+    for (int i = 0; i < HOST_LAYERS_N; i++) {
+        *t = (struct host_try){0};
+        host_try_run(host_trials[i], t);
+        host_note(h, (enum host_layer)i, t);
     }
-    *t = (struct jail_try){.ours = true};
-    jail_try_run(jail_try_processes, t);
+    *t = (struct host_try){.ours = true};
+    host_try_run(host_try_processes, t);
     h->root_limited = t->ok;
     // a cgroup that could be had holds nothing yet: programs are not put in one
-    if (jail_has(h, JAIL_CGROUP))
-        jail_lacks(h, JAIL_CGROUP, "programs are not put into a cgroup");
+    if (host_has(h, HOST_CGROUP))
+        host_lacks(h, HOST_CGROUP, "programs are not put into a cgroup");
     munmap(t, sizeof *t);
 }
 
 /* What is left of it where the children keep our user. */
 static void
-jail_have_no_uid(struct jail_have *h)
+host_have_no_uid(struct host_have *h)
 {
-    if (jail_has(h, JAIL_UID))
-        jail_lacks(h, JAIL_UID, "process.user is root");
+    if (host_has(h, HOST_UID))
+        host_lacks(h, HOST_UID, "process.user is root");
     if (!h->root_limited)
-        jail_lacks(h, JAIL_PROCESSES, "the limit does not hold for root");
+        host_lacks(h, HOST_PROCESSES, "the limit does not hold for root");
 }
 
 /* Whether a list has a name of cfg_layers. */
 static bool
-jail_named(struct cfg_strs names, unsigned i)
+host_named(struct cfg_strs names, unsigned i)
 {
     struct str name = str_of(cfg_layers[i]);
 
@@ -25757,26 +25781,26 @@ jail_named(struct cfg_strs names, unsigned i)
 
 /* Whether a policy that says so can do without a layer. */
 static bool
-jail_spares(const struct cfg_process *p, bool commands, enum jail_layer layer)
+host_spares(const struct cfg_process *p, bool commands, enum host_layer layer)
 {
-    if (jail_named(p->must_have, layer))
+    if (host_named(p->must_have, layer))
         return false;
-    if (!jail_layers[layer].grade && !(layer == JAIL_PROCESSES && commands))
+    if (!host_layers[layer].grade && !(layer == HOST_PROCESSES && commands))
         return true;
-    return jail_layers[layer].grade != JAIL_VITAL &&
-           jail_named(p->accept_missing, layer);
+    return host_layers[layer].grade != HOST_VITAL &&
+           host_named(p->accept_missing, layer);
 }
 
 /* Says what is missing, what is lost without it, and the mend. */
 static bool
-jail_refuse(const struct jail_have *h, const struct cfg_process *p,
-            enum jail_layer layer, struct err *e)
+host_refuse(const struct host_have *h, const struct cfg_process *p,
+            enum host_layer layer, struct err *e)
 {
-    const struct jail_layer_about *l = &jail_layers[layer];
-    bool must_have = jail_named(p->must_have, layer);
+    const struct host_layer_about *l = &host_layers[layer];
+    bool must_have = host_named(p->must_have, layer);
     char or_so[64] = "";
 
-    if (!must_have && l->grade != JAIL_VITAL)
+    if (!must_have && l->grade != HOST_VITAL)
         snprintf(or_so, sizeof or_so, ", or write accept_missing = { \"%s\" }",
                  cfg_layers[layer]);
     err_set(e, ERR_CONFIG,
@@ -25787,63 +25811,63 @@ jail_refuse(const struct jail_have *h, const struct cfg_process *p,
 }
 
 /* What may be missing around our own processes: what is, and may be. */
-static struct jail_accept
-jail_accepted(const struct boot *b, const struct cfg_process *p)
+static struct wall_accept
+host_accepted(const struct boot *b, const struct cfg_process *p)
 {
-    struct jail_have h = jail_have_of(b);
+    struct host_have h = host_have_of(b);
 
-    return (struct jail_accept){.seccomp = !jail_has(&h, JAIL_SECCOMP) &&
-                                           jail_spares(p, false, JAIL_SECCOMP),
+    return (struct wall_accept){.seccomp = !host_has(&h, HOST_SECCOMP) &&
+                                           host_spares(p, false, HOST_SECCOMP),
                                 .landlock =
-                                    !jail_has(&h, JAIL_LANDLOCK) &&
-                                    jail_spares(p, false, JAIL_LANDLOCK)};
+                                    !host_has(&h, HOST_LANDLOCK) &&
+                                    host_spares(p, false, HOST_LANDLOCK)};
 }
 
 /* Whether what this machine gives is enough to start: never silently less. */
 static bool
-jail_enough(const struct jail_have *h, const struct cfg_process *p,
+host_enough(const struct host_have *h, const struct cfg_process *p,
             bool commands, struct err *e)
 {
-    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
-        if (!jail_has(h, (enum jail_layer)i) &&
-            !jail_spares(p, commands, (enum jail_layer)i))
-            return jail_refuse(h, p, (enum jail_layer)i, e);
+    for (unsigned i = 0; i < HOST_LAYERS_N; i++)
+        if (!host_has(h, (enum host_layer)i) &&
+            !host_spares(p, commands, (enum host_layer)i))
+            return host_refuse(h, p, (enum host_layer)i, e);
     return true;
 }
 
 /* Without these there is not even a process that reads the policy. */
 static bool
-jail_vital(const struct jail_have *h, struct err *e)
+host_vital(const struct host_have *h, struct err *e)
 {
     struct cfg_process none = {0};
 
-    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
-        if (jail_layers[i].grade == JAIL_VITAL &&
-            !jail_has(h, (enum jail_layer)i))
-            return jail_refuse(h, &none, (enum jail_layer)i, e);
+    for (unsigned i = 0; i < HOST_LAYERS_N; i++)
+        if (host_layers[i].grade == HOST_VITAL &&
+            !host_has(h, (enum host_layer)i))
+            return host_refuse(h, &none, (enum host_layer)i, e);
     return true;
 }
 
 static unsigned
-jail_missing_n(const struct jail_have *h)
+host_missing_n(const struct host_have *h)
 {
     unsigned n = 0;
 
-    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
-        n += !jail_has(h, (enum jail_layer)i);
+    for (unsigned i = 0; i < HOST_LAYERS_N; i++)
+        n += !host_has(h, (enum host_layer)i);
     return n;
 }
 
 /* Names: as an array of JSON, or with commas. */
 static void
-jail_write_missing(const struct jail_have *h, bool json, struct mem_buf *out)
+host_write_missing(const struct host_have *h, bool json, struct mem_buf *out)
 {
     const char *quote = json ? "\"" : "", *comma = "";
 
     if (json)
         mem_buf_add(out, "[", 1);
-    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
-        if (jail_has(h, (enum jail_layer)i))
+    for (unsigned i = 0; i < HOST_LAYERS_N; i++) {
+        if (host_has(h, (enum host_layer)i))
             continue;
         mem_buf_printf(out, "%s%s%s%s", comma, quote, cfg_layers[i], quote);
         comma = json ? "," : ", ";
@@ -25854,79 +25878,79 @@ jail_write_missing(const struct jail_have *h, bool json, struct mem_buf *out)
 
 /* At each start: what the policy goes without. */
 static void
-jail_warn(const struct jail_have *h, const struct cfg_process *p)
+host_warn(const struct host_have *h, const struct cfg_process *p)
 {
-    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
+    for (unsigned i = 0; i < HOST_LAYERS_N; i++) {
         struct log_line l;
 
-        if (jail_has(h, (enum jail_layer)i) ||
-            !jail_named(p->accept_missing, i) ||
+        if (host_has(h, (enum host_layer)i) ||
+            !host_named(p->accept_missing, i) ||
             !log_begin(&l, LOG_WARN, "layer_missing"))
             continue;
         log_str(&l, "layer", str_of(cfg_layers[i]));
         log_str(&l, "why", str_of(h->why[i]));
-        log_str(&l, "lost", str_of(jail_layers[i].lost));
-        log_str(&l, "mend", str_of(jail_layers[i].mend));
+        log_str(&l, "lost", str_of(host_layers[i].lost));
+        log_str(&l, "mend", str_of(host_layers[i].mend));
         log_end(&l);
     }
 }
 
 /* What a policy says of a layer; nothing, without a policy. */
 static const char *
-jail_said(const struct cfg_process *p, bool commands, enum jail_layer layer)
+host_said(const struct cfg_process *p, bool commands, enum host_layer layer)
 {
     if (!p)
         return "";
-    if (jail_named(p->must_have, layer))
+    if (host_named(p->must_have, layer))
         return "must have";
-    if (jail_layers[layer].grade == JAIL_VITAL)
+    if (host_layers[layer].grade == HOST_VITAL)
         return "vital";
-    if (jail_named(p->accept_missing, layer))
+    if (host_named(p->accept_missing, layer))
         return "accepted if missing";
-    return jail_spares(p, commands, layer) ? "" : "needed";
+    return host_spares(p, commands, layer) ? "" : "needed";
 }
 
 /* A line a layer; below a missing one, what is lost, and the mend. */
 static void
-jail_print(const struct jail_have *h, const struct cfg_process *p,
+host_print(const struct host_have *h, const struct cfg_process *p,
            bool commands, FILE *f)
 {
-    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
-        bool has = jail_has(h, (enum jail_layer)i);
-        const char *said = jail_said(p, commands, (enum jail_layer)i);
+    for (unsigned i = 0; i < HOST_LAYERS_N; i++) {
+        bool has = host_has(h, (enum host_layer)i);
+        const char *said = host_said(p, commands, (enum host_layer)i);
 
         fprintf(f, "  %-18s %-6s %s%s%s%s%s\n", cfg_layers[i],
-                jail_layers[i].grade ? "floor" : "extra",
+                host_layers[i].grade ? "floor" : "extra",
                 has ? "yes" : "missing: ", h->why[i], *said ? " (" : "", said,
                 *said ? ")" : "");
         if (!has)
             fprintf(f, "      without it, %s\n      mend: %s\n",
-                    jail_layers[i].lost, jail_layers[i].mend);
+                    host_layers[i].lost, host_layers[i].mend);
     }
 }
 
 /* The same as an array of objects. */
 static void
-jail_write_json(const struct jail_have *h, const struct cfg_process *p,
+host_write_json(const struct host_have *h, const struct cfg_process *p,
                 bool commands, struct mem_buf *out)
 {
-    for (unsigned i = 0; i < JAIL_LAYERS_N; i++) {
-        enum jail_layer layer = (enum jail_layer)i;
+    for (unsigned i = 0; i < HOST_LAYERS_N; i++) {
+        enum host_layer layer = (enum host_layer)i;
 
         mem_buf_printf(out, "%s{\"name\":\"%s\",\"floor\":%s,\"have\":%s",
                        i ? "," : "[", cfg_layers[i],
-                       jail_layers[i].grade ? "true" : "false",
-                       jail_has(h, layer) ? "true" : "false");
+                       host_layers[i].grade ? "true" : "false",
+                       host_has(h, layer) ? "true" : "false");
         if (p)
             mem_buf_printf(out, ",\"policy\":\"%s\"",
-                           jail_said(p, commands, layer));
-        if (!jail_has(h, layer)) {
+                           host_said(p, commands, layer));
+        if (!host_has(h, layer)) {
             mem_buf_printf(out, ",\"why\":");
             json_write_str(out, str_of(h->why[i]));
             mem_buf_printf(out, ",\"lost\":");
-            json_write_str(out, str_of(jail_layers[i].lost));
+            json_write_str(out, str_of(host_layers[i].lost));
             mem_buf_printf(out, ",\"mend\":");
-            json_write_str(out, str_of(jail_layers[i].mend));
+            json_write_str(out, str_of(host_layers[i].mend));
         }
         mem_buf_add(out, "}", 1);
     }
@@ -25936,72 +25960,72 @@ jail_write_json(const struct jail_have *h, const struct cfg_process *p,
 /* ---- posture -------------------------------------------------------------
  *
  * What is around us, and not ours to change: told at the start and by `check`
- * and `audit --host`, each with the mend. jail_look() reads, jail_judge() only
+ * and `audit --host`, each with the mend. host_look() reads, host_judge() only
  * compares.
  */
-enum jail_posture {
-    JAIL_NOT_ROOT,
-    JAIL_READ_ONLY_ROOT,
-    JAIL_OUTER_SECCOMP,
-    JAIL_OUTER_NO_NEW_PRIVS,
-    JAIL_FEW_CAPABILITIES,
-    JAIL_NO_CONTAINER_SOCKET,
-    JAIL_NO_HOST_MOUNTS,
-    JAIL_MASKED_PROC,
-    JAIL_OWN_PIDS,
-    JAIL_OWN_NETWORK,
-    JAIL_NO_CORE_PIPE,
-    JAIL_USER_NAMESPACES_OFF,
-    JAIL_YAMA,
-    JAIL_UNSHARED_FILES,  // of the policy
-    JAIL_POSTURE_N
+enum host_posture {
+    HOST_NOT_ROOT,
+    HOST_READ_ONLY_ROOT,
+    HOST_OUTER_SECCOMP,
+    HOST_OUTER_NO_NEW_PRIVS,
+    HOST_FEW_CAPABILITIES,
+    HOST_NO_CONTAINER_SOCKET,
+    HOST_NO_HOST_MOUNTS,
+    HOST_MASKED_PROC,
+    HOST_OWN_PIDS,
+    HOST_OWN_NETWORK,
+    HOST_NO_CORE_PIPE,
+    HOST_USER_NAMESPACES_OFF,
+    HOST_YAMA,
+    HOST_UNSHARED_FILES,  // of the policy
+    HOST_POSTURE_N
 };
 
-static_assert((int)JAIL_POSTURE_N == CFG_MUSTS_N - CFG_LAYERS_N, "all named");
+static_assert((int)HOST_POSTURE_N == CFG_MUSTS_N - CFG_LAYERS_N, "all named");
 
 /* Mends; each name says what holds where all is well. */
-static const char *const jail_mends[JAIL_POSTURE_N] = {
-    [JAIL_NOT_ROOT] =
+static const char *const host_mends[HOST_POSTURE_N] = {
+    [HOST_NOT_ROOT] =
         "start as an ordinary user (User=, --user), or in a user namespace",
-    [JAIL_READ_ONLY_ROOT] = "--read-only, readOnlyRootFilesystem: true, or "
+    [HOST_READ_ONLY_ROOT] = "--read-only, readOnlyRootFilesystem: true, or "
                             "ProtectSystem=strict",
-    [JAIL_OUTER_SECCOMP] =
+    [HOST_OUTER_SECCOMP] =
         "leave the runtime's seccomp profile on (not unconfined; Kubernetes: "
         "seccompProfile RuntimeDefault; systemd: SystemCallFilter=)",
-    [JAIL_OUTER_NO_NEW_PRIVS] =
+    [HOST_OUTER_NO_NEW_PRIVS] =
         "--security-opt no-new-privileges, allowPrivilegeEscalation: false, or "
         "NoNewPrivileges=yes",
-    [JAIL_FEW_CAPABILITIES] =
+    [HOST_FEW_CAPABILITIES] =
         "--cap-drop ALL, and --cap-add setuid setgid setpcap kill where it "
         "starts as root (net_bind_service for a port below 1024)",
-    [JAIL_NO_CONTAINER_SOCKET] =
+    [HOST_NO_CONTAINER_SOCKET] =
         "take it out of the container, or away from our user and group: who "
         "reaches it is root on the host",
-    [JAIL_NO_HOST_MOUNTS] = "mount only what the policy reads, read-only",
-    [JAIL_MASKED_PROC] =
+    [HOST_NO_HOST_MOUNTS] = "mount only what the policy reads, read-only",
+    [HOST_MASKED_PROC] =
         "leave the runtime's masks on (not --privileged, not procMount: "
         "Unmasked, not systempaths=unconfined)",
-    [JAIL_OWN_PIDS] = "take out --pid=host, hostPID: true",
-    [JAIL_OWN_NETWORK] = "take out --network=host, hostNetwork: true",
-    [JAIL_NO_CORE_PIPE] =
+    [HOST_OWN_PIDS] = "take out --pid=host, hostPID: true",
+    [HOST_OWN_NETWORK] = "take out --network=host, hostNetwork: true",
+    [HOST_NO_CORE_PIPE] =
         "let kernel.core_pattern be a file name, if dumps are not wanted",
-    [JAIL_USER_NAMESPACES_OFF] =
+    [HOST_USER_NAMESPACES_OFF] =
         "where nobody else needs them: user.max_user_namespaces = 0; commands "
         "then go without, unless we start as root",
-    [JAIL_YAMA] = "kernel.yama.ptrace_scope = 1 or more",
-    [JAIL_UNSHARED_FILES] = "chmod o-w",
+    [HOST_YAMA] = "kernel.yama.ptrace_scope = 1 or more",
+    [HOST_UNSHARED_FILES] = "chmod o-w",
 };
 
-enum jail_severity {
-    JAIL_FINE,
-    JAIL_NOTE,  // good to know; not a finding
-    JAIL_LOW,
-    JAIL_MEDIUM,
-    JAIL_HIGH,
+enum host_severity {
+    HOST_FINE,
+    HOST_NOTE,  // good to know; not a finding
+    HOST_LOW,
+    HOST_MEDIUM,
+    HOST_HIGH,
 };
 
 static const char *
-jail_severity_name(enum jail_severity s)
+host_severity_name(enum host_severity s)
 {
     static const char *const names[] = {"fine", "note", "low", "medium",
                                         "high"};
@@ -26009,13 +26033,13 @@ jail_severity_name(enum jail_severity s)
     return names[s];
 }
 
-struct jail_finding {
-    enum jail_severity severity;
+struct host_finding {
+    enum host_severity severity;
     char what[320];
 };
 
 /* Texts of /proc, as they are, and what was tried. */
-struct jail_view {
+struct host_view {
     struct str mounts, status, uid_map, cgroup, core_pattern, max_userns, yama,
         interfaces;
     bool marked;  // /.dockerenv and its like, or $container
@@ -26025,10 +26049,10 @@ struct jail_view {
 };
 
 __attribute__((format(printf, 4, 5))) static void
-jail_find(struct jail_finding *all, enum jail_posture id,
-          enum jail_severity severity, const char *fmt, ...)
+host_find(struct host_finding *all, enum host_posture id,
+          enum host_severity severity, const char *fmt, ...)
 {
-    struct jail_finding *f = &all[id];
+    struct host_finding *f = &all[id];
     va_list ap;
 
     if (severity <= f->severity)
@@ -26044,13 +26068,13 @@ jail_find(struct jail_finding *all, enum jail_posture id,
 
 /* For "%.*s": a name of others, and no more of it than there is room for. */
 static struct str
-jail_short(struct str s)
+host_short(struct str s)
 {
     return (struct str){s.p, s.n < 120 ? s.n : 120};
 }
 
 static struct str
-jail_line(struct str text)
+host_line(struct str text)
 {
     struct str line, rest;
 
@@ -26060,7 +26084,7 @@ jail_line(struct str text)
 
 /* The value of "Name:\tvalue" in /proc/PID/status. */
 static struct str
-jail_status(struct str status, struct str name)
+host_status(struct str status, struct str name)
 {
     struct str line, key, value;
 
@@ -26074,7 +26098,7 @@ jail_status(struct str status, struct str name)
 
 /* The next number of a line of /proc/PID/uid_map. */
 static bool
-jail_number(struct str *line, uint64_t *n)
+host_number(struct str *line, uint64_t *n)
 {
     struct str word;
 
@@ -26085,7 +26109,7 @@ jail_number(struct str *line, uint64_t *n)
 
 /* Whether uid 0 here is uid 0 around us: the map is "inside outside count". */
 static bool
-jail_real_root(struct str map)
+host_real_root(struct str map)
 {
     struct str line;
 
@@ -26093,27 +26117,27 @@ jail_real_root(struct str map)
         uint64_t inside, outside, n;
 
         str_cut(map, '\n', &line, &map);
-        if (jail_number(&line, &inside) && jail_number(&line, &outside) &&
-            jail_number(&line, &n) && inside == 0 && n)
+        if (host_number(&line, &inside) && host_number(&line, &outside) &&
+            host_number(&line, &n) && inside == 0 && n)
             return outside == 0;
     }
     return true;  // nothing says otherwise
 }
 
 static bool
-jail_holds(struct str text, const char *word)
+host_holds(struct str text, const char *word)
 {
     return text.n && memmem(text.p, text.n, word, strlen(word));
 }
 
 /* The mount that a path of one component lies on: the last one there. */
 static bool
-jail_mount_at(struct str mounts, struct str point, struct jail_mount *m)
+host_mount_at(struct str mounts, struct str point, struct host_mount *m)
 {
-    struct jail_mount one;
+    struct host_mount one;
     bool found = false;
 
-    while (jail_mount_next(&mounts, &one))
+    while (host_mount_next(&mounts, &one))
         if (str_eq(one.point, point)) {
             *m = one;
             found = true;
@@ -26124,20 +26148,20 @@ jail_mount_at(struct str mounts, struct str point, struct jail_mount *m)
 /* Containers are known in many ways, of which one is enough; but a machine
  * whose disk was made of an image has the marks of a container too. */
 static bool
-jail_contained(const struct jail_view *v)
+host_contained(const struct host_view *v)
 {
     static const char *const words[] = {"docker", "kubepods",   "libpod",
                                         "lxc",    "containerd", "crio"};
     static const char *const types[] = {"overlay", "aufs",
                                         "fuse.fuse-overlayfs"};
-    struct jail_mount root;
+    struct host_mount root;
 
-    if (!v->initial_pids || !jail_real_root(v->uid_map))
+    if (!v->initial_pids || !host_real_root(v->uid_map))
         return true;
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (jail_holds(v->cgroup, words[i]))
+        if (host_holds(v->cgroup, words[i]))
             return true;
-    if (!jail_mount_at(v->mounts, S("/"), &root))
+    if (!host_mount_at(v->mounts, S("/"), &root))
         return false;
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (str_eq(root.type, str_of(types[i])))
@@ -26146,54 +26170,54 @@ jail_contained(const struct jail_view *v)
 }
 
 static void
-jail_judge_root(const struct jail_view *v, bool in, struct jail_finding *out)
+host_judge_root(const struct host_view *v, bool in, struct host_finding *out)
 {
-    struct str uids = jail_status(v->status, S("Uid")), ruid, euid, rest;
-    struct jail_mount root;
+    struct str uids = host_status(v->status, S("Uid")), ruid, euid, rest;
+    struct host_mount root;
     bool is_root;
 
     str_cut(uids, '\t', &ruid, &rest);
     str_cut(rest, '\t', &euid, &rest);
     is_root = str_eq(euid, S("0"));
     if (!euid.n)
-        jail_find(out, JAIL_NOT_ROOT, JAIL_LOW,
+        host_find(out, HOST_NOT_ROOT, HOST_LOW,
                   "/proc/self/status cannot be read");
-    else if (is_root && jail_real_root(v->uid_map))
-        jail_find(out, JAIL_NOT_ROOT, JAIL_LOW,
+    else if (is_root && host_real_root(v->uid_map))
+        host_find(out, HOST_NOT_ROOT, HOST_LOW,
                   "the supervisor is root; the others become another user");
-    if (!jail_mount_at(v->mounts, S("/"), &root))
-        jail_find(out, JAIL_READ_ONLY_ROOT, JAIL_LOW,
+    if (!host_mount_at(v->mounts, S("/"), &root))
+        host_find(out, HOST_READ_ONLY_ROOT, HOST_LOW,
                   "/proc/self/mountinfo cannot be read");
-    else if (!jail_listed(root.options, ',', "ro") &&
-             !jail_listed(root.super, ',', "ro"))
-        jail_find(out, JAIL_READ_ONLY_ROOT,
-                  in && is_root ? JAIL_MEDIUM : JAIL_LOW,
+    else if (!host_listed(root.options, ',', "ro") &&
+             !host_listed(root.super, ',', "ro"))
+        host_find(out, HOST_READ_ONLY_ROOT,
+                  in && is_root ? HOST_MEDIUM : HOST_LOW,
                   "the root file system is mounted writable (%.*s)",
                   STR_FMT(root.type));
 }
 
 /* What somebody else has already put around us. */
 static void
-jail_judge_filters(const struct jail_view *v, bool in, struct jail_finding *out)
+host_judge_filters(const struct host_view *v, bool in, struct host_finding *out)
 {
-    struct str seccomp = jail_status(v->status, S("Seccomp"));
-    struct str no_new = jail_status(v->status, S("NoNewPrivs"));
+    struct str seccomp = host_status(v->status, S("Seccomp"));
+    struct str no_new = host_status(v->status, S("NoNewPrivs"));
 
     if (!str_eq(seccomp, S("2")) && !str_eq(seccomp, S("1")))
-        jail_find(out, JAIL_OUTER_SECCOMP, in ? JAIL_MEDIUM : JAIL_LOW,
+        host_find(out, HOST_OUTER_SECCOMP, in ? HOST_MEDIUM : HOST_LOW,
                   "no seccomp filter was on before us: the supervisor has the "
                   "system calls that we leave it");
     if (!str_eq(no_new, S("1")))
-        jail_find(out, JAIL_OUTER_NO_NEW_PRIVS, in ? JAIL_MEDIUM : JAIL_LOW,
+        host_find(out, HOST_OUTER_NO_NEW_PRIVS, in ? HOST_MEDIUM : HOST_LOW,
                   "no_new_privs was not set before us: the supervisor could "
                   "start a set-uid program");
 }
 
-static const struct jail_cap {
+static const struct host_cap {
     const char *name;
     bool needed;     // to become another user, listen, and end children
     bool dangerous;  // as good as root on the host
-} jail_caps[] = {
+} host_caps[] = {
     {"chown", false, false},
     {"dac_override", false, false},
     {"dac_read_search", false, true},
@@ -26239,7 +26263,7 @@ static const struct jail_cap {
 
 /* Sixteen digits of hexadecimal; what is no digit, ends them. */
 static uint64_t
-jail_hex(struct str s)
+host_hex(struct str s)
 {
     uint64_t n = 0;
     int d;
@@ -26256,15 +26280,15 @@ jail_hex(struct str s)
 /* The names of those that are not needed, the dangerous ones first. True: there
  * is one. */
 static bool
-jail_cap_names(uint64_t held, char *names, size_t cap)
+host_cap_names(uint64_t held, char *names, size_t cap)
 {
-    const unsigned n = sizeof jail_caps / sizeof *jail_caps;
+    const unsigned n = sizeof host_caps / sizeof *host_caps;
     bool danger = false;
     size_t at = 0;
 
     *names = 0;
     for (unsigned k = 0; k < 2 * n; k++) {
-        const struct jail_cap *c = &jail_caps[k % n];
+        const struct host_cap *c = &host_caps[k % n];
 
         if (!(held >> k % n & 1) || c->needed || c->dangerous != (k < n))
             continue;
@@ -26282,27 +26306,27 @@ jail_cap_names(uint64_t held, char *names, size_t cap)
 /* Held now, or to be had without asking: effective, permitted, inheritable,
  * ambient. */
 static void
-jail_judge_capabilities(const struct jail_view *v, bool in,
-                        struct jail_finding *out)
+host_judge_capabilities(const struct host_view *v, bool in,
+                        struct host_finding *out)
 {
-    uint64_t held = jail_hex(jail_status(v->status, S("CapEff"))) |
-                    jail_hex(jail_status(v->status, S("CapPrm"))) |
-                    jail_hex(jail_status(v->status, S("CapInh"))) |
-                    jail_hex(jail_status(v->status, S("CapAmb")));
+    uint64_t held = host_hex(host_status(v->status, S("CapEff"))) |
+                    host_hex(host_status(v->status, S("CapPrm"))) |
+                    host_hex(host_status(v->status, S("CapInh"))) |
+                    host_hex(host_status(v->status, S("CapAmb")));
     char names[160];
-    bool danger = jail_cap_names(held, names, sizeof names);
+    bool danger = host_cap_names(held, names, sizeof names);
 
     if (*names)
-        jail_find(out, JAIL_FEW_CAPABILITIES,
-                  !in      ? JAIL_LOW
-                  : danger ? JAIL_HIGH
-                           : JAIL_MEDIUM,
+        host_find(out, HOST_FEW_CAPABILITIES,
+                  !in      ? HOST_LOW
+                  : danger ? HOST_HIGH
+                           : HOST_MEDIUM,
                   "it holds capabilities it does not need: %s", names);
 }
 
 /* Folders that make whoever writes, or reads, them master of the host. */
 static bool
-jail_is_hosts(struct str root)
+host_is_hosts(struct str root)
 {
     static const char *const roots[] = {
         "/etc",
@@ -26335,7 +26359,7 @@ jail_is_hosts(struct str root)
 }
 
 static bool
-jail_below(struct str path, struct str folder)
+host_below(struct str path, struct str folder)
 {
     return str_starts(path, folder) &&
            (path.n == folder.n || path.p[folder.n] == '/');
@@ -26343,12 +26367,12 @@ jail_below(struct str path, struct str folder)
 
 /* Whether one of the mounts that come `later` lies on top. */
 static bool
-jail_covered(struct str later, const struct jail_mount *m)
+host_covered(struct str later, const struct host_mount *m)
 {
-    struct jail_mount one;
+    struct host_mount one;
 
-    while (jail_mount_next(&later, &one))
-        if (one.point.n == 1 || jail_below(m->point, one.point))
+    while (host_mount_next(&later, &one))
+        if (one.point.n == 1 || host_below(m->point, one.point))
             return true;
     return false;
 }
@@ -26356,13 +26380,13 @@ jail_covered(struct str later, const struct jail_mount *m)
 /* Whether `root` of a disk is shown at `point` while other parts of the same
  * disk are too: as runtimes do with /etc/hosts, whose disk is the host's. */
 static bool
-jail_whole_disk(struct str mounts, const struct jail_mount *m)
+host_whole_disk(struct str mounts, const struct host_mount *m)
 {
-    struct jail_mount one;
+    struct host_mount one;
 
     if (m->root.n != 1 || m->point.n == 1 || !str_starts(m->source, S("/dev/")))
         return false;
-    while (jail_mount_next(&mounts, &one))
+    while (host_mount_next(&mounts, &one))
         if (str_eq(one.device, m->device) && one.root.n > 1)
             return true;
     return false;
@@ -26370,25 +26394,25 @@ jail_whole_disk(struct str mounts, const struct jail_mount *m)
 
 /* Why a mount of a container is one of the host; NULL: it is not. */
 static const char *
-jail_mount_hosts(struct str mounts, const struct jail_mount *m)
+host_mount_hosts(struct str mounts, const struct host_mount *m)
 {
     bool disk = str_starts(m->source, S("/dev/"));
 
     if (str_eq(m->type, S("proc")))
-        return jail_below(m->point, S("/proc")) ? NULL : "another /proc";
+        return host_below(m->point, S("/proc")) ? NULL : "another /proc";
     if (str_eq(m->type, S("sysfs")))
-        return jail_below(m->point, S("/sys")) ? NULL : "another /sys";
+        return host_below(m->point, S("/sys")) ? NULL : "another /sys";
     if (str_eq(m->type, S("devtmpfs")))
         return m->root.n == 1 ? "the devices of the host" : NULL;
-    if (jail_whole_disk(mounts, m))
+    if (host_whole_disk(mounts, m))
         return "a whole disk of the host";
-    return disk && m->point.n > 1 && jail_is_hosts(m->root)
+    return disk && m->point.n > 1 && host_is_hosts(m->root)
                ? "a folder of the host"
                : NULL;
 }
 
 static bool
-jail_is_socket(struct str point)
+host_is_socket(struct str point)
 {
     static const char *const names[] = {"/docker.sock", "/containerd.sock",
                                         "/crio.sock", "/podman.sock"};
@@ -26400,68 +26424,68 @@ jail_is_socket(struct str point)
 }
 
 static void
-jail_judge_mounts(const struct jail_view *v, bool in, struct jail_finding *out)
+host_judge_mounts(const struct host_view *v, bool in, struct host_finding *out)
 {
     struct str mounts = v->mounts;
-    struct jail_mount m;
+    struct host_mount m;
 
     if (v->socket)
-        jail_find(out, JAIL_NO_CONTAINER_SOCKET, JAIL_HIGH,
+        host_find(out, HOST_NO_CONTAINER_SOCKET, HOST_HIGH,
                   "%s can be written to", v->socket);
     if (!mounts.n) {
-        jail_find(out, JAIL_NO_HOST_MOUNTS, JAIL_LOW,
+        host_find(out, HOST_NO_HOST_MOUNTS, HOST_LOW,
                   "/proc/self/mountinfo cannot be read");
         return;
     }
-    while (jail_mount_next(&mounts, &m)) {
-        const char *why = in && out[JAIL_NO_HOST_MOUNTS].severity < JAIL_HIGH
-                              ? jail_mount_hosts(v->mounts, &m)
+    while (host_mount_next(&mounts, &m)) {
+        const char *why = in && out[HOST_NO_HOST_MOUNTS].severity < HOST_HIGH
+                              ? host_mount_hosts(v->mounts, &m)
                               : NULL;
 
-        if (why && jail_covered(mounts, &m))
+        if (why && host_covered(mounts, &m))
             why = NULL;
-        if (jail_is_socket(m.point))
-            jail_find(out, JAIL_NO_CONTAINER_SOCKET, JAIL_HIGH,
-                      "%.*s is mounted here", STR_FMT(jail_short(m.point)));
+        if (host_is_socket(m.point))
+            host_find(out, HOST_NO_CONTAINER_SOCKET, HOST_HIGH,
+                      "%.*s is mounted here", STR_FMT(host_short(m.point)));
         if (why)
-            jail_find(out, JAIL_NO_HOST_MOUNTS,
-                      jail_listed(m.options, ',', "ro") ? JAIL_MEDIUM
-                                                        : JAIL_HIGH,
-                      "%.*s: %s", STR_FMT(jail_short(m.point)), why);
+            host_find(out, HOST_NO_HOST_MOUNTS,
+                      host_listed(m.options, ',', "ro") ? HOST_MEDIUM
+                                                        : HOST_HIGH,
+                      "%.*s: %s", STR_FMT(host_short(m.point)), why);
     }
 }
 
 static void
-jail_judge_proc(const struct jail_view *v, bool in, struct jail_finding *out)
+host_judge_proc(const struct host_view *v, bool in, struct host_finding *out)
 {
-    struct str pipe = jail_line(v->core_pattern);
+    struct str pipe = host_line(v->core_pattern);
 
     if (in && (v->kcore || v->sysrq || v->sysctl))
-        jail_find(out, JAIL_MASKED_PROC, JAIL_HIGH, "within reach:%s%s%s",
+        host_find(out, HOST_MASKED_PROC, HOST_HIGH, "within reach:%s%s%s",
                   v->kcore ? " /proc/kcore" : "",
                   v->sysrq ? " /proc/sysrq-trigger" : "",
                   v->sysctl ? " /proc/sys" : "");
     if (in && (v->initial_pids || v->kthreadd))
-        jail_find(out, JAIL_OWN_PIDS, JAIL_HIGH,
+        host_find(out, HOST_OWN_PIDS, HOST_HIGH,
                   "the processes of the host are seen here");
     if (str_starts(pipe, S("|")))
-        jail_find(out, JAIL_NO_CORE_PIPE, JAIL_LOW,
+        host_find(out, HOST_NO_CORE_PIPE, HOST_LOW,
                   "a program that crashes makes the kernel start %.*s as "
                   "root of the host",
-                  STR_FMT(jail_short(str_from(pipe, 1))));
-    if (v->max_userns.n && !str_eq(jail_line(v->max_userns), S("0")))
-        jail_find(out, JAIL_USER_NAMESPACES_OFF, JAIL_NOTE,
+                  STR_FMT(host_short(str_from(pipe, 1))));
+    if (v->max_userns.n && !str_eq(host_line(v->max_userns), S("0")))
+        host_find(out, HOST_USER_NAMESPACES_OFF, HOST_NOTE,
                   "every user can make user namespaces, and so reach parts of "
                   "the kernel that are root's otherwise");
-    if (!v->yama.n || str_eq(jail_line(v->yama), S("0")))
-        jail_find(out, JAIL_YAMA, JAIL_NOTE,
+    if (!v->yama.n || str_eq(host_line(v->yama), S("0")))
+        host_find(out, HOST_YAMA, HOST_NOTE,
                   "a process may trace others of its user; ours are not "
                   "dumpable, which forbids it");
 }
 
 /* Bridges and far ends of containers are a host's. */
 static void
-jail_judge_network(const struct jail_view *v, bool in, struct jail_finding *out)
+host_judge_network(const struct host_view *v, bool in, struct host_finding *out)
 {
     static const char *const names[] = {"docker",  "cni",  "veth",   "virbr",
                                         "flannel", "cali", "podman", "br-"};
@@ -26475,59 +26499,59 @@ jail_judge_network(const struct jail_view *v, bool in, struct jail_finding *out)
             host |= str_starts(line, str_of(names[i]));
     }
     if (in && host)
-        jail_find(out, JAIL_OWN_NETWORK, JAIL_MEDIUM,
+        host_find(out, HOST_OWN_NETWORK, HOST_MEDIUM,
                   "the network of the host is seen here: its loopback, and "
                   "abstract sockets");
 }
 
 /* All but what is the policy's. */
 static void
-jail_judge(const struct jail_view *v, struct jail_finding *out)
+host_judge(const struct host_view *v, struct host_finding *out)
 {
-    bool in = jail_contained(v);
+    bool in = host_contained(v);
 
-    memset(out, 0, JAIL_POSTURE_N * sizeof *out);
-    jail_judge_root(v, in, out);
-    jail_judge_filters(v, in, out);
-    jail_judge_capabilities(v, in, out);
-    jail_judge_mounts(v, in, out);
-    jail_judge_proc(v, in, out);
-    jail_judge_network(v, in, out);
+    memset(out, 0, HOST_POSTURE_N * sizeof *out);
+    host_judge_root(v, in, out);
+    host_judge_filters(v, in, out);
+    host_judge_capabilities(v, in, out);
+    host_judge_mounts(v, in, out);
+    host_judge_proc(v, in, out);
+    host_judge_network(v, in, out);
 }
 
 /* The children keep our user, which is well unless that is root. */
 static void
-jail_judge_keep(struct jail_finding *out)
+host_judge_keep(struct host_finding *out)
 {
-    if (out[JAIL_NOT_ROOT].severity)
-        jail_find(out, JAIL_NOT_ROOT, JAIL_HIGH,
+    if (out[HOST_NOT_ROOT].severity)
+        host_find(out, HOST_NOT_ROOT, HOST_HIGH,
                   "all processes are root, also those that parse the network");
 }
 
 /* A file of the policy, or its folder, that everybody may write. */
 static void
-jail_judge_path(struct jail_finding *out, const char *path)
+host_judge_path(struct host_finding *out, const char *path)
 {
     struct stat st;
 
     if (stat(path, &st) == 0 && st.st_mode & S_IWOTH)
-        jail_find(out, JAIL_UNSHARED_FILES,
-                  S_ISDIR(st.st_mode) && st.st_mode & S_ISVTX ? JAIL_MEDIUM
-                                                              : JAIL_HIGH,
+        host_find(out, HOST_UNSHARED_FILES,
+                  S_ISDIR(st.st_mode) && st.st_mode & S_ISVTX ? HOST_MEDIUM
+                                                              : HOST_HIGH,
                   "everybody can write %s (mode %04o)", path,
                   (unsigned)st.st_mode & 07777);
 }
 
 static void
-jail_judge_file(struct mem_arena *a, struct jail_finding *out, struct str path)
+host_judge_file(struct mem_arena *a, struct host_finding *out, struct str path)
 {
     const char *slash;
 
     if (!path.n)
         return;
-    jail_judge_path(out, str_c(a, path));
+    host_judge_path(out, str_c(a, path));
     slash = memrchr(path.p, '/', path.n);
-    jail_judge_path(
+    host_judge_path(
         out, !slash ? "."
              : slash == path.p
                  ? "/"
@@ -26536,7 +26560,7 @@ jail_judge_file(struct mem_arena *a, struct jail_finding *out, struct str path)
 
 /* A socket that leads out of the container, and that we may write to. */
 static const char *
-jail_look_socket(void)
+host_look_socket(void)
 {
     static const char *const paths[] = {
         "/run/docker.sock",
@@ -26561,7 +26585,7 @@ jail_look_socket(void)
 /* Inode numbers of the first namespaces are fixed (include/uapi/linux/nsfs.h);
  * that of the first network is since Linux 6.18. */
 static bool
-jail_look_initial(const char *path, const char *name)
+host_look_initial(const char *path, const char *name)
 {
     char text[64];
     ssize_t n = readlink(path, text, sizeof text - 1);
@@ -26571,7 +26595,7 @@ jail_look_initial(const char *path, const char *name)
 }
 
 static bool
-jail_look_marked(void)
+host_look_marked(void)
 {
     return getenv("container") || access("/.dockerenv", F_OK) == 0 ||
            access("/run/.containerenv", F_OK) == 0 ||
@@ -26579,7 +26603,7 @@ jail_look_marked(void)
 }
 
 static bool
-jail_look_access(const char *path, int mode)
+host_look_access(const char *path, int mode)
 {
     struct stat st;
 
@@ -26588,142 +26612,165 @@ jail_look_access(const char *path, int mode)
 }
 
 static void
-jail_look(struct mem_arena *a, struct jail_view *v)
+host_look(struct mem_arena *a, struct host_view *v)
 {
     static const struct {
         const char *path;
         size_t offset, max;
     } files[] = {
-        {"/proc/self/mountinfo", offsetof(struct jail_view, mounts), 256 << 10},
-        {"/proc/self/status", offsetof(struct jail_view, status), 8192},
-        {"/proc/self/uid_map", offsetof(struct jail_view, uid_map), 4096},
-        {"/proc/self/cgroup", offsetof(struct jail_view, cgroup), 8192},
+        {"/proc/self/mountinfo", offsetof(struct host_view, mounts), 256 << 10},
+        {"/proc/self/status", offsetof(struct host_view, status), 8192},
+        {"/proc/self/uid_map", offsetof(struct host_view, uid_map), 4096},
+        {"/proc/self/cgroup", offsetof(struct host_view, cgroup), 8192},
         {"/proc/sys/kernel/core_pattern",
-         offsetof(struct jail_view, core_pattern), 256},
+         offsetof(struct host_view, core_pattern), 256},
         {"/proc/sys/user/max_user_namespaces",
-         offsetof(struct jail_view, max_userns), 64},
-        {"/proc/sys/kernel/yama/ptrace_scope", offsetof(struct jail_view, yama),
+         offsetof(struct host_view, max_userns), 64},
+        {"/proc/sys/kernel/yama/ptrace_scope", offsetof(struct host_view, yama),
          64},
-        {"/proc/net/dev", offsetof(struct jail_view, interfaces), 1 << 16},
+        {"/proc/net/dev", offsetof(struct host_view, interfaces), 1 << 16},
     };
     char comm[32];
 
-    *v = (struct jail_view){0};
+    *v = (struct host_view){0};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
-        *(struct str *)((char *)v + files[i].offset) = jail_read(
+        *(struct str *)((char *)v + files[i].offset) = host_read(
             files[i].path, mem_alloc_raw(a, files[i].max), files[i].max);
-    v->marked = jail_look_marked();
+    v->marked = host_look_marked();
     v->initial_pids =
-        jail_look_initial("/proc/self/ns/pid", "pid:[4026531836]");
+        host_look_initial("/proc/self/ns/pid", "pid:[4026531836]");
     v->initial_network =
-        jail_look_initial("/proc/self/ns/net", "net:[4026531833]");
+        host_look_initial("/proc/self/ns/net", "net:[4026531833]");
     v->kthreadd = str_eq(
-        jail_line(jail_read("/proc/2/comm", comm, sizeof comm)), S("kthreadd"));
-    v->kcore = jail_look_access("/proc/kcore", R_OK);
-    v->sysrq = jail_look_access("/proc/sysrq-trigger", W_OK);
-    v->sysctl = jail_look_access("/proc/sys/kernel/core_pattern", W_OK);
-    v->socket = jail_look_socket();
+        host_line(host_read("/proc/2/comm", comm, sizeof comm)), S("kthreadd"));
+    v->kcore = host_look_access("/proc/kcore", R_OK);
+    v->sysrq = host_look_access("/proc/sysrq-trigger", W_OK);
+    v->sysctl = host_look_access("/proc/sys/kernel/core_pattern", W_OK);
+    v->socket = host_look_socket();
 }
 
 /* What this machine gives us, and what is around us. */
-struct jail_host {
-    struct jail_have have;
-    struct jail_finding posture[JAIL_POSTURE_N];
+struct host_seen {
+    struct host_have have;
+    struct host_finding posture[HOST_POSTURE_N];
 };
 
-/* Once, before we change anything about ourselves: see jail_probe(). */
+/* Once, before we change anything about ourselves: see host_probe(). */
 static void
-jail_survey(struct jail_host *h)
+host_survey(struct host_seen *h)
 {
     struct mem_arena *a = mem_arena_new((size_t)4 << 20);
-    struct jail_view v;
+    struct host_view v;
 
-    jail_probe(&h->have);
-    jail_look(a, &v);
-    jail_judge(&v, h->posture);
+    host_probe(&h->have);
+    host_look(a, &v);
+    host_judge(&v, h->posture);
     mem_arena_free(a);
 }
 
 static const char *
-jail_posture_name(unsigned id)
+host_posture_name(unsigned id)
 {
     return cfg_layers[CFG_LAYERS_N + id];
 }
 
 /* Whether each part of it that must be fine, is. */
 static bool
-jail_posture_enough(const struct jail_finding *all, const struct cfg_process *p,
+host_posture_enough(const struct host_finding *all, const struct cfg_process *p,
                     struct err *e)
 {
-    for (unsigned i = 0; i < JAIL_POSTURE_N; i++)
-        if (all[i].severity && jail_named(p->must_have, CFG_LAYERS_N + i)) {
+    for (unsigned i = 0; i < HOST_POSTURE_N; i++)
+        if (all[i].severity && host_named(p->must_have, CFG_LAYERS_N + i)) {
             err_set(e, ERR_CONFIG, "process: must_have: %s: %s; mend: %s",
-                    jail_posture_name(i), all[i].what, jail_mends[i]);
+                    host_posture_name(i), all[i].what, host_mends[i]);
             return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
         }
     return true;
 }
 
 static void
-jail_posture_warn(const struct jail_finding *all)
+host_posture_warn(const struct host_finding *all)
 {
-    for (unsigned i = 0; i < JAIL_POSTURE_N; i++) {
-        const struct jail_finding *f = &all[i];
+    for (unsigned i = 0; i < HOST_POSTURE_N; i++) {
+        const struct host_finding *f = &all[i];
         struct log_line l;
 
-        if (f->severity < JAIL_LOW ||
-            !log_begin(&l, f->severity > JAIL_LOW ? LOG_WARN : LOG_INFO,
+        if (f->severity < HOST_LOW ||
+            !log_begin(&l, f->severity > HOST_LOW ? LOG_WARN : LOG_INFO,
                        "posture"))
             continue;
-        log_str(&l, "name", str_of(jail_posture_name(i)));
-        log_str(&l, "severity", str_of(jail_severity_name(f->severity)));
+        log_str(&l, "name", str_of(host_posture_name(i)));
+        log_str(&l, "severity", str_of(host_severity_name(f->severity)));
         log_str(&l, "what", str_of(f->what));
-        log_str(&l, "mend", str_of(jail_mends[i]));
+        log_str(&l, "mend", str_of(host_mends[i]));
         log_end(&l);
     }
 }
 
 /* `p` is NULL without a policy. */
 static void
-jail_posture_print(const struct jail_finding *all, const struct cfg_process *p,
+host_posture_print(const struct host_finding *all, const struct cfg_process *p,
                    FILE *f)
 {
     unsigned n = 0;
 
-    for (unsigned i = 0; i < JAIL_POSTURE_N; i++) {
-        bool must_have = p && jail_named(p->must_have, CFG_LAYERS_N + i);
+    for (unsigned i = 0; i < HOST_POSTURE_N; i++) {
+        bool must_have = p && host_named(p->must_have, CFG_LAYERS_N + i);
 
         if (!all[i].severity && !must_have)
             continue;
         n++;
-        fprintf(f, "  %-20s %-6s %s%s\n", jail_posture_name(i),
-                jail_severity_name(all[i].severity),
+        fprintf(f, "  %-20s %-6s %s%s\n", host_posture_name(i),
+                host_severity_name(all[i].severity),
                 all[i].severity ? all[i].what : "",
                 must_have ? " (must have)" : "");
         if (all[i].severity)
-            fprintf(f, "      mend: %s\n", jail_mends[i]);
+            fprintf(f, "      mend: %s\n", host_mends[i]);
     }
     if (!n)
         fputs("  nothing to say\n", f);
 }
 
 static void
-jail_posture_json(const struct jail_finding *all, struct mem_buf *out)
+host_posture_json(const struct host_finding *all, struct mem_buf *out)
 {
-    for (unsigned i = 0; i < JAIL_POSTURE_N; i++) {
+    for (unsigned i = 0; i < HOST_POSTURE_N; i++) {
         mem_buf_printf(out, "%s{\"name\":\"%s\",\"severity\":\"%s\"",
-                       i ? "," : "[", jail_posture_name(i),
-                       jail_severity_name(all[i].severity));
+                       i ? "," : "[", host_posture_name(i),
+                       host_severity_name(all[i].severity));
         if (all[i].severity) {
             mem_buf_printf(out, ",\"what\":");
             json_write_str(out, str_of(all[i].what));
             mem_buf_printf(out, ",\"mend\":");
-            json_write_str(out, str_of(jail_mends[i]));
+            json_write_str(out, str_of(host_mends[i]));
         }
         mem_buf_add(out, "}", 1);
     }
     mem_buf_add(out, "]", 1);
 }
+
+/* ==== 26 jail: the cage around a program ====================================
+ *
+ * Prepared once, when the broker starts: jail_cage_enter() makes namespaces and
+ * a view of the file system for all programs. Then, for each run, jail_spawn()
+ * starts a program in its own session, with the descriptors, limits and
+ * environment that it is handed, under Landlock and seccomp, without a
+ * capability. What of that this machine has, host_probe() tried before.
+ *
+ * The child of jail_spawn() runs in our memory until execveat() (that is what
+ * makes a start cheap), so jail_child() only makes system calls, and everything
+ * it needs is prepared before.
+ *
+ * Down    host wall cfg log err
+ * Entry   jail_cage_enter  jail_spawn  jail_orphans  jail_sweep
+ */
+enum {
+    JAIL_FILE_FD = 10,    // a command's file slots are 10, 11, …
+    JAIL_FILES_MAX = 16,  // of them
+    JAIL_LIMITS_MAX = 6,
+    JAIL_STACK = 32 << 10,
+    JAIL_CAP_ADMIN = 1 << 21,  // CAP_SYS_ADMIN, in the first row
+};
 
 /* ---- namespaces: made once, for all programs ----
  *
@@ -26745,7 +26792,7 @@ jail_posture_json(const struct jail_finding *all, struct mem_buf *out)
 /* The leak checker looks itself up in /proc, and traces its own threads: in a
  * build with it, the broker keeps the old /proc, and programs alone have the
  * filter. */
-enum { JAIL_OWN_PROC = !JAIL_SANITIZED, JAIL_INHERIT = !JAIL_SANITIZED };
+enum { JAIL_OWN_PROC = !WALL_SANITIZED, JAIL_INHERIT = !WALL_SANITIZED };
 
 /* A file or folder of the programs' view. */
 struct jail_place {
@@ -26854,8 +26901,8 @@ jail_keep(int fd, bool proc)
     if (proc && mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC,
                       "hidepid=invisible,subset=pid") != 0)
         byte = 0;
-    jail_uncap_bound();
-    if (!jail_uncap(&e) || write(0, &byte, 1) != 1)
+    wall_uncap_bound();
+    if (!wall_uncap(&e) || write(0, &byte, 1) != 1)
         _exit(1);
     signal(SIGCHLD, jail_keep_on_child);
     while (read(0, &byte, 1) == 1)
@@ -27072,15 +27119,15 @@ jail_view_end(bool old_proc)
 static bool
 jail_cage_become(uid_t uid, gid_t gid, struct err *e)
 {
-    uint32_t head[2] = {JAIL_CAP_V3, 0};
+    uint32_t head[2] = {WALL_CAP_V3, 0};
     uint32_t caps[6] = {JAIL_CAP_ADMIN, JAIL_CAP_ADMIN};
 
     if (prctl(PR_SET_KEEPCAPS, 1L, 0L, 0L, 0L) != 0)
         return err_set(e, ERR_CONFIG, "capabilities: %s", strerror(errno));
-    if (!jail_become(uid, gid, e))
+    if (!wall_become(uid, gid, e))
         return false;
     syscall(SYS_capset, head, caps);  // not there: then it is not needed
-    return jail_undumpable() || err_set(e, ERR_CONFIG, "dumpable");
+    return wall_undumpable() || err_set(e, ERR_CONFIG, "dumpable");
 }
 
 /* Programs are born into a new pid namespace, whose process 1 is the keeper.
@@ -27146,22 +27193,22 @@ jail_cage_reap(const struct jail_cage *c)
     (void)!send(c->keeper_fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
-/* For good: what jail_drop() gives up, but for the right to step into the empty
+/* For good: what wall_drop() gives up, but for the right to step into the empty
  * network, if there is one. */
 static bool
 jail_cage_lock(const struct jail_cage *c, struct err *e)
 {
-    uint32_t head[2] = {JAIL_CAP_V3, 0};
+    uint32_t head[2] = {WALL_CAP_V3, 0};
     uint32_t caps[6] = {JAIL_CAP_ADMIN, JAIL_CAP_ADMIN};
     uid_t uid = geteuid();
 
-    jail_uncap_bound();
+    wall_uncap_bound();
     if (c->empty_net >= 0 ? syscall(SYS_capset, head, caps) != 0
-                          : !jail_uncap(e))
+                          : !wall_uncap(e))
         return err_set(e, ERR_CONFIG, "capabilities: %s", strerror(errno));
     if (uid != 0 && setresuid((uid_t)-1, 0, (uid_t)-1) == 0)
         return err_set(e, ERR_CONFIG, "uid %u could become root again", uid);
-    if (!jail_undumpable())
+    if (!wall_undumpable())
         return err_set(e, ERR_CONFIG, "dumpable: %s", strerror(errno));
     return prctl(PR_GET_NO_NEW_PRIVS, 0L, 0L, 0L, 0L) == 1 ||
            err_set(e, ERR_CONFIG, "no_new_privs is not set");
@@ -27258,7 +27305,7 @@ struct jail_spawn {
     unsigned limits_n;
     int net;                            // a network namespace; else ours
     int rules;                          // of Landlock; else none
-    uint64_t key[2];                    // of jail_filter_keyed()
+    uint64_t key[2];                    // of wall_filter_keyed()
     const struct sock_fprog *metadata;  // of seccomp; NULL: none
     const struct sock_fprog *filter;    // of seccomp; NULL: none
     char *stack;                        // JAIL_STACK bytes
@@ -27278,7 +27325,7 @@ struct jail_spawn {
 JAIL_CHILD static bool
 jail_child_lock(struct jail_spawn *s)
 {
-    uint32_t head[2] = {JAIL_CAP_V3, 0}, none[6] = {0};
+    uint32_t head[2] = {WALL_CAP_V3, 0}, none[6] = {0};
 
     s->step = "network namespace";
     if (s->net > 0 && setns(s->net, CLONE_NEWNET) != 0)
@@ -27316,7 +27363,7 @@ jail_child_try(struct jail_spawn *s)
         if (dup2(s->stdio[i], i) < 0)
             return false;
     s->step = "close_range";
-    if (syscall(SYS_close_range, 3u, ~0u, (unsigned)JAIL_CLOEXEC) != 0)
+    if (syscall(SYS_close_range, 3u, ~0u, (unsigned)WALL_CLOEXEC) != 0)
         return false;
     s->step = "file slots";
     for (unsigned i = 0; i < s->files_n; i++)
@@ -27490,51 +27537,23 @@ jail_sweep(int children, int ms)
     return false;
 }
 
-/* ==== 24 exec: programs, and nothing but the declared ones ==================
+/* ==== 27 prog: which programs, arguments and values are let through ==========
  *
- *     worker                              broker
- *     exec_start --- MSG_EXEC_RUN ------> table, slots checked again, record
- *                <-- MSG_EXEC_OUT ------- pipes, limits, clock        |
- *     exec_done  <-- MSG_EXEC_END ------- record ---------------- program
+ * By name and by content: what starts another program or reads more into its
+ * arguments than they say does not load, or only as the table of guards has it.
+ * The fixed arguments are judged at load, by each guard; what a slot's schema
+ * lets through, too; and each value again when it comes, by worker and broker
+ * alike: prog_slot_check() is the one judge of both.
  *
- * The broker is the only process that starts programs. It opens them when it
- * starts, and takes from a worker a number in its table and slot values, which
- * it trusts as little as the client they came from. The argument vector, the
- * environment and the limits are built here, from the table.
- *
- *   WAITING --> RUNNING --> DRAINING --> REPORTING --> closed
- *      \___________\____ worker gone: ended, recorded, told to nobody
- *
- * Three ways to ask: MSG_EXEC_RUN gets the output with the result, and
- * MSG_EXEC_FLOW as the program writes it. MSG_EXEC_JOB leaves it here, with a
- * job, which any worker can ask about later: MSG_JOB_ASK, MSG_JOB_TELL.
- *
- * No record, no run: the "start" line is in the log's reader's hands before
- * the program is (log_sync), and an "end" line follows. Records are a chain,
- * which exec_verify_line() follows, so that a missing one shows.
- *
- * Owner   a run belongs to the broker; a worker's channel only points at it
- * Down    jail msg schema cfg log err          Up  exec_done
- * Entry   exec_slot_check  exec_program_check  exec_main  exec_start  exec_flow
- *         exec_job  exec_job_ask
+ * Down    jail wall schema cfg str err
+ * Entry   prog_program_check  prog_slot_check
  */
 enum {
-    EXEC_VALUE_MAX = 4096,  // bytes of a slot value
-    EXEC_SLOTS_MAX = 16,    // per command: their records fit one log line
-    EXEC_ARGS_MAX = 256,
-    EXEC_REQUEST_MAX = 128,    // bytes of a request id
-    EXEC_WHO_MAX = 1024,       // bytes of an identity
-    EXEC_CHUNK = 64 << 10,     // bytes of a stream in one frame
-    EXEC_WINDOW = 256 << 10,   // bytes of output before the worker must ack
-    EXEC_WORKERS_MAX = 1024,   // channels to one broker
-    EXEC_PIN_MAX = 256 << 20,  // bytes of a program that is pinned
-    EXEC_WATCH_MS = 5,         // before that, nobody looks at the pipes
-    EXEC_LINGER_MS = 500,      // from the program's end to the pipe's
-    EXEC_REPORT_MS = 10000,    // for the worker to take a result
-    EXEC_JOB_ID = 32,          // hexadecimal digits
-    EXEC_OWNER = 32,           // bytes of a hash
-    EXEC_JOB_CLOCK_MS = 1000,  // between looks for jobs to forget
-    EXEC_STUCK_MS = 10000,     // between complaints about a process in SIGKILL
+    PROG_VALUE_MAX = 4096,  // bytes of a slot value
+    PROG_SLOTS_MAX = 16,    // per command: their records fit one log line
+    PROG_ARGS_MAX = 256,
+    PROG_PIN_MAX = 256 << 20,  // bytes of a program that is pinned
+    PROG_COPY = 64 << 10,      // of it in one step
 };
 
 /* ---- programs, by name --------------------------------------------------- */
@@ -27542,7 +27561,7 @@ enum {
 /* "python3.11" is "python": after the name only a version may follow. A '*'
  * stands for any end. */
 static bool
-exec_name_is(struct str name, struct str bad)
+prog_name_is(struct str name, struct str bad)
 {
     unsigned char next;
 
@@ -27559,20 +27578,20 @@ exec_name_is(struct str name, struct str bad)
 }
 
 static bool
-exec_name_in(struct str name, const char *names)
+prog_name_in(struct str name, const char *names)
 {
     struct str left = str_of(names), one;
 
     while (left.n) {
         str_cut(left, ' ', &one, &left);
-        if (exec_name_is(name, one))
+        if (prog_name_is(name, one))
             return true;
     }
     return false;
 }
 
 static struct str
-exec_basename(struct str path)
+prog_basename(struct str path)
 {
     const char *slash = path.n ? memrchr(path.p, '/', path.n) : NULL;
 
@@ -27581,12 +27600,12 @@ exec_basename(struct str path)
 
 /* One binary with many programs in it: argv[0], the declared path, says which,
  * and no argument can change that. */
-static const char exec_multicall[] = "busybox toybox coreutils";
+static const char prog_multicall[] = "busybox toybox coreutils";
 
 static bool
-exec_is_multicall(struct str name)
+prog_is_multicall(struct str name)
 {
-    return exec_name_in(name, exec_multicall);
+    return prog_name_in(name, prog_multicall);
 }
 
 /* ---- guards: programs with a grammar of their own -------------------------
@@ -27599,8 +27618,8 @@ exec_is_multicall(struct str name)
  * Lists of arguments: '|' between alternatives, blanks between arguments that
  * follow each other, ';' between what must all stand; a '*' for any end.
  */
-struct exec_guard {
-    const char *names;   // as exec_name_in() has them
+struct prog_guard {
+    const char *names;   // as prog_name_in() has them
     const char *lead;    // a value may not begin with one of these bytes
     const char *inside;  // nor hold one of these
     bool scheme;         // nor begin like "name:"
@@ -27619,10 +27638,10 @@ struct exec_guard {
     const char *why;     // "it …"
 };
 
-#define EXEC_CODERS                                                            \
+#define PROG_CODERS                                                            \
     "png: png8: png24: png32: jpeg: jpg: gif: webp: bmp: tiff: tif: ppm: "     \
     "pgm: pbm: pnm: heic: avif: jp2: ico: tga: label: caption:"
-#define EXEC_IMAGE_VALUES                                                      \
+#define PROG_IMAGE_VALUES                                                      \
     "-resize -thumbnail -scale -sample -adaptive-resize -liquid-rescale "      \
     "-crop -chop -extent -shave -splice -gravity -geometry -page "             \
     "-repage -quality -rotate -shear -roll -density -size -depth -type "       \
@@ -27632,24 +27651,24 @@ struct exec_guard {
     "-brightness-contrast -pointsize -strokewidth -kerning -weight -style "    \
     "-interlace -compress -filter -channel -posterize -sepia-tone -swirl "     \
     "-delay -loop -dispose -compose -sampling-factor -alpha -units -metric"
-#define EXEC_IMAGE_WHY                                                         \
+#define PROG_IMAGE_WHY                                                         \
     "it reads \"coder:file\", \"@file\", \"|program\" and file[n], and "       \
     "guesses the format of a file from its bytes, of formats that name other " \
     "files and programs too"
-#define EXEC_WHITELIST                                                         \
+#define PROG_WHITELIST                                                         \
     "-protocol_whitelist file|-protocol_whitelist pipe|-protocol_whitelist "   \
     "file,pipe|-protocol_whitelist pipe,file"
-#define EXEC_MEDIA_NEVER                                                       \
+#define PROG_MEDIA_NEVER                                                       \
     "-f concat|-f lavfi|-f hls|-f dash|-f sdp|-f tee|-safe 0|-filter_script*|" \
     "-attach|-dump_attachment*|-enable_drefs|-use_absolute_path"
-#define EXEC_MEDIA_OWN                                                         \
+#define PROG_MEDIA_OWN                                                         \
     "-f|-vf|-af|-filter*|-lavfi|-protocol_whitelist|-format_whitelist|"        \
     "-passlogfile|-vstats_file|-sdp_file|-progress|-report|-bsf*|-vstats*"
-#define EXEC_MEDIA_WHY                                                         \
+#define PROG_MEDIA_WHY                                                         \
     "it opens \"concat:\", \"http:\" and other protocols, and follows the "    \
     "names in a playlist, which a file may turn out to be"
 
-static const struct exec_guard exec_guards[] = {
+static const struct prog_guard prog_guards[] = {
     {.names = "convert convert-im6* mogrify mogrify-im6* identify "
               "identify-im6* composite composite-im6* montage montage-im6* "
               "compare compare-im6* stream-im6* animate-im6* display-im6* "
@@ -27657,35 +27676,35 @@ static const struct exec_guard exec_guards[] = {
      .lead = "@|~+",
      .inside = ":%[]{}*?",
      .never = "-|-script|-write|-process|-read-mask|-write-mask",
-     .values = EXEC_IMAGE_VALUES,
-     .coders = EXEC_CODERS,
-     .why = EXEC_IMAGE_WHY},
+     .values = PROG_IMAGE_VALUES,
+     .coders = PROG_CODERS,
+     .why = PROG_IMAGE_WHY},
     {.names = "gm",
      .lead = "@|~+",
      .inside = ":%[]{}*?",
      .never = "-|batch|conjure|-write|-process",
-     .values = EXEC_IMAGE_VALUES,
-     .coders = EXEC_CODERS,
+     .values = PROG_IMAGE_VALUES,
+     .coders = PROG_CODERS,
      .first = true,
-     .why = EXEC_IMAGE_WHY},
+     .why = PROG_IMAGE_WHY},
     {.names = "ffmpeg ffplay",
      .lead = "@|",
      .inside = ",;[]%",
      .scheme = true,
      .must = "-nostdin",
      .each = "-i",
-     .each_must = EXEC_WHITELIST ";-f *|-format_whitelist *",
-     .never = EXEC_MEDIA_NEVER,
-     .own = EXEC_MEDIA_OWN,
-     .why = EXEC_MEDIA_WHY},
+     .each_must = PROG_WHITELIST ";-f *|-format_whitelist *",
+     .never = PROG_MEDIA_NEVER,
+     .own = PROG_MEDIA_OWN,
+     .why = PROG_MEDIA_WHY},
     {.names = "ffprobe",
      .lead = "@|",
      .inside = ",;[]%",
      .scheme = true,
-     .must = EXEC_WHITELIST ";-f *|-format_whitelist *",
-     .never = EXEC_MEDIA_NEVER,
-     .own = EXEC_MEDIA_OWN,
-     .why = EXEC_MEDIA_WHY},
+     .must = PROG_WHITELIST ";-f *|-format_whitelist *",
+     .never = PROG_MEDIA_NEVER,
+     .own = PROG_MEDIA_OWN,
+     .why = PROG_MEDIA_WHY},
     {.names = "sox soxi play rec",
      .lead = "|~",
      .inside = "*?[",
@@ -27933,42 +27952,42 @@ static const struct exec_guard exec_guards[] = {
 };
 
 /* Which rows a program is under, by its names. */
-struct exec_guarding {
-    const struct exec_guard *v[2];
+struct prog_guarding {
+    const struct prog_guard *v[2];
     unsigned n;
     bool applet;  // of a multicall binary: it lacks the options of `must`
 };
 
 static void
-exec_guard_add(struct exec_guarding *g, struct str name)
+prog_guard_add(struct prog_guarding *g, struct str name)
 {
-    for (size_t i = 0; i < sizeof exec_guards / sizeof *exec_guards; i++)
-        if (exec_name_in(name, exec_guards[i].names)) {
-            if (g->n < 2 && (!g->n || g->v[0] != &exec_guards[i]))
-                g->v[g->n++] = &exec_guards[i];
+    for (size_t i = 0; i < sizeof prog_guards / sizeof *prog_guards; i++)
+        if (prog_name_in(name, prog_guards[i].names)) {
+            if (g->n < 2 && (!g->n || g->v[0] != &prog_guards[i]))
+                g->v[g->n++] = &prog_guards[i];
             return;
         }
 }
 
 /* By the declared name, and by the real one (which a worker cannot look up:
  * empty). */
-static struct exec_guarding
-exec_guard_find(struct str given, struct str real)
+static struct prog_guarding
+prog_guard_find(struct str given, struct str real)
 {
-    struct exec_guarding g = {0};
+    struct prog_guarding g = {0};
 
-    given = exec_basename(given);
-    real = exec_basename(real);
-    exec_guard_add(&g, given);
-    exec_guard_add(&g, real);
-    g.applet = exec_is_multicall(real) && !exec_is_multicall(given);
+    given = prog_basename(given);
+    real = prog_basename(real);
+    prog_guard_add(&g, given);
+    prog_guard_add(&g, real);
+    g.applet = prog_is_multicall(real) && !prog_is_multicall(given);
     return g;
 }
 
 /* "name:" with a letter in front, as addresses, coders and protocols have it;
  * a time of day has none. */
 static bool
-exec_has_scheme(struct str v)
+prog_has_scheme(struct str v)
 {
     size_t n = 0;
 
@@ -27982,7 +28001,7 @@ exec_has_scheme(struct str v)
 
 /* Is slot `i` behind a fixed "--"? */
 static bool
-exec_slot_ended(const struct cfg_command *c, unsigned slot)
+prog_slot_ended(const struct cfg_command *c, unsigned slot)
 {
     bool ended = false;
 
@@ -27996,7 +28015,7 @@ exec_slot_ended(const struct cfg_command *c, unsigned slot)
 
 /* What stands in front of the value in its argument. */
 static struct str
-exec_slot_prefix(const struct cfg_command *c, unsigned slot)
+prog_slot_prefix(const struct cfg_command *c, unsigned slot)
 {
     for (size_t i = 0; i < c->args_n; i++)
         if (c->args[i].is_slot && c->args[i].slot == slot)
@@ -28006,7 +28025,7 @@ exec_slot_prefix(const struct cfg_command *c, unsigned slot)
 
 /* A value that begins with '-' is an option, but for a negative number. */
 static bool
-exec_is_option(struct str v)
+prog_is_option(struct str v)
 {
     return v.n && v.p[0] == '-' &&
            !(v.n > 1 && (isdigit((unsigned char)v.p[1]) || v.p[1] == '.'));
@@ -28015,23 +28034,23 @@ exec_is_option(struct str v)
 /* What a program of this row would read into the value; NULL: nothing. Below
  * a folder ("./", the end of the prefix) no first byte means anything. */
 static const char *
-exec_guard_fault(const struct exec_guard *g, const struct cfg_command *c,
+prog_guard_fault(const struct prog_guard *g, const struct cfg_command *c,
                  unsigned slot, struct str v)
 {
-    struct str prefix = exec_slot_prefix(c, slot);
+    struct str prefix = prog_slot_prefix(c, slot);
     bool below = str_ends(prefix, S("/"));
 
     if (c->slots[slot].is_file || !v.n)
         return NULL;  // its name never reaches the program
-    if (!prefix.n && c->slots[slot].dash && exec_is_option(v) &&
-        !(g->ends && exec_slot_ended(c, slot)))
+    if (!prefix.n && c->slots[slot].dash && prog_is_option(v) &&
+        !(g->ends && prog_slot_ended(c, slot)))
         return "begins with '-', which this program takes for an option";
     if (g->lead && !below && strchr(g->lead, v.p[0]))
         return "begins with a character that this program gives a meaning to";
     for (size_t i = 0; g->inside && i < v.n; i++)
         if (strchr(g->inside, v.p[i]))
             return "holds a character that this program gives a meaning to";
-    if (g->scheme && !below && exec_has_scheme(v))
+    if (g->scheme && !below && prog_has_scheme(v))
         return "begins with a scheme, such as \"http:\" or \"file:\"";
     return NULL;
 }
@@ -28040,7 +28059,7 @@ exec_guard_fault(const struct exec_guard *g, const struct cfg_command *c,
 
 /* A dash in all but the byte: a program that folds Unicode would see one. */
 static bool
-exec_lookalike_dash(struct str v)
+prog_lookalike_dash(struct str v)
 {
     static const char *const dashes[] = {"\u00ad", "\u02d7", "\u06d4", "\u1806",
                                          "\u2010", "\u2011", "\u2012", "\u2013",
@@ -28055,7 +28074,7 @@ exec_lookalike_dash(struct str v)
 
 /* U+0080 to U+009F, which terminals obey like ESC sequences. */
 static bool
-exec_has_c1(struct str v)
+prog_has_c1(struct str v)
 {
     for (size_t i = 0; i + 1 < v.n; i++)
         if ((unsigned char)v.p[i] == 0xc2 && (unsigned char)v.p[i + 1] < 0xa0)
@@ -28065,7 +28084,7 @@ exec_has_c1(struct str v)
 
 /* "a/b" and no other way to say it: no part is empty, "." or "..". */
 static bool
-exec_plain_name(struct str v)
+prog_plain_name(struct str v)
 {
     struct str part;
     bool more = true;
@@ -28081,41 +28100,41 @@ exec_plain_name(struct str v)
 /* What holds for every value, whatever its schema says; NULL if it is fine.
  * `whole`: it becomes a whole argument, with no prefix in front. */
 static const char *
-exec_value_fault(const struct cfg_slot *s, bool whole, struct str v)
+prog_value_fault(const struct cfg_slot *s, bool whole, struct str v)
 {
     if (!v.p)
         return "has no value";
     if (!v.n)
         return "is empty";
-    if (v.n > EXEC_VALUE_MAX)
+    if (v.n > PROG_VALUE_MAX)
         return "is longer than 4096 bytes";
     if (!str_utf8(v))
         return "is not UTF-8";
-    if (!str_no_control(v) || exec_has_c1(v))
+    if (!str_no_control(v) || prog_has_c1(v))
         return "holds a control character";
     if (whole && !s->dash && v.p[0] == '-')
         return "begins with '-'";
-    if (whole && !s->dash && exec_lookalike_dash(v))
+    if (whole && !s->dash && prog_lookalike_dash(v))
         return "begins with a character that looks like '-'";
     if (s->is_file && v.p[0] == '/')
         return "is an absolute path: a file slot takes a relative name";
-    if (s->is_file && !exec_plain_name(v))
+    if (s->is_file && !prog_plain_name(v))
         return "has an empty part, \".\" or \"..\" in its path";
     return NULL;
 }
 
 /* May `v` go into this slot? ERR_SCHEMA names the slot, never the value. */
 static bool
-exec_slot_check(const struct cfg_command *c, unsigned i,
-                const struct exec_guarding *g, const struct schema *schema,
+prog_slot_check(const struct cfg_command *c, unsigned i,
+                const struct prog_guarding *g, const struct schema *schema,
                 struct mem_arena *a, struct str v, struct err *e)
 {
     const struct cfg_slot *s = &c->slots[i];
-    const char *fault = exec_value_fault(s, !exec_slot_prefix(c, i).n, v);
+    const char *fault = prog_value_fault(s, !prog_slot_prefix(c, i).n, v);
     struct schema_why why = {0};
 
     for (unsigned k = 0; k < g->n && !fault; k++)
-        fault = exec_guard_fault(g->v[k], c, i, v);
+        fault = prog_guard_fault(g->v[k], c, i, v);
     if (fault)
         return err_set(e, ERR_SCHEMA, "slot %.*s: %s", STR_FMT(s->name), fault);
     if (!schema_text(schema, a, &v, 1, &why))
@@ -28129,7 +28148,7 @@ exec_slot_check(const struct cfg_command *c, unsigned i,
 /* Is the fixed text `arg` the option `word`? `value`: only where the next
  * argument, or what follows in this one, is the option's value. */
 static bool
-exec_word_is(const struct exec_guard *g, struct str arg, bool first,
+prog_word_is(const struct prog_guard *g, struct str arg, bool first,
              struct str word, bool value)
 {
     bool old = g->old && first && arg.n && arg.p[0] != '-';
@@ -28156,7 +28175,7 @@ exec_word_is(const struct exec_guard *g, struct str arg, bool first,
 
 /* Do the arguments from `i` on read like one of the alternatives? */
 static bool
-exec_words_at(const struct exec_guard *g, const struct cfg_command *c, size_t i,
+prog_words_at(const struct prog_guard *g, const struct cfg_command *c, size_t i,
               struct str alternatives, bool exact)
 {
     struct str one, word;
@@ -28172,7 +28191,7 @@ exec_words_at(const struct exec_guard *g, const struct cfg_command *c, size_t i,
             if (ok && exact && word.p[word.n - 1] != '*')
                 ok = !c->args[k].is_slot && str_eq(c->args[k].text, word);
             else if (ok)
-                ok = exec_word_is(g, c->args[k].text, k == 0, word, false);
+                ok = prog_word_is(g, c->args[k].text, k == 0, word, false);
         }
         if (ok)
             return true;
@@ -28182,7 +28201,7 @@ exec_words_at(const struct exec_guard *g, const struct cfg_command *c, size_t i,
 
 /* Where options end: at a fixed "--", for programs that know it. */
 static size_t
-exec_options_end(const struct exec_guard *g, const struct cfg_command *c)
+prog_options_end(const struct prog_guard *g, const struct cfg_command *c)
 {
     for (size_t i = 0; g->ends && i < c->args_n; i++)
         if (!c->args[i].is_slot && str_eq(c->args[i].text, S("--")))
@@ -28192,7 +28211,7 @@ exec_options_end(const struct exec_guard *g, const struct cfg_command *c)
 
 /* Every group of `groups` must stand somewhere between `from` and `to`. */
 static bool
-exec_guard_need(const struct exec_guard *g, const struct cfg_command *c,
+prog_guard_need(const struct prog_guard *g, const struct cfg_command *c,
                 size_t from, size_t to, const char *groups, const char *before,
                 struct err *e)
 {
@@ -28204,7 +28223,7 @@ exec_guard_need(const struct exec_guard *g, const struct cfg_command *c,
 
         str_cut(left, ';', &group, &left);
         for (size_t i = from; i < to && !found; i++)
-            found = exec_words_at(g, c, i, group, true);
+            found = prog_words_at(g, c, i, group, true);
         if (found)
             continue;
         snprintf(text, sizeof text, "%.*s", STR_FMT(group));
@@ -28217,14 +28236,14 @@ exec_guard_need(const struct exec_guard *g, const struct cfg_command *c,
 }
 
 static bool
-exec_guard_never(const struct exec_guard *g, const struct cfg_command *c,
+prog_guard_never(const struct prog_guard *g, const struct cfg_command *c,
                  struct err *e)
 {
-    size_t end = exec_options_end(g, c);
+    size_t end = prog_options_end(g, c);
 
     for (size_t i = 0; g->never && i < end; i++)
         if (c->args[i].text.n &&
-            exec_words_at(g, c, i, str_of(g->never), false))
+            prog_words_at(g, c, i, str_of(g->never), false))
             return err_set(e, ERR_CONFIG, "takes no \"%.*s\" here: %s",
                            STR_FMT(c->args[i].text), g->why);
     return true;
@@ -28233,7 +28252,7 @@ exec_guard_never(const struct exec_guard *g, const struct cfg_command *c,
 /* Is slot `i` open text: neither a file, nor a number, nor one of some words
  * that the policy lists? */
 static bool
-exec_slot_open(const struct cfg_command *c, unsigned i, const struct schema *s)
+prog_slot_open(const struct cfg_command *c, unsigned i, const struct schema *s)
 {
     return !c->slots[i].is_file && schema_takes_text(s) &&
            !yyjson_obj_get(c->slots[i].schema, "enum") &&
@@ -28241,13 +28260,13 @@ exec_slot_open(const struct cfg_command *c, unsigned i, const struct schema *s)
 }
 
 static bool
-exec_own_word(const struct exec_guard *g, struct str arg, bool first)
+prog_own_word(const struct prog_guard *g, struct str arg, bool first)
 {
     struct str left = str_of(g->own), word;
 
     while (left.n) {
         str_cut(left, '|', &word, &left);
-        if (exec_word_is(g, arg, first, word, true))
+        if (prog_word_is(g, arg, first, word, true))
             return true;
     }
     return false;
@@ -28255,19 +28274,19 @@ exec_own_word(const struct exec_guard *g, struct str arg, bool first)
 
 /* An option that names a file to write, or a program, is the policy's. */
 static bool
-exec_guard_own(const struct exec_guard *g, const struct cfg_command *c,
+prog_guard_own(const struct prog_guard *g, const struct cfg_command *c,
                struct schema *const *schemas, struct err *e)
 {
-    size_t end = exec_options_end(g, c);
+    size_t end = prog_options_end(g, c);
 
     for (size_t i = 0; g->own && i < end; i++) {
         const struct cfg_arg *a = &c->args[i], *option = a;
 
-        if (!a->is_slot || !exec_slot_open(c, a->slot, schemas[a->slot]))
+        if (!a->is_slot || !prog_slot_open(c, a->slot, schemas[a->slot]))
             continue;
         if (!a->text.n && i && !a[-1].is_slot)
             option = a - 1;
-        if (option->text.n && exec_own_word(g, option->text, option == c->args))
+        if (option->text.n && prog_own_word(g, option->text, option == c->args))
             return err_set(e, ERR_CONFIG,
                            "slot %.*s must not be the value of \"%.*s\": %s: "
                            "write it into the policy, or list the values by "
@@ -28279,7 +28298,7 @@ exec_guard_own(const struct exec_guard *g, const struct cfg_command *c,
 }
 
 static bool
-exec_starts_one(struct str text, const char *words)
+prog_starts_one(struct str text, const char *words)
 {
     struct str left = str_of(words), word;
 
@@ -28294,7 +28313,7 @@ exec_starts_one(struct str text, const char *words)
 /* An image program takes a slot as the value of a harmless option, or behind
  * a fixed coder. */
 static bool
-exec_guard_images(const struct exec_guard *g, const struct cfg_command *c,
+prog_guard_images(const struct prog_guard *g, const struct cfg_command *c,
                   struct schema *const *schemas, struct err *e)
 {
     for (size_t i = 0; g->coders && i < c->args_n; i++) {
@@ -28305,9 +28324,9 @@ exec_guard_images(const struct exec_guard *g, const struct cfg_command *c,
             (!s->is_file && !schema_takes_text(schemas[a->slot])))
             continue;
         if (!s->is_file && !a->text.n && i && !a[-1].is_slot &&
-            exec_name_in(a[-1].text, g->values))
+            prog_name_in(a[-1].text, g->values))
             continue;
-        if (!exec_starts_one(a->text, g->coders))
+        if (!prog_starts_one(a->text, g->coders))
             return err_set(e, ERR_CONFIG,
                            "slot %.*s needs a prefix that says the format, as "
                            "in gateway.slot(\"%.*s\", \"png:\"): %s",
@@ -28317,17 +28336,17 @@ exec_guard_images(const struct exec_guard *g, const struct cfg_command *c,
 }
 
 static bool
-exec_guard_args(const struct exec_guard *g, const struct cfg_command *c,
+prog_guard_args(const struct prog_guard *g, const struct cfg_command *c,
                 bool applet, struct schema *const *schemas, struct err *e)
 {
-    size_t end = exec_options_end(g, c), slot = 0, last = 0;
+    size_t end = prog_options_end(g, c), slot = 0, last = 0;
     bool text = false;
 
     while (slot < end && !c->args[slot].is_slot)
         slot++;
     for (size_t i = 0; i < c->args_n; i++)
         text |= c->args[i].is_slot &&
-                exec_slot_open(c, c->args[i].slot, schemas[c->args[i].slot]);
+                prog_slot_open(c, c->args[i].slot, schemas[c->args[i].slot]);
     if (g->first && (!c->args_n || c->args[0].is_slot ||
                      str_starts(c->args[0].text, S("-"))))
         return err_set(e, ERR_CONFIG,
@@ -28335,58 +28354,58 @@ exec_guard_args(const struct exec_guard *g, const struct cfg_command *c,
                        "the policy");
     if (!applet &&
         ((g->must &&
-          !exec_guard_need(g, c, 0, slot, g->must, "the first slot", e)) ||
+          !prog_guard_need(g, c, 0, slot, g->must, "the first slot", e)) ||
          (g->text && text &&
-          !exec_guard_need(g, c, 0, slot, g->text, "the first slot", e))))
+          !prog_guard_need(g, c, 0, slot, g->text, "the first slot", e))))
         return false;
     for (size_t i = 0; g->each && i < c->args_n; i++) {
         if (c->args[i].is_slot || !str_eq(c->args[i].text, str_of(g->each)))
             continue;
-        if (!exec_guard_need(g, c, last, i, g->each_must, g->each, e))
+        if (!prog_guard_need(g, c, last, i, g->each_must, g->each, e))
             return false;
         last = i + 1;
     }
-    return exec_guard_never(g, c, e) && exec_guard_own(g, c, schemas, e) &&
-           exec_guard_images(g, c, schemas, e);
+    return prog_guard_never(g, c, e) && prog_guard_own(g, c, schemas, e) &&
+           prog_guard_images(g, c, schemas, e);
 }
 
 /* ---- guards: what a slot's schema lets through, at load ------------------ */
 
 enum {
-    EXEC_REACH_DEPTH = 18,     // bytes of a value that are tried
-    EXEC_REACH_SEEN = 4,       // ways to go on that are told apart, a depth
-    EXEC_REACH_TRIES = 60000,  // for one slot
+    PROG_REACH_DEPTH = 18,     // bytes of a value that are tried
+    PROG_REACH_SEEN = 4,       // ways to go on that are told apart, a depth
+    PROG_REACH_TRIES = 60000,  // for one slot
 };
 
 /* A search through the texts that a schema may begin with, for one that
  * `fault` objects to. What it overlooks is refused when it comes. */
-struct exec_reach {
+struct prog_reach {
     const struct schema *schema;
-    const struct exec_guard *guard;
+    const struct prog_guard *guard;
     const struct cfg_command *c;
     unsigned slot, tries;
     size_t depth;  // where to turn back
-    uint64_t seen[EXEC_REACH_DEPTH][EXEC_REACH_SEEN];
-    char text[EXEC_REACH_DEPTH + 1];
+    uint64_t seen[PROG_REACH_DEPTH][PROG_REACH_SEEN];
+    char text[PROG_REACH_DEPTH + 1];
     const char *fault;
 };
 
 static bool
-exec_reach_fault(struct exec_reach *r, size_t n)
+prog_reach_fault(struct prog_reach *r, size_t n)
 {
     if (n == 1 && r->text[0] == '-')  // a number may follow
         return false;
     r->text[n] = 0;
     r->fault =
-        exec_guard_fault(r->guard, r->c, r->slot, (struct str){r->text, n});
+        prog_guard_fault(r->guard, r->c, r->slot, (struct str){r->text, n});
     return r->fault != NULL;
 }
 
 /* False where this way to go on was seen at this depth. */
 static bool
-exec_reach_new(struct exec_reach *r, size_t n, uint64_t mark)
+prog_reach_new(struct prog_reach *r, size_t n, uint64_t mark)
 {
-    for (size_t i = 0; i < EXEC_REACH_SEEN; i++) {
+    for (size_t i = 0; i < PROG_REACH_SEEN; i++) {
         if (r->seen[n][i] == mark)
             return false;
         if (!r->seen[n][i]) {
@@ -28400,7 +28419,7 @@ exec_reach_new(struct exec_reach *r, size_t n, uint64_t mark)
 /* Of the letters, small and capital, and the digits that may follow: is `c` the
  * first or the last? */
 static bool
-exec_reach_end(const bool may[128], int c)
+prog_reach_end(const bool may[128], int c)
 {
     int (*kind)(int) = islower(c) ? islower : isupper(c) ? isupper : isdigit;
     bool below = false, above = false;
@@ -28415,7 +28434,7 @@ exec_reach_end(const bool may[128], int c)
 /* Goes on with two of each kind of letter and digit, and every other byte that
  * may follow the first `n`. True: r->text is such a text. */
 static bool
-exec_reach_from(struct exec_reach *r, size_t n)
+prog_reach_from(struct prog_reach *r, size_t n)
 {
     bool may[128] = {false};
     uint64_t mark = 14695981039346656037u;
@@ -28426,16 +28445,16 @@ exec_reach_from(struct exec_reach *r, size_t n)
         r->text[n] = (char)c;
         may[c] = schema_may_begin(r->schema, (struct str){r->text, n + 1});
         mark = (mark ^ (uint64_t)(may[c] ? c : 0)) * 1099511628211u;
-        if (may[c] && exec_reach_fault(r, n + 1))
+        if (may[c] && prog_reach_fault(r, n + 1))
             return true;
     }
-    if (!exec_reach_new(r, n, mark | 1))
+    if (!prog_reach_new(r, n, mark | 1))
         return false;
     for (int c = 126; c >= ' '; c--) {
-        if (!may[c] || (isalnum(c) && !exec_reach_end(may, c)))
+        if (!may[c] || (isalnum(c) && !prog_reach_end(may, c)))
             continue;
         r->text[n] = (char)c;
-        if (exec_reach_from(r, n + 1))
+        if (prog_reach_from(r, n + 1))
             return true;
     }
     return false;
@@ -28443,7 +28462,7 @@ exec_reach_from(struct exec_reach *r, size_t n)
 
 /* Of an enum, every value is looked at. */
 static bool
-exec_reach_enum(struct exec_reach *r, yyjson_val *values)
+prog_reach_enum(struct prog_reach *r, yyjson_val *values)
 {
     yyjson_arr_iter it = yyjson_arr_iter_with(values);
     yyjson_val *v;
@@ -28452,7 +28471,7 @@ exec_reach_enum(struct exec_reach *r, yyjson_val *values)
         if (yyjson_is_str(v)) {
             struct str text = cfg_val_str(v);
 
-            r->fault = exec_guard_fault(r->guard, r->c, r->slot, text);
+            r->fault = prog_guard_fault(r->guard, r->c, r->slot, text);
             snprintf(r->text, sizeof r->text, "%.*s", STR_FMT(text));
         }
     return r->fault != NULL;
@@ -28460,24 +28479,24 @@ exec_reach_enum(struct exec_reach *r, yyjson_val *values)
 
 /* May slot `i` hold what this row objects to? Fills in *r. */
 static bool
-exec_reach_find(struct exec_reach *r, const struct exec_guard *g,
+prog_reach_find(struct prog_reach *r, const struct prog_guard *g,
                 const struct cfg_command *c, unsigned i,
                 const struct schema *schema)
 {
     yyjson_val *values = yyjson_obj_get(c->slots[i].schema, "enum");
 
-    *r = (struct exec_reach){.schema = schema,
+    *r = (struct prog_reach){.schema = schema,
                              .guard = g,
                              .c = c,
                              .slot = i,
-                             .tries = EXEC_REACH_TRIES};
+                             .tries = PROG_REACH_TRIES};
     if (c->slots[i].is_file || !schema_takes_text(schema))
         return false;
     if (yyjson_is_arr(values))
-        return exec_reach_enum(r, values);
-    for (r->depth = 2; r->depth <= EXEC_REACH_DEPTH; r->depth *= 3) {
+        return prog_reach_enum(r, values);
+    for (r->depth = 2; r->depth <= PROG_REACH_DEPTH; r->depth *= 3) {
         memset(r->seen, 0, sizeof r->seen);  // short ones first
-        if (exec_reach_from(r, 0))
+        if (prog_reach_from(r, 0))
             return true;
     }
     r->fault = NULL;
@@ -28485,11 +28504,11 @@ exec_reach_find(struct exec_reach *r, const struct exec_guard *g,
 }
 
 static bool
-exec_guard_slot(const struct exec_guard *g, const struct cfg_command *c,
+prog_guard_slot(const struct prog_guard *g, const struct cfg_command *c,
                 unsigned i, const struct schema *schema, struct err *e)
 {
-    struct exec_reach *r = mem_xmalloc(sizeof *r);
-    bool bad = exec_reach_find(r, g, c, i, schema);
+    struct prog_reach *r = mem_xmalloc(sizeof *r);
+    bool bad = prog_reach_find(r, g, c, i, schema);
 
     if (bad && strstr(r->fault, "'-'"))
         err_set(e, ERR_CONFIG,
@@ -28510,9 +28529,9 @@ exec_guard_slot(const struct exec_guard *g, const struct cfg_command *c,
 
 /* All the rows a program is under, against the command as it is declared. */
 static bool
-exec_guard_check(const struct cfg_command *c, const char *real, struct err *e)
+prog_guard_check(const struct cfg_command *c, const char *real, struct err *e)
 {
-    struct exec_guarding g = exec_guard_find(c->program, str_of(real));
+    struct prog_guarding g = prog_guard_find(c->program, str_of(real));
     struct mem_arena *a = mem_arena_new((size_t)64 << 20);
     struct schema **schemas = mem_alloc(a, (c->slots_n + 1) * sizeof *schemas);
     bool ok = true;
@@ -28526,9 +28545,9 @@ exec_guard_check(const struct cfg_command *c, const char *real, struct err *e)
             err_prefix(e, "slot %.*s: ", STR_FMT(c->slots[i].name));
     }
     for (unsigned k = 0; ok && k < g.n; k++) {
-        ok = exec_guard_args(g.v[k], c, g.applet, schemas, e);
+        ok = prog_guard_args(g.v[k], c, g.applet, schemas, e);
         for (unsigned i = 0; ok && i < c->slots_n; i++)
-            ok = exec_guard_slot(g.v[k], c, i, schemas[i], e);
+            ok = prog_guard_slot(g.v[k], c, i, schemas[i], e);
     }
     mem_arena_free(a);
     return ok;
@@ -28538,9 +28557,9 @@ exec_guard_check(const struct cfg_command *c, const char *real, struct err *e)
 
 /* Programs that would turn a slot value into another program, by name. A name
  * with a version behind it counts too: python3.11, vim.tiny, bash-5.2. */
-static const struct exec_refused {
+static const struct prog_refused {
     const char *names, *why;
-} exec_refused[] = {
+} prog_refused[] = {
     {"sh ash bash dash zsh ksh mksh pdksh oksh hush msh csh tcsh fish rc es "
      "yash sash rbash rksh rzsh posh elvish nu pwsh xonsh busybox toybox "
      "coreutils git-shell scponly rssh",
@@ -28579,9 +28598,9 @@ static const struct exec_refused {
 
 /* Interpreters may run one declared script: its absolute path, as fixed text,
  * is the first argument after the harmless flags listed here. */
-static const struct exec_interpreter {
+static const struct prog_interpreter {
     const char *names, *flags;
-} exec_interpreters[] = {
+} prog_interpreters[] = {
     {"python pypy", "BEIPSsu"},
     {"perl", "TWXtw"},
     {"ruby lua luajit texlua node nodejs deno bun qjs php tclsh wish expectk "
@@ -28592,7 +28611,7 @@ static const struct exec_interpreter {
 
 /* Do two files hold the same bytes? They have the same size. */
 static bool
-exec_same_bytes(int a, int b)
+prog_same_bytes(int a, int b)
 {
     char x[4096], y[4096];
     ssize_t n;
@@ -28605,7 +28624,7 @@ exec_same_bytes(int a, int b)
 
 /* Is the file `name` in `dir` this one, or a copy of it? */
 static bool
-exec_is_twin(int dir, const char *name, int file, const struct stat *st)
+prog_is_twin(int dir, const char *name, int file, const struct stat *st)
 {
     struct stat other;
     bool same;
@@ -28618,46 +28637,46 @@ exec_is_twin(int dir, const char *name, int file, const struct stat *st)
     if (other.st_size != st->st_size)
         return false;
     fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    same = fd >= 0 && exec_same_bytes(fd, file);
+    same = fd >= 0 && prog_same_bytes(fd, file);
     if (fd >= 0)
         close(fd);
     return same;
 }
 
-static const char exec_sed[] = "sed";
+static const char prog_sed[] = "sed";
 
 /* The row that has something to say about a name, or NULL. */
 static const void *
-exec_rule_of(struct str name)
+prog_rule_of(struct str name)
 {
-    struct exec_guarding g = exec_guard_find(name, S(""));
+    struct prog_guarding g = prog_guard_find(name, S(""));
 
-    for (size_t i = 0; i < sizeof exec_refused / sizeof *exec_refused; i++)
-        if (exec_name_in(name, exec_refused[i].names))
-            return &exec_refused[i];
-    for (size_t i = 0; i < sizeof exec_interpreters / sizeof *exec_interpreters;
+    for (size_t i = 0; i < sizeof prog_refused / sizeof *prog_refused; i++)
+        if (prog_name_in(name, prog_refused[i].names))
+            return &prog_refused[i];
+    for (size_t i = 0; i < sizeof prog_interpreters / sizeof *prog_interpreters;
          i++)
-        if (exec_name_in(name, exec_interpreters[i].names))
-            return &exec_interpreters[i];
-    if (exec_name_in(name, exec_sed))
-        return exec_sed;
+        if (prog_name_in(name, prog_interpreters[i].names))
+            return &prog_interpreters[i];
+    if (prog_name_in(name, prog_sed))
+        return prog_sed;
     return g.n ? g.v[0] : NULL;
 }
 
 /* Looks through one folder for a name of this file that has a rule which none
  * of the names it goes by has: another link to it, or a copy. */
 static bool
-exec_twin_in(DIR *d, int file, const struct stat *st, const struct str names[2],
+prog_twin_in(DIR *d, int file, const struct stat *st, const struct str names[2],
              char twin[256])
 {
     const void *rule;
 
     for (struct dirent *f; (f = readdir(d));) {
-        if (!exec_is_twin(dirfd(d), f->d_name, file, st))
+        if (!prog_is_twin(dirfd(d), f->d_name, file, st))
             continue;
-        rule = exec_rule_of(str_of(f->d_name));
-        if (!rule || rule == exec_rule_of(names[0]) ||
-            rule == exec_rule_of(names[1]))
+        rule = prog_rule_of(str_of(f->d_name));
+        if (!rule || rule == prog_rule_of(names[0]) ||
+            rule == prog_rule_of(names[1]))
             continue;
         snprintf(twin, 256, "%s", f->d_name);
         return true;
@@ -28666,7 +28685,7 @@ exec_twin_in(DIR *d, int file, const struct stat *st, const struct str names[2],
 }
 
 static bool
-exec_twin_find(int file, const struct stat *st, const struct str names[2],
+prog_twin_find(int file, const struct stat *st, const struct str names[2],
                char twin[256])
 {
     static const char *const folders[] = {
@@ -28685,7 +28704,7 @@ exec_twin_find(int file, const struct stat *st, const struct str names[2],
         d = again ? NULL : opendir(folders[i]);
         if (!d)
             continue;
-        found = exec_twin_in(d, file, st, names, twin);
+        found = prog_twin_in(d, file, st, names, twin);
         closedir(d);
     }
     return found;
@@ -28693,14 +28712,14 @@ exec_twin_find(int file, const struct stat *st, const struct str names[2],
 
 /* Every shell knows these three variables, and hardly anything else does. */
 static bool
-exec_looks_like_shell(int file, const struct stat *st)
+prog_looks_like_shell(int file, const struct stat *st)
 {
     static const char *const words[] = {"OPTIND", "CDPATH", "PS4"};
     size_t n = (size_t)st->st_size;
     bool all = true;
     void *p;
 
-    if (n < 4 || n > EXEC_PIN_MAX)
+    if (n < 4 || n > PROG_PIN_MAX)
         return false;
     p = mmap(NULL, n, PROT_READ, MAP_PRIVATE, file, 0);
     if (p == MAP_FAILED)
@@ -28713,7 +28732,7 @@ exec_looks_like_shell(int file, const struct stat *st)
 
 /* The first fixed argument that is no harmless flag must be a script. */
 static bool
-exec_script_check(const struct cfg_command *c, const char *flags,
+prog_script_check(const struct cfg_command *c, const char *flags,
                   struct str *script, struct err *e)
 {
     size_t i = 0;
@@ -28733,31 +28752,31 @@ exec_script_check(const struct cfg_command *c, const char *flags,
 
 /* Refuses by a name from the lists. */
 static bool
-exec_refused_check(struct str name, struct err *e)
+prog_refused_check(struct str name, struct err *e)
 {
-    for (size_t i = 0; i < sizeof exec_refused / sizeof *exec_refused; i++)
-        if (exec_name_in(name, exec_refused[i].names))
+    for (size_t i = 0; i < sizeof prog_refused / sizeof *prog_refused; i++)
+        if (prog_name_in(name, prog_refused[i].names))
             return err_set(e, ERR_CONFIG,
                            "%s: declare the program that does the work",
-                           exec_refused[i].why);
+                           prog_refused[i].why);
     return true;
 }
 
 /* A copy, or another link, of a program that has rules: it must go by its own
  * name, so that they apply. And a shell stays one under any name. */
 static bool
-exec_twin_check(const struct str names[2], int file, const struct stat *st,
+prog_twin_check(const struct str names[2], int file, const struct stat *st,
                 struct err *e)
 {
     char twin[256];
 
-    if (exec_twin_find(file, st, names, twin))
-        return exec_refused_check(str_of(twin), e) &&
+    if (prog_twin_find(file, st, names, twin))
+        return prog_refused_check(str_of(twin), e) &&
                err_set(e, ERR_CONFIG,
                        "is %s under another name, and there are rules for "
                        "that: declare it by its own name",
                        twin);
-    if (exec_looks_like_shell(file, st))
+    if (prog_looks_like_shell(file, st))
         return err_set(e, ERR_CONFIG,
                        "is a shell or holds one, by what is in it: declare the "
                        "program that does the work");
@@ -28766,14 +28785,14 @@ exec_twin_check(const struct str names[2], int file, const struct stat *st,
 
 /* Is the file a multicall binary, called by the name of a program in it? */
 static bool
-exec_is_applet(const struct str names[2], const struct stat *st)
+prog_is_applet(const struct str names[2], const struct stat *st)
 {
     static const char *const files[] = {"/bin/busybox", "/usr/bin/busybox",
                                         "/bin/toybox", "/usr/bin/coreutils"};
     struct stat other;
 
-    if (exec_is_multicall(names[0]) || exec_is_multicall(names[1]))
-        return !exec_is_multicall(names[0]);
+    if (prog_is_multicall(names[0]) || prog_is_multicall(names[1]))
+        return !prog_is_multicall(names[0]);
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         if (stat(files[i], &other) == 0 && other.st_dev == st->st_dev &&
             other.st_ino == st->st_ino)
@@ -28784,32 +28803,32 @@ exec_is_applet(const struct str names[2], const struct stat *st)
 /* The two names a program goes by, and the file itself, against the lists.
  * `script` is filled in where an interpreter runs one. */
 static bool
-exec_name_check(const struct cfg_command *c, const char *given,
+prog_name_check(const struct cfg_command *c, const char *given,
                 const char *real, int file, const struct stat *st,
                 struct str *script, struct err *e)
 {
-    struct str names[2] = {exec_basename(str_of(given)),
-                           exec_basename(str_of(real))};
-    bool applet = exec_is_applet(names, st);
+    struct str names[2] = {prog_basename(str_of(given)),
+                           prog_basename(str_of(real))};
+    bool applet = prog_is_applet(names, st);
 
-    if (!exec_refused_check(names[0], e) ||
-        (!applet && (!exec_refused_check(names[1], e) ||
-                     !exec_twin_check(names, file, st, e))))
+    if (!prog_refused_check(names[0], e) ||
+        (!applet && (!prog_refused_check(names[1], e) ||
+                     !prog_twin_check(names, file, st, e))))
         return false;
-    if (exec_name_in(names[0], exec_sed) || exec_name_in(names[1], exec_sed)) {
+    if (prog_name_in(names[0], prog_sed) || prog_name_in(names[1], prog_sed)) {
         if (applet || !c->args_n || c->args[0].is_slot ||
             !str_eq(c->args[0].text, S("--sandbox")))
             return err_set(e, ERR_CONFIG,
                            "a sed script can run programs: make \"--sandbox\" "
                            "its first argument (GNU sed)");
     }
-    for (size_t i = 0; i < sizeof exec_interpreters / sizeof *exec_interpreters;
+    for (size_t i = 0; i < sizeof prog_interpreters / sizeof *prog_interpreters;
          i++) {
-        const struct exec_interpreter *p = &exec_interpreters[i];
+        const struct prog_interpreter *p = &prog_interpreters[i];
 
-        if (exec_name_in(names[0], p->names) ||
-            exec_name_in(names[1], p->names))
-            return exec_script_check(c, p->flags, script, e);
+        if (prog_name_in(names[0], p->names) ||
+            prog_name_in(names[1], p->names))
+            return prog_script_check(c, p->flags, script, e);
     }
     return true;
 }
@@ -28817,7 +28836,7 @@ exec_name_check(const struct cfg_command *c, const char *given,
 /* Could a process of `uid`, or anyone but root, change this file or folder? An
  * owner can, whatever the mode says today; so can anyone in a sticky folder. */
 static bool
-exec_writable(const char *path, uid_t uid, struct err *e)
+prog_writable(const char *path, uid_t uid, struct err *e)
 {
     struct stat st;
     const char *who = NULL;
@@ -28839,14 +28858,14 @@ exec_writable(const char *path, uid_t uid, struct err *e)
 }
 
 /* A way through the file system: what is resolved, and what is left. */
-struct exec_way {
+struct prog_way {
     char done[PATH_MAX], left[PATH_MAX];
     unsigned links;
 };
 
 /* Puts the target of a symbolic link in front of what is left. */
 static bool
-exec_way_link(struct exec_way *w, char *target, struct err *e)
+prog_way_link(struct prog_way *w, char *target, struct err *e)
 {
     size_t n = strlen(target), rest = strlen(w->left);
 
@@ -28861,7 +28880,7 @@ exec_way_link(struct exec_way *w, char *target, struct err *e)
 
 /* Takes one part of the path. */
 static bool
-exec_way_step(struct exec_way *w, uid_t uid, struct err *e)
+prog_way_step(struct prog_way *w, uid_t uid, struct err *e)
 {
     size_t part = strcspn(w->left, "/"), n = strlen(w->done);
     char target[PATH_MAX];
@@ -28881,32 +28900,32 @@ exec_way_step(struct exec_way *w, uid_t uid, struct err *e)
     memmove(w->left, w->left + part, strlen(w->left + part) + 1);
     link = readlink(w->done, target, sizeof target - 1);
     if (link < 0)
-        return !exec_writable(w->done[0] ? w->done : "/", uid, e);
+        return !prog_writable(w->done[0] ? w->done : "/", uid, e);
     target[link] = 0;
-    return exec_way_link(w, target, e);
+    return prog_way_link(w, target, e);
 }
 
 /* Nobody but root may be able to change what `path` stands for: not the file,
  * nor a folder that it, or a symbolic link on the way, lies in. */
 static bool
-exec_path_check(const char *path, uid_t uid, struct err *e)
+prog_path_check(const char *path, uid_t uid, struct err *e)
 {
-    struct exec_way *w = mem_xcalloc(sizeof *w);
+    struct prog_way *w = mem_xcalloc(sizeof *w);
     bool ok = strlen(path) < sizeof w->left ||
               err_set(e, ERR_CONFIG, "the path is too long");
 
     if (ok)
         memcpy(w->left, path, strlen(path) + 1);
-    ok = ok && !exec_writable("/", uid, e);
+    ok = ok && !prog_writable("/", uid, e);
     while (ok && w->left[0])
-        ok = exec_way_step(w, uid, e);
+        ok = prog_way_step(w, uid, e);
     free(w);
     return ok;
 }
 
 /* The file behind `fd`: a plain ELF program without rights of its own. */
 static bool
-exec_file_check(int fd, const struct stat *st, struct err *e)
+prog_file_check(int fd, const struct stat *st, struct err *e)
 {
     char magic[4] = "";
     ssize_t n;
@@ -28934,7 +28953,7 @@ exec_file_check(int fd, const struct stat *st, struct err *e)
 /* "/dev/stdin" and "/proc/self/fd/10" are no scripts: they are whatever the
  * client sends. */
 static bool
-exec_script_file(const char *path, struct err *e)
+prog_script_file(const char *path, struct err *e)
 {
     char real[PATH_MAX];
     struct stat st;
@@ -28953,7 +28972,7 @@ exec_script_file(const char *path, struct err *e)
 
 /* Variables that make a program, its loader or its libraries run other code;
  * a '*' stands for any end. */
-static const char exec_env_refused[] =
+static const char prog_env_refused[] =
     "PATH IFS ENV BASH_ENV BASH_FUNC_* BASHOPTS SHELLOPTS SHELL PS4 "
     "CDPATH FPATH ZDOTDIR PROMPT_COMMAND EDITOR VISUAL PAGER MANPAGER "
     "BROWSER LESSOPEN LESSCLOSE SSH_ASKPASS* SUDO_ASKPASS LD_* "
@@ -28969,9 +28988,9 @@ static const char exec_env_refused[] =
     "GNUPGHOME";
 
 static bool
-exec_env_bad(struct str name)
+prog_env_bad(struct str name)
 {
-    struct str left = str_of(exec_env_refused), one;
+    struct str left = str_of(prog_env_refused), one;
 
     if (!name.n || memchr(name.p, '=', name.n) || memchr(name.p, 0, name.n))
         return true;
@@ -28986,10 +29005,10 @@ exec_env_bad(struct str name)
 }
 
 static bool
-exec_env_check(const struct cfg_command *c, struct err *e)
+prog_env_check(const struct cfg_command *c, struct err *e)
 {
     for (size_t i = 0; i < c->env_n; i++) {
-        if (exec_env_bad(c->env[i].name))
+        if (prog_env_bad(c->env[i].name))
             return err_set(e, ERR_CONFIG,
                            "env %.*s: may change which code runs: leave it out",
                            STR_FMT(c->env[i].name));
@@ -29002,7 +29021,7 @@ exec_env_check(const struct cfg_command *c, struct err *e)
 }
 
 static bool
-exec_hash_text(struct str hex, const unsigned char sum[32])
+prog_hash_text(struct str hex, const unsigned char sum[32])
 {
     int hi, lo;
 
@@ -29019,17 +29038,17 @@ exec_hash_text(struct str hex, const unsigned char sum[32])
 
 /* Copies `from` into `to` and hashes what was copied. */
 static bool
-exec_pin_copy(int from, int to, unsigned char sum[32])
+prog_pin_copy(int from, int to, unsigned char sum[32])
 {
-    char *buf = mem_xmalloc(EXEC_CHUNK);
+    char *buf = mem_xmalloc(PROG_COPY);
     wc_Sha256 sha;
     ssize_t n = 0;
     size_t total = 0;
     bool ok = wc_InitSha256(&sha) == 0;
 
-    while (ok && (n = pread(from, buf, EXEC_CHUNK, (off_t)total)) > 0) {
+    while (ok && (n = pread(from, buf, PROG_COPY, (off_t)total)) > 0) {
         total += (size_t)n;
-        ok = total <= EXEC_PIN_MAX &&
+        ok = total <= PROG_PIN_MAX &&
              wc_Sha256Update(&sha, (const byte *)buf, (word32)n) == 0 &&
              write(to, buf, (size_t)n) == n;
     }
@@ -29042,7 +29061,7 @@ exec_pin_copy(int from, int to, unsigned char sum[32])
 /* A sealed copy in memory of a program that has the declared hash: nobody can
  * change what runs, so it does not matter who may write to the file. */
 static bool
-exec_pin(const struct cfg_command *c, int file, int *program, struct err *e)
+prog_pin(const struct cfg_command *c, int file, int *program, struct err *e)
 {
     enum { EXEC_MFD_EXEC = 0x10 };  // MFD_EXEC, Linux 6.3
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
@@ -29053,7 +29072,7 @@ exec_pin(const struct cfg_command *c, int file, int *program, struct err *e)
 
     if (fd < 0)
         fd = memfd_create("program", flags);
-    ok = fd >= 0 && exec_pin_copy(file, fd, sum) && fchmod(fd, 0555) == 0 &&
+    ok = fd >= 0 && prog_pin_copy(file, fd, sum) && fchmod(fd, 0555) == 0 &&
          fcntl(fd, F_ADD_SEALS,
                F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) == 0;
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
@@ -29064,7 +29083,7 @@ exec_pin(const struct cfg_command *c, int file, int *program, struct err *e)
         close(fd);  // while it is open for writing, it cannot be run
     if (*program < 0)
         return false;
-    if (exec_hash_text(c->sha256, sum))
+    if (prog_hash_text(c->sha256, sum))
         return true;
     close(*program);
     return err_set(e, ERR_CONFIG, "its sha256 is not the declared one");
@@ -29072,7 +29091,7 @@ exec_pin(const struct cfg_command *c, int file, int *program, struct err *e)
 
 /* All the rules on the file, which stays open as `file`. */
 static bool
-exec_program_rules(const struct cfg_command *c, const char *given, int file,
+prog_program_rules(const struct cfg_command *c, const char *given, int file,
                    uid_t uid, struct err *e)
 {
     char real[PATH_MAX];
@@ -29087,17 +29106,17 @@ exec_program_rules(const struct cfg_command *c, const char *given, int file,
         return err_set(e, ERR_CONFIG,
                        "lies on a file system that is mounted noexec: put it "
                        "on another one, or pin it by sha256");
-    if (!exec_file_check(file, &st, e) ||
-        !exec_name_check(c, given, real, file, &st, &script, e) ||
-        !exec_guard_check(c, real, e))
+    if (!prog_file_check(file, &st, e) ||
+        !prog_name_check(c, given, real, file, &st, &script, e) ||
+        !prog_guard_check(c, real, e))
         return false;
-    if (!c->sha256.n && !exec_path_check(given, uid, e))
+    if (!c->sha256.n && !prog_path_check(given, uid, e))
         return false;
     if (script.n) {
         char path[PATH_MAX];
 
         snprintf(path, sizeof path, "%.*s", STR_FMT(script));
-        return exec_script_file(path, e) && exec_path_check(path, uid, e);
+        return prog_script_file(path, e) && prog_path_check(path, uid, e);
     }
     return true;
 }
@@ -29106,7 +29125,7 @@ exec_program_rules(const struct cfg_command *c, const char *given, int file,
  * pinned copy. Checked through one descriptor and opened by another; the two
  * must be one file. */
 static bool
-exec_program_try(const struct cfg_command *c, uid_t uid, int *program,
+prog_program_try(const struct cfg_command *c, uid_t uid, int *program,
                  struct err *e)
 {
     char given[PATH_MAX];
@@ -29121,9 +29140,9 @@ exec_program_try(const struct cfg_command *c, uid_t uid, int *program,
     file = open(given, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (file < 0)
         return err_set(e, ERR_CONFIG, "cannot be read: %s", strerror(errno));
-    ok = exec_program_rules(c, given, file, uid, e);
+    ok = prog_program_rules(c, given, file, uid, e);
     if (ok && c->sha256.n) {
-        ok = exec_pin(c, file, program, e);
+        ok = prog_pin(c, file, program, e);
     } else if (ok) {
         *program = open(given, O_PATH | O_CLOEXEC);
         ok = *program >= 0 && fstat(*program, &a) == 0 &&
@@ -29139,16 +29158,16 @@ exec_program_try(const struct cfg_command *c, uid_t uid, int *program,
 }
 
 static bool
-exec_program_open(const struct cfg_command *c, uid_t uid, int *program,
+prog_program_open(const struct cfg_command *c, uid_t uid, int *program,
                   struct err *e)
 {
-    if (!exec_program_try(c, uid, program, e)) {
+    if (!prog_program_try(c, uid, program, e)) {
         err_prefix(e, "program %.*s: ", STR_FMT(c->program));
-    } else if (exec_env_check(c, e)) {
-        if (c->slots_n <= EXEC_SLOTS_MAX && c->args_n <= EXEC_ARGS_MAX)
+    } else if (prog_env_check(c, e)) {
+        if (c->slots_n <= PROG_SLOTS_MAX && c->args_n <= PROG_ARGS_MAX)
             return true;
         err_set(e, ERR_CONFIG, "more than %d slots or %d arguments",
-                EXEC_SLOTS_MAX, EXEC_ARGS_MAX);
+                PROG_SLOTS_MAX, PROG_ARGS_MAX);
         close(*program);
     } else {
         close(*program);
@@ -29159,10 +29178,10 @@ exec_program_open(const struct cfg_command *c, uid_t uid, int *program,
 
 /* ---- programs: what they may open ---- */
 
-enum { EXEC_OPEN_MAX = 160 };
+enum { PROG_OPEN_MAX = 160 };
 
 /* A file or folder that a command may open: all below it too. */
-struct exec_open {
+struct prog_open {
     const char *path;  // NULL: only `fd` counts
     int fd;            // O_PATH
     uint64_t rights;   // JAIL_MAY_…
@@ -29171,7 +29190,7 @@ struct exec_open {
 /* The loader that an ELF program names ("" for a static one), by the program
  * headers. The file may be anything. */
 static bool
-exec_elf_loader(int fd, char *out, size_t size, struct err *e)
+prog_elf_loader(int fd, char *out, size_t size, struct err *e)
 {
     ElfW(Ehdr) h;
     ElfW(Phdr) p;
@@ -29202,11 +29221,11 @@ exec_elf_loader(int fd, char *out, size_t size, struct err *e)
 
 /* What every program may open; and what one with a loader may, for without its
  * libraries it would not start. Those that are not there are left out. */
-static const struct exec_usual {
+static const struct prog_usual {
     const char *path;
     uint64_t rights;
     bool loader;
-} exec_usual[] = {
+} prog_usual[] = {
     {"/dev/null", JAIL_MAY_READ | JAIL_MAY_WRITE, false},
     {"/dev/zero", JAIL_MAY_READ, false},
     {"/dev/full", JAIL_MAY_READ | JAIL_MAY_WRITE, false},
@@ -29221,13 +29240,13 @@ static const struct exec_usual {
 };
 
 /* All that a command may open: at most what the arrays here and in cfg hold. */
-struct exec_opens {
-    struct exec_open v[EXEC_OPEN_MAX];
+struct prog_opens {
+    struct prog_open v[PROG_OPEN_MAX];
     unsigned n;
 };
 
 static bool
-exec_open_add(struct exec_opens *o, const char *path, uint64_t rights,
+prog_open_add(struct prog_opens *o, const char *path, uint64_t rights,
               bool must_exist, struct err *e)
 {
     int fd = open(path, O_PATH | O_CLOEXEC);
@@ -29236,13 +29255,13 @@ exec_open_add(struct exec_opens *o, const char *path, uint64_t rights,
         return true;
     if (fd < 0)
         return err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
-    must(o->n < EXEC_OPEN_MAX);
-    o->v[o->n++] = (struct exec_open){path, fd, rights};
+    must(o->n < PROG_OPEN_MAX);
+    o->v[o->n++] = (struct prog_open){path, fd, rights};
     return true;
 }
 
 static void
-exec_opens_close(struct exec_opens *o)
+prog_opens_close(struct prog_opens *o)
 {
     for (unsigned i = 0; i < o->n; i++)
         if (o->v[i].path)
@@ -29252,22 +29271,22 @@ exec_opens_close(struct exec_opens *o)
 
 /* The script of an interpreter, or nothing. */
 static struct str
-exec_script(const struct cfg_command *c, const char *program)
+prog_script(const struct cfg_command *c, const char *program)
 {
-    struct str name = exec_basename(str_of(program)), script = {0};
+    struct str name = prog_basename(str_of(program)), script = {0};
     struct err e;
 
-    for (size_t i = 0; i < sizeof exec_interpreters / sizeof *exec_interpreters;
+    for (size_t i = 0; i < sizeof prog_interpreters / sizeof *prog_interpreters;
          i++)
-        if (exec_name_in(name, exec_interpreters[i].names))
-            exec_script_check(c, exec_interpreters[i].flags, &script, &e);
+        if (prog_name_in(name, prog_interpreters[i].names))
+            prog_script_check(c, prog_interpreters[i].flags, &script, &e);
     return script;
 }
 
 /* The loader, and what a program with one needs besides. Who can change the
  * loader decides what runs. */
 static bool
-exec_opens_loader(struct exec_opens *o, struct mem_arena *a, int program,
+prog_opens_loader(struct prog_opens *o, struct mem_arena *a, int program,
                   uid_t uid, struct err *e)
 {
     char self[40], loader[PATH_MAX];
@@ -29278,23 +29297,23 @@ exec_opens_loader(struct exec_opens *o, struct mem_arena *a, int program,
     fd = open(self, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return err_set(e, ERR_CONFIG, "cannot be read: %s", strerror(errno));
-    ok = exec_elf_loader(fd, loader, sizeof loader, e);
+    ok = prog_elf_loader(fd, loader, sizeof loader, e);
     close(fd);
-    for (size_t i = 0; ok && i < sizeof exec_usual / sizeof *exec_usual; i++)
-        if (loader[0] || !exec_usual[i].loader)
-            ok = exec_open_add(o, exec_usual[i].path, exec_usual[i].rights,
+    for (size_t i = 0; ok && i < sizeof prog_usual / sizeof *prog_usual; i++)
+        if (loader[0] || !prog_usual[i].loader)
+            ok = prog_open_add(o, prog_usual[i].path, prog_usual[i].rights,
                                false, e);
     if (!ok || !loader[0])
         return ok;
-    return (exec_path_check(loader, uid, e) &&
-            exec_open_add(o, str_c(a, str_of(loader)),
+    return (prog_path_check(loader, uid, e) &&
+            prog_open_add(o, str_c(a, str_of(loader)),
                           JAIL_MAY_EXECUTE | JAIL_MAY_READ, true, e)) ||
            err_prefix(e, "its loader: ");
 }
 
 /* A program must not be able to change what is run next. */
 static bool
-exec_write_check(const char *program, struct str script, struct mem_arena *a,
+prog_write_check(const char *program, struct str script, struct mem_arena *a,
                  const char *path, struct err *e)
 {
     char real[PATH_MAX], folder[PATH_MAX];
@@ -29312,17 +29331,17 @@ exec_write_check(const char *program, struct str script, struct mem_arena *a,
 }
 
 static bool
-exec_opens_declared(struct exec_opens *o, struct mem_arena *a,
+prog_opens_declared(struct prog_opens *o, struct mem_arena *a,
                     const struct cfg_command *c, struct err *e)
 {
     const char *program = str_c(a, c->program);
-    struct str script = exec_script(c, program);
+    struct str script = prog_script(c, program);
     struct stat st;
 
-    if (script.n && !exec_open_add(o, str_c(a, script), JAIL_MAY_READ, true, e))
+    if (script.n && !prog_open_add(o, str_c(a, script), JAIL_MAY_READ, true, e))
         return false;
     for (size_t i = 0; i < c->read.n; i++)
-        if (!exec_open_add(o, str_c(a, c->read.v[i]),
+        if (!prog_open_add(o, str_c(a, c->read.v[i]),
                            JAIL_MAY_READ | JAIL_MAY_LIST, true, e))
             return err_prefix(e, "read: ");
     for (size_t i = 0; i < c->write.n; i++) {
@@ -29330,9 +29349,9 @@ exec_opens_declared(struct exec_opens *o, struct mem_arena *a,
         bool device = stat(path, &st) == 0 &&
                       (S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode));
 
-        if (!exec_write_check(program, script, a, path, e))
+        if (!prog_write_check(program, script, a, path, e))
             return false;
-        if (!exec_open_add(o, path,
+        if (!prog_open_add(o, path,
                            JAIL_MAY_READ | JAIL_MAY_LIST | JAIL_MAY_WRITE |
                                (device ? JAIL_MAY_IOCTL : JAIL_MAY_CHANGE),
                            true, e))
@@ -29344,22 +29363,22 @@ exec_opens_declared(struct exec_opens *o, struct mem_arena *a,
 /* Everything that the command may open, opened. `program` stays the caller's;
  * a pinned one lies in memory, where Landlock does not look. */
 static bool
-exec_opens_load(struct exec_opens *o, struct mem_arena *a,
+prog_opens_load(struct prog_opens *o, struct mem_arena *a,
                 const struct cfg_command *c, int program, uid_t uid,
                 struct err *e)
 {
     if (!c->sha256.n)
         o->v[o->n++] =
-            (struct exec_open){NULL, program, JAIL_MAY_EXECUTE | JAIL_MAY_READ};
-    return (exec_opens_loader(o, a, program, uid, e) &&
-            exec_opens_declared(o, a, c, e)) ||
+            (struct prog_open){NULL, program, JAIL_MAY_EXECUTE | JAIL_MAY_READ};
+    return (prog_opens_loader(o, a, program, uid, e) &&
+            prog_opens_declared(o, a, c, e)) ||
            err_prefix(e, "%.*s: command %.*s: ", STR_FMT(c->at),
                       STR_FMT(c->name));
 }
 
 /* A ruleset of it. -1: *e says why. */
 static int
-exec_opens_rules(const struct exec_opens *o, int abi, bool network,
+prog_opens_rules(const struct prog_opens *o, int abi, bool network,
                  struct err *e)
 {
     int rules = jail_land_new(abi, network, e);
@@ -29376,18 +29395,18 @@ exec_opens_rules(const struct exec_opens *o, int abi, bool network,
 
 /* Would the broker, running as `uid`, accept this command? */
 static bool
-exec_program_check(const struct cfg_command *c, uid_t uid, struct err *e)
+prog_program_check(const struct cfg_command *c, uid_t uid, struct err *e)
 {
     struct mem_arena *a;
-    struct exec_opens o = {0};
+    struct prog_opens o = {0};
     int program;
     bool ok;
 
-    if (!exec_program_open(c, uid, &program, e))
+    if (!prog_program_open(c, uid, &program, e))
         return false;
     a = mem_arena_new(SIZE_MAX);
-    ok = exec_opens_load(&o, a, c, program, uid, e);
-    exec_opens_close(&o);
+    ok = prog_opens_load(&o, a, c, program, uid, e);
+    prog_opens_close(&o);
     mem_arena_free(a);
     close(program);
     return ok;
@@ -29396,7 +29415,7 @@ exec_program_check(const struct cfg_command *c, uid_t uid, struct err *e)
 /* ---- slots: what loads with a warning ------------------------------------ */
 
 /* Programs without a row above that take "--" for the end of their options. */
-static const char exec_knows_end[] =
+static const char prog_knows_end[] =
     "cat tac head tail cut paste tr wc nl fold fmt pr uniq comm join shuf "
     "tsort "
     "ls dir stat du df cp mv ln rm rmdir mkdir mktemp touch truncate chmod "
@@ -29409,14 +29428,14 @@ static const char exec_knows_end[] =
 
 /* May the slot begin with '-' and more than a number, as an option does? */
 static void
-exec_advise_dash(const struct cfg_command *c, unsigned i,
+prog_advise_dash(const struct cfg_command *c, unsigned i,
                  const struct schema *schema, struct mem_buf *out)
 {
-    static const struct exec_guard dash = {.ends = true};
-    struct exec_reach *r = mem_xmalloc(sizeof *r);
-    bool knows = exec_name_in(exec_basename(c->program), exec_knows_end);
+    static const struct prog_guard dash = {.ends = true};
+    struct prog_reach *r = mem_xmalloc(sizeof *r);
+    bool knows = prog_name_in(prog_basename(c->program), prog_knows_end);
 
-    if (c->slots[i].dash && exec_reach_find(r, &dash, c, i, schema))
+    if (c->slots[i].dash && prog_reach_find(r, &dash, c, i, schema))
         mem_buf_printf(out,
                        "%.*s: command %.*s: slot %.*s may begin with '-', as "
                        "an option does: put \"--\" before it in args%s\n",
@@ -29428,20 +29447,20 @@ exec_advise_dash(const struct cfg_command *c, unsigned i,
 
 /* What the slot may look like that many a program reads something into. */
 static void
-exec_advise_shape(const struct cfg_command *c, unsigned i,
+prog_advise_shape(const struct cfg_command *c, unsigned i,
                   const struct schema *schema, struct mem_buf *out)
 {
-    static const struct exec_guard scheme = {.scheme = true, .ends = true};
-    static const struct exec_guard pair = {.inside = "=", .ends = true};
-    struct exec_reach *r = mem_xmalloc(sizeof *r);
+    static const struct prog_guard scheme = {.scheme = true, .ends = true};
+    static const struct prog_guard pair = {.inside = "=", .ends = true};
+    struct prog_reach *r = mem_xmalloc(sizeof *r);
     struct mem_buf b = {0};
 
     for (const char *lead = "@+|<>=~"; *lead; lead++)
         if (schema_may_begin(schema, (struct str){lead, 1}))
             mem_buf_printf(&b, " \"%c\"", *lead);
-    if (exec_reach_find(r, &scheme, c, i, schema) && !strchr(r->fault, '-'))
+    if (prog_reach_find(r, &scheme, c, i, schema) && !strchr(r->fault, '-'))
         mem_buf_printf(&b, " \"scheme:\"");
-    if (exec_reach_find(r, &pair, c, i, schema) && r->fault[0] == 'h')
+    if (prog_reach_find(r, &pair, c, i, schema) && r->fault[0] == 'h')
         mem_buf_printf(&b, " \"key=value\"");
     if (schema_may_begin(schema, S("/")) || schema_may_begin(schema, S("../")))
         mem_buf_printf(&b, " \"/\" or \"../\" (any file: gateway.file_below "
@@ -29460,7 +29479,7 @@ exec_advise_shape(const struct cfg_command *c, unsigned i,
 
 /* A value behind a fixed folder: may it leave that again? */
 static void
-exec_advise_folder(const struct cfg_command *c, unsigned i,
+prog_advise_folder(const struct cfg_command *c, unsigned i,
                    const struct schema *schema, struct mem_buf *out)
 {
     if (schema_may_begin(schema, S("../")))
@@ -29475,27 +29494,69 @@ exec_advise_folder(const struct cfg_command *c, unsigned i,
 /* Lines for `gateway check` about a command that loads: what a program of which
  * we know nothing might read into its slots. */
 static void
-exec_advise(const struct cfg_command *c, struct mem_buf *out)
+prog_advise(const struct cfg_command *c, struct mem_buf *out)
 {
     struct mem_arena *a = mem_arena_new((size_t)64 << 20);
-    bool known = exec_guard_find(c->program, S("")).n > 0;
+    bool known = prog_guard_find(c->program, S("")).n > 0;
     struct err e;
 
     for (unsigned i = 0; i < c->slots_n; i++) {
         struct schema *s = schema_compile(a, c->slots[i].schema, false, &e);
-        struct str prefix = exec_slot_prefix(c, i);
+        struct str prefix = prog_slot_prefix(c, i);
 
-        if (!s || !exec_slot_open(c, i, s))
+        if (!s || !prog_slot_open(c, i, s))
             continue;
         if (str_ends(prefix, S("/")))
-            exec_advise_folder(c, i, s, out);
+            prog_advise_folder(c, i, s, out);
         if (!prefix.n)
-            exec_advise_dash(c, i, s, out);
+            prog_advise_dash(c, i, s, out);
         if (!prefix.n && !known)
-            exec_advise_shape(c, i, s, out);
+            prog_advise_shape(c, i, s, out);
     }
     mem_arena_free(a);
 }
+
+/* ==== 28 exec: programs, and nothing but the declared ones ==================
+ *
+ *     worker                              broker
+ *     exec_start --- MSG_EXEC_RUN ------> table, slots checked again, record
+ *                <-- MSG_EXEC_OUT ------- pipes, limits, clock        |
+ *     exec_done  <-- MSG_EXEC_END ------- record ---------------- program
+ *
+ * The broker is the only process that starts programs. It opens them when it
+ * starts, and takes from a worker a number in its table and slot values, which
+ * it trusts as little as the client they came from. The argument vector, the
+ * environment and the limits are built here, from the table.
+ *
+ *   WAITING --> RUNNING --> DRAINING --> REPORTING --> closed
+ *      \___________\____ worker gone: ended, recorded, told to nobody
+ *
+ * Three ways to ask: MSG_EXEC_RUN gets the output with the result, and
+ * MSG_EXEC_FLOW as the program writes it. MSG_EXEC_JOB leaves it here, with a
+ * job, which any worker can ask about later: MSG_JOB_ASK, MSG_JOB_TELL.
+ *
+ * No record, no run: the "start" line is in the log's reader's hands before
+ * the program is (log_sync), and an "end" line follows. Records are a chain,
+ * which exec_verify_line() follows, so that a missing one shows.
+ *
+ * Owner   a run belongs to the broker; a worker's channel only points at it
+ * Down    prog jail msg schema cfg log err          Up  exec_done
+ * Entry   exec_main  exec_start  exec_flow  exec_job  exec_job_ask
+ */
+enum {
+    EXEC_REQUEST_MAX = 128,    // bytes of a request id
+    EXEC_WHO_MAX = 1024,       // bytes of an identity
+    EXEC_CHUNK = 64 << 10,     // bytes of a stream in one frame
+    EXEC_WINDOW = 256 << 10,   // bytes of output before the worker must ack
+    EXEC_WORKERS_MAX = 1024,   // channels to one broker
+    EXEC_WATCH_MS = 5,         // before that, nobody looks at the pipes
+    EXEC_LINGER_MS = 500,      // from the program's end to the pipe's
+    EXEC_REPORT_MS = 10000,    // for the worker to take a result
+    EXEC_JOB_ID = 32,          // hexadecimal digits
+    EXEC_OWNER = 32,           // bytes of a hash
+    EXEC_JOB_CLOCK_MS = 1000,  // between looks for jobs to forget
+    EXEC_STUCK_MS = 10000,     // between complaints about a process in SIGKILL
+};
 
 /* ---- the broker's table -------------------------------------------------- */
 
@@ -29509,7 +29570,7 @@ struct exec_slot {
 struct exec_command {
     const struct cfg_command *cfg;
     struct exec_slot *slots;
-    struct exec_guarding guards;
+    struct prog_guarding guards;
     int program;  // O_PATH
     int cwd;      // O_PATH; -1: /
     char **envp;
@@ -29518,7 +29579,7 @@ struct exec_command {
     const struct sock_fprog *filter, *metadata;  // borrowed from the broker
     bool file_on_stdin;  // a slot is its stdin, so a body is refused
     bool file_by_name;   // a slot is opened by the program: rules for each run
-    struct exec_opens opens;
+    struct prog_opens opens;
     int rules;  // of Landlock, prepared; -1: none, or for each run
 
     unsigned running, waiting;
@@ -29557,8 +29618,8 @@ static void
 exec_limit_add(struct exec_command *x, int resource, uint64_t soft,
                uint64_t hard)
 {
-    struct rlimit v = {jail_limit_fit(resource, soft),
-                       jail_limit_fit(resource, hard)};
+    struct rlimit v = {wall_limit_fit(resource, soft),
+                       wall_limit_fit(resource, hard)};
 
     must(x->limits_n < JAIL_LIMITS_MAX);
     x->limits[x->limits_n++] = (struct jail_limit){resource, v};
@@ -29602,7 +29663,7 @@ exec_command_load(struct mem_arena *a, const struct cfg_command *c,
         return err_prefix(e, "%.*s: command %.*s: cwd: ", STR_FMT(c->at),
                           STR_FMT(c->name));
     if (realpath(mem_printf(a, "%.*s", STR_FMT(c->program)), real))
-        x->guards = exec_guard_find(c->program, str_of(real));
+        x->guards = prog_guard_find(c->program, str_of(real));
     else
         return err_set(e, ERR_CONFIG, "program %.*s: %s", STR_FMT(c->program),
                        strerror(errno));
@@ -30373,7 +30434,7 @@ exec_files_allow(struct exec_run *r, struct exec_start *s, struct err *e)
 
     if (!abi || !c->file_by_name)
         return true;
-    s->rules = exec_opens_rules(&c->opens, abi, c->cfg->network, e);
+    s->rules = prog_opens_rules(&c->opens, abi, c->cfg->network, e);
     for (unsigned i = 0; s->rules >= 0 && i < s->files_n; i++)
         if (!jail_land_allow(s->rules, abi, s->files[i], JAIL_MAY_READ, e))
             return false;
@@ -31392,14 +31453,14 @@ exec_run_parse(struct exec_worker *w, const struct msg_frame *f,
     uint64_t ticket = msg_get_u64(&in);
     uint32_t command = msg_get_u32(&in), slots;
     struct str request = msg_get_str(&in), who = msg_get_str(&in);
-    struct str values[EXEC_SLOTS_MAX], text, owner = S("");
+    struct str values[PROG_SLOTS_MAX], text, owner = S("");
     struct exec_run *r;
 
     slots = msg_get_u32(&in);
     if (in.bad || command >= w->broker->cfg.commands_n ||
         slots != w->broker->commands[command].cfg->slots_n)
         return err_set(e, ERR_NET, "run: no such command, or not its slots");
-    must(slots <= EXEC_SLOTS_MAX);
+    must(slots <= PROG_SLOTS_MAX);
     for (uint32_t i = 0; i < slots; i++)
         values[i] = msg_get_u8(&in) ? msg_get_str(&in) : (struct str){0};
     text = msg_get_str(&in);
@@ -31433,7 +31494,7 @@ exec_run_check(struct exec_run *r, struct err *e)
     const struct exec_command *c = r->command;
 
     for (unsigned i = 0; i < c->cfg->slots_n; i++)
-        if (!exec_slot_check(c->cfg, i, &c->guards, c->slots[i].schema,
+        if (!prog_slot_check(c->cfg, i, &c->guards, c->slots[i].schema,
                              r->arena, r->values[i], e))
             return false;
     if (c->file_on_stdin && (r->more || r->io[0].total))
@@ -31763,11 +31824,11 @@ exec_cage_load(struct exec_broker *b, struct exec_command *x, struct err *e)
 {
     const struct cfg_command *c = x->cfg;
 
-    if (!exec_opens_load(&x->opens, b->arena, c, x->program, b->uid, e))
+    if (!prog_opens_load(&x->opens, b->arena, c, x->program, b->uid, e))
         return false;
     if (!b->abi)
         return true;
-    x->rules = exec_opens_rules(&x->opens, b->abi, c->network, e);
+    x->rules = prog_opens_rules(&x->opens, b->abi, c->network, e);
     if (x->rules < 0)
         return err_prefix(e, "%.*s: command %.*s: ", STR_FMT(c->at),
                           STR_FMT(c->name));
@@ -31790,7 +31851,7 @@ exec_table_load(struct exec_broker *b, struct str cfg_json, struct err *e)
     b->commands =
         mem_alloc(b->arena, (c->commands_n + 1) * sizeof *b->commands);
     for (size_t i = 0; i < c->commands_n; i++)
-        if (!exec_program_open(&c->commands[i], b->uid, &b->commands[i].program,
+        if (!prog_program_open(&c->commands[i], b->uid, &b->commands[i].program,
                                e))
             return false;
     for (size_t i = 0; i < c->commands_n; i++) {
@@ -31861,11 +31922,11 @@ static size_t
 exec_places(struct exec_broker *b, struct jail_place **out)
 {
     struct jail_place *p = mem_alloc(
-        b->arena, (b->cfg.commands_n + 1) * (EXEC_OPEN_MAX + 1) * sizeof *p);
+        b->arena, (b->cfg.commands_n + 1) * (PROG_OPEN_MAX + 1) * sizeof *p);
     size_t n = 0;
 
     for (size_t i = 0; i < b->cfg.commands_n; i++) {
-        const struct exec_opens *o = &b->commands[i].opens;
+        const struct prog_opens *o = &b->commands[i].opens;
 
         for (unsigned k = 0; k < o->n; k++)
             if (o->v[k].path)
@@ -31908,22 +31969,22 @@ exec_cage_whole(const struct exec_broker *b, const struct boot *boot,
     const struct jail_cage *c = &b->cage;
     const struct cfg_process *p = &b->cfg.process;
     const struct {
-        enum jail_layer layer;
+        enum host_layer layer;
         bool has;
-    } rows[] = {{JAIL_USER_NAMESPACE, c->user},
-                {JAIL_PID_NAMESPACE, c->pid},
-                {JAIL_NETWORK_NAMESPACE, c->net},
-                {JAIL_IPC_NAMESPACE, c->ipc},
-                {JAIL_MOUNT_NAMESPACE, c->mount}};
-    struct jail_have have = jail_have_of(boot);
+    } rows[] = {{HOST_USER_NAMESPACE, c->user},
+                {HOST_PID_NAMESPACE, c->pid},
+                {HOST_NETWORK_NAMESPACE, c->net},
+                {HOST_IPC_NAMESPACE, c->ipc},
+                {HOST_MOUNT_NAMESPACE, c->mount}};
+    struct host_have have = host_have_of(boot);
 
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const char *name = cfg_layers[rows[i].layer];
-        bool mount = rows[i].layer == JAIL_MOUNT_NAMESPACE;
+        bool mount = rows[i].layer == HOST_MOUNT_NAMESPACE;
 
-        if (rows[i].has || !jail_has(&have, rows[i].layer))
+        if (rows[i].has || !host_has(&have, rows[i].layer))
             continue;
-        if (jail_named(p->must_have, rows[i].layer))
+        if (host_named(p->must_have, rows[i].layer))
             return err_set(
                 e, ERR_CONFIG,
                 "process: must_have: the programs do not get a %s%s%s", name,
@@ -31951,11 +32012,11 @@ static bool
 exec_filters_settle(struct exec_broker *b, const struct boot *boot,
                     struct err *e)
 {
-    struct jail_have have = jail_have_of(boot);
+    struct host_have have = host_have_of(boot);
     struct sock_fprog keyed;
     bool ok;
 
-    for (size_t i = 0; jail_has(&have, JAIL_SECCOMP) && i < b->cfg.commands_n;
+    for (size_t i = 0; host_has(&have, HOST_SECCOMP) && i < b->cfg.commands_n;
          i++) {
         struct exec_command *x = &b->commands[i];
 
@@ -31967,10 +32028,10 @@ exec_filters_settle(struct exec_broker *b, const struct boot *boot,
     if (syscall(SYS_getrandom, b->setsid, sizeof b->setsid, 0) !=
         sizeof b->setsid)
         return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
-    keyed = jail_filter_keyed(b->commands[0].filter, b->setsid);
+    keyed = wall_filter_keyed(b->commands[0].filter, b->setsid);
     ok = (!b->commands[0].metadata ||
-          jail_filter_install(b->commands[0].metadata, false, e)) &&
-         jail_filter_install(&keyed, false, e);
+          wall_filter_install(b->commands[0].metadata, false, e)) &&
+         wall_filter_install(&keyed, false, e);
     free(keyed.filter);
     for (size_t i = 0; i < b->cfg.commands_n; i++)
         b->commands[i].filter = b->commands[i].metadata = NULL;
@@ -32048,10 +32109,10 @@ exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
     b->arena = mem_arena_new(SIZE_MAX);
     b->stack = mem_xmalloc(JAIL_STACK);
     b->job_timer.data = b;
-    return jail_filter_program(false, &b->filters[false], e) &&
-           jail_filter_program(true, &b->filters[true], e) &&
-           jail_filter_metadata(false, &b->metadata[false], e) &&
-           jail_filter_metadata(true, &b->metadata[true], e) &&
+    return wall_filter_program(false, &b->filters[false], e) &&
+           wall_filter_program(true, &b->filters[true], e) &&
+           wall_filter_metadata(false, &b->metadata[false], e) &&
+           wall_filter_metadata(true, &b->metadata[true], e) &&
            exec_chain_init(&b->chain, -1, e) && exec_reserve(b, e) &&
            exec_table_load(b, cfg_json, e);
 }
@@ -32152,12 +32213,12 @@ exec_main(struct boot *boot)
     // programs and folders are opened while we still may: they are the policy's
     // word, and may lie where the user we become cannot go
     struct exec_chain chain;
-    bool ok =
-        exec_chain_init(&chain, boot->audit_fd, &e) && jail_early(4, &e) &&
-        exec_broker_init(b, &loop, uid, boot->cfg_json, &e) &&
-        exec_cage_enter(b, boot, &e) && exec_broker_process(b, &e) &&
-        jail_wall_broker(exec_networked(b),
-                         jail_accepted(boot, &b->cfg.process).seccomp, &e);
+    bool ok = exec_chain_init(&chain, boot->audit_fd, &e) &&
+              wall_early(4, &e) &&
+              exec_broker_init(b, &loop, uid, boot->cfg_json, &e) &&
+              exec_cage_enter(b, boot, &e) && exec_broker_process(b, &e) &&
+              wall_broker(exec_networked(b),
+                          host_accepted(boot, &b->cfg.process).seccomp, &e);
 
     ok = ok && exec_cage_whole(b, boot, &e) && exec_filters_settle(b, boot, &e);
     if (ok) {
@@ -33364,7 +33425,7 @@ exec_verify_end(struct exec_verify *v)
         exec_fault(v, v->at, EXEC_MISSING, "there is no record in this log");
 }
 
-/* ==== 25 vm: the Lua state ==================================================
+/* ==== 29 vm: the Lua state ==================================================
  *
  * One lua_State a worker: boot, sandbox, memory cap, CPU budget. A request's
  * hooks run in a coroutine of their own, a task, one after the other, and may
@@ -34480,7 +34541,7 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
     return true;
 }
 
-/* ==== 26 lib: string and table functions that cannot run away ===============
+/* ==== 30 lib: string and table functions that cannot run away ===============
  *
  * A debug hook does not fire inside a C function, so one string.find() with an
  * unlucky pattern could hold the loop for ever. These replace the functions of
@@ -35688,7 +35749,7 @@ static const luaL_Reg lib_tab_functions[] = {
     {NULL, NULL},
 };
 
-/* ==== 27 bind: what scripts can see =========================================
+/* ==== 31 bind: what scripts can see =========================================
  *
  * "gateway.core", the functions that the Lua library is built on, and the
  * objects that hooks are given: request, identity, raw values. Objects are
@@ -36919,7 +36980,7 @@ struct bind_stubs {
 struct bind_command {
     const struct cfg_command *cfg;  // borrowed
     struct schema **slots;
-    struct exec_guarding guards;
+    struct prog_guarding guards;
 };
 
 /* Per worker: what bindings need of the configuration. */
@@ -37199,7 +37260,7 @@ bind_take_slots(lua_State *L, const struct bind_command *c, int at,
                               STR_FMT(s->name));
         known++;
         slots[i] = bind_slot_text(L, lua_gettop(L), a, s->name.p);
-        if (!exec_slot_check(c->cfg, (unsigned)i, &c->guards, c->slots[i], a,
+        if (!prog_slot_check(c->cfg, (unsigned)i, &c->guards, c->slots[i], a,
                              slots[i], &e))
             return mem_printf(a, "refused: %s", e.msg);
         lua_pop(L, 1);
@@ -37902,7 +37963,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
         struct bind_command *c = &set->commands[i];
 
         c->cfg = &env->cfg->commands[i];
-        c->guards = exec_guard_find(c->cfg->program, S(""));
+        c->guards = prog_guard_find(c->cfg->program, S(""));
         c->slots = mem_alloc(boot, (c->cfg->slots_n + 1) * sizeof *c->slots);
         for (size_t j = 0; j < c->cfg->slots_n; j++) {
             c->slots[j] =
@@ -37916,7 +37977,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
     return true;
 }
 
-/* ==== 28 serve: from request to answer ======================================
+/* ==== 32 serve: from request to answer ======================================
  *
  * The order of a request, and nothing else. Each step either goes on, waits
  * for something that calls serve_go() again, or ends the exchange.
@@ -40156,7 +40217,7 @@ serve_set_new(struct env *env, struct mem_arena *boot, struct met_route *met,
     return set;
 }
 
-/* ==== 29 admin: health and metrics ==========================================
+/* ==== 33 admin: health and metrics ==========================================
  *
  * Plain HTTP on an address that the policy declares; any worker answers for
  * all, from the shared slab.
@@ -40170,7 +40231,7 @@ struct admin {
     unsigned rows_n;
     const struct met_route *routes;  // rows_n × routes
     struct mem_buf crls;             // owned: lines of admin_note_crls()
-    struct jail_have have;
+    struct host_have have;
 };
 
 static void
@@ -40237,9 +40298,9 @@ admin_layer_metrics(const struct admin *a, struct mem_buf *b)
                    "# HELP %s Whether this machine has a layer.\n"
                    "# TYPE %s gauge\n",
                    name, name);
-    for (unsigned i = 0; i < JAIL_LAYERS_N; i++)
+    for (unsigned i = 0; i < HOST_LAYERS_N; i++)
         mem_buf_printf(b, "%s{layer=\"%s\"} %d\n", name, cfg_layers[i],
-                       jail_has(&a->have, (enum jail_layer)i));
+                       host_has(&a->have, (enum host_layer)i));
 }
 
 /* A family's lines stand together, as the format asks. */
@@ -40301,13 +40362,13 @@ admin_ready(struct admin *a, struct req *r)
     if (json) {
         mem_buf_printf(&b, "{\"ready\":%s,\"why\":\"%s\",\"missing\":",
                        why ? "false" : "true", why ? why : "");
-        jail_write_missing(&a->have, true, &b);
+        host_write_missing(&a->have, true, &b);
         mem_buf_add(&b, "}\n", 2);
     } else {
         mem_buf_printf(&b, "%s\n", why ? why : "ready");
-        if (jail_missing_n(&a->have)) {
+        if (host_missing_n(&a->have)) {
             mem_buf_printf(&b, "missing layers: ");
-            jail_write_missing(&a->have, false, &b);
+            host_write_missing(&a->have, false, &b);
             mem_buf_add(&b, "\n", 1);
         }
     }
@@ -40371,7 +40432,7 @@ static const struct req_ops admin_ops = {
     .on_time = admin_on_nothing,
 };
 
-/* ==== 30 work: a worker =====================================================
+/* ==== 34 work: a worker =====================================================
  *
  * Inherits listening sockets, scripts and certificates, opens nothing by name
  * (but what c-ares reads), serves until it is told to drain. One loop, one Lua
@@ -40653,7 +40714,7 @@ work_on_ping(uv_timer_t *timer)
 
     met_add(MET_LUA_BYTES,
             (int64_t)w->env.vm->bytes - (int64_t)met_mine->v[MET_LUA_BYTES]);
-    met_add(MET_WALL_REFUSED, jail_wall_report());
+    met_add(MET_WALL_REFUSED, wall_report());
     msg_send(&w->chan, MSG_PING, S(""), &e);
     conn_expire(&w->conns, pki_now(time(NULL)));
 }
@@ -40726,7 +40787,7 @@ work_map_metrics(struct work *w, struct met_route **mine, struct err *e)
     met_attach(p, b->met_slot);
     *mine = (struct met_route *)q + b->met_slot * routes;
     w->admin = (struct admin){.ops = admin_ops,
-                              .have = jail_have_of(b),
+                              .have = host_have_of(b),
                               .env = &w->env,
                               .rows = p,
                               .rows_n = b->met_rows,
@@ -40776,7 +40837,7 @@ work_open(struct work *w, struct err *e)
         if (!pki_cas_add(&w->cas, w->cfg.cas.v[i], b->cas[i], e))
             return false;
     if (!work_listen(w, e) ||
-        !jail_wall_listening(jail_accepted(b, &w->cfg.process).seccomp, e))
+        !wall_listening(host_accepted(b, &w->cfg.process).seccomp, e))
         return false;
     boot_forget_keys(b);
     boot_settle();
@@ -40835,8 +40896,8 @@ work_wall(struct work *w, struct err *e)
     static const char *const files[] = {"/etc/resolv.conf",   "/etc/hosts",
                                         "/etc/nsswitch.conf", "/etc/host.conf",
                                         "/dev/null",          NULL};
-    struct jail_accept accept = jail_accepted(w->env.boot, &w->cfg.process);
-    struct jail_fence fence = {.files = files};
+    struct wall_accept accept = host_accepted(w->env.boot, &w->cfg.process);
+    struct wall_fence fence = {.files = files};
     size_t n = 1;
     uint16_t *ports;
 
@@ -40848,7 +40909,7 @@ work_wall(struct work *w, struct err *e)
         for (size_t j = 0; j < w->cfg.upstreams[i].targets_n; j++)
             if (!w->cfg.upstreams[i].targets[j].is_unix)
                 ports[fence.ports_n++] = w->cfg.upstreams[i].targets[j].port;
-    return jail_wall(JAIL_WORKER, &fence, accept, e);
+    return wall_raise(WALL_WORKER, &fence, accept, e);
 }
 
 static int
@@ -40877,7 +40938,7 @@ work_main(struct boot *boot)
     w->conns.pool =
         (struct sock_pool){.loop = &w->loop, .scratch = mem_xmalloc(SOCK_READ)};
     if (!work_open(w, &e)) {
-        jail_wall_report();
+        wall_report();
         log_at(LOG_FATAL, "work", "%s", e.msg);
         return 1;
     }
@@ -40895,12 +40956,12 @@ work_main(struct boot *boot)
     uv_run(&w->loop, UV_RUN_DEFAULT);
     if (!w->leaving)
         work_close(w);
-    jail_wall_report();
+    wall_report();
     log_flush();
     return 0;
 }
 
-/* ==== 31 sup: the supervisor ================================================
+/* ==== 35 sup: the supervisor ================================================
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
@@ -40984,7 +41045,7 @@ struct sup_gen {
     struct sup_socket **sockets;                // borrowed from s->sockets
     size_t listeners_n, sockets_n;              // listeners first, then admin
     int route_met_fd;
-    struct jail_have have;     // as this policy's user has it
+    struct host_have have;     // as this policy's user has it
     uint64_t route_shape;      // equal shapes share a slab
     struct sup_child *broker;  // borrowed
     struct sup_back *respawn;  // per worker
@@ -41047,7 +41108,7 @@ struct sup {
     unsigned chains_n;
     int null_fd, met_fd;
     int children_fd;  // for jail_orphans()
-    struct jail_host host;
+    struct host_seen host;
     unsigned met_rows;
     bool *slots;  // which rows are leased
     unsigned number;
@@ -41585,7 +41646,7 @@ sup_find_group(const char *name, gid_t *gid)
  * every container: *have is told. */
 static bool
 sup_user(struct mem_arena *a, const struct cfg_process *p,
-         struct jail_have *have, struct boot *b, struct err *e)
+         struct host_have *have, struct boot *b, struct err *e)
 {
     b->uid = geteuid();
     b->gid = getegid();
@@ -41603,40 +41664,40 @@ sup_user(struct mem_arena *a, const struct cfg_process *p,
                        "process.group: there is no group "
                        "\"%.*s\" in /etc/group: name one, or a number",
                        STR_FMT(p->group));
-    b->drop = b->uid != 0 && jail_has(have, JAIL_UID);
+    b->drop = b->uid != 0 && host_has(have, HOST_UID);
     if (b->drop)
         return true;
     log_at(LOG_WARN, "sup", "workers that parse the network run as root: %s",
-           b->uid ? have->why[JAIL_UID]
+           b->uid ? have->why[HOST_UID]
                   : "process.user is root; name another user");
     b->uid = geteuid();
     b->gid = getegid();
-    jail_have_no_uid(have);
+    host_have_no_uid(have);
     return true;
 }
 
 static void
 sup_judge_site(struct mem_arena *a, const struct cfg_site *s,
-               struct jail_finding *out)
+               struct host_finding *out)
 {
-    jail_judge_file(a, out, s->client_ca);
+    host_judge_file(a, out, s->client_ca);
     for (size_t i = 0; i < s->pairs_n; i++) {
-        jail_judge_file(a, out, s->pairs[i].certificate);
-        jail_judge_file(a, out, s->pairs[i].key);
+        host_judge_file(a, out, s->pairs[i].certificate);
+        host_judge_file(a, out, s->pairs[i].key);
     }
     for (size_t i = 0; i < s->crl.n; i++)
-        jail_judge_file(a, out, s->crl.v[i]);
+        host_judge_file(a, out, s->crl.v[i]);
 }
 
 /* Files whose change changes who may do what. */
 static void
 sup_judge_files(struct mem_arena *a, const struct cfg *c, struct str policy,
-                struct jail_finding *out)
+                struct host_finding *out)
 {
-    jail_judge_file(a, out, policy);
-    jail_judge_file(a, out, c->process.ticket_keys);
+    host_judge_file(a, out, policy);
+    host_judge_file(a, out, c->process.ticket_keys);
     for (size_t i = 0; i < c->cas.n; i++)
-        jail_judge_file(a, out, c->cas.v[i]);
+        host_judge_file(a, out, c->cas.v[i]);
     for (size_t i = 0; i < c->listeners_n; i++) {
         const struct cfg_listener *l = &c->listeners[i];
 
@@ -41646,26 +41707,26 @@ sup_judge_files(struct mem_arena *a, const struct cfg *c, struct str policy,
     for (size_t i = 0; i < c->upstreams_n; i++) {
         const struct cfg_upstream *u = &c->upstreams[i];
 
-        jail_judge_file(a, out, u->ca);
-        jail_judge_file(a, out, u->certificate);
-        jail_judge_file(a, out, u->key);
+        host_judge_file(a, out, u->ca);
+        host_judge_file(a, out, u->certificate);
+        host_judge_file(a, out, u->key);
     }
 }
 
 /* The machine as this policy uses it: the user, and whether it is enough. */
 static bool
-sup_judge(struct mem_arena *a, const struct cfg *c, struct jail_host *host,
+sup_judge(struct mem_arena *a, const struct cfg *c, struct host_seen *host,
           struct boot *b, struct err *e)
 {
     if (!sup_user(a, &c->process, &host->have, b, e) ||
-        !jail_enough(&host->have, &c->process, c->commands_n > 0, e))
+        !host_enough(&host->have, &c->process, c->commands_n > 0, e))
         return false;
     b->layers = host->have.layers;
     b->landlock_abi = host->have.landlock_abi;
     if (!b->drop)
-        jail_judge_keep(host->posture);
+        host_judge_keep(host->posture);
     sup_judge_files(a, c, b->policy, host->posture);
-    return jail_posture_enough(host->posture, &c->process, e);
+    return host_posture_enough(host->posture, &c->process, e);
 }
 
 /* ---- sockets ------------------------------------------------------------- */
@@ -42138,7 +42199,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
 {
     struct sup_load *l = s->load;
     struct boot *b = &l->boot;
-    struct jail_host host = s->host;
+    struct host_seen host = s->host;
     struct sup_gen *g;
     struct cfg c;
 
@@ -42162,8 +42223,8 @@ sup_configure(struct sup *s, struct str json, struct err *e)
         !sup_route_slab(s, &c, g, e))
         return false;
     g->have = host.have;
-    jail_warn(&host.have, &c.process);
-    jail_posture_warn(host.posture);
+    host_warn(&host.have, &c.process);
+    host_posture_warn(host.posture);
     sup_boot_env(l->arena, &c, b);
     sup_boot_ticket_key(s, l->arena, b);
     b->met_fd = s->met_fd;
@@ -42803,7 +42864,7 @@ sup_log_ready(const struct sup_gen *g)
 
     if (!log_begin(&l, LOG_INFO, "ready"))
         return;
-    jail_write_missing(&g->have, true, &missing);
+    host_write_missing(&g->have, true, &missing);
     log_int(&l, "pid", getpid());
     log_int(&l, "generation", g->number);
     log_int(&l, "workers", g->workers);
@@ -43340,10 +43401,10 @@ sup_init(struct sup *s, struct err *e)
 
     signal(SIGPIPE, SIG_IGN);
     sup_reopen_log();
-    jail_survey(&s->host);
-    if (!jail_vital(&s->host.have, e))
+    host_survey(&s->host);
+    if (!host_vital(&s->host.have, e))
         return false;
-    if (!jail_undumpable())
+    if (!wall_undumpable())
         return err_set(e, ERR_CONFIG, "dumpable: %s", strerror(errno));
     prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L);
     s->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -43354,7 +43415,7 @@ sup_init(struct sup *s, struct err *e)
     s->met_fd = -1;
     s->children_fd = jail_children_open();
     // no policy is known yet: the children say whether they can do without
-    if (!jail_wall_supervisor(!jail_has(&s->host.have, JAIL_SECCOMP), e))
+    if (!wall_supervisor(!host_has(&s->host.have, HOST_SECCOMP), e))
         return false;
     s->loop = uv_default_loop();
     if (!s->loop)
@@ -43481,13 +43542,13 @@ sup_verify(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
                 e, "%.*s: upstream %.*s: ", STR_FMT(c->upstreams[i].at),
                 STR_FMT(c->upstreams[i].name));
     for (size_t i = 0; i < c->commands_n; i++)
-        if (!exec_program_check(&c->commands[i], b->uid, e))
+        if (!prog_program_check(&c->commands[i], b->uid, e))
             return false;
     pki_crls_remember(b->crl_numbers, numbers);
     return true;
 }
 
-/* ==== 32 try: policy tests ==================================================
+/* ==== 36 try: policy tests ==================================================
  *
  * `gateway test`: the real hooks, schemas, routes and parser, without network,
  * clock or certificates on disk. A test's request is bytes that go through the
@@ -43518,7 +43579,7 @@ try {
     struct cfg cfg;
     const char *policy;  // the one that is loaded; NULL: none
     struct met_route *met;
-    struct pki_key key;            // of every test identity
+    struct mint_key key;           // of every test identity
     struct str ca[PKI_ITEMS_MAX];  // of the one that is being made
     size_t ca_n;
     struct try_story *story;
@@ -44004,8 +44065,9 @@ try_core_request(lua_State *L)
 
 /* Calls `add(o, value)` for each string of field `name`, one or a list. */
 static void
-try_each(lua_State *L, int at, const char *name, struct pki_order *o,
-         void (*add)(lua_State *, struct pki_order *, const char *, struct str))
+try_each(lua_State *L, int at, const char *name, struct mint_order *o,
+         void (*add)(lua_State *, struct mint_order *, const char *,
+                     struct str))
 {
     int type = lua_getfield(L, at, name);
 
@@ -44021,7 +44083,7 @@ try_each(lua_State *L, int at, const char *name, struct pki_order *o,
 }
 
 static void
-try_add_name(lua_State *L, struct pki_order *o, const char *name, struct str v)
+try_add_name(lua_State *L, struct mint_order *o, const char *name, struct str v)
 {
     if (strcmp(name, "cn") == 0)
         o->cn = v;
@@ -44034,7 +44096,7 @@ try_add_name(lua_State *L, struct pki_order *o, const char *name, struct str v)
 }
 
 static void
-try_add_san(lua_State *L, struct pki_order *o, const char *name, struct str v)
+try_add_san(lua_State *L, struct mint_order *o, const char *name, struct str v)
 {
     unsigned char ip[16];
     unsigned tag = strcmp(name, "dns") == 0     ? 2
@@ -44051,22 +44113,22 @@ try_add_san(lua_State *L, struct pki_order *o, const char *name, struct str v)
             luaL_error(L, "t.identity: ip '%s' is not an address", v.p);
         v = str_dup(o->a, (struct str){(const char *)ip, n});
     }
-    if (!pki_order_san(o, PKI_CONTEXT + tag, v, &e))
+    if (!mint_order_san(o, PKI_CONTEXT + tag, v, &e))
         luaL_error(L, "t.identity: %s", e.msg);
 }
 
 static void
-try_add_eku(lua_State *L, struct pki_order *o, const char *name, struct str v)
+try_add_eku(lua_State *L, struct mint_order *o, const char *name, struct str v)
 {
     struct err e;
 
     (void)name;
-    if (!pki_option_eku(o, v.p, &e))
+    if (!mint_option_eku(o, v.p, &e))
         luaL_error(L, "t.identity: eku: %s", e.msg);
 }
 
 static void
-try_add_ca(lua_State *L, struct pki_order *o, const char *name, struct str v)
+try_add_ca(lua_State *L, struct mint_order *o, const char *name, struct str v)
 {
     struct try *t = try_of(L);
 
@@ -44084,7 +44146,7 @@ try_core_identity(lua_State *L)
 {
     struct try *t = try_of(L);
     struct mem_arena *a;
-    struct pki_order *o;
+    struct mint_order *o;
     struct pki_identity *id = NULL;
     struct mem_buf der = {0};
     struct err e;
@@ -44108,7 +44170,7 @@ try_core_identity(lua_State *L)
     try_each(L, 1, "eku", o, try_add_eku);
     t->ca_n = 0;
     try_each(L, 1, "ca", o, try_add_ca);
-    ok = pki_make(o, &t->key, &t->key, S(""), &der, &e) &&
+    ok = mint_make(o, &t->key, &t->key, S(""), &der, &e) &&
          pki_identity_parse((struct str){der.p, der.n}, NULL, 0, &id, &e);
     mem_buf_free(&der);
     if (!ok)
@@ -44345,7 +44407,7 @@ try_new(void)
                           .boot = &t->boot,
                           .cfg = &t->cfg,
                           .stubs = &try_stubs};
-    must(pki_key_init(&t->key, &e) && pki_key_make(&t->key, &e));
+    must(mint_key_init(&t->key, &e) && mint_key_make(&t->key, &e));
     t->env.vm = vm_new(&t->env, &t->boot, VM_CHECK_BYTES, try_open);
     return t;
 }
@@ -44354,7 +44416,7 @@ static void
 try_free(struct try *t)
 {
     vm_free(t->env.vm);
-    pki_key_fini(&t->key);
+    mint_key_fini(&t->key);
     uv_loop_close(&t->loop);
     mem_arena_free(t->arena);
     obj_free(t);
@@ -44391,7 +44453,7 @@ try_main(int argc, char **argv)
     return code != LUA_OK || a.failed ? 1 : 0;
 }
 
-/* ==== 33 cli: the commands, and main ========================================
+/* ==== 37 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
@@ -44479,7 +44541,7 @@ cli_advise(const struct cfg *c)
     struct str left, line;
 
     for (size_t i = 0; i < c->commands_n; i++)
-        exec_advise(&c->commands[i], &b);
+        prog_advise(&c->commands[i], &b);
     left = (struct str){mem_buf_ptr(&b), mem_buf_len(&b)};
     while (left.n) {
         str_cut(left, '\n', &line, &left);
@@ -44503,7 +44565,7 @@ cli_load(struct mem_arena *a, const char *policy, struct boot *b, struct cfg *c,
 
 /* The plain configuration, and what is here to run it. */
 static void
-cli_check_json(const struct cfg *c, const struct jail_host *host,
+cli_check_json(const struct cfg *c, const struct host_seen *host,
                struct str plain)
 {
     struct mem_buf out = {0};
@@ -44511,9 +44573,9 @@ cli_check_json(const struct cfg *c, const struct jail_host *host,
     must(str_ends(plain, S("}")) && plain.n > 2);
     mem_buf_add(&out, plain.p, plain.n - 1);
     mem_buf_printf(&out, ",\"layers\":");
-    jail_write_json(&host->have, &c->process, c->commands_n > 0, &out);
+    host_write_json(&host->have, &c->process, c->commands_n > 0, &out);
     mem_buf_printf(&out, ",\"posture\":");
-    jail_posture_json(host->posture, &out);
+    host_posture_json(host->posture, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
 }
@@ -44523,14 +44585,14 @@ cli_check(const struct cli *cli)
 {
     struct mem_arena *a = mem_arena_new((size_t)512 << 20);
     struct mem_buf numbers = {0};
-    struct jail_host host;
+    struct host_seen host;
     struct boot b;
     struct cfg c;
     struct err e;
     unsigned char audit_key[EXEC_SUM];
     bool ok, keyed;
 
-    jail_survey(&host);
+    host_survey(&host);
     ok = cli_load(a, cli->policy, &b, &c, &e) && sup_servable(&c, &e) &&
          sup_judge(a, &c, &host, &b, &e) &&
          sup_read_certificates(a, &c, &b, &e) &&
@@ -44543,9 +44605,9 @@ cli_check(const struct cli *cli)
     } else if (ok) {
         cfg_print(&c, stdout);
         fputs("sandbox layers\n", stdout);
-        jail_print(&host.have, &c.process, c.commands_n > 0, stdout);
+        host_print(&host.have, &c.process, c.commands_n > 0, stdout);
         fputs("posture\n", stdout);
-        jail_posture_print(host.posture, &c.process, stdout);
+        host_posture_print(host.posture, &c.process, stdout);
         printf("\nfine: %.*s, %zu listener%s, %zu route%s, %zu command%s\n",
                STR_FMT(b.policy), c.listeners_n, c.listeners_n == 1 ? "" : "s",
                c.routes_n, c.routes_n == 1 ? "" : "s", c.commands_n,
@@ -44565,7 +44627,7 @@ cli_check(const struct cli *cli)
 /* ---- audit --------------------------------------------------------------- */
 
 static void
-cli_audit_write(const struct jail_host *host, const struct cfg *c, bool json)
+cli_audit_write(const struct host_seen *host, const struct cfg *c, bool json)
 {
     const struct cfg_process *p = c ? &c->process : NULL;
     bool commands = c && c->commands_n;
@@ -44573,15 +44635,15 @@ cli_audit_write(const struct jail_host *host, const struct cfg *c, bool json)
 
     if (!json) {
         fputs("sandbox layers\n", stdout);
-        jail_print(&host->have, p, commands, stdout);
+        host_print(&host->have, p, commands, stdout);
         fputs("posture\n", stdout);
-        jail_posture_print(host->posture, p, stdout);
+        host_posture_print(host->posture, p, stdout);
         return;
     }
     mem_buf_printf(&out, "{\"layers\":");
-    jail_write_json(&host->have, p, commands, &out);
+    host_write_json(&host->have, p, commands, &out);
     mem_buf_printf(&out, ",\"posture\":");
-    jail_posture_json(host->posture, &out);
+    host_posture_json(host->posture, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
 }
@@ -44591,7 +44653,7 @@ static int
 cli_audit(const struct cli *cli)
 {
     struct mem_arena *a;
-    struct jail_host host;
+    struct host_seen host;
     struct boot b;
     struct cfg c;
     struct err e;
@@ -44600,9 +44662,9 @@ cli_audit(const struct cli *cli)
     if (!cli->host)
         return cli_fail("say what to look at: gateway audit --host") + 1;
     a = mem_arena_new((size_t)512 << 20);
-    jail_survey(&host);
-    if (!jail_has(&host.have, JAIL_UID))
-        jail_judge_keep(host.posture);
+    host_survey(&host);
+    if (!host_has(&host.have, HOST_UID))
+        host_judge_keep(host.posture);
     if (cli->policy_given) {
         loaded = cli_load(a, cli->policy, &b, &c, &e);
         ok = loaded && sup_judge(a, &c, &host, &b, &e);
@@ -44611,8 +44673,8 @@ cli_audit(const struct cli *cli)
         cli_audit_write(&host, loaded ? &c : NULL, cli->json);
     if (!ok)
         cli_fail("%s", e.msg);
-    for (unsigned i = 0; i < JAIL_POSTURE_N; i++)
-        ok = ok && host.posture[i].severity < JAIL_MEDIUM;
+    for (unsigned i = 0; i < HOST_POSTURE_N; i++)
+        ok = ok && host.posture[i].severity < HOST_MEDIUM;
     if (fflush(stdout) != 0)
         ok = cli_fail("standard output: %s", strerror(errno)) == 0;
     mem_arena_free(a);
@@ -44907,13 +44969,13 @@ static bool
 cli_exec_start(struct cli_exec *x, const struct cli *cli, struct boot *b,
                struct err *e)
 {
-    struct jail_host host;
+    struct host_seen host;
     struct str in;
     int fd;
 
-    jail_survey(&host);
+    host_survey(&host);
     if (!sup_judge(x->a, &x->cfg, &host, b, e) ||
-        !exec_program_check(x->command, b->uid, e) ||
+        !prog_program_check(x->command, b->uid, e) ||
         !cli_exec_stdin(x, cli, &in, e))
         return false;
     fd = cli_exec_broker(x, b, e);
@@ -45669,11 +45731,11 @@ static bool
 cli_learn_is_given(const struct cli_learn *x, const char *path)
 {
     const struct cfg_command *c = x->run.command->cfg;
-    struct str script = exec_script(c, c->program.p);
+    struct str script = prog_script(c, c->program.p);
     char real[PATH_MAX];
 
-    for (size_t i = 0; i < sizeof exec_usual / sizeof *exec_usual; i++)
-        if (jail_lies_in(path, exec_usual[i].path))
+    for (size_t i = 0; i < sizeof prog_usual / sizeof *prog_usual; i++)
+        if (jail_lies_in(path, prog_usual[i].path))
             return true;
     for (unsigned i = 0; i < x->start.files_n; i++)
         if (cli_fd_path(x->start.files[i], real) && !strcmp(real, path))
@@ -46049,8 +46111,8 @@ cli_learn_init(struct cli_learn *x, const struct cli_exec *exec,
     struct exec_run *r = &x->run;
 
     if (!exec_broker_init(&x->broker, NULL, b->uid, exec->cfg.text, e) ||
-        !jail_filter_whole(true, &x->filter, e) ||
-        (b->drop && !jail_drop(b->uid, b->gid, e)))
+        !wall_filter_whole(true, &x->filter, e) ||
+        (b->drop && !wall_drop(b->uid, b->gid, e)))
         return false;
     x->start = (struct exec_start){
         .stdin_file = -1, .theirs = {-1, -1, -1}, .rules = -1};
@@ -46076,14 +46138,14 @@ static int
 cli_learn(struct cli_exec *exec, const struct cli *cli, struct boot *b)
 {
     struct cli_learn *x = mem_xcalloc(sizeof *x);
-    struct jail_host host;
+    struct host_seen host;
     struct str in;
     char why[96];
     struct err e;
     bool ok;
 
     x->a = exec->a;
-    jail_survey(&host);
+    host_survey(&host);
     ok = sup_user(x->a, &exec->cfg.process, &host.have, b, &e) &&
          cli_exec_stdin(exec, cli, &in, &e) &&
          cli_learn_init(x, exec, b, in, &e) && cli_learn_start(x, &e);
@@ -46148,8 +46210,7 @@ cli_exec(const struct cli *cli)
         mem_arena_free(x.a);
         return x.code;
     }
-    ok =
-        ok && jail_wall_supervisor(true, &e) && cli_exec_start(&x, cli, &b, &e);
+    ok = ok && wall_supervisor(true, &e) && cli_exec_start(&x, cli, &b, &e);
     if (ok)
         uv_run(&x.loop, UV_RUN_DEFAULT);
     else
@@ -46404,17 +46465,17 @@ cli_version(const struct cli *cli)
     struct cli_fact f[16];
     char text[4][64];
     size_t n = cli_facts(f, text);
-    struct jail_have have;
+    struct host_have have;
     struct mem_buf out = {0};
 
-    jail_probe(&have);
+    host_probe(&have);
     if (!cli->json) {
         for (size_t i = 0; i < n; i++)
             printf("%-13s %s\n", f[i].name, f[i].value);
         printf("%-13s %u\n", "landlock_abi", have.landlock_abi);
         fputs("\nsandbox layers of this machine, for who starts us now\n",
               stdout);
-        jail_print(&have, NULL, false, stdout);
+        host_print(&have, NULL, false, stdout);
         return 0;
     }
     for (size_t i = 0; i < n; i++) {
@@ -46425,7 +46486,7 @@ cli_version(const struct cli *cli)
     }
     mem_buf_printf(&out,
                    ",\"landlock_abi\":\"%u\",\"layers\":", have.landlock_abi);
-    jail_write_json(&have, NULL, false, &out);
+    host_write_json(&have, NULL, false, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
     return 0;
@@ -46463,7 +46524,7 @@ static const struct cli_command cli_commands[] = {
      "why a client would be refused.",
      "  gateway certs init certs\n"
      "  gateway certs client certs alice --ou ops\n",
-     0, -1, NULL, pki_command},
+     0, -1, NULL, mint_command},
     {"exec", "COMMAND [slot=value ...]",
      "Runs one declared command, through a "
      "broker as requests do.",
@@ -46638,11 +46699,11 @@ cli_answer(bool ok, struct str json, const struct err *e)
 static int
 cli_role_check(struct mem_arena *a, struct boot *b)
 {
-    struct jail_have have = jail_have_of(b);
-    const struct jail_accept accept = {!jail_has(&have, JAIL_SECCOMP),
-                                       !jail_has(&have, JAIL_LANDLOCK)};
+    struct host_have have = host_have_of(b);
+    const struct wall_accept accept = {!host_has(&have, HOST_SECCOMP),
+                                       !host_has(&have, HOST_LANDLOCK)};
     static const char *const no_file[] = {NULL};
-    const struct jail_fence nothing = {.files = no_file};
+    const struct wall_fence nothing = {.files = no_file};
     struct str json = S("");
     uid_t uid = 65534;
     gid_t gid = 65534;
@@ -46650,16 +46711,16 @@ cli_role_check(struct mem_arena *a, struct boot *b)
     bool ok;
 
     // a policy is only evaluated here: it needs no file, and no rights
-    if (jail_has(&have, JAIL_UID)) {
+    if (host_has(&have, HOST_UID)) {
         sup_find_user("nobody", &uid, &gid);
-        ok = jail_drop(uid, gid, &e);
+        ok = wall_drop(uid, gid, &e);
     } else {
-        ok = jail_uncap(&e);
+        ok = wall_uncap(&e);
     }
     // whether a layer may be missing, the policy says only after this
-    ok = ok && jail_wall(JAIL_CHECK, &nothing, accept, &e) &&
+    ok = ok && wall_raise(WALL_CHECK, &nothing, accept, &e) &&
          work_check_policy(a, b, &json, &e);
-    jail_wall_report();
+    wall_report();
     log_flush();
     return cli_answer(ok, json, &e);
 }
@@ -46668,19 +46729,19 @@ static int
 cli_role_verify(struct mem_arena *a, struct boot *b)
 {
     static const char *const all_files[] = {"/", NULL};
-    const struct jail_fence fence = {.files = all_files};
+    const struct wall_fence fence = {.files = all_files};
     struct mem_buf numbers = {0};
     struct cfg c;
     struct err e;
     bool ok = cfg_load(a, b->cfg_json, &c, &e);
-    struct jail_accept accept = {0};
+    struct wall_accept accept = {0};
     int code;
 
     if (ok)
-        accept = jail_accepted(b, &c.process);
-    ok = ok && jail_wall(JAIL_VERIFY, &fence, accept, &e) &&
+        accept = host_accepted(b, &c.process);
+    ok = ok && wall_raise(WALL_VERIFY, &fence, accept, &e) &&
          sup_verify(&c, b, &numbers, &e);
-    jail_wall_report();
+    wall_report();
     log_flush();
     code = cli_answer(
         ok, (struct str){mem_buf_ptr(&numbers), mem_buf_len(&numbers)}, &e);
@@ -46695,10 +46756,10 @@ cli_role_enter(struct boot *b, struct err *e)
 {
     if (b->role == BOOT_BROKER)
         return true;  // exec_main() opens programs first, and then does this
-    if (!jail_early(boot_fds_end(b), e))
+    if (!wall_early(boot_fds_end(b), e))
         return false;
     if (b->role == BOOT_WORKER &&
-        !(b->drop ? jail_drop(b->uid, b->gid, e) : jail_uncap(e)))
+        !(b->drop ? wall_drop(b->uid, b->gid, e) : wall_uncap(e)))
         return false;
     prctl(PR_SET_PDEATHSIG, (long)SIGKILL, 0L, 0L, 0L);
     return true;
@@ -46732,7 +46793,7 @@ cli_role(int argc, char **argv)
 
     if (argc != 7 || !str_u64(str_of(argv[4]), &index) ||
         index > CFG_WORKERS_MAX || !str_u64(str_of(argv[6]), &slot) ||
-        !jail_undumpable())
+        !wall_undumpable())
         return cli_fail("--role is for the supervisor's own children") + 1;
     prctl(PR_SET_NAME, "gateway", 0L, 0L, 0L);
     signal(SIGPIPE, SIG_IGN);
