@@ -18,10 +18,14 @@
  *      |- verify        for a moment, after that: do schemas, certificates and
  *      |                programs load?
  *      |- broker (exec) only where a command is declared: the only process that
- *      |                may start programs; holds no key and no script
- *      `- worker 1..N   one loop, one Lua state, unprivileged; accepts on the
- *                       sockets it has inherited, opens nothing by name (but
- *                       what c-ares reads to look a name up)
+ *      |    |           may start programs; holds no key and no script
+ *      |    |- keeper   process 1 of the programs' pid namespace (jail): when
+ *      |    |           it ends, they do
+ *      |    `- programs in a cage: namespaces, Landlock, seccomp, limits
+ *      `- worker 1..N   one loop, one Lua state, unprivileged, behind a wall
+ *                       (wall); accepts on the sockets it has inherited, opens
+ *                       nothing by name (but what c-ares reads to look a name
+ *                       up)
  *
  *   Every child is fork + exec of this binary (`--role`), so that it starts
  *   from clean memory: channel at descriptor 3, sealed bundle (boot) at 4,
@@ -65,7 +69,7 @@
  *   11  cfg     the plain configuration
  *   12  boot    what a child starts from
  *   13  req     one exchange
- *   14  pki     certificates: parsing, verdicts, identities, making them
+ *   14  pki     certificates: parsing, verdicts, identities
  *   15  mint    making certificates, keys and lists: `gateway certs`
  *   16  tls     wolfSSL over two buffers
  *   17  h1      HTTP/1.1, both sides
@@ -88,11 +92,12 @@
  *   34  work    a worker
  *   35  sup     the supervisor
  *   36  try     policy tests
- *   37  cli     the commands, and main
+ *   37  learn   what a program needs, by tracing it
+ *   38  cli     the commands, and main
  *
  * Rooms 1 to 12 are words: functions on memory (log writes lines, and boot its
- * bundle). 13 to 17 are protocols: bytes in, calls out, no descriptor, so that
- * two of them can be tested back to back (pki also writes the files of `gateway
+ * bundle). 13 to 18 are protocols: bytes in, calls out, no descriptor, so that
+ * two of them can be tested back to back (but mint writes the files of `gateway
  * certs`). Everything is static and defined before use, so a call upwards does
  * not compile. The only stairs up are function pointers, declared in the lower
  * room and filled in by the upper one:
@@ -10447,11 +10452,10 @@ req_queued(struct req *r)
 
 /* ==== 14 pki: certificates ==================================================
  *
- * DER in, verdict and identity out; and, for development and tests,
- * certificates made. The reader is our own and strict: one value has one
- * encoding, so that what we decide on is what the issuer signed. It copies
- * nothing: a pki_cert is slices of the DER it came from. An identity is a copy,
- * made once for each certificate and shared by its connections.
+ * DER in, verdict and identity out. The reader is our own and strict: one value
+ * has one encoding, so that what we decide on is what the issuer signed. It
+ * copies nothing: a pki_cert is slices of the DER it came from. An identity is
+ * a copy, made once for each certificate and shared by its connections.
  *
  *   DER --> pki_cert (slices) --> pki_link, pki_search --> pki_path: verified
  *   pki_anchors, pki_crls, pki_rules --^                        |
@@ -10463,7 +10467,7 @@ req_queued(struct req *r)
  *
  * Entry   pki_anchors_new  pki_crls_load  pki_rules_init  pki_verify
  *         pki_cache_verify  pki_cache_keep  pki_identity_put  pki_crls_verify
- *         pki_pem_read  pki_describe  mint_command
+ *         pki_pem_read  pki_describe
  */
 enum {
     PKI_CERT_MAX = 16384,  // bytes of one certificate
@@ -44453,7 +44457,1197 @@ try_main(int argc, char **argv)
     return code != LUA_OK || a.failed ? 1 : 0;
 }
 
-/* ==== 37 cli: the commands, and main ========================================
+/* ==== 37 learn: what a program needs, by tracing it ==========================
+ *
+ * `gateway exec --learn`: one declared command is run as the broker would run
+ * it, but outside the cage and under ptrace, and what it opened, connected and
+ * called becomes the Lua declaration that lets it do that and no more.
+ *
+ * Down    exec prog jail wall cfg
+ * Entry   learn_run
+ */
+
+/* ---- exec --learn --------------------------------------------------------
+ *
+ * Runs a program traced, with the arguments, environment, limits and user that
+ * its command gives it but without the cage, and prints what the cage has to
+ * open for it. What a run did not do is not learnt: run it with each kind of
+ * input, and put the results together.
+ *
+ *   learn_start()   a child, that waits to be traced
+ *   learn_stop()    each stop of each process and thread: a system call
+ *                       begins or ends, a child is born, a program starts
+ *   learn_print()   what is not given anyhow, folders for many files
+ */
+
+enum {
+    LEARN_CALLS = 1024,     // numbers of system calls that are noted
+    LEARN_PATHS = 1 << 17,  // files that are noted
+    LEARN_WORDS = 40,       // of anything else
+    LEARN_COLUMNS = 78,     // of a line of names
+    LEARN_SLOWER = 4,       // traced, a program takes longer: its timeout
+    LEARN_MANY = 4,         // files of a folder: it stands for them
+    LEARN_END_MS = 5000,    // for killed processes to be gone
+    LEARN_ADDRESS = 128,    // bytes of a socket's address
+};
+
+enum learn_call_kind {
+    LEARN_CALL_OPEN,    // a descriptor comes of it
+    LEARN_CALL_CHANGE,  // something appears in a folder, or goes
+    LEARN_CALL_CUT,     // a file is written, by its name
+    LEARN_CALL_TALK,    // to an address, or on it
+    LEARN_CALL_SOCKET,
+};
+
+/* What matters of a system call: which arguments are folders (-1: where the
+ * process is) and paths (-1: none). Of LEARN_CALL_TALK, the address and its
+ * length; of LEARN_CALL_OPEN, path[1] holds the flags. */
+static const struct learn_call {
+    long nr;
+    enum learn_call_kind kind;
+    const char *name;
+    signed char dir[2], path[2];
+} learn_calls[] = {
+    {SYS_openat, LEARN_CALL_OPEN, "open", {0, -1}, {1, 2}},
+    {SYS_openat2, LEARN_CALL_OPEN, "open", {0, -1}, {1, 2}},
+    {SYS_unlinkat, LEARN_CALL_CHANGE, "unlink", {0, -1}, {1, -1}},
+    {SYS_mkdirat, LEARN_CALL_CHANGE, "mkdir", {0, -1}, {1, -1}},
+    {SYS_mknodat, LEARN_CALL_CHANGE, "mknod", {0, -1}, {1, -1}},
+    {SYS_symlinkat, LEARN_CALL_CHANGE, "symlink", {1, -1}, {2, -1}},
+    {SYS_linkat, LEARN_CALL_CHANGE, "link", {0, 2}, {1, 3}},
+    {SYS_renameat2, LEARN_CALL_CHANGE, "rename", {0, 2}, {1, 3}},
+    {SYS_truncate, LEARN_CALL_CUT, "truncate", {-1, -1}, {0, -1}},
+    {SYS_socket, LEARN_CALL_SOCKET, "socket", {-1, -1}, {-1, -1}},
+    {SYS_connect, LEARN_CALL_TALK, "connect to", {-1, -1}, {1, 2}},
+    {SYS_bind, LEARN_CALL_TALK, "bind", {-1, -1}, {1, 2}},
+    {SYS_sendto, LEARN_CALL_TALK, "send to", {-1, -1}, {4, 5}},
+    {SYS_sendmsg, LEARN_CALL_TALK, "send to", {-1, -1}, {1, -1}},
+#ifdef SYS_renameat
+    {SYS_renameat, LEARN_CALL_CHANGE, "rename", {0, 2}, {1, 3}},
+#endif
+#ifdef SYS_open  // those below are of older machines alone
+    {SYS_open, LEARN_CALL_OPEN, "open", {-1, -1}, {0, 1}},
+    {SYS_creat, LEARN_CALL_OPEN, "open", {-1, -1}, {0, -1}},
+    {SYS_unlink, LEARN_CALL_CHANGE, "unlink", {-1, -1}, {0, -1}},
+    {SYS_rmdir, LEARN_CALL_CHANGE, "rmdir", {-1, -1}, {0, -1}},
+    {SYS_mkdir, LEARN_CALL_CHANGE, "mkdir", {-1, -1}, {0, -1}},
+    {SYS_mknod, LEARN_CALL_CHANGE, "mknod", {-1, -1}, {0, -1}},
+    {SYS_symlink, LEARN_CALL_CHANGE, "symlink", {-1, -1}, {1, -1}},
+    {SYS_link, LEARN_CALL_CHANGE, "link", {-1, -1}, {0, 1}},
+    {SYS_rename, LEARN_CALL_CHANGE, "rename", {-1, -1}, {0, 1}},
+#endif
+};
+
+/* A process or thread that is traced. */
+struct learn_tracee {
+    struct learn_tracee *next;
+    pid_t pid;
+    const struct learn_call *call;  // it is in; NULL: in none that matters
+    uint64_t args[6];
+    char paths[2][PATH_MAX];  // of the call, absolute; "": none
+    bool there;               // the first one was, before the call
+    char talk[160];           // of LEARN_CALL_TALK: with whom
+    int family;
+};
+
+/* A file or folder that was opened or changed. */
+struct learn_path {
+    char *path;
+    bool folder, write;
+};
+
+/* Texts, each once. */
+struct learn_words {
+    char *v[LEARN_WORDS];
+    unsigned n;
+};
+
+struct learn {
+    struct mem_arena *a;
+    struct exec_broker broker;  // of which only the table is used
+    struct sock_fprog filter;   // what the cage would refuse; owned
+    struct exec_run run;
+    struct exec_start start;
+    struct jail_spawn spawn;
+    struct learn_tracee *tracees;
+    unsigned tracees_n, tracees_most;
+    pid_t pid;      // of the program
+    uint32_t arch;  // as the kernel calls the machine
+    bool begun;     // the program runs, and not we in its place
+    bool ended, late, killing;
+    int status, signal_fd;
+    struct rusage usage;
+    uint64_t begin_ns, ms;
+    uint64_t peak_kib;  // of address space, of one process
+    struct learn_path *paths;
+    size_t paths_n;
+    bool paths_lost, network;
+    bool calls[LEARN_CALLS];
+    struct learn_words executed, talked, sockets, odd;
+};
+
+__attribute__((format(printf, 3, 4))) static void
+learn_word(struct learn *x, struct learn_words *w, const char *fmt, ...)
+{
+    char text[PATH_MAX + 200];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    for (char *p = text; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            *p = '?';  // a terminal will show it
+    for (unsigned i = 0; i < w->n; i++)
+        if (strcmp(w->v[i], text) == 0)
+            return;
+    if (w->n < LEARN_WORDS)
+        w->v[w->n++] = str_c(x->a, str_of(text));
+}
+
+static void
+learn_path(struct learn *x, const char *path, bool folder, bool write)
+{
+    size_t n = strlen(path);
+
+    if (n > 10 && strcmp(path + n - 10, " (deleted)") == 0)
+        n -= 10;
+    x->paths_lost |= x->paths_n == LEARN_PATHS;
+    if (path[0] != '/' || x->paths_n == LEARN_PATHS)
+        return;  // a pipe, a socket
+    x->paths[x->paths_n++] =
+        (struct learn_path){str_c(x->a, (struct str){path, n}), folder, write};
+}
+
+/* ---- what a tracee's memory and files say ---- */
+
+static bool
+learn_bytes(pid_t pid, uint64_t at, void *out, size_t n)
+{
+    struct iovec to = {out, n}, from = {(void *)(uintptr_t)at, n};
+
+    return at && process_vm_readv(pid, &to, 1, &from, 1, 0) == (ssize_t)n;
+}
+
+/* A C string, page by page: what is after its end may not be there. */
+static bool
+learn_text(pid_t pid, uint64_t at, char *out, size_t size)
+{
+    for (size_t n = 0; n < size;) {
+        size_t step = 4096 - (size_t)((at + n) & 4095);
+
+        step = step < size - n ? step : size - n;
+        if (!learn_bytes(pid, at + n, out + n, step))
+            return false;
+        if (memchr(out + n, 0, step))
+            return true;
+        n += step;
+    }
+    return false;
+}
+
+/* Where a link below /proc/PID leads. */
+static bool
+learn_link(pid_t pid, const char *name, char *out, size_t size)
+{
+    char path[64];
+    ssize_t n;
+
+    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
+    n = readlink(path, out, size - 1);
+    out[n > 0 ? n : 0] = 0;
+    return n > 0;
+}
+
+/* The absolute form of a path argument. */
+static void
+learn_absolute(struct learn_tracee *t, int dir, int path, char *out)
+{
+    char text[PATH_MAX], name[32], base[PATH_MAX];
+    int fd = dir < 0 ? AT_FDCWD : (int)t->args[dir];
+
+    out[0] = 0;
+    if (!learn_text(t->pid, t->args[path], text, sizeof text))
+        return;
+    if (text[0] == '/') {
+        snprintf(out, PATH_MAX, "%s", text);
+        return;
+    }
+    snprintf(name, sizeof name, fd == AT_FDCWD ? "cwd" : "fd/%d", fd);
+    if (learn_link(t->pid, name, base, sizeof base) &&
+        (size_t)snprintf(out, PATH_MAX, "%s%s%s", base, text[0] ? "/" : "",
+                         text) >= PATH_MAX)
+        out[0] = 0;
+}
+
+/* The folder that holds `path`, without links. */
+static bool
+learn_folder(const char *path, char out[PATH_MAX])
+{
+    char copy[PATH_MAX], *slash;
+
+    snprintf(copy, sizeof copy, "%s", path);
+    for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/'; n--)
+        copy[n - 1] = 0;
+    slash = strrchr(copy, '/');
+    if (!slash)
+        return false;
+    slash[slash == copy] = 0;
+    if (!realpath(copy, out))
+        snprintf(out, PATH_MAX, "%s", copy);
+    return true;
+}
+
+/* ---- a system call begins, and ends ---- */
+
+static void
+learn_address(struct learn_tracee *t)
+{
+    const struct learn_call *c = t->call;
+    uint64_t at = t->args[c->path[0]], n = 0;
+    union {
+        struct sockaddr sa;
+        struct sockaddr_in in;
+        struct sockaddr_in6 in6;
+        struct sockaddr_un un;
+        char bytes[LEARN_ADDRESS];
+    } u = {0};
+    char ip[INET6_ADDRSTRLEN] = "";
+    struct msghdr m;
+
+    t->talk[0] = 0;
+    t->family = -1;
+    if (c->path[1] >= 0)
+        n = t->args[c->path[1]];
+    else if (learn_bytes(t->pid, at, &m, sizeof m))
+        at = (uintptr_t)m.msg_name, n = m.msg_namelen;
+    if (n < sizeof u.sa.sa_family || n > sizeof u ||
+        !learn_bytes(t->pid, at, &u, n))
+        return;
+    t->family = u.sa.sa_family;
+    u.bytes[sizeof u - 1] = 0;
+    if (t->family == AF_INET)
+        snprintf(t->talk, sizeof t->talk, "%s:%u",
+                 inet_ntop(AF_INET, &u.in.sin_addr, ip, sizeof ip),
+                 ntohs(u.in.sin_port));
+    else if (t->family == AF_INET6)
+        snprintf(t->talk, sizeof t->talk, "[%s]:%u",
+                 inet_ntop(AF_INET6, &u.in6.sin6_addr, ip, sizeof ip),
+                 ntohs(u.in6.sin6_port));
+    else if (t->family == AF_UNIX)
+        snprintf(t->talk, sizeof t->talk, "the Unix socket %s%s",
+                 u.un.sun_path[0] ? "" : "@",
+                 u.un.sun_path + !u.un.sun_path[0]);
+    else
+        snprintf(t->talk, sizeof t->talk, "an address of family %d", t->family);
+}
+
+static const struct learn_call *
+learn_find(uint64_t nr)
+{
+    for (size_t i = 0; i < sizeof learn_calls / sizeof *learn_calls; i++)
+        if ((uint64_t)learn_calls[i].nr == nr)
+            return &learn_calls[i];
+    return NULL;
+}
+
+/* Freed by the caller. */
+static char *
+learn_call_name(long nr)
+{
+    char *name = seccomp_syscall_resolve_num_arch(SCMP_ARCH_NATIVE, (int)nr);
+
+    if (!name && asprintf(&name, "number %ld", nr) < 0)
+        abort();
+    return name;
+}
+
+/* What a filter answers to a call. It is one of ours: of the few instructions
+ * that libseccomp makes. */
+static uint32_t
+learn_filter_says(const struct sock_fprog *f, const struct seccomp_data *d)
+{
+    uint32_t a = 0;
+    bool yes;
+
+    for (size_t at = 0; at < f->len; at++) {
+        const struct sock_filter *i = &f->filter[at];
+
+        if (i->code == (BPF_RET | BPF_K))
+            return i->k;
+        if (i->code == (BPF_LD | BPF_W | BPF_ABS)) {
+            must(i->k <= sizeof *d - sizeof a);
+            memcpy(&a, (const char *)d + i->k, sizeof a);
+            continue;
+        }
+        if (i->code == (BPF_ALU | BPF_AND | BPF_K)) {
+            a &= i->k;
+            continue;
+        }
+        if (i->code == (BPF_JMP | BPF_JA)) {
+            at += i->k;
+            continue;
+        }
+        must((i->code & 0x0f) == (BPF_JMP | BPF_K));
+        yes = BPF_OP(i->code) == BPF_JEQ   ? a == i->k
+              : BPF_OP(i->code) == BPF_JGT ? a > i->k
+              : BPF_OP(i->code) == BPF_JGE ? a >= i->k
+                                           : (a & i->k) != 0;
+        at += yes ? i->jt : i->jf;
+    }
+    return SECCOMP_RET_ALLOW;
+}
+
+/* Would the cage let it pass, with `network = true`? What it answers by ENOSYS,
+ * programs can do without. */
+static void
+learn_filter(struct learn *x, const struct __ptrace_syscall_info *i)
+{
+    struct seccomp_data d = {.nr = (int)i->entry.nr, .arch = i->arch};
+    uint32_t says;
+    char *name;
+
+    for (int k = 0; k < 6; k++)
+        d.args[k] = i->entry.args[k];
+    says = learn_filter_says(&x->filter, &d);
+    if (says == SECCOMP_RET_ALLOW || says == (SECCOMP_RET_ERRNO | ENOSYS))
+        return;
+    name = learn_call_name(d.nr);
+    learn_word(x, &x->odd, "made the system call %s, which the cage refuses",
+               name);
+    free(name);
+}
+
+static void
+learn_enter(struct learn *x, struct learn_tracee *t,
+            const struct __ptrace_syscall_info *i)
+{
+    struct stat st;
+
+    t->call = NULL;
+    if (!x->begun) {
+        x->arch = i->arch;
+        return;
+    }
+    if (i->arch != x->arch) {
+        learn_word(x, &x->odd,
+                   "made system calls of another architecture, which the "
+                   "cage answers with SIGSYS");
+        return;
+    }
+    if (i->entry.nr < LEARN_CALLS)
+        x->calls[i->entry.nr] = true;
+    learn_filter(x, i);
+    t->call = learn_find(i->entry.nr);
+    if (!t->call)
+        return;
+    memcpy(t->args, i->entry.args, sizeof t->args);
+    t->paths[0][0] = t->paths[1][0] = 0;
+    if (t->call->kind == LEARN_CALL_TALK)
+        learn_address(t);
+    if (t->call->kind > LEARN_CALL_CUT)
+        return;
+    learn_absolute(t, t->call->dir[0], t->call->path[0], t->paths[0]);
+    if (t->call->kind == LEARN_CALL_CHANGE && t->call->path[1] >= 0)
+        learn_absolute(t, t->call->dir[1], t->call->path[1], t->paths[1]);
+    t->there = t->paths[0][0] && stat(t->paths[0], &st) == 0;
+}
+
+static uint64_t
+learn_flags(const struct learn_tracee *t)
+{
+    uint64_t flags = O_WRONLY | O_CREAT | O_TRUNC;  // creat()
+
+    if (t->call->path[1] >= 0)
+        flags = t->args[t->call->path[1]];
+    if (t->call->nr == SYS_openat2 &&
+        !learn_bytes(t->pid, flags, &flags, sizeof flags))
+        flags = O_RDONLY;
+    return flags;
+}
+
+static void
+learn_opened(struct learn *x, struct learn_tracee *t, int64_t fd)
+{
+    uint64_t flags = learn_flags(t), mode = flags & O_ACCMODE;
+    char name[32], path[PATH_MAX], fd_path[64], folder[PATH_MAX];
+    bool made =
+        ((flags & O_CREAT) && !t->there) || (flags & O_TMPFILE) == O_TMPFILE;
+    struct stat st;
+
+    if (flags & O_PATH)
+        return;
+    snprintf(name, sizeof name, "fd/%d", (int)fd);
+    snprintf(fd_path, sizeof fd_path, "/proc/%d/fd/%d", (int)t->pid, (int)fd);
+    if (!learn_link(t->pid, name, path, sizeof path))
+        return;
+    if (made && learn_folder(path, folder))
+        learn_path(x, folder, true, true);
+    else if (mode != O_RDONLY || (flags & O_TRUNC))
+        learn_path(x, path, false, true);
+    else
+        learn_path(x, path, stat(fd_path, &st) == 0 && S_ISDIR(st.st_mode),
+                   false);
+}
+
+static void
+learn_talked(struct learn *x, struct learn_tracee *t, int64_t result)
+{
+    bool refused = result < 0 && result != -EINPROGRESS && result != -EAGAIN;
+
+    if (!t->talk[0])
+        return;
+    learn_word(x, &x->talked, "%s %s%s%s", t->call->name, t->talk,
+               refused ? ": " : "", refused ? strerror((int)-result) : "");
+    if (t->family == AF_INET || t->family == AF_INET6 ||
+        (t->family == AF_UNIX && !refused))
+        x->network = true;
+}
+
+/* `result` as the kernel has it: below 0, an error. */
+static void
+learn_leave(struct learn *x, struct learn_tracee *t, int64_t result)
+{
+    const struct learn_call *c = t->call;
+    char folder[PATH_MAX];
+
+    if (!c)
+        return;
+    if (c->kind == LEARN_CALL_TALK)
+        learn_talked(x, t, result);
+    else if (result == -EACCES || result == -EPERM)
+        learn_word(x, &x->odd, "was refused: %s %s", c->name, t->paths[0]);
+    else if (c->kind == LEARN_CALL_SOCKET && result >= 0)
+        learn_word(x, &x->sockets, "family %d", (int)t->args[0]);
+    else if (c->kind == LEARN_CALL_OPEN && result >= 0)
+        learn_opened(x, t, result);
+    else if (c->kind == LEARN_CALL_CUT && result >= 0)
+        learn_path(x, t->paths[0], false, true);
+    else if (c->kind == LEARN_CALL_CHANGE && result >= 0)
+        for (int i = 0; i < 2; i++)
+            if (t->paths[i][0] && learn_folder(t->paths[i], folder))
+                learn_path(x, folder, true, true);
+    if (c->kind == LEARN_CALL_CHANGE && result >= 0 &&
+        (!strcmp(c->name, "symlink") || !strcmp(c->name, "mknod")))
+        learn_word(x, &x->odd, "made %s by %s, which the cage refuses",
+                   t->paths[0], c->name);
+    t->call = NULL;
+}
+
+/* ---- stops ---- */
+
+static struct learn_tracee *
+learn_get(struct learn *x, pid_t pid)
+{
+    struct learn_tracee *t = x->tracees;
+
+    while (t && t->pid != pid)
+        t = t->next;
+    if (t)
+        return t;
+    t = mem_xcalloc(sizeof *t);
+    t->pid = pid;
+    t->next = x->tracees;
+    x->tracees = t;
+    if (++x->tracees_n > x->tracees_most)
+        x->tracees_most = x->tracees_n;
+    if (x->killing)
+        kill(pid, SIGKILL);
+    return t;
+}
+
+static void
+learn_forget(struct learn *x, pid_t pid)
+{
+    struct learn_tracee **at = &x->tracees, *t;
+
+    while ((t = *at) && t->pid != pid)
+        at = &t->next;
+    if (!t)
+        return;
+    *at = t->next;
+    x->tracees_n--;
+    free(t);
+}
+
+static void
+learn_kill(struct learn *x)
+{
+    x->killing = true;
+    for (struct learn_tracee *t = x->tracees; t; t = t->next)
+        kill(t->pid, SIGKILL);
+}
+
+/* A program starts: ours, or one that ours starts. A thread that does so takes
+ * the number of its process. */
+static void
+learn_exec(struct learn *x, pid_t pid)
+{
+    unsigned long was = 0;
+    char path[PATH_MAX];
+
+    ptrace(PTRACE_GETEVENTMSG, pid, NULL, &was);
+    if ((pid_t)was != pid)
+        learn_forget(x, (pid_t)was);
+    learn_get(x, pid)->call = NULL;
+    if (!x->begun) {
+        x->begun = true;
+        x->tracees_most = 1;
+        return;
+    }
+    if (learn_link(pid, "exe", path, sizeof path))
+        learn_word(x, &x->executed, "%s", path);
+}
+
+/* The last look at a process: its memory is still there. */
+static void
+learn_last(struct learn *x, pid_t pid)
+{
+    char name[40], line[256];
+    unsigned long kib;
+    FILE *f;
+
+    snprintf(name, sizeof name, "/proc/%d/status", (int)pid);
+    f = fopen(name, "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmPeak: %lu kB", &kib) == 1 && kib > x->peak_kib)
+            x->peak_kib = kib;
+    if (f)
+        fclose(f);
+}
+
+static void
+learn_call(struct learn *x, struct learn_tracee *t)
+{
+    struct __ptrace_syscall_info i = {0};
+
+    if (ptrace(PTRACE_GET_SYSCALL_INFO, t->pid, sizeof i, &i) <= 0)
+        return;  // it was killed meanwhile
+    if (i.op == PTRACE_SYSCALL_INFO_ENTRY)
+        learn_enter(x, t, &i);
+    else if (i.op == PTRACE_SYSCALL_INFO_EXIT)
+        learn_leave(x, t, i.exit.rval);
+}
+
+/* A tracee has stopped; lets it go on. */
+static void
+learn_stop(struct learn *x, pid_t pid, int status)
+{
+    struct learn_tracee *t = learn_get(x, pid);
+    int sig = WSTOPSIG(status), event = status >> 16;
+
+    if (sig == (SIGTRAP | 0x80)) {
+        learn_call(x, t);
+        sig = 0;
+    } else if (event == PTRACE_EVENT_STOP) {
+        if (sig != SIGTRAP) {  // it has stopped itself, and stays so
+            ptrace(PTRACE_LISTEN, pid, NULL, NULL);
+            return;
+        }
+        sig = 0;
+    } else if (event) {
+        if (event == PTRACE_EVENT_EXEC)
+            learn_exec(x, pid);
+        if (event == PTRACE_EVENT_EXIT && x->begun)
+            learn_last(x, pid);
+        sig = 0;
+    }
+    ptrace(PTRACE_SYSCALL, pid, NULL, (void *)(intptr_t)sig);
+}
+
+/* Everything that has happened. False: nobody is left. */
+static bool
+learn_reap(struct learn *x)
+{
+    struct rusage usage;
+    int status;
+    pid_t pid;
+
+    while ((pid = wait4(-1, &status, __WALL | WNOHANG, &usage)) > 0) {
+        if (WIFSTOPPED(status)) {
+            learn_stop(x, pid, status);
+            continue;
+        }
+        learn_forget(x, pid);
+        if (pid != x->pid || x->ended)
+            continue;
+        x->ended = true;
+        x->status = status;
+        x->usage = usage;
+        x->ms = (uv_hrtime() - x->begin_ns) / 1000000;
+        learn_kill(x);  // what it left behind
+    }
+    return pid == 0 || errno != ECHILD;
+}
+
+/* ---- its pipes ---- */
+
+static void
+learn_close(struct exec_stream *s)
+{
+    if (s->fd >= 0)
+        close(s->fd);
+    s->fd = -1;
+}
+
+static void
+learn_read(struct exec_stream *s)
+{
+    char text[16 << 10];
+    ssize_t n = read(s->fd, text, sizeof text);
+
+    if (n < 0 && (errno == EINTR || errno == EAGAIN))
+        return;
+    if (n <= 0) {
+        learn_close(s);
+        return;
+    }
+    s->total += (uint64_t)n;
+    if (s->which == 2)
+        fwrite(text, 1, (size_t)n, stderr);
+}
+
+static void
+learn_feed(struct exec_stream *s)
+{
+    ssize_t n = write(s->fd, mem_buf_ptr(&s->buf), mem_buf_len(&s->buf));
+
+    if (n > 0)
+        mem_buf_take(&s->buf, (size_t)n);
+    if ((n < 0 && errno != EINTR && errno != EAGAIN) || !mem_buf_len(&s->buf))
+        learn_close(s);
+}
+
+/* What comes, and what is taken, within `ms`. */
+static void
+learn_pipes(struct learn *x, int ms)
+{
+    struct exec_stream *io = x->run.io;
+    struct pollfd p[4] = {{x->signal_fd, POLLIN, 0},
+                          {io[0].fd, POLLOUT, 0},
+                          {io[1].fd, POLLIN, 0},
+                          {io[2].fd, POLLIN, 0}};
+    char info[4 * 128];
+
+    if (poll(p, 4, ms) <= 0)
+        return;
+    if (p[0].revents && read(x->signal_fd, info, sizeof info) < 0)
+        return;
+    if (p[1].revents)
+        learn_feed(&io[0]);
+    for (int i = 1; i < 3; i++)
+        if (p[i + 1].revents)
+            learn_read(&io[i]);
+}
+
+/* Until all are gone, or have had their time. */
+static void
+learn_loop(struct learn *x)
+{
+    const struct cfg_command *c = x->run.command->cfg;
+    uint64_t ms = (uint64_t)c->timeout_ms * LEARN_SLOWER;
+    uint64_t end = x->begin_ns + ms * 1000000, now;
+    int children = jail_children_open();
+
+    while (learn_reap(x)) {
+        now = uv_hrtime();
+        if (now > end && x->killing)
+            break;
+        if (x->killing && end > now + (uint64_t)LEARN_END_MS * 1000000)
+            end = now + (uint64_t)LEARN_END_MS * 1000000;
+        if (now > end) {
+            x->late = true;
+            learn_kill(x);
+            end = now + (uint64_t)LEARN_END_MS * 1000000;
+        }
+        if (x->killing)  // who got away untraced is a child of ours by now
+            jail_orphans(children, jail_nobody, NULL);
+        learn_pipes(x, x->killing ? 5 : 50);
+    }
+    if (children >= 0)
+        close(children);
+    for (int i = 0; i < 100 && (x->run.io[1].fd >= 0 || x->run.io[2].fd >= 0);
+         i++)
+        learn_pipes(x, 10);
+}
+
+/* ---- what it came to ---- */
+
+/* Where a descriptor of ours leads. */
+static bool
+learn_fd_path(int fd, char out[PATH_MAX])
+{
+    char name[32];
+
+    snprintf(name, sizeof name, "fd/%d", fd);
+    return fd >= 0 && learn_link(getpid(), name, out, PATH_MAX);
+}
+
+/* Does the cage open this in any case? */
+static bool
+learn_is_given(const struct learn *x, const char *path)
+{
+    const struct cfg_command *c = x->run.command->cfg;
+    struct str script = prog_script(c, c->program.p);
+    char real[PATH_MAX];
+
+    for (size_t i = 0; i < sizeof prog_usual / sizeof *prog_usual; i++)
+        if (jail_lies_in(path, prog_usual[i].path))
+            return true;
+    for (unsigned i = 0; i < x->start.files_n; i++)
+        if (learn_fd_path(x->start.files[i], real) && !strcmp(real, path))
+            return true;
+    if (learn_fd_path(x->start.stdin_file, real) && !strcmp(real, path))
+        return true;
+    return (realpath(c->program.p, real) && !strcmp(real, path)) ||
+           (script.n && realpath(str_c(x->a, script), real) &&
+            !strcmp(real, path));
+}
+
+/* Below /proc, numbers change with each run. */
+static bool
+learn_is_proc(struct learn *x, const char *path)
+{
+    const char *rest;
+
+    if (strncmp(path, "/proc/", 6) != 0)
+        return false;
+    rest = path + 6 + strspn(path + 6, "0123456789");
+    if (rest == path + 6)
+        return false;
+    learn_word(x, &x->odd,
+               "opened /proc/PID%s, which no path of `read` can name", rest);
+    return true;
+}
+
+/* How many folders deep a folder lies: "/" 0, "/etc" 1. */
+static unsigned
+learn_depth(const char *folder)
+{
+    unsigned n = 0;
+
+    for (const char *p = folder; *p; p++)
+        n += *p == '/' && p[1];
+    return n;
+}
+
+static void
+learn_dirname(const char *path, char out[PATH_MAX])
+{
+    char *slash;
+
+    snprintf(out, PATH_MAX, "%s", path);
+    slash = strrchr(out, '/');
+    slash[slash == out] = 0;
+}
+
+static int
+learn_cmp_folders(const void *a, const void *b)
+{
+    const struct learn_path *x = a, *y = b;
+    char i[PATH_MAX], j[PATH_MAX];
+    int r;
+
+    learn_dirname(x->path, i);
+    learn_dirname(y->path, j);
+    r = strcmp(i, j);
+    return r ? r : strcmp(x->path, y->path);
+}
+
+static int
+learn_cmp_paths(const void *a, const void *b)
+{
+    const struct learn_path *x = a, *y = b;
+    int r = strcmp(x->path, y->path);
+
+    return r ? r : (int)y->folder - (int)x->folder;
+}
+
+/* Leaves out what another entry holds. Sorted, a folder comes before all that
+ * lies in it. */
+static size_t
+learn_unique(struct learn_path *v, size_t n)
+{
+    const char *folder = NULL;
+    size_t kept = 0;
+
+    if (n)
+        qsort(v, n, sizeof *v, learn_cmp_paths);
+    for (size_t i = 0; i < n; i++) {
+        if ((kept && strcmp(v[kept - 1].path, v[i].path) == 0) ||
+            (folder && jail_lies_in(v[i].path, folder)))
+            continue;
+        if (v[i].folder)
+            folder = v[i].path;
+        v[kept++] = v[i];
+    }
+    return kept;
+}
+
+/* A folder for many files of it, unless it is one that holds everybody's. */
+static bool
+learn_fold(struct learn *x, struct learn_path *v, size_t n)
+{
+    char folder[PATH_MAX], other[PATH_MAX];
+    bool folded = false;
+    size_t end;
+
+    if (n)
+        qsort(v, n, sizeof *v, learn_cmp_folders);
+    for (size_t i = 0; i < n; i = end) {
+        unsigned least = 2;
+
+        learn_dirname(v[i].path, folder);
+        for (end = i; end < n; end++) {
+            learn_dirname(v[end].path, other);
+            if (strcmp(folder, other) != 0)
+                break;
+            least = v[end].folder ? 3 : least;
+        }
+        if (end - i < LEARN_MANY || learn_depth(folder) < least ||
+            (learn_depth(folder) == 2 && strncmp(folder, "/home/", 6) == 0))
+            continue;
+        v[i] =
+            (struct learn_path){str_c(x->a, str_of(folder)), true, v[i].write};
+        folded = true;
+    }
+    return folded;
+}
+
+/* The paths to declare, of one kind: at most x->paths_n in `v`. */
+static size_t
+learn_list(struct learn *x, bool write, struct learn_path *v)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < x->paths_n; i++)
+        if (x->paths[i].write == write &&
+            !learn_is_given(x, x->paths[i].path) &&
+            !learn_is_proc(x, x->paths[i].path))
+            v[n++] = x->paths[i];
+    do
+        n = learn_unique(v, n);
+    while (learn_fold(x, v, n));
+    return learn_unique(v, n);  // by name again
+}
+
+/* ---- and how it is told ---- */
+
+/* A string as Lua reads it. */
+static void
+learn_put_lua(struct mem_buf *b, const char *text)
+{
+    bool plain = str_utf8(str_of(text));
+
+    mem_buf_add(b, "\"", 1);
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++)
+        if (*p == '"' || *p == '\\')
+            mem_buf_printf(b, "\\%c", *p);
+        else if (*p < ' ' || *p == 0x7f || (*p >= 0x80 && !plain))
+            mem_buf_printf(b, "\\%03u", *p);
+        else
+            mem_buf_add(b, p, 1);
+    mem_buf_add(b, "\"", 1);
+}
+
+static void
+learn_put_list(struct mem_buf *b, const char *name, const struct learn_path *v,
+               size_t n)
+{
+    if (!n)
+        return;
+    mem_buf_printf(b, "%s = {", name);
+    for (size_t i = 0; i < n; i++) {
+        mem_buf_printf(b, "%s", n > 1 ? "\n  " : " ");
+        learn_put_lua(b, v[i].path);
+        mem_buf_printf(b, "%s", n > 1 ? "," : " ");
+    }
+    mem_buf_printf(b, "%s},\n", n > 1 ? "\n" : "");
+}
+
+/* Bytes seen, and a limit of half as much again, in round numbers. */
+static void
+learn_put_size(struct mem_buf *b, const char *name, uint64_t seen)
+{
+    const uint64_t want = seen + seen / 2, mib = 1 << 20;
+    uint64_t step = want < mib ? 4 << 10 : want < 64 * mib ? 4 * mib : 32 * mib;
+    uint64_t limit = (want / step + 1) * step;
+
+    if (limit < mib)
+        mem_buf_printf(b, "%s = \"%" PRIu64 "K\",  -- %" PRIu64 " bytes seen\n",
+                       name, limit >> 10, seen);
+    else
+        mem_buf_printf(b, "%s = \"%" PRIu64 "M\",  -- %.1f MiB seen\n", name,
+                       limit >> 20, (double)seen / (double)mib);
+}
+
+/* The options to paste, on standard output. */
+static void
+learn_print(struct learn *x)
+{
+    struct learn_path *v = mem_xmalloc((x->paths_n + 1) * sizeof *v);
+    const struct cfg_command *c = x->run.command->cfg;
+    struct learn_path *w = mem_xmalloc((x->paths_n + 1) * sizeof *v);
+    size_t n = learn_list(x, false, v), m = learn_list(x, true, w);
+    size_t reads = 0;
+    struct mem_buf b = {0};
+
+    for (size_t i = 0; i < n; i++) {  // who may write may read
+        bool also = false;
+
+        for (size_t k = 0; k < m && !also; k++)
+            also = strcmp(v[i].path, w[k].path) == 0 ||
+                   (w[k].folder && jail_lies_in(v[i].path, w[k].path));
+        if (!also)
+            v[reads++] = v[i];
+    }
+    mem_buf_printf(
+        &b,
+        "-- what one run of %.*s needed (%.*s): %" PRIu64 " ms, %" PRIu64
+        " ms of CPU, traced\n",
+        STR_FMT(c->name), STR_FMT(c->at), x->ms,
+        (uint64_t)(x->usage.ru_utime.tv_sec + x->usage.ru_stime.tv_sec) * 1000 +
+            (uint64_t)(x->usage.ru_utime.tv_usec + x->usage.ru_stime.tv_usec) /
+                1000);
+    learn_put_list(&b, "read", v, reads);
+    learn_put_list(&b, "write", w, m);
+    if (x->network)
+        mem_buf_printf(&b, "network = true,\n");
+    if (x->tracees_most > 1)
+        mem_buf_printf(&b,
+                       "-- %u processes and threads at once: `processes` "
+                       "counts all of its user's\n",
+                       x->tracees_most);
+    learn_put_size(&b, "memory", x->peak_kib << 10);
+    learn_put_size(&b, "stdout", x->run.io[1].total);
+    learn_put_size(&b, "stderr", x->run.io[2].total);
+    fwrite(mem_buf_ptr(&b), 1, mem_buf_len(&b), stdout);
+    mem_buf_free(&b);
+    free(v);
+    free(w);
+}
+
+static void
+learn_say(const char *what, const struct learn_words *w)
+{
+    for (unsigned i = 0; i < w->n; i++)
+        fprintf(stderr, "gateway: it %s%s\n", what, w->v[i]);
+    if (w->n == LEARN_WORDS)
+        fputs("gateway: and more of that kind\n", stderr);
+}
+
+static void
+learn_calls_print(const struct learn *x)
+{
+    size_t column = LEARN_COLUMNS;
+
+    fputs("gateway: its system calls:", stderr);
+    for (int i = 0; i < LEARN_CALLS; i++) {
+        char *name = x->calls[i] ? learn_call_name(i) : NULL;
+        size_t n = name ? strlen(name) + 1 : 0;
+
+        if (n && column + n > LEARN_COLUMNS) {
+            fputs("\n ", stderr);
+            column = 1;
+        }
+        if (n)
+            fprintf(stderr, " %s", name);
+        column += n;
+        free(name);
+    }
+    fputc('\n', stderr);
+}
+
+/* What surprises, and the system calls, on standard error. */
+static void
+learn_surprises(const struct learn *x)
+{
+    learn_say("executed another program, which the cage refuses: ",
+              &x->executed);
+    learn_say(x->network ? "used the network: " : "tried to ", &x->talked);
+    if (!x->network && !x->talked.n)
+        learn_say("asked for a socket, and did not use it: ", &x->sockets);
+    learn_say("", &x->odd);
+    for (size_t i = 0; i < x->paths_n; i++)
+        if (x->paths[i].write && !learn_is_given(x, x->paths[i].path)) {
+            fputs("gateway: it wrote files: see `write`\n", stderr);
+            break;
+        }
+    if (x->paths_lost)
+        fputs("gateway: it opened more files than are noted\n", stderr);
+    learn_calls_print(x);
+}
+
+/* ---- from the start to the end ---- */
+
+/* In the child. Traced from its first step on; what we do before the program
+ * starts is not noted. */
+static _Noreturn void
+learn_child(struct jail_spawn *s, int fd)
+{
+    char c = 0;
+
+    prctl(PR_SET_DUMPABLE, 1L, 0L, 0L, 0L);  // a change of user took it away
+    if (write(fd, &c, 1) == 1 && read(fd, &c, 1) == 1)
+        jail_child_try(s);
+    dprintf(2, "cannot start: %s: %s\n", s->step ? s->step : "trace",
+            strerror(errno));
+    _exit(127);
+}
+
+static bool
+learn_trace(struct learn *x, int fd, struct err *e)
+{
+    const long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK |
+                         PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE |
+                         PTRACE_O_TRACEEXEC | PTRACE_O_TRACEEXIT |
+                         PTRACE_O_EXITKILL;
+    char c = 0;
+
+    return (read(fd, &c, 1) == 1 &&
+            ptrace(PTRACE_SEIZE, x->pid, NULL, (void *)options) == 0 &&
+            ptrace(PTRACE_INTERRUPT, x->pid, NULL, NULL) == 0 &&
+            write(fd, &c, 1) == 1) ||
+           err_set(e, ERR_EXEC,
+                   "this system does not let us trace: %s "
+                   "(kernel.yama.ptrace_scope, a container's seccomp)",
+                   strerror(errno));
+}
+
+static bool
+learn_start(struct learn *x, struct err *e)
+{
+    const struct exec_command *c = x->run.command;
+    struct exec_start *s = &x->start;
+    sigset_t child;
+    int pair[2];
+    bool ok;
+
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &child, NULL);
+    x->signal_fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (!exec_files_open(&x->run, s, e) || !exec_pipes_open(&x->run, s, e))
+        return false;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+        return err_set(e, ERR_EXEC, "socketpair: %s", strerror(errno));
+    x->spawn =
+        (struct jail_spawn){.program = c->program,
+                            .argv = exec_argv(&x->run, s),
+                            .envp = c->envp,
+                            .cwd = c->cwd,
+                            .stdio = {s->stdin_file >= 0  ? s->stdin_file
+                                      : s->theirs[0] >= 0 ? s->theirs[0]
+                                                          : x->broker.null,
+                                      s->theirs[1], s->theirs[2]},
+                            .files = s->files,
+                            .files_n = s->files_n,
+                            .limits = c->limits,
+                            .limits_n = c->limits_n,
+                            .parent = getpid()};
+    x->begin_ns = uv_hrtime();
+    x->pid = fork();
+    if (x->pid == 0)
+        learn_child(&x->spawn, pair[1]);
+    close(pair[1]);
+    ok = x->pid > 0 ? learn_trace(x, pair[0], e)
+                    : err_set(e, ERR_EXEC, "fork: %s", strerror(errno));
+    close(pair[0]);
+    for (int i = 0; i < 3; i++)
+        if (s->theirs[i] >= 0)
+            close(s->theirs[i]);
+    s->theirs[0] = s->theirs[1] = s->theirs[2] = -1;
+    return ok;
+}
+
+/* What to run. */
+struct learn_ask {
+    struct mem_arena *arena;
+    const struct cfg *cfg;
+    unsigned command;    // index
+    struct str *values;  // one per slot
+    struct str in;       // its standard input
+};
+
+/* The run as a broker would have it, checked as a broker does. */
+static bool
+learn_init(struct learn *x, const struct learn_ask *ask, const struct boot *b,
+           struct err *e)
+{
+    struct exec_run *r = &x->run;
+
+    if (!exec_broker_init(&x->broker, NULL, b->uid, ask->cfg->text, e) ||
+        !wall_filter_whole(true, &x->filter, e) ||
+        (b->drop && !wall_drop(b->uid, b->gid, e)))
+        return false;
+    x->start = (struct exec_start){
+        .stdin_file = -1, .theirs = {-1, -1, -1}, .rules = -1};
+    r->broker = &x->broker;
+    r->command = &x->broker.commands[ask->command];
+    r->arena = x->a;
+    r->values = ask->values;
+    for (unsigned i = 0; i < 3; i++)
+        r->io[i] = (struct exec_stream){.run = r, .which = i, .fd = -1};
+    r->io[0].max = r->command->cfg->stdin_max;
+    r->io[0].total = ask->in.n;
+    mem_buf_add(&r->io[0].buf, ask->in.p, ask->in.n);
+    x->paths = mem_alloc(x->a, LEARN_PATHS * sizeof *x->paths);
+    if (chdir("/") != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0 ||
+        prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L) != 0)
+        return err_set(e, ERR_EXEC, "%s", strerror(errno));
+    umask(077);
+    return exec_run_check(r, e);
+}
+
+/* `gateway exec --learn`: the exit code. */
+static int
+learn_run(const struct learn_ask *ask, struct boot *b)
+{
+    struct learn *x = mem_xcalloc(sizeof *x);
+    struct host_seen host;
+    char why[96];
+    struct err e;
+    bool ok;
+
+    x->a = ask->arena;
+    host_survey(&host);
+    ok = sup_user(x->a, &ask->cfg->process, &host.have, b, &e) &&
+         learn_init(x, ask, b, &e) && learn_start(x, &e);
+    if (ok) {
+        learn_loop(x);
+        x->run.status = x->status;
+        x->run.timed_out = x->late;
+        exec_why(&x->run, why, sizeof why);
+        if (!x->begun)
+            snprintf(why, sizeof why, "it did not start");
+        learn_surprises(x);
+        ok = x->begun && !why[0];
+        if (!ok)
+            fprintf(stderr, "gateway: %.*s: %s: what it did until then\n",
+                    STR_FMT(x->run.command->cfg->name), why);
+        learn_print(x);
+    } else {
+        fprintf(stderr, "gateway: %s\n", e.msg);
+    }
+    if (x->pid > 0)
+        kill(x->pid, SIGKILL);
+    exec_start_free(&x->start);
+    for (int i = 0; i < 3; i++)
+        mem_buf_free(&x->run.io[i].buf);
+    while (x->tracees)
+        learn_forget(x, x->tracees->pid);
+    mem_arena_free(x->broker.arena);
+    for (int i = 0; i < 2; i++) {
+        free(x->broker.filters[i].filter);
+        free(x->broker.metadata[i].filter);
+    }
+    free(x->filter.filter);
+    free(x->broker.stack);
+    free(x);
+    return ok ? 0 : 1;
+}
+
+/* ==== 38 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
@@ -45010,1183 +46204,11 @@ cli_exec_end(struct cli_exec *x)
     }
 }
 
-/* ---- exec --learn --------------------------------------------------------
- *
- * Runs a program traced, with the arguments, environment, limits and user that
- * its command gives it but without the cage, and prints what the cage has to
- * open for it. What a run did not do is not learnt: run it with each kind of
- * input, and put the results together.
- *
- *   cli_learn_start()   a child, that waits to be traced
- *   cli_learn_stop()    each stop of each process and thread: a system call
- *                       begins or ends, a child is born, a program starts
- *   cli_learn_print()   what is not given anyhow, folders for many files
- */
-
-enum {
-    CLI_LEARN_CALLS = 1024,     // numbers of system calls that are noted
-    CLI_LEARN_PATHS = 1 << 17,  // files that are noted
-    CLI_LEARN_WORDS = 40,       // of anything else
-    CLI_LEARN_COLUMNS = 78,     // of a line of names
-    CLI_LEARN_SLOWER = 4,       // traced, a program takes longer: its timeout
-    CLI_LEARN_MANY = 4,         // files of a folder: it stands for them
-    CLI_LEARN_END_MS = 5000,    // for killed processes to be gone
-    CLI_LEARN_ADDRESS = 128,    // bytes of a socket's address
-};
-
-enum cli_call_kind {
-    CLI_CALL_OPEN,    // a descriptor comes of it
-    CLI_CALL_CHANGE,  // something appears in a folder, or goes
-    CLI_CALL_CUT,     // a file is written, by its name
-    CLI_CALL_TALK,    // to an address, or on it
-    CLI_CALL_SOCKET,
-};
-
-/* What matters of a system call: which arguments are folders (-1: where the
- * process is) and paths (-1: none). Of CLI_CALL_TALK, the address and its
- * length; of CLI_CALL_OPEN, path[1] holds the flags. */
-static const struct cli_call {
-    long nr;
-    enum cli_call_kind kind;
-    const char *name;
-    signed char dir[2], path[2];
-} cli_calls[] = {
-    {SYS_openat, CLI_CALL_OPEN, "open", {0, -1}, {1, 2}},
-    {SYS_openat2, CLI_CALL_OPEN, "open", {0, -1}, {1, 2}},
-    {SYS_unlinkat, CLI_CALL_CHANGE, "unlink", {0, -1}, {1, -1}},
-    {SYS_mkdirat, CLI_CALL_CHANGE, "mkdir", {0, -1}, {1, -1}},
-    {SYS_mknodat, CLI_CALL_CHANGE, "mknod", {0, -1}, {1, -1}},
-    {SYS_symlinkat, CLI_CALL_CHANGE, "symlink", {1, -1}, {2, -1}},
-    {SYS_linkat, CLI_CALL_CHANGE, "link", {0, 2}, {1, 3}},
-    {SYS_renameat2, CLI_CALL_CHANGE, "rename", {0, 2}, {1, 3}},
-    {SYS_truncate, CLI_CALL_CUT, "truncate", {-1, -1}, {0, -1}},
-    {SYS_socket, CLI_CALL_SOCKET, "socket", {-1, -1}, {-1, -1}},
-    {SYS_connect, CLI_CALL_TALK, "connect to", {-1, -1}, {1, 2}},
-    {SYS_bind, CLI_CALL_TALK, "bind", {-1, -1}, {1, 2}},
-    {SYS_sendto, CLI_CALL_TALK, "send to", {-1, -1}, {4, 5}},
-    {SYS_sendmsg, CLI_CALL_TALK, "send to", {-1, -1}, {1, -1}},
-#ifdef SYS_renameat
-    {SYS_renameat, CLI_CALL_CHANGE, "rename", {0, 2}, {1, 3}},
-#endif
-#ifdef SYS_open  // those below are of older machines alone
-    {SYS_open, CLI_CALL_OPEN, "open", {-1, -1}, {0, 1}},
-    {SYS_creat, CLI_CALL_OPEN, "open", {-1, -1}, {0, -1}},
-    {SYS_unlink, CLI_CALL_CHANGE, "unlink", {-1, -1}, {0, -1}},
-    {SYS_rmdir, CLI_CALL_CHANGE, "rmdir", {-1, -1}, {0, -1}},
-    {SYS_mkdir, CLI_CALL_CHANGE, "mkdir", {-1, -1}, {0, -1}},
-    {SYS_mknod, CLI_CALL_CHANGE, "mknod", {-1, -1}, {0, -1}},
-    {SYS_symlink, CLI_CALL_CHANGE, "symlink", {-1, -1}, {1, -1}},
-    {SYS_link, CLI_CALL_CHANGE, "link", {-1, -1}, {0, 1}},
-    {SYS_rename, CLI_CALL_CHANGE, "rename", {-1, -1}, {0, 1}},
-#endif
-};
-
-/* A process or thread that is traced. */
-struct cli_tracee {
-    struct cli_tracee *next;
-    pid_t pid;
-    const struct cli_call *call;  // it is in; NULL: in none that matters
-    uint64_t args[6];
-    char paths[2][PATH_MAX];  // of the call, absolute; "": none
-    bool there;               // the first one was, before the call
-    char talk[160];           // of CLI_CALL_TALK: with whom
-    int family;
-};
-
-/* A file or folder that was opened or changed. */
-struct cli_path {
-    char *path;
-    bool folder, write;
-};
-
-/* Texts, each once. */
-struct cli_words {
-    char *v[CLI_LEARN_WORDS];
-    unsigned n;
-};
-
-struct cli_learn {
-    struct mem_arena *a;
-    struct exec_broker broker;  // of which only the table is used
-    struct sock_fprog filter;   // what the cage would refuse; owned
-    struct exec_run run;
-    struct exec_start start;
-    struct jail_spawn spawn;
-    struct cli_tracee *tracees;
-    unsigned tracees_n, tracees_most;
-    pid_t pid;      // of the program
-    uint32_t arch;  // as the kernel calls the machine
-    bool begun;     // the program runs, and not we in its place
-    bool ended, late, killing;
-    int status, signal_fd;
-    struct rusage usage;
-    uint64_t begin_ns, ms;
-    uint64_t peak_kib;  // of address space, of one process
-    struct cli_path *paths;
-    size_t paths_n;
-    bool paths_lost, network;
-    bool calls[CLI_LEARN_CALLS];
-    struct cli_words executed, talked, sockets, odd;
-};
-
-__attribute__((format(printf, 3, 4))) static void
-cli_learn_word(struct cli_learn *x, struct cli_words *w, const char *fmt, ...)
-{
-    char text[PATH_MAX + 200];
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    for (char *p = text; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 0x7f)
-            *p = '?';  // a terminal will show it
-    for (unsigned i = 0; i < w->n; i++)
-        if (strcmp(w->v[i], text) == 0)
-            return;
-    if (w->n < CLI_LEARN_WORDS)
-        w->v[w->n++] = str_c(x->a, str_of(text));
-}
-
-static void
-cli_learn_path(struct cli_learn *x, const char *path, bool folder, bool write)
-{
-    size_t n = strlen(path);
-
-    if (n > 10 && strcmp(path + n - 10, " (deleted)") == 0)
-        n -= 10;
-    x->paths_lost |= x->paths_n == CLI_LEARN_PATHS;
-    if (path[0] != '/' || x->paths_n == CLI_LEARN_PATHS)
-        return;  // a pipe, a socket
-    x->paths[x->paths_n++] =
-        (struct cli_path){str_c(x->a, (struct str){path, n}), folder, write};
-}
-
-/* ---- what a tracee's memory and files say ---- */
-
-static bool
-cli_learn_bytes(pid_t pid, uint64_t at, void *out, size_t n)
-{
-    struct iovec to = {out, n}, from = {(void *)(uintptr_t)at, n};
-
-    return at && process_vm_readv(pid, &to, 1, &from, 1, 0) == (ssize_t)n;
-}
-
-/* A C string, page by page: what is after its end may not be there. */
-static bool
-cli_learn_text(pid_t pid, uint64_t at, char *out, size_t size)
-{
-    for (size_t n = 0; n < size;) {
-        size_t step = 4096 - (size_t)((at + n) & 4095);
-
-        step = step < size - n ? step : size - n;
-        if (!cli_learn_bytes(pid, at + n, out + n, step))
-            return false;
-        if (memchr(out + n, 0, step))
-            return true;
-        n += step;
-    }
-    return false;
-}
-
-/* Where a link below /proc/PID leads. */
-static bool
-cli_learn_link(pid_t pid, const char *name, char *out, size_t size)
-{
-    char path[64];
-    ssize_t n;
-
-    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
-    n = readlink(path, out, size - 1);
-    out[n > 0 ? n : 0] = 0;
-    return n > 0;
-}
-
-/* The absolute form of a path argument. */
-static void
-cli_learn_absolute(struct cli_tracee *t, int dir, int path, char *out)
-{
-    char text[PATH_MAX], name[32], base[PATH_MAX];
-    int fd = dir < 0 ? AT_FDCWD : (int)t->args[dir];
-
-    out[0] = 0;
-    if (!cli_learn_text(t->pid, t->args[path], text, sizeof text))
-        return;
-    if (text[0] == '/') {
-        snprintf(out, PATH_MAX, "%s", text);
-        return;
-    }
-    snprintf(name, sizeof name, fd == AT_FDCWD ? "cwd" : "fd/%d", fd);
-    if (cli_learn_link(t->pid, name, base, sizeof base) &&
-        (size_t)snprintf(out, PATH_MAX, "%s%s%s", base, text[0] ? "/" : "",
-                         text) >= PATH_MAX)
-        out[0] = 0;
-}
-
-/* The folder that holds `path`, without links. */
-static bool
-cli_learn_folder(const char *path, char out[PATH_MAX])
-{
-    char copy[PATH_MAX], *slash;
-
-    snprintf(copy, sizeof copy, "%s", path);
-    for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/'; n--)
-        copy[n - 1] = 0;
-    slash = strrchr(copy, '/');
-    if (!slash)
-        return false;
-    slash[slash == copy] = 0;
-    if (!realpath(copy, out))
-        snprintf(out, PATH_MAX, "%s", copy);
-    return true;
-}
-
-/* ---- a system call begins, and ends ---- */
-
-static void
-cli_learn_address(struct cli_tracee *t)
-{
-    const struct cli_call *c = t->call;
-    uint64_t at = t->args[c->path[0]], n = 0;
-    union {
-        struct sockaddr sa;
-        struct sockaddr_in in;
-        struct sockaddr_in6 in6;
-        struct sockaddr_un un;
-        char bytes[CLI_LEARN_ADDRESS];
-    } u = {0};
-    char ip[INET6_ADDRSTRLEN] = "";
-    struct msghdr m;
-
-    t->talk[0] = 0;
-    t->family = -1;
-    if (c->path[1] >= 0)
-        n = t->args[c->path[1]];
-    else if (cli_learn_bytes(t->pid, at, &m, sizeof m))
-        at = (uintptr_t)m.msg_name, n = m.msg_namelen;
-    if (n < sizeof u.sa.sa_family || n > sizeof u ||
-        !cli_learn_bytes(t->pid, at, &u, n))
-        return;
-    t->family = u.sa.sa_family;
-    u.bytes[sizeof u - 1] = 0;
-    if (t->family == AF_INET)
-        snprintf(t->talk, sizeof t->talk, "%s:%u",
-                 inet_ntop(AF_INET, &u.in.sin_addr, ip, sizeof ip),
-                 ntohs(u.in.sin_port));
-    else if (t->family == AF_INET6)
-        snprintf(t->talk, sizeof t->talk, "[%s]:%u",
-                 inet_ntop(AF_INET6, &u.in6.sin6_addr, ip, sizeof ip),
-                 ntohs(u.in6.sin6_port));
-    else if (t->family == AF_UNIX)
-        snprintf(t->talk, sizeof t->talk, "the Unix socket %s%s",
-                 u.un.sun_path[0] ? "" : "@",
-                 u.un.sun_path + !u.un.sun_path[0]);
-    else
-        snprintf(t->talk, sizeof t->talk, "an address of family %d", t->family);
-}
-
-static const struct cli_call *
-cli_learn_find(uint64_t nr)
-{
-    for (size_t i = 0; i < sizeof cli_calls / sizeof *cli_calls; i++)
-        if ((uint64_t)cli_calls[i].nr == nr)
-            return &cli_calls[i];
-    return NULL;
-}
-
-/* Freed by the caller. */
-static char *
-cli_call_name(long nr)
-{
-    char *name = seccomp_syscall_resolve_num_arch(SCMP_ARCH_NATIVE, (int)nr);
-
-    if (!name && asprintf(&name, "number %ld", nr) < 0)
-        abort();
-    return name;
-}
-
-/* What a filter answers to a call. It is one of ours: of the few instructions
- * that libseccomp makes. */
-static uint32_t
-cli_filter_says(const struct sock_fprog *f, const struct seccomp_data *d)
-{
-    uint32_t a = 0;
-    bool yes;
-
-    for (size_t at = 0; at < f->len; at++) {
-        const struct sock_filter *i = &f->filter[at];
-
-        if (i->code == (BPF_RET | BPF_K))
-            return i->k;
-        if (i->code == (BPF_LD | BPF_W | BPF_ABS)) {
-            must(i->k <= sizeof *d - sizeof a);
-            memcpy(&a, (const char *)d + i->k, sizeof a);
-            continue;
-        }
-        if (i->code == (BPF_ALU | BPF_AND | BPF_K)) {
-            a &= i->k;
-            continue;
-        }
-        if (i->code == (BPF_JMP | BPF_JA)) {
-            at += i->k;
-            continue;
-        }
-        must((i->code & 0x0f) == (BPF_JMP | BPF_K));
-        yes = BPF_OP(i->code) == BPF_JEQ   ? a == i->k
-              : BPF_OP(i->code) == BPF_JGT ? a > i->k
-              : BPF_OP(i->code) == BPF_JGE ? a >= i->k
-                                           : (a & i->k) != 0;
-        at += yes ? i->jt : i->jf;
-    }
-    return SECCOMP_RET_ALLOW;
-}
-
-/* Would the cage let it pass, with `network = true`? What it answers by ENOSYS,
- * programs can do without. */
-static void
-cli_learn_filter(struct cli_learn *x, const struct __ptrace_syscall_info *i)
-{
-    struct seccomp_data d = {.nr = (int)i->entry.nr, .arch = i->arch};
-    uint32_t says;
-    char *name;
-
-    for (int k = 0; k < 6; k++)
-        d.args[k] = i->entry.args[k];
-    says = cli_filter_says(&x->filter, &d);
-    if (says == SECCOMP_RET_ALLOW || says == (SECCOMP_RET_ERRNO | ENOSYS))
-        return;
-    name = cli_call_name(d.nr);
-    cli_learn_word(x, &x->odd,
-                   "made the system call %s, which the cage refuses", name);
-    free(name);
-}
-
-static void
-cli_learn_enter(struct cli_learn *x, struct cli_tracee *t,
-                const struct __ptrace_syscall_info *i)
-{
-    struct stat st;
-
-    t->call = NULL;
-    if (!x->begun) {
-        x->arch = i->arch;
-        return;
-    }
-    if (i->arch != x->arch) {
-        cli_learn_word(x, &x->odd,
-                       "made system calls of another architecture, which the "
-                       "cage answers with SIGSYS");
-        return;
-    }
-    if (i->entry.nr < CLI_LEARN_CALLS)
-        x->calls[i->entry.nr] = true;
-    cli_learn_filter(x, i);
-    t->call = cli_learn_find(i->entry.nr);
-    if (!t->call)
-        return;
-    memcpy(t->args, i->entry.args, sizeof t->args);
-    t->paths[0][0] = t->paths[1][0] = 0;
-    if (t->call->kind == CLI_CALL_TALK)
-        cli_learn_address(t);
-    if (t->call->kind > CLI_CALL_CUT)
-        return;
-    cli_learn_absolute(t, t->call->dir[0], t->call->path[0], t->paths[0]);
-    if (t->call->kind == CLI_CALL_CHANGE && t->call->path[1] >= 0)
-        cli_learn_absolute(t, t->call->dir[1], t->call->path[1], t->paths[1]);
-    t->there = t->paths[0][0] && stat(t->paths[0], &st) == 0;
-}
-
-static uint64_t
-cli_learn_flags(const struct cli_tracee *t)
-{
-    uint64_t flags = O_WRONLY | O_CREAT | O_TRUNC;  // creat()
-
-    if (t->call->path[1] >= 0)
-        flags = t->args[t->call->path[1]];
-    if (t->call->nr == SYS_openat2 &&
-        !cli_learn_bytes(t->pid, flags, &flags, sizeof flags))
-        flags = O_RDONLY;
-    return flags;
-}
-
-static void
-cli_learn_opened(struct cli_learn *x, struct cli_tracee *t, int64_t fd)
-{
-    uint64_t flags = cli_learn_flags(t), mode = flags & O_ACCMODE;
-    char name[32], path[PATH_MAX], fd_path[64], folder[PATH_MAX];
-    bool made =
-        ((flags & O_CREAT) && !t->there) || (flags & O_TMPFILE) == O_TMPFILE;
-    struct stat st;
-
-    if (flags & O_PATH)
-        return;
-    snprintf(name, sizeof name, "fd/%d", (int)fd);
-    snprintf(fd_path, sizeof fd_path, "/proc/%d/fd/%d", (int)t->pid, (int)fd);
-    if (!cli_learn_link(t->pid, name, path, sizeof path))
-        return;
-    if (made && cli_learn_folder(path, folder))
-        cli_learn_path(x, folder, true, true);
-    else if (mode != O_RDONLY || (flags & O_TRUNC))
-        cli_learn_path(x, path, false, true);
-    else
-        cli_learn_path(x, path, stat(fd_path, &st) == 0 && S_ISDIR(st.st_mode),
-                       false);
-}
-
-static void
-cli_learn_talked(struct cli_learn *x, struct cli_tracee *t, int64_t result)
-{
-    bool refused = result < 0 && result != -EINPROGRESS && result != -EAGAIN;
-
-    if (!t->talk[0])
-        return;
-    cli_learn_word(x, &x->talked, "%s %s%s%s", t->call->name, t->talk,
-                   refused ? ": " : "", refused ? strerror((int)-result) : "");
-    if (t->family == AF_INET || t->family == AF_INET6 ||
-        (t->family == AF_UNIX && !refused))
-        x->network = true;
-}
-
-/* `result` as the kernel has it: below 0, an error. */
-static void
-cli_learn_leave(struct cli_learn *x, struct cli_tracee *t, int64_t result)
-{
-    const struct cli_call *c = t->call;
-    char folder[PATH_MAX];
-
-    if (!c)
-        return;
-    if (c->kind == CLI_CALL_TALK)
-        cli_learn_talked(x, t, result);
-    else if (result == -EACCES || result == -EPERM)
-        cli_learn_word(x, &x->odd, "was refused: %s %s", c->name, t->paths[0]);
-    else if (c->kind == CLI_CALL_SOCKET && result >= 0)
-        cli_learn_word(x, &x->sockets, "family %d", (int)t->args[0]);
-    else if (c->kind == CLI_CALL_OPEN && result >= 0)
-        cli_learn_opened(x, t, result);
-    else if (c->kind == CLI_CALL_CUT && result >= 0)
-        cli_learn_path(x, t->paths[0], false, true);
-    else if (c->kind == CLI_CALL_CHANGE && result >= 0)
-        for (int i = 0; i < 2; i++)
-            if (t->paths[i][0] && cli_learn_folder(t->paths[i], folder))
-                cli_learn_path(x, folder, true, true);
-    if (c->kind == CLI_CALL_CHANGE && result >= 0 &&
-        (!strcmp(c->name, "symlink") || !strcmp(c->name, "mknod")))
-        cli_learn_word(x, &x->odd, "made %s by %s, which the cage refuses",
-                       t->paths[0], c->name);
-    t->call = NULL;
-}
-
-/* ---- stops ---- */
-
-static struct cli_tracee *
-cli_learn_get(struct cli_learn *x, pid_t pid)
-{
-    struct cli_tracee *t = x->tracees;
-
-    while (t && t->pid != pid)
-        t = t->next;
-    if (t)
-        return t;
-    t = mem_xcalloc(sizeof *t);
-    t->pid = pid;
-    t->next = x->tracees;
-    x->tracees = t;
-    if (++x->tracees_n > x->tracees_most)
-        x->tracees_most = x->tracees_n;
-    if (x->killing)
-        kill(pid, SIGKILL);
-    return t;
-}
-
-static void
-cli_learn_forget(struct cli_learn *x, pid_t pid)
-{
-    struct cli_tracee **at = &x->tracees, *t;
-
-    while ((t = *at) && t->pid != pid)
-        at = &t->next;
-    if (!t)
-        return;
-    *at = t->next;
-    x->tracees_n--;
-    free(t);
-}
-
-static void
-cli_learn_kill(struct cli_learn *x)
-{
-    x->killing = true;
-    for (struct cli_tracee *t = x->tracees; t; t = t->next)
-        kill(t->pid, SIGKILL);
-}
-
-/* A program starts: ours, or one that ours starts. A thread that does so takes
- * the number of its process. */
-static void
-cli_learn_exec(struct cli_learn *x, pid_t pid)
-{
-    unsigned long was = 0;
-    char path[PATH_MAX];
-
-    ptrace(PTRACE_GETEVENTMSG, pid, NULL, &was);
-    if ((pid_t)was != pid)
-        cli_learn_forget(x, (pid_t)was);
-    cli_learn_get(x, pid)->call = NULL;
-    if (!x->begun) {
-        x->begun = true;
-        x->tracees_most = 1;
-        return;
-    }
-    if (cli_learn_link(pid, "exe", path, sizeof path))
-        cli_learn_word(x, &x->executed, "%s", path);
-}
-
-/* The last look at a process: its memory is still there. */
-static void
-cli_learn_last(struct cli_learn *x, pid_t pid)
-{
-    char name[40], line[256];
-    unsigned long kib;
-    FILE *f;
-
-    snprintf(name, sizeof name, "/proc/%d/status", (int)pid);
-    f = fopen(name, "re");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "VmPeak: %lu kB", &kib) == 1 && kib > x->peak_kib)
-            x->peak_kib = kib;
-    if (f)
-        fclose(f);
-}
-
-static void
-cli_learn_call(struct cli_learn *x, struct cli_tracee *t)
-{
-    struct __ptrace_syscall_info i = {0};
-
-    if (ptrace(PTRACE_GET_SYSCALL_INFO, t->pid, sizeof i, &i) <= 0)
-        return;  // it was killed meanwhile
-    if (i.op == PTRACE_SYSCALL_INFO_ENTRY)
-        cli_learn_enter(x, t, &i);
-    else if (i.op == PTRACE_SYSCALL_INFO_EXIT)
-        cli_learn_leave(x, t, i.exit.rval);
-}
-
-/* A tracee has stopped; lets it go on. */
-static void
-cli_learn_stop(struct cli_learn *x, pid_t pid, int status)
-{
-    struct cli_tracee *t = cli_learn_get(x, pid);
-    int sig = WSTOPSIG(status), event = status >> 16;
-
-    if (sig == (SIGTRAP | 0x80)) {
-        cli_learn_call(x, t);
-        sig = 0;
-    } else if (event == PTRACE_EVENT_STOP) {
-        if (sig != SIGTRAP) {  // it has stopped itself, and stays so
-            ptrace(PTRACE_LISTEN, pid, NULL, NULL);
-            return;
-        }
-        sig = 0;
-    } else if (event) {
-        if (event == PTRACE_EVENT_EXEC)
-            cli_learn_exec(x, pid);
-        if (event == PTRACE_EVENT_EXIT && x->begun)
-            cli_learn_last(x, pid);
-        sig = 0;
-    }
-    ptrace(PTRACE_SYSCALL, pid, NULL, (void *)(intptr_t)sig);
-}
-
-/* Everything that has happened. False: nobody is left. */
-static bool
-cli_learn_reap(struct cli_learn *x)
-{
-    struct rusage usage;
-    int status;
-    pid_t pid;
-
-    while ((pid = wait4(-1, &status, __WALL | WNOHANG, &usage)) > 0) {
-        if (WIFSTOPPED(status)) {
-            cli_learn_stop(x, pid, status);
-            continue;
-        }
-        cli_learn_forget(x, pid);
-        if (pid != x->pid || x->ended)
-            continue;
-        x->ended = true;
-        x->status = status;
-        x->usage = usage;
-        x->ms = (uv_hrtime() - x->begin_ns) / 1000000;
-        cli_learn_kill(x);  // what it left behind
-    }
-    return pid == 0 || errno != ECHILD;
-}
-
-/* ---- its pipes ---- */
-
-static void
-cli_learn_close(struct exec_stream *s)
-{
-    if (s->fd >= 0)
-        close(s->fd);
-    s->fd = -1;
-}
-
-static void
-cli_learn_read(struct exec_stream *s)
-{
-    char text[16 << 10];
-    ssize_t n = read(s->fd, text, sizeof text);
-
-    if (n < 0 && (errno == EINTR || errno == EAGAIN))
-        return;
-    if (n <= 0) {
-        cli_learn_close(s);
-        return;
-    }
-    s->total += (uint64_t)n;
-    if (s->which == 2)
-        fwrite(text, 1, (size_t)n, stderr);
-}
-
-static void
-cli_learn_feed(struct exec_stream *s)
-{
-    ssize_t n = write(s->fd, mem_buf_ptr(&s->buf), mem_buf_len(&s->buf));
-
-    if (n > 0)
-        mem_buf_take(&s->buf, (size_t)n);
-    if ((n < 0 && errno != EINTR && errno != EAGAIN) || !mem_buf_len(&s->buf))
-        cli_learn_close(s);
-}
-
-/* What comes, and what is taken, within `ms`. */
-static void
-cli_learn_pipes(struct cli_learn *x, int ms)
-{
-    struct exec_stream *io = x->run.io;
-    struct pollfd p[4] = {{x->signal_fd, POLLIN, 0},
-                          {io[0].fd, POLLOUT, 0},
-                          {io[1].fd, POLLIN, 0},
-                          {io[2].fd, POLLIN, 0}};
-    char info[4 * 128];
-
-    if (poll(p, 4, ms) <= 0)
-        return;
-    if (p[0].revents && read(x->signal_fd, info, sizeof info) < 0)
-        return;
-    if (p[1].revents)
-        cli_learn_feed(&io[0]);
-    for (int i = 1; i < 3; i++)
-        if (p[i + 1].revents)
-            cli_learn_read(&io[i]);
-}
-
-/* Until all are gone, or have had their time. */
-static void
-cli_learn_loop(struct cli_learn *x)
-{
-    const struct cfg_command *c = x->run.command->cfg;
-    uint64_t ms = (uint64_t)c->timeout_ms * CLI_LEARN_SLOWER;
-    uint64_t end = x->begin_ns + ms * 1000000, now;
-    int children = jail_children_open();
-
-    while (cli_learn_reap(x)) {
-        now = uv_hrtime();
-        if (now > end && x->killing)
-            break;
-        if (x->killing && end > now + (uint64_t)CLI_LEARN_END_MS * 1000000)
-            end = now + (uint64_t)CLI_LEARN_END_MS * 1000000;
-        if (now > end) {
-            x->late = true;
-            cli_learn_kill(x);
-            end = now + (uint64_t)CLI_LEARN_END_MS * 1000000;
-        }
-        if (x->killing)  // who got away untraced is a child of ours by now
-            jail_orphans(children, jail_nobody, NULL);
-        cli_learn_pipes(x, x->killing ? 5 : 50);
-    }
-    if (children >= 0)
-        close(children);
-    for (int i = 0; i < 100 && (x->run.io[1].fd >= 0 || x->run.io[2].fd >= 0);
-         i++)
-        cli_learn_pipes(x, 10);
-}
-
-/* ---- what it came to ---- */
-
-/* Where a descriptor of ours leads. */
-static bool
-cli_fd_path(int fd, char out[PATH_MAX])
-{
-    char name[32];
-
-    snprintf(name, sizeof name, "fd/%d", fd);
-    return fd >= 0 && cli_learn_link(getpid(), name, out, PATH_MAX);
-}
-
-/* Does the cage open this in any case? */
-static bool
-cli_learn_is_given(const struct cli_learn *x, const char *path)
-{
-    const struct cfg_command *c = x->run.command->cfg;
-    struct str script = prog_script(c, c->program.p);
-    char real[PATH_MAX];
-
-    for (size_t i = 0; i < sizeof prog_usual / sizeof *prog_usual; i++)
-        if (jail_lies_in(path, prog_usual[i].path))
-            return true;
-    for (unsigned i = 0; i < x->start.files_n; i++)
-        if (cli_fd_path(x->start.files[i], real) && !strcmp(real, path))
-            return true;
-    if (cli_fd_path(x->start.stdin_file, real) && !strcmp(real, path))
-        return true;
-    return (realpath(c->program.p, real) && !strcmp(real, path)) ||
-           (script.n && realpath(str_c(x->a, script), real) &&
-            !strcmp(real, path));
-}
-
-/* Below /proc, numbers change with each run. */
-static bool
-cli_learn_is_proc(struct cli_learn *x, const char *path)
-{
-    const char *rest;
-
-    if (strncmp(path, "/proc/", 6) != 0)
-        return false;
-    rest = path + 6 + strspn(path + 6, "0123456789");
-    if (rest == path + 6)
-        return false;
-    cli_learn_word(x, &x->odd,
-                   "opened /proc/PID%s, which no path of `read` can name",
-                   rest);
-    return true;
-}
-
-/* How many folders deep a folder lies: "/" 0, "/etc" 1. */
-static unsigned
-cli_depth(const char *folder)
-{
-    unsigned n = 0;
-
-    for (const char *p = folder; *p; p++)
-        n += *p == '/' && p[1];
-    return n;
-}
-
-static void
-cli_dirname(const char *path, char out[PATH_MAX])
-{
-    char *slash;
-
-    snprintf(out, PATH_MAX, "%s", path);
-    slash = strrchr(out, '/');
-    slash[slash == out] = 0;
-}
-
-static int
-cli_cmp_folders(const void *a, const void *b)
-{
-    const struct cli_path *x = a, *y = b;
-    char i[PATH_MAX], j[PATH_MAX];
-    int r;
-
-    cli_dirname(x->path, i);
-    cli_dirname(y->path, j);
-    r = strcmp(i, j);
-    return r ? r : strcmp(x->path, y->path);
-}
-
-static int
-cli_cmp_paths(const void *a, const void *b)
-{
-    const struct cli_path *x = a, *y = b;
-    int r = strcmp(x->path, y->path);
-
-    return r ? r : (int)y->folder - (int)x->folder;
-}
-
-/* Leaves out what another entry holds. Sorted, a folder comes before all that
- * lies in it. */
-static size_t
-cli_learn_unique(struct cli_path *v, size_t n)
-{
-    const char *folder = NULL;
-    size_t kept = 0;
-
-    if (n)
-        qsort(v, n, sizeof *v, cli_cmp_paths);
-    for (size_t i = 0; i < n; i++) {
-        if ((kept && strcmp(v[kept - 1].path, v[i].path) == 0) ||
-            (folder && jail_lies_in(v[i].path, folder)))
-            continue;
-        if (v[i].folder)
-            folder = v[i].path;
-        v[kept++] = v[i];
-    }
-    return kept;
-}
-
-/* A folder for many files of it, unless it is one that holds everybody's. */
-static bool
-cli_learn_fold(struct cli_learn *x, struct cli_path *v, size_t n)
-{
-    char folder[PATH_MAX], other[PATH_MAX];
-    bool folded = false;
-    size_t end;
-
-    if (n)
-        qsort(v, n, sizeof *v, cli_cmp_folders);
-    for (size_t i = 0; i < n; i = end) {
-        unsigned least = 2;
-
-        cli_dirname(v[i].path, folder);
-        for (end = i; end < n; end++) {
-            cli_dirname(v[end].path, other);
-            if (strcmp(folder, other) != 0)
-                break;
-            least = v[end].folder ? 3 : least;
-        }
-        if (end - i < CLI_LEARN_MANY || cli_depth(folder) < least ||
-            (cli_depth(folder) == 2 && strncmp(folder, "/home/", 6) == 0))
-            continue;
-        v[i] = (struct cli_path){str_c(x->a, str_of(folder)), true, v[i].write};
-        folded = true;
-    }
-    return folded;
-}
-
-/* The paths to declare, of one kind: at most x->paths_n in `v`. */
-static size_t
-cli_learn_list(struct cli_learn *x, bool write, struct cli_path *v)
-{
-    size_t n = 0;
-
-    for (size_t i = 0; i < x->paths_n; i++)
-        if (x->paths[i].write == write &&
-            !cli_learn_is_given(x, x->paths[i].path) &&
-            !cli_learn_is_proc(x, x->paths[i].path))
-            v[n++] = x->paths[i];
-    do
-        n = cli_learn_unique(v, n);
-    while (cli_learn_fold(x, v, n));
-    return cli_learn_unique(v, n);  // by name again
-}
-
-/* ---- and how it is told ---- */
-
-/* A string as Lua reads it. */
-static void
-cli_put_lua(struct mem_buf *b, const char *text)
-{
-    bool plain = str_utf8(str_of(text));
-
-    mem_buf_add(b, "\"", 1);
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++)
-        if (*p == '"' || *p == '\\')
-            mem_buf_printf(b, "\\%c", *p);
-        else if (*p < ' ' || *p == 0x7f || (*p >= 0x80 && !plain))
-            mem_buf_printf(b, "\\%03u", *p);
-        else
-            mem_buf_add(b, p, 1);
-    mem_buf_add(b, "\"", 1);
-}
-
-static void
-cli_learn_put_list(struct mem_buf *b, const char *name,
-                   const struct cli_path *v, size_t n)
-{
-    if (!n)
-        return;
-    mem_buf_printf(b, "%s = {", name);
-    for (size_t i = 0; i < n; i++) {
-        mem_buf_printf(b, "%s", n > 1 ? "\n  " : " ");
-        cli_put_lua(b, v[i].path);
-        mem_buf_printf(b, "%s", n > 1 ? "," : " ");
-    }
-    mem_buf_printf(b, "%s},\n", n > 1 ? "\n" : "");
-}
-
-/* Bytes seen, and a limit of half as much again, in round numbers. */
-static void
-cli_learn_put_size(struct mem_buf *b, const char *name, uint64_t seen)
-{
-    const uint64_t want = seen + seen / 2, mib = 1 << 20;
-    uint64_t step = want < mib ? 4 << 10 : want < 64 * mib ? 4 * mib : 32 * mib;
-    uint64_t limit = (want / step + 1) * step;
-
-    if (limit < mib)
-        mem_buf_printf(b, "%s = \"%" PRIu64 "K\",  -- %" PRIu64 " bytes seen\n",
-                       name, limit >> 10, seen);
-    else
-        mem_buf_printf(b, "%s = \"%" PRIu64 "M\",  -- %.1f MiB seen\n", name,
-                       limit >> 20, (double)seen / (double)mib);
-}
-
-/* The options to paste, on standard output. */
-static void
-cli_learn_print(struct cli_learn *x)
-{
-    struct cli_path *v = mem_xmalloc((x->paths_n + 1) * sizeof *v);
-    const struct cfg_command *c = x->run.command->cfg;
-    struct cli_path *w = mem_xmalloc((x->paths_n + 1) * sizeof *v);
-    size_t n = cli_learn_list(x, false, v), m = cli_learn_list(x, true, w);
-    size_t reads = 0;
-    struct mem_buf b = {0};
-
-    for (size_t i = 0; i < n; i++) {  // who may write may read
-        bool also = false;
-
-        for (size_t k = 0; k < m && !also; k++)
-            also = strcmp(v[i].path, w[k].path) == 0 ||
-                   (w[k].folder && jail_lies_in(v[i].path, w[k].path));
-        if (!also)
-            v[reads++] = v[i];
-    }
-    mem_buf_printf(
-        &b,
-        "-- what one run of %.*s needed (%.*s): %" PRIu64 " ms, %" PRIu64
-        " ms of CPU, traced\n",
-        STR_FMT(c->name), STR_FMT(c->at), x->ms,
-        (uint64_t)(x->usage.ru_utime.tv_sec + x->usage.ru_stime.tv_sec) * 1000 +
-            (uint64_t)(x->usage.ru_utime.tv_usec + x->usage.ru_stime.tv_usec) /
-                1000);
-    cli_learn_put_list(&b, "read", v, reads);
-    cli_learn_put_list(&b, "write", w, m);
-    if (x->network)
-        mem_buf_printf(&b, "network = true,\n");
-    if (x->tracees_most > 1)
-        mem_buf_printf(&b,
-                       "-- %u processes and threads at once: `processes` "
-                       "counts all of its user's\n",
-                       x->tracees_most);
-    cli_learn_put_size(&b, "memory", x->peak_kib << 10);
-    cli_learn_put_size(&b, "stdout", x->run.io[1].total);
-    cli_learn_put_size(&b, "stderr", x->run.io[2].total);
-    fwrite(mem_buf_ptr(&b), 1, mem_buf_len(&b), stdout);
-    mem_buf_free(&b);
-    free(v);
-    free(w);
-}
-
-static void
-cli_learn_say(const char *what, const struct cli_words *w)
-{
-    for (unsigned i = 0; i < w->n; i++)
-        fprintf(stderr, "gateway: it %s%s\n", what, w->v[i]);
-    if (w->n == CLI_LEARN_WORDS)
-        fputs("gateway: and more of that kind\n", stderr);
-}
-
-static void
-cli_learn_calls(const struct cli_learn *x)
-{
-    size_t column = CLI_LEARN_COLUMNS;
-
-    fputs("gateway: its system calls:", stderr);
-    for (int i = 0; i < CLI_LEARN_CALLS; i++) {
-        char *name = x->calls[i] ? cli_call_name(i) : NULL;
-        size_t n = name ? strlen(name) + 1 : 0;
-
-        if (n && column + n > CLI_LEARN_COLUMNS) {
-            fputs("\n ", stderr);
-            column = 1;
-        }
-        if (n)
-            fprintf(stderr, " %s", name);
-        column += n;
-        free(name);
-    }
-    fputc('\n', stderr);
-}
-
-/* What surprises, and the system calls, on standard error. */
-static void
-cli_learn_surprises(const struct cli_learn *x)
-{
-    cli_learn_say("executed another program, which the cage refuses: ",
-                  &x->executed);
-    cli_learn_say(x->network ? "used the network: " : "tried to ", &x->talked);
-    if (!x->network && !x->talked.n)
-        cli_learn_say("asked for a socket, and did not use it: ", &x->sockets);
-    cli_learn_say("", &x->odd);
-    for (size_t i = 0; i < x->paths_n; i++)
-        if (x->paths[i].write && !cli_learn_is_given(x, x->paths[i].path)) {
-            fputs("gateway: it wrote files: see `write`\n", stderr);
-            break;
-        }
-    if (x->paths_lost)
-        fputs("gateway: it opened more files than are noted\n", stderr);
-    cli_learn_calls(x);
-}
-
-/* ---- from the start to the end ---- */
-
-/* In the child. Traced from its first step on; what we do before the program
- * starts is not noted. */
-static _Noreturn void
-cli_learn_child(struct jail_spawn *s, int fd)
-{
-    char c = 0;
-
-    prctl(PR_SET_DUMPABLE, 1L, 0L, 0L, 0L);  // a change of user took it away
-    if (write(fd, &c, 1) == 1 && read(fd, &c, 1) == 1)
-        jail_child_try(s);
-    dprintf(2, "cannot start: %s: %s\n", s->step ? s->step : "trace",
-            strerror(errno));
-    _exit(127);
-}
-
-static bool
-cli_learn_trace(struct cli_learn *x, int fd, struct err *e)
-{
-    const long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK |
-                         PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE |
-                         PTRACE_O_TRACEEXEC | PTRACE_O_TRACEEXIT |
-                         PTRACE_O_EXITKILL;
-    char c = 0;
-
-    return (read(fd, &c, 1) == 1 &&
-            ptrace(PTRACE_SEIZE, x->pid, NULL, (void *)options) == 0 &&
-            ptrace(PTRACE_INTERRUPT, x->pid, NULL, NULL) == 0 &&
-            write(fd, &c, 1) == 1) ||
-           err_set(e, ERR_EXEC,
-                   "this system does not let us trace: %s "
-                   "(kernel.yama.ptrace_scope, a container's seccomp)",
-                   strerror(errno));
-}
-
-static bool
-cli_learn_start(struct cli_learn *x, struct err *e)
-{
-    const struct exec_command *c = x->run.command;
-    struct exec_start *s = &x->start;
-    sigset_t child;
-    int pair[2];
-    bool ok;
-
-    sigemptyset(&child);
-    sigaddset(&child, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &child, NULL);
-    x->signal_fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (!exec_files_open(&x->run, s, e) || !exec_pipes_open(&x->run, s, e))
-        return false;
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
-        return err_set(e, ERR_EXEC, "socketpair: %s", strerror(errno));
-    x->spawn =
-        (struct jail_spawn){.program = c->program,
-                            .argv = exec_argv(&x->run, s),
-                            .envp = c->envp,
-                            .cwd = c->cwd,
-                            .stdio = {s->stdin_file >= 0  ? s->stdin_file
-                                      : s->theirs[0] >= 0 ? s->theirs[0]
-                                                          : x->broker.null,
-                                      s->theirs[1], s->theirs[2]},
-                            .files = s->files,
-                            .files_n = s->files_n,
-                            .limits = c->limits,
-                            .limits_n = c->limits_n,
-                            .parent = getpid()};
-    x->begin_ns = uv_hrtime();
-    x->pid = fork();
-    if (x->pid == 0)
-        cli_learn_child(&x->spawn, pair[1]);
-    close(pair[1]);
-    ok = x->pid > 0 ? cli_learn_trace(x, pair[0], e)
-                    : err_set(e, ERR_EXEC, "fork: %s", strerror(errno));
-    close(pair[0]);
-    for (int i = 0; i < 3; i++)
-        if (s->theirs[i] >= 0)
-            close(s->theirs[i]);
-    s->theirs[0] = s->theirs[1] = s->theirs[2] = -1;
-    return ok;
-}
-
-/* The run as a broker would have it, checked as a broker does. */
-static bool
-cli_learn_init(struct cli_learn *x, const struct cli_exec *exec,
-               const struct boot *b, struct str in, struct err *e)
-{
-    struct exec_run *r = &x->run;
-
-    if (!exec_broker_init(&x->broker, NULL, b->uid, exec->cfg.text, e) ||
-        !wall_filter_whole(true, &x->filter, e) ||
-        (b->drop && !wall_drop(b->uid, b->gid, e)))
-        return false;
-    x->start = (struct exec_start){
-        .stdin_file = -1, .theirs = {-1, -1, -1}, .rules = -1};
-    r->broker = &x->broker;
-    r->command = &x->broker.commands[exec->index];
-    r->arena = x->a;
-    r->values = exec->slots;
-    for (unsigned i = 0; i < 3; i++)
-        r->io[i] = (struct exec_stream){.run = r, .which = i, .fd = -1};
-    r->io[0].max = r->command->cfg->stdin_max;
-    r->io[0].total = in.n;
-    mem_buf_add(&r->io[0].buf, in.p, in.n);
-    x->paths = mem_alloc(x->a, CLI_LEARN_PATHS * sizeof *x->paths);
-    if (chdir("/") != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0 ||
-        prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L) != 0)
-        return err_set(e, ERR_EXEC, "%s", strerror(errno));
-    umask(077);
-    return exec_run_check(r, e);
-}
-
-/* `gateway exec --learn`: the exit code. */
-static int
-cli_learn(struct cli_exec *exec, const struct cli *cli, struct boot *b)
-{
-    struct cli_learn *x = mem_xcalloc(sizeof *x);
-    struct host_seen host;
-    struct str in;
-    char why[96];
-    struct err e;
-    bool ok;
-
-    x->a = exec->a;
-    host_survey(&host);
-    ok = sup_user(x->a, &exec->cfg.process, &host.have, b, &e) &&
-         cli_exec_stdin(exec, cli, &in, &e) &&
-         cli_learn_init(x, exec, b, in, &e) && cli_learn_start(x, &e);
-    if (ok) {
-        cli_learn_loop(x);
-        x->run.status = x->status;
-        x->run.timed_out = x->late;
-        exec_why(&x->run, why, sizeof why);
-        if (!x->begun)
-            snprintf(why, sizeof why, "it did not start");
-        cli_learn_surprises(x);
-        ok = x->begun && !why[0];
-        if (!ok)
-            cli_fail("%.*s: %s: what it did until then",
-                     STR_FMT(exec->command->name), why);
-        cli_learn_print(x);
-    } else {
-        cli_fail("%s", e.msg);
-    }
-    if (x->pid > 0)
-        kill(x->pid, SIGKILL);
-    exec_start_free(&x->start);
-    for (int i = 0; i < 3; i++)
-        mem_buf_free(&x->run.io[i].buf);
-    while (x->tracees)
-        cli_learn_forget(x, x->tracees->pid);
-    mem_arena_free(x->broker.arena);
-    for (int i = 0; i < 2; i++) {
-        free(x->broker.filters[i].filter);
-        free(x->broker.metadata[i].filter);
-    }
-    free(x->filter.filter);
-    free(x->broker.stack);
-    free(x);
-    return ok ? 0 : 1;
-}
-
 static int
 cli_exec(const struct cli *cli)
 {
     struct cli_exec x = {.sup_fd = -1, .code = 1, .json = cli->json};
+    struct learn_ask ask = {.cfg = &x.cfg};
     struct boot b;
     struct err e;
     bool ok;
@@ -46197,7 +46219,7 @@ cli_exec(const struct cli *cli)
                1;
     if (cli->learn && cli->json)
         return cli_fail("--learn prints Lua: leave --json out") + 1;
-    x.a = mem_arena_new((size_t)1 << 30);
+    x.a = ask.arena = mem_arena_new((size_t)1 << 30);
     signal(SIGPIPE, SIG_IGN);
     ok = cli_load(x.a, cli->policy, &b, &x.cfg, &e);
     if (ok) {
@@ -46205,8 +46227,12 @@ cli_exec(const struct cli *cli)
         ok = cli_exec_find(&x, cli->args[0], &e) && cli_exec_slots(&x, cli, &e);
         x.usage = !ok;
     }
+    if (ok && cli->learn)
+        ok = cli_exec_stdin(&x, cli, &ask.in, &e);
     if (ok && cli->learn) {
-        x.code = cli_learn(&x, cli, &b);
+        ask.command = x.index;
+        ask.values = x.slots;
+        x.code = learn_run(&ask, &b);
         mem_arena_free(x.a);
         return x.code;
     }
