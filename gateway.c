@@ -48,9 +48,11 @@
  *    6  serve_step_validate()   what: path, query, headers by schema
  *    7  serve_step_body()       the body is read only now; JSON by schema
  *    8  serve_step_check()      hooks, for what a schema cannot say
- *    9  serve_step_handle()     Lua (vm_run), an upstream (proxy_start) or,
- *                               from Lua, a program (exec_start); a hook that
- *                               waits comes back by vm_wake(), serve_on_hook()
+ *    9  serve_step_handle()     Lua (vm_run), an upstream (proxy_start), a
+ *                               program that streams (exec_flow) or, from Lua,
+ *                               one that is waited for (exec_start); a hook
+ *                               that waits comes back by vm_wake(),
+ *                               serve_on_hook()
  *   10  serve_step_respond(), serve_step_log(), serve_finish()
  *   11  conn_run_later()     bytes go out, the next request may begin
  *
