@@ -95,6 +95,7 @@ class Ways:
 
     def listen(self, family, where):
         s = socket.socket(family)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(where)
         s.listen(8)
         self.__dict__.setdefault("sockets", []).append(s)

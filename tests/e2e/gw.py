@@ -100,17 +100,24 @@ def one_of(got, want, what=""):
                                                              got, want))
 
 
+TAKEN = []  # what says, until we end, that a port is ours
+
+
 def free_port():
-    """A port below the ephemeral range, so that no client takes it first."""
+    """A port below the ephemeral range, so that no client takes it first; and
+    ours until we end, so that no other test does."""
     while True:
         port = random.randint(10000, 31000)
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                s.bind(("127.0.0.1", port))
-                return port
+                claim.bind("\0gateway-test-port-%d" % port)
+                s.bind(("127.0.0.1", port))  # not even one in TIME_WAIT
             except OSError:
-                pass
+                claim.close()
+                continue
+        TAKEN.append(claim)
+        return port
 
 
 def tmpdir(name):
