@@ -93,7 +93,7 @@
  *   33  admin   health and metrics
  *   34  work    a worker
  *   35  sup     the supervisor
- *   36  try     policy tests
+ *   36  try     tools on a policy
  *   37  learn   what a program needs, by tracing it
  *   38  cli     the commands, and main
  *
@@ -36885,6 +36885,17 @@ bind_core_where(lua_State *L)
     return 1;
 }
 
+/* core.built_in(name) -> is this chunk one of our own scripts? */
+static int
+bind_core_built_in(lua_State *L)
+{
+    struct str name = bind_str(L, 1), bytes;
+
+    lua_pushboolean(L, str_starts(name, S("scripts/")) &&
+                           vm_builtin_find(name.p + 8, &bytes));
+    return 1;
+}
+
 /* core.source(name) -> text of a script of the bundle, or nil */
 static int
 bind_core_source(lua_State *L)
@@ -37915,6 +37926,7 @@ static const luaL_Reg bind_hostile[] = {
 static const luaL_Reg bind_core[] = {
     {"env", bind_core_env},
     {"where", bind_core_where},
+    {"built_in", bind_core_built_in},
     {"source", bind_core_source},
     {"absolute", bind_core_absolute},
     {"schema_check", bind_core_schema_check},
@@ -43563,15 +43575,16 @@ sup_verify(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
     return true;
 }
 
-/* ==== 36 try: policy tests ==================================================
+/* ==== 36 try: tools on a policy ==============================================
  *
- * `gateway test`: the real hooks, schemas, routes and parser, without network,
- * clock or certificates on disk. A test's request is bytes that go through the
- * codec; identities are real certificates, made in memory; only upstreams and
- * programs are stood in for, by what the test gives.
+ * The commands that are written in Lua (scripts/gateway/test.lua and others):
+ * a policy's real hooks, schemas, routes and parser, without network, clock or
+ * certificates on disk. A tool's request is bytes that go through the codec;
+ * identities are real certificates, made in memory; only upstreams and programs
+ * are stood in for, by what the tool gives.
  *
- * Down    all rooms below; the runner itself is scripts/gateway/test.lua
- * Entry   try_main
+ * Down    all rooms below
+ * Entry   try_tool
  */
 enum { TRY_MAGIC = 0x74727921, TRY_LIFE = 3600 };
 
@@ -44299,18 +44312,131 @@ try_core_load(lua_State *L)
     return 1;
 }
 
-/* core.print(text): standard output, where `print` goes to the log */
+/* core.write(text): standard output, where `print` goes to the log */
 static int
-try_core_print(lua_State *L)
+try_core_write(lua_State *L)
 {
-    puts(luaL_checkstring(L, 1));
+    size_t n;
+    const char *p = luaL_checklstring(L, 1, &n);
+
+    fwrite(p, 1, n, stdout);
     return 0;
 }
 
+/* core.print(text): the same, and a newline */
+static int
+try_core_print(lua_State *L)
+{
+    try_core_write(L);
+    putchar('\n');
+    return 0;
+}
+
+/* core.warn(text): a line of standard error */
+static int
+try_core_warn(lua_State *L)
+{
+    fprintf(stderr, "%s\n", luaL_checkstring(L, 1));
+    return 0;
+}
+
+/* core.read_file(name [, most bytes]) -> bytes, or nil and why */
+static int
+try_core_read_file(lua_State *L)
+{
+    struct try *t = try_of(L);
+    const char *name = luaL_checkstring(L, 1);
+    size_t most = (size_t)luaL_optinteger(L, 2, BOOT_SCRIPT_BYTES);
+    struct str bytes;
+    struct err e;
+
+    if (sup_read_file(t->arena, name, most, &bytes, &e)) {
+        bind_push_str(L, bytes);
+        return 1;
+    }
+    lua_pushnil(L);
+    lua_pushstring(L, e.msg);
+    return 2;
+}
+
+static int
+try_lines_close(lua_State *L)
+{
+    FILE **f = lua_touserdata(L, 1);
+
+    if (*f && *f != stdin)
+        fclose(*f);
+    *f = NULL;
+    return 0;
+}
+
+/* The next line, without its newline. upvalue: the file */
+static int
+try_lines_next(lua_State *L)
+{
+    FILE **f = lua_touserdata(L, lua_upvalueindex(1));
+    char *line = NULL;
+    size_t cap = 0;
+    ssize_t n = *f ? getline(&line, &cap, *f) : -1;
+
+    if (n < 0)
+        lua_pushnil(L);
+    else
+        lua_pushlstring(L, line, (size_t)n - (line[n - 1] == '\n'));
+    free(line);
+    return 1;
+}
+
+/* core.lines(name; "-": standard input) -> function that returns the next line
+ * or nil; or nil and why */
+static int
+try_core_lines(lua_State *L)
+{
+    const char *name = luaL_checkstring(L, 1);
+    FILE **f = lua_newuserdatauv(L, sizeof *f, 0);
+
+    *f = strcmp(name, "-") == 0 ? stdin : fopen(name, "re");
+    if (!*f) {
+        lua_pushnil(L);
+        lua_pushfstring(L, "%s: %s", name, strerror(errno));
+        return 2;
+    }
+    lua_createtable(L, 0, 1);
+    lua_pushcfunction(L, try_lines_close);
+    lua_setfield(L, -2, "__gc");
+    lua_setmetatable(L, -2);
+    lua_pushcclosure(L, try_lines_next, 1);
+    return 1;
+}
+
+/* core.glob(pattern) -> list of names, sorted */
+static int
+try_core_glob(lua_State *L)
+{
+    glob_t found = {0};
+
+    lua_newtable(L);
+    if (glob(luaL_checkstring(L, 1), 0, NULL, &found) == 0)
+        for (size_t i = 0; i < found.gl_pathc; i++) {
+            lua_pushstring(L, found.gl_pathv[i]);
+            lua_rawseti(L, -2, (lua_Integer)i + 1);
+        }
+    globfree(&found);
+    return 1;
+}
+
 static const luaL_Reg try_core[] = {
-    {"test_request", try_core_request}, {"test_identity", try_core_identity},
-    {"test_policy", try_core_policy},   {"test_load", try_core_load},
-    {"print", try_core_print},          {NULL, NULL},
+    {"test_request", try_core_request},
+    {"test_identity", try_core_identity},
+    {"test_policy", try_core_policy},
+    {"test_load", try_core_load},
+    {"write", try_core_write},
+    {"print", try_core_print},
+    {"warn", try_core_warn},
+    {"read_file", try_core_read_file},
+    {"lines", try_core_lines},
+    {"glob", try_core_glob},
+    {NULL, NULL},
 };
 
 static int
@@ -44322,93 +44448,6 @@ try_open(lua_State *L)
 }
 
 /* ---- the command ---- */
-
-struct try_args {
-    char **files;
-    int files_n;
-    const char *policy, *run;
-    bool verbose;
-    int failed;
-};
-
-static int
-try_run_files(lua_State *L)
-{
-    struct try_args *a = lua_touserdata(L, 1);
-
-    lua_getglobal(L, "require");
-    lua_pushliteral(L, "gateway.test");
-    lua_call(L, 1, 1);
-    lua_getfield(L, -1, "run");
-    lua_createtable(L, a->files_n, 0);
-    for (int i = 0; i < a->files_n; i++) {
-        lua_pushstring(L, a->files[i]);
-        lua_rawseti(L, -2, i + 1);
-    }
-    lua_createtable(L, 0, 3);
-    lua_pushstring(L, a->policy);
-    lua_setfield(L, -2, "policy");
-    if (a->run) {
-        lua_pushstring(L, a->run);
-        lua_setfield(L, -2, "run");
-    }
-    lua_pushboolean(L, a->verbose);
-    lua_setfield(L, -2, "verbose");
-    lua_call(L, 2, 1);
-    a->failed = (int)luaL_checkinteger(L, -1);
-    return 0;
-}
-
-static const char try_usage[] =
-    "usage: gateway test [--policy FILE] [--run TEXT] [--verbose] [TEST.lua "
-    "...]\n\n"
-    "Runs policy tests: real hooks and schemas, real certificates made in\n"
-    "memory; no network, no waiting. Exit code 1 if one fails or none ran.\n\n"
-    "  --policy FILE  the policy of tests that name none\n"
-    "                 (default scripts/gateway.lua)\n"
-    "  --run TEXT     only cases whose name contains TEXT\n"
-    "  --verbose      a line for each case, not only for failures\n\n"
-    "Without files: scripts/tests/*_test.lua.\n\n"
-    "examples:\n"
-    "  gateway test\n"
-    "  gateway test --run traversal scripts/tests/gateway_test.lua\n";
-
-static bool
-try_options(struct try_args *a, int argc, char **argv, int *code)
-{
-    static const struct option options[] = {
-        {"policy", required_argument, NULL, 'p'},
-        {"run", required_argument, NULL, 'r'},
-        {"verbose", no_argument, NULL, 'v'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
-    };
-    int c;
-
-    *code = 2;
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-        switch (c) {
-        case 'p':
-            a->policy = optarg;
-            break;
-        case 'r':
-            a->run = optarg;
-            break;
-        case 'v':
-            a->verbose = true;
-            break;
-        case 'h':
-            fputs(try_usage, stdout);
-            *code = 0;
-            return false;
-        default:
-            fputs("Try `gateway test --help`.\n", stderr);
-            return false;
-        }
-    a->files = argv + optind;
-    a->files_n = argc - optind;
-    return true;
-}
 
 static struct try *
 try_new(void)
@@ -44437,35 +44476,56 @@ try_free(struct try *t)
     obj_free(t);
 }
 
-/* `gateway test`; argv[0] is "test". */
-static int
-try_main(int argc, char **argv)
-{
-    struct try_args a = {.policy = "scripts/gateway.lua"};
-    struct try *t;
-    glob_t found = {0};
-    const char *msg;
-    int code;
+struct try_args {
+    const char *module;
+    char **argv;
+    int argc, code;
+};
 
-    if (!try_options(&a, argc, argv, &code))
-        return code;
-    if (!a.files_n && glob("scripts/tests/*_test.lua", 0, NULL, &found) == 0) {
-        a.files = found.gl_pathv;
-        a.files_n = (int)found.gl_pathc;
+/* require(module).main(list of arguments) -> exit code */
+static int
+try_call_main(lua_State *L)
+{
+    struct try_args *a = lua_touserdata(L, 1);
+
+    lua_getglobal(L, "require");
+    lua_pushstring(L, a->module);
+    lua_call(L, 1, 1);
+    lua_getfield(L, -1, "main");
+    lua_createtable(L, a->argc, 0);
+    for (int i = 0; i < a->argc; i++) {
+        lua_pushstring(L, a->argv[i]);
+        lua_rawseti(L, -2, i + 1);
     }
+    lua_call(L, 1, 1);
+    a->code = (int)luaL_checkinteger(L, -1);
+    return 0;
+}
+
+/* A command that is written in Lua; `argv` are what comes after its name.
+ * Returns the exit code. */
+static int
+try_tool(const char *module, int argc, char **argv)
+{
+    struct try_args a = {module, argv, argc, 0};
+    struct try *t;
+    const char *msg;
+
     log_out.level = LOG_FATAL;
     t = try_new();
-    lua_pushcfunction(t->env.vm->L, try_run_files);
+    lua_pushcfunction(t->env.vm->L, try_call_main);
     lua_pushlightuserdata(t->env.vm->L, &a);
-    code = lua_pcall(t->env.vm->L, 1, 0, 0);
-    if (code != LUA_OK) {
+    if (lua_pcall(t->env.vm->L, 1, 0, 0) != LUA_OK) {
         msg = lua_tostring(t->env.vm->L, -1);
         fprintf(stderr, "gateway: %s\n", msg ? msg : "error");
+        a.code = 1;
     }
     try_free(t);
-    globfree(&found);
-    fflush(stdout);
-    return code != LUA_OK || a.failed ? 1 : 0;
+    if (fflush(stdout) != 0) {
+        fprintf(stderr, "gateway: standard output: %s\n", strerror(errno));
+        a.code = a.code ? a.code : 1;
+    }
+    return a.code;
 }
 
 /* ==== 37 learn: what a program needs, by tracing it ==========================
@@ -45713,6 +45773,7 @@ struct cli_command {
     int max;  // operands; -1: any number
     int (*run)(const struct cli *);
     int (*raw)(int argc, char **argv);  // reads its own options instead
+    const char *tool;                   // so does this module's main()
 };
 
 __attribute__((format(printf, 1, 2))) static int
@@ -46538,30 +46599,28 @@ static const struct cli_command cli_commands[] = {
      "not the policy; SIGTERM drains, a second one stops at once.",
      "  gateway run\n"
      "  gateway run /etc/gateway/gateway.lua\n",
-     CLI_POLICY, 1, cli_run, NULL},
+     CLI_POLICY, 1, .run = cli_run},
     {"check", "[POLICY]",
      "Loads everything, and prints listeners, routes and "
      "commands. Nothing is bound.",
      "  gateway check\n"
      "  gateway check --json my.lua > plain.json\n",
-     CLI_POLICY | CLI_JSON, 1, cli_check, NULL},
+     CLI_POLICY | CLI_JSON, 1, .run = cli_check},
     {"audit", "--host [POLICY]",
      "Says which sandbox layers are here, and what around the gateway is not "
      "as it should be, with the mend. 1: something of medium or high severity.",
      "  gateway audit --host\n"
      "  gateway audit --host --json my.lua\n",
-     CLI_POLICY | CLI_JSON | CLI_HOST, 1, cli_audit, NULL},
+     CLI_POLICY | CLI_JSON | CLI_HOST, 1, .run = cli_audit},
     {"test", "[TEST.lua ...]",
-     "Runs policy tests: no network, no certificates, "
-     "no waiting.",
-     "  gateway test scripts/tests/*_test.lua\n", CLI_POLICY, -1, NULL,
-     try_main},
+     "Runs policy tests: no network, no certificates, no waiting.",
+     .tool = "gateway.test"},
     {"certs", "init|server|client|revoke DIR ... | doctor CERT.pem ...",
      "Makes a development CA, its certificates and its revocation list; says "
      "why a client would be refused.",
      "  gateway certs init certs\n"
      "  gateway certs client certs alice --ou ops\n",
-     0, -1, NULL, mint_command},
+     0, -1, .raw = mint_command},
     {"exec", "COMMAND [slot=value ...]",
      "Runs one declared command, through a "
      "broker as requests do.",
@@ -46569,7 +46628,7 @@ static const struct cli_command cli_commands[] = {
      "  gateway exec --policy my.lua --stdin notes wc\n"
      "  dmesg | gateway exec --json --stdin - wc\n"
      "  gateway exec --learn report month=5\n",
-     CLI_POLICY | CLI_STDIN | CLI_JSON | CLI_LEARN, -1, cli_exec, NULL},
+     CLI_POLICY | CLI_STDIN | CLI_JSON | CLI_LEARN, -1, .run = cli_exec},
     {"schema", "",
      "Reads lines {\"schema\": ..., \"instance\": ...} and answers each with "
      "\"valid\", \"invalid: why\" or \"error: why\" (of the schema). Exit code "
@@ -46577,17 +46636,17 @@ static const struct cli_command cli_commands[] = {
      "  echo '{\"schema\": {\"type\": \"integer\"}, \"instance\": 1}' | "
      "gateway schema\n"
      "  gateway schema --open < suite.jsonl\n",
-     CLI_OPEN, 0, cli_schema, NULL},
+     CLI_OPEN, 0, .run = cli_schema},
     {"log", "verify FILE ...",
      "Is the chain of audit records whole? Says what is missing, changed, "
      "moved or doubled; -: standard input. Files in the order of their age.",
      "  gateway log verify gateway.log\n"
      "  gateway log verify --key audit.key gateway.log.1 gateway.log\n"
      "  journalctl -u gateway | gateway log verify --running -\n",
-     CLI_KEY | CLI_RUNNING | CLI_JSON, -1, cli_log, NULL},
+     CLI_KEY | CLI_RUNNING | CLI_JSON, -1, .run = cli_log},
     {"version", "",
      "Everything that is linked in, and which sandbox layers are here.",
-     "  gateway version --json\n", CLI_JSON, 0, cli_version, NULL},
+     "  gateway version --json\n", CLI_JSON, 0, .run = cli_version},
 };
 
 static const size_t cli_commands_n = sizeof cli_commands / sizeof *cli_commands;
@@ -46703,6 +46762,8 @@ cli_command_run(const struct cli_command *c, int argc, char **argv)
     struct cli cli = {.policy = "scripts/gateway.lua"};
     int code;
 
+    if (c->tool)
+        return try_tool(c->tool, argc - 1, argv + 1);
     for (int i = 1; i < argc && !(c->raw && i > 1); i++) {
         if (strcmp(argv[i], "--") == 0)
             break;

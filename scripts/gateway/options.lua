@@ -18,23 +18,6 @@ local M = {}
 local MAX_LEVELS <const> = 60
 local MAX_SECONDS <const> = 24 * 3600
 local UNITS <const> = { [""] = 1, K = 2 ^ 10, M = 2 ^ 20, G = 2 ^ 30 }
-local MODULES <const> = {
-  "command", "identity", "init", "jobs", "options", "policy", "response",
-  "route", "scan", "schema", "test", "upstream",
-}
-
-
--- The chunk names of this library, so that where() can step over its frames.
-local function library_files()
-  local folder = core.where(1):match("^(.*)options%.lua:%d+$") or ""
-  local files = {}
-  for _, name in ipairs(MODULES) do
-    files[folder .. name .. ".lua"] = true
-  end
-  return files
-end
-
-local library <const> = library_files()
 
 
 --- "file:line" of the innermost caller that is not this library.
@@ -45,7 +28,7 @@ function M.where()
       break
     end
     local file = at:match("^(.*):%d+$")
-    if file and not library[file] then
+    if file and not core.built_in(file) then
       return at
     end
   end

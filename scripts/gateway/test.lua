@@ -17,6 +17,7 @@
 local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
+local tool <const> = require "gateway.tool"
 local M = {}
 
 -- The file being read, and its cases so far: { policy =, cases = { … } }.
@@ -437,7 +438,6 @@ end
 
 
 --- Runs test files and prints one line for each failure, and the sum at last.
--- Called by the C side.
 -- @param names  list of test files
 -- @param opts   { policy = default policy, run = text that a case's name must
 --               contain, verbose = true: also a line for each that passes }
@@ -474,6 +474,30 @@ function M.run(names, opts)
   core.print(("%d passed, %d failed"):format(passed, failed))
   return failed
 end
+
+
+--- The command `gateway test`.
+M.main = tool.main {
+  name = "test", operands = "[TEST.lua ...]",
+  help = "Runs policy tests: real hooks and schemas, real certificates made in "
+    .. "memory; no network, no waiting. Without files: "
+    .. "scripts/tests/*_test.lua. Exit code 1 if one fails or none ran.",
+  options = {
+    { "policy", "FILE", "the policy of tests that name none",
+      default = "scripts/gateway.lua" },
+    { "run", "TEXT", "only cases whose name contains TEXT" },
+    { "verbose", nil, "a line for each case, not only for failures" },
+  },
+  examples = {
+    "gateway test",
+    "gateway test --run traversal scripts/tests/gateway_test.lua",
+  },
+  run = function(operands, opts)
+    local files = #operands > 0 and operands
+      or core.glob("scripts/tests/*_test.lua")
+    return M.run(files, opts) == 0 and 0 or 1
+  end,
+}
 
 
 return M
