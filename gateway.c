@@ -23701,6 +23701,8 @@ enum msg_type {
     MSG_PING,       // worker -> supervisor, every second
     MSG_DRAIN,      // supervisor -> child: finish and leave
     MSG_WORKER,     // supervisor -> broker, with a channel to a worker
+    MSG_ASKER,      // supervisor -> broker: one that may only ask about jobs
+    MSG_ELDER,      // supervisor -> worker: the other end, to an older broker
     MSG_AUDIT,      // supervisor -> broker: how the chain of another ended
     MSG_EXPEL,      // broker -> supervisor: this one broke the rules
 
@@ -29548,7 +29550,9 @@ prog_advise(const struct cfg_command *c, struct mem_buf *out)
  *
  * Three ways to ask: MSG_EXEC_RUN gets the output with the result, and
  * MSG_EXEC_FLOW as the program writes it. MSG_EXEC_JOB leaves it here, with a
- * job, which any worker can ask about later: MSG_JOB_ASK, MSG_JOB_TELL.
+ * job, which any worker can ask about later: MSG_JOB_ASK, MSG_JOB_TELL. After a
+ * reload the workers of the new policy ask the old one's broker, its elder, as
+ * long as that keeps jobs: it has a channel to each that takes nothing else.
  *
  * No record, no run: the "start" line is in the log's reader's hands before
  * the program is (log_sync), and an "end" line follows. Records are a chain,
@@ -29563,7 +29567,8 @@ enum {
     EXEC_WHO_MAX = 1024,       // bytes of an identity
     EXEC_CHUNK = 64 << 10,     // bytes of a stream in one frame
     EXEC_WINDOW = 256 << 10,   // bytes of output before the worker must ack
-    EXEC_WORKERS_MAX = 1024,   // channels to one broker
+    EXEC_WORKERS_MAX = 1024,   // channels to one broker, and as many askers
+    EXEC_ELDERS_MAX = 16,      // brokers of earlier policies that keep jobs
     EXEC_WATCH_MS = 5,         // before that, nobody looks at the pipes
     EXEC_LINGER_MS = 500,      // from the program's end to the pipe's
     EXEC_REPORT_MS = 10000,    // for the worker to take a result
@@ -29998,8 +30003,9 @@ struct exec_broker {
     struct sock_fprog metadata[2];  // if there is no view; [1]: who writes
     struct msg_chan sup;            // to the supervisor
     bool draining;                  // ends when its last worker has
+    bool keeps;                     // … and nobody asks for its jobs
     bool ending;                    // starts nothing any more
-    unsigned workers_n;
+    unsigned workers_n, askers_n;
     uint64_t worker_ids, run_ids;
     struct exec_run *runs;  // every one that is not closed
     struct exec_job *jobs;  // owned: the newest first
@@ -30017,7 +30023,8 @@ struct exec_broker {
 /* A channel to one worker. */
 struct exec_worker {
     unsigned magic;
-    uint64_t id;
+    bool asks;    // of a later policy: it may only ask about jobs
+    uint64_t id;  // 0 where it asks
     struct exec_broker *broker;  // borrowed
     struct msg_chan chan;
 };
@@ -30630,11 +30637,16 @@ exec_jobs_trim(struct exec_broker *b)
     return b->jobs != NULL;
 }
 
+static void exec_broker_leave(struct exec_broker *b);
+
 static void
 exec_jobs_on_timer(uv_timer_t *t)
 {
-    if (!exec_jobs_trim(OBJ(struct exec_broker, EXEC_BROKER, t->data)))
+    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, t->data);
+
+    if (!exec_jobs_trim(b))
         uv_timer_stop(t);
+    exec_broker_leave(b);
 }
 
 /* A new job is one too many: why, and who is to be told so. */
@@ -30816,15 +30828,16 @@ exec_jobs_drop(struct exec_broker *b)
             exec_run_cancel(j->run);
 }
 
-/* A broker that drains leaves when nobody can ask it for anything, and what it
- * has begun is done; the supervisor sets the limit to that. */
+/* A broker that drains leaves when nobody can have it run anything, what it has
+ * begun is done, and nobody may ask how that went; the supervisor sets the
+ * limit to that. */
 static void
 exec_broker_leave(struct exec_broker *b)
 {
     if (!b->draining || b->workers_n)
         return;
     for (const struct exec_job *j = b->jobs; j; j = j->next)
-        if (j->run)
+        if (j->run || (b->keeps && b->askers_n))
             return;
     uv_stop(b->loop);
 }
@@ -31639,7 +31652,7 @@ static bool exec_answer_drain(void *, const struct msg_frame *, struct err *);
 static bool exec_answer_audit(void *, const struct msg_frame *, struct err *);
 
 /* Who may ask for what. Anything else ends the channel it came on. */
-enum exec_from { EXEC_FROM_SUPERVISOR, EXEC_FROM_WORKER };
+enum exec_from { EXEC_FROM_SUPERVISOR, EXEC_FROM_WORKER, EXEC_FROM_ASKER };
 
 static const struct exec_rule {
     enum msg_type type;
@@ -31648,6 +31661,7 @@ static const struct exec_rule {
     bool (*answer)(void *self, const struct msg_frame *, struct err *);
 } exec_rules[] = {
     {MSG_WORKER, EXEC_FROM_SUPERVISOR, MSG_F_FD, exec_answer_worker},
+    {MSG_ASKER, EXEC_FROM_SUPERVISOR, MSG_F_FD, exec_answer_worker},
     {MSG_DRAIN, EXEC_FROM_SUPERVISOR, 0, exec_answer_drain},
     {MSG_AUDIT, EXEC_FROM_SUPERVISOR, 0, exec_answer_audit},
     {MSG_EXEC_RUN, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_run},
@@ -31657,6 +31671,7 @@ static const struct exec_rule {
     {MSG_EXEC_FLOW, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_run},
     {MSG_EXEC_JOB, EXEC_FROM_WORKER, 0, exec_answer_run},
     {MSG_JOB_ASK, EXEC_FROM_WORKER, 0, exec_answer_ask},
+    {MSG_JOB_ASK, EXEC_FROM_ASKER, 0, exec_answer_ask},
 };
 
 static bool
@@ -31678,7 +31693,10 @@ exec_dispatch(enum exec_from from, void *self, const struct msg_frame *f,
 static bool
 exec_worker_on_frame(void *data, const struct msg_frame *f, struct err *e)
 {
-    return exec_dispatch(EXEC_FROM_WORKER, data, f, e);
+    const struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, data);
+
+    return exec_dispatch(w->asks ? EXEC_FROM_ASKER : EXEC_FROM_WORKER, data, f,
+                         e);
 }
 
 /* The worker reads again: on with the runs that waited for that. A run may be
@@ -31709,6 +31727,8 @@ exec_expel(struct exec_worker *w)
     struct exec_broker *b = w->broker;
     struct err e;
 
+    if (w->asks)  // it is another broker's, and has no channel any more
+        return;
     b->frame.off = b->frame.n = 0;
     msg_put_u64(&b->frame, w->id);
     msg_send(&b->sup, MSG_EXPEL,
@@ -31736,8 +31756,8 @@ exec_worker_on_gone(void *data, const struct err *why)
         exec_run_cancel(r);
         r = b->runs;
     }
+    *(w->asks ? &b->askers_n : &b->workers_n) -= 1;
     obj_free(w);
-    b->workers_n--;
     exec_broker_leave(b);
 }
 
@@ -31749,18 +31769,19 @@ static const struct msg_ops exec_worker_ops = {
 
 /* NULL: `fd` was no channel, and is closed. */
 static struct exec_worker *
-exec_worker_new(struct exec_broker *b, int fd, struct err *e)
+exec_worker_new(struct exec_broker *b, int fd, bool asks, struct err *e)
 {
     struct exec_worker *w = obj_new(sizeof *w, EXEC_WORKER_MAGIC);
 
     w->broker = b;
-    w->id = ++b->worker_ids;
+    w->asks = asks;
+    w->id = asks ? 0 : ++b->worker_ids;
     if (!msg_chan_init(&w->chan, b->loop, fd, &exec_worker_ops, w, e)) {
         close(fd);
         obj_free(w);
         return NULL;
     }
-    b->workers_n++;
+    *(asks ? &b->askers_n : &b->workers_n) += 1;
     return w;
 }
 
@@ -31768,21 +31789,24 @@ static bool
 exec_answer_worker(void *self, const struct msg_frame *f, struct err *e)
 {
     struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, self);
+    bool asks = f->type == MSG_ASKER;
 
     if (f->fd < 0)
         return err_set(e, ERR_NET, "a worker without its channel");
-    if (b->workers_n < EXEC_WORKERS_MAX)
-        return exec_worker_new(b, f->fd, e) != NULL;
+    if ((asks ? b->askers_n : b->workers_n) < EXEC_WORKERS_MAX)
+        return exec_worker_new(b, f->fd, asks, e) != NULL;
     close(f->fd);
     return err_set(e, ERR_NET, "more than %d workers", EXEC_WORKERS_MAX);
 }
 
+/* Told once more: what it keeps is not waited for. */
 static bool
 exec_answer_drain(void *self, const struct msg_frame *f, struct err *e)
 {
     struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, self);
 
     (void)f, (void)e;
+    b->keeps = !b->draining;
     b->draining = true;
     exec_jobs_drop(b);
     exec_broker_leave(b);
@@ -32246,7 +32270,7 @@ exec_main(struct boot *boot)
     if (!ok)
         log_at(LOG_FATAL, "exec", "%s", e.msg);
     log_flush();
-    if (ok && !b->workers_n && !b->runs)
+    if (ok && !b->workers_n && !b->askers_n && !b->runs)
         exec_broker_free(b);
     return ok ? 0 : 1;
 }
@@ -32303,12 +32327,18 @@ struct exec_pending {
 
 struct exec {
     unsigned magic;
+    uv_loop_t *loop;  // borrowed
     struct msg_chan chan;
     const struct cfg *cfg;  // borrowed
     struct exec_pending *v;
     uint32_t n, cap, free;  // free: the first free one, n if there is none
     bool gone, leaving;
     struct mem_buf frame;
+    unsigned number;  // of an elder, from 1 on
+    unsigned numbers;
+    struct exec *elders;  // owned: brokers of earlier policies, newest first
+    struct exec *next;    // the next of them
+    struct exec *heir;    // of an elder: whose it is
 };
 
 static struct exec_pending *
@@ -32544,8 +32574,18 @@ exec_client_on_frame(void *data, const struct msg_frame *f, struct err *e)
     return err_set(e, ERR_NET, "the broker sent frame %u", f->type);
 }
 
+static void
+exec_elder_unlink(struct exec *x)
+{
+    struct exec **at = &x->heir->elders;
+
+    while (*at != x)
+        at = &(*at)->next;
+    *at = x->next;
+}
+
 /* Everybody who waits learns that nothing will come; or, after exec_free(),
- * nobody does, and the client is gone. */
+ * nobody does, and the client is gone. An elder goes in any case. */
 static void
 exec_client_on_gone(void *data, const struct err *why)
 {
@@ -32553,7 +32593,7 @@ exec_client_on_gone(void *data, const struct err *why)
     uint32_t n = x->n;
 
     x->gone = true;
-    if (why && !x->leaving)
+    if (why && !x->leaving && !x->heir)
         log_at(LOG_ERROR, "exec", "broker: %s", why->msg);
     for (uint32_t i = 0; i < n; i++) {
         struct exec_result r = {.why = "the broker is gone"};
@@ -32565,7 +32605,9 @@ exec_client_on_gone(void *data, const struct err *why)
         else
             exec_pending_done(x, &x->v[i], (uint64_t)x->v[i].seq << 32 | i, &r);
     }
-    if (!x->leaving)
+    if (x->heir)
+        exec_elder_unlink(x);
+    else if (!x->leaving)
         return;
     free(x->v);
     mem_buf_free(&x->frame);
@@ -32583,6 +32625,7 @@ exec_new(uv_loop_t *loop, int fd, const struct cfg *cfg, struct err *e)
 {
     struct exec *x = obj_new(sizeof *x, EXEC_MAGIC);
 
+    x->loop = loop;
     x->cfg = cfg;
     if (msg_chan_init(&x->chan, loop, fd, &exec_client_ops, x, e))
         return x;
@@ -32591,12 +32634,53 @@ exec_new(uv_loop_t *loop, int fd, const struct cfg *cfg, struct err *e)
     return NULL;
 }
 
+/* A channel to the broker of an earlier policy, to ask about its jobs. */
+static bool
+exec_elder_add(struct exec *x, int fd, struct err *e)
+{
+    struct exec *elder;
+    unsigned n = 0;
+
+    for (elder = x->elders; elder; elder = elder->next)
+        n++;
+    if (n >= EXEC_ELDERS_MAX) {
+        close(fd);
+        return true;
+    }
+    elder = exec_new(x->loop, fd, x->cfg, e);
+    if (!elder)
+        return false;
+    elder->heir = x;
+    elder->number = ++x->numbers;
+    elder->next = x->elders;
+    x->elders = elder;
+    return true;
+}
+
+/* Who can be asked about a job: 0 is the policy's own broker. NULL: no such
+ * elder, or not any more. */
+static struct exec *
+exec_elder(struct exec *x, unsigned number)
+{
+    if (number)
+        for (x = x->elders; x && x->number != number;)
+            x = x->next;
+    return x;
+}
+
 /* No exec_done is called any more. */
 static void
 exec_free(struct exec *x)
 {
     if (!x)
         return;
+    while (x->elders) {
+        struct exec *elder = x->elders;
+
+        exec_elder_unlink(elder);
+        elder->heir = NULL;
+        exec_free(elder);
+    }
     x->leaving = true;
     if (x->gone)
         exec_client_on_gone(x, NULL);
@@ -37173,6 +37257,7 @@ bind_push_run(lua_State *L, const struct exec_result *r)
 struct bind_run {
     struct bind_wait wait;
     struct mem_arena *arena;  // owned
+    struct exec *exec;        // borrowed; NULL: the policy's own
     uint64_t ticket;          // of exec
 };
 
@@ -37242,7 +37327,7 @@ bind_run_cancel(void *data)
 {
     struct bind_run *run = data;
 
-    exec_cancel(run->wait.vm->env->exec, run->ticket);
+    exec_cancel(run->exec ? run->exec : run->wait.vm->env->exec, run->ticket);
     mem_arena_free(run->arena);
 }
 
@@ -37572,33 +37657,55 @@ bind_core_job(lua_State *L)
     return vm_await(L, k.task, bind_run_cancel, run);
 }
 
-/* core.job_ask(id, any, end, from_stdout, from_stderr) -> job; nil where there
- * is none; or nil and a result where nobody can be asked */
+/* core.job_brokers() -> list of numbers for job_ask: this policy's broker, and
+ * those of earlier ones that still keep jobs */
+static int
+bind_core_job_brokers(lua_State *L)
+{
+    struct env *env = bind_env_of(L);
+    lua_Integer n = 0;
+
+    lua_createtable(L, 1, 0);
+    lua_pushinteger(L, 0);
+    lua_rawseti(L, -2, ++n);
+    for (const struct exec *x = env->exec ? env->exec->elders : NULL; x;
+         x = x->next) {
+        lua_pushinteger(L, x->number);
+        lua_rawseti(L, -2, ++n);
+    }
+    return 1;
+}
+
+/* core.job_ask(broker, id, any, end, from_stdout, from_stderr) -> job; nil
+ * where there is none; or nil and a result where nobody can be asked */
 static int
 bind_core_job_ask(lua_State *L)
 {
     struct env *env = bind_env_of(L);
     struct vm_task *t = vm_task_here(L, "gateway.jobs");
-    struct str id = bind_str(L, 1);
-    bool any = lua_toboolean(L, 2), end = lua_toboolean(L, 3);
-    uint64_t from[2] = {(uint64_t)luaL_checkinteger(L, 4),
-                        (uint64_t)luaL_checkinteger(L, 5)};
+    unsigned broker = (unsigned)luaL_checkinteger(L, 1);
+    struct str id = bind_str(L, 2);
+    bool any = lua_toboolean(L, 3), end = lua_toboolean(L, 4);
+    uint64_t from[2] = {(uint64_t)luaL_checkinteger(L, 5),
+                        (uint64_t)luaL_checkinteger(L, 6)};
     struct exec_result none = {.why = "no broker"};
     unsigned char owner[EXEC_OWNER];
     struct mem_arena **own;
+    struct exec *exec = env->exec ? exec_elder(env->exec, broker) : NULL;
     struct bind_run *run;
     struct err e;
 
-    luaL_argcheck(L, id.n == EXEC_JOB_ID, 1, "not the id of a job");
+    luaL_argcheck(L, id.n == EXEC_JOB_ID, 2, "not the id of a job");
     bind_owner(t->owner, owner);
-    if (env->stubs || !env->exec)
+    if (env->stubs || !exec)
         return lua_pushnil(L), 1;
     run = mem_alloc(bind_arena(L), sizeof *run);
     own = lua_touserdata(L, -1);
     run->wait = (struct bind_wait){t->vm, vm_ticket(t)};
     run->arena = *own;
-    run->ticket = exec_job_ask(env->exec, id, owner, any, end, from,
-                               bind_on_told, bind_ask_done, run, &e);
+    run->exec = exec;
+    run->ticket = exec_job_ask(exec, id, owner, any, end, from, bind_on_told,
+                               bind_ask_done, run, &e);
     if (!run->ticket) {
         none.why = e.msg;
         return bind_push_no_job(L, &none);
@@ -37943,6 +38050,7 @@ static const luaL_Reg bind_core[] = {
     {"stream", bind_core_stream},
     {"job", bind_core_job},
     {"job_ask", bind_core_job_ask},
+    {"job_brokers", bind_core_job_brokers},
     {"base64", bind_core_base64},
     {"fetch", bind_core_fetch},
     {NULL, NULL},
@@ -40709,10 +40817,16 @@ work_drain(struct work *w)
 static bool
 work_on_frame(void *data, const struct msg_frame *f, struct err *e)
 {
+    struct work *w = data;
+
+    if (f->type == MSG_ELDER && f->fd >= 0 && w->env.exec)
+        return exec_elder_add(w->env.exec, f->fd, e);
+    if (f->fd >= 0)
+        close(f->fd);
     if (f->type != MSG_DRAIN)
         return err_set(e, ERR_CONFIG, "frame of type %d from the supervisor",
                        (int)f->type);
-    work_drain(data);
+    work_drain(w);
     return true;
 }
 
@@ -40729,6 +40843,7 @@ work_on_supervisor_gone(void *data, const struct err *e)
 }
 
 static const struct msg_ops work_msg_ops = {
+    .takes_fds = true,
     .on_frame = work_on_frame,
     .on_gone = work_on_supervisor_gone,
 };
@@ -41045,6 +41160,7 @@ enum {
     SUP_ROWS = 64,    // of the metrics slab, at least
     SUP_CHAINS = 16,  // that wait for a broker to write down their end
     SUP_FDS = BOOT_FIRST_FD + BOOT_LISTENERS + BOOT_ADMINS + 3,
+    SUP_ELDERS = EXEC_ELDERS_MAX / 2,
 };
 
 /* A bound socket. Lives for as long as a generation wants its address. Its
@@ -41066,7 +41182,7 @@ struct sup_back {
 struct sup_gen {
     unsigned number, workers;
     uint32_t drain_ms;
-    uint32_t jobs_ms;  // that a job may still take
+    uint32_t jobs_ms;  // that a job may still take and be kept; 0: no jobs
     enum log_level log_level;
     int worker_boot, broker_boot, verify_boot;  // broker_boot -1: no commands
     struct sup_socket **sockets;                // borrowed from s->sockets
@@ -42207,7 +42323,7 @@ sup_servable(const struct cfg *c, struct err *e)
     return true;
 }
 
-/* The longest that a job may take from its start to its end. */
+/* The longest that a job may take from its start until it is forgotten. */
 static uint32_t
 sup_jobs_ms(const struct cfg *c)
 {
@@ -42217,7 +42333,7 @@ sup_jobs_ms(const struct cfg *c)
         ms = c->commands[i].timeout_ms + c->commands[i].kill_ms;
         most = ms > most ? ms : most;
     }
-    return most;
+    return c->jobs.max ? most + c->jobs.keep_ms : 0;
 }
 
 /* From the plain configuration to a generation that could be started. */
@@ -42616,27 +42732,55 @@ sup_start_broker(struct sup *s, struct sup_gen *g, struct err *e)
     return true;
 }
 
-/* The worker's end of a new channel to the broker, which gets the other. */
+/* The worker's end of a new channel to a broker, which gets the other with a
+ * frame of this type. */
 static bool
-sup_connect_broker(struct sup_gen *g, struct sup_child *c, int *end,
-                   struct err *e)
+sup_connect(struct sup_child *broker, enum msg_type type, int *end,
+            struct err *e)
 {
     int pair[2];
     bool ok;
 
-    if (!g->broker || !g->broker->chan_open)
+    if (!broker || !broker->chan_open)
         return err_set(e, ERR_CONFIG, "the broker is gone");
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0,
                    pair) != 0)
         return err_set(e, ERR_CONFIG, "socketpair: %s", strerror(errno));
-    ok = msg_send_fd(&g->broker->chan, MSG_WORKER, S(""), pair[1], e);
+    ok = msg_send_fd(&broker->chan, type, S(""), pair[1], e);
     close(pair[1]);
     *end = pair[0];
     if (!ok)
         close(pair[0]);
-    else
-        c->given = ++g->broker->given;
     return ok;
+}
+
+static bool
+sup_connect_broker(struct sup_gen *g, struct sup_child *worker, int *end,
+                   struct err *e)
+{
+    if (!sup_connect(g->broker, MSG_WORKER, end, e))
+        return false;
+    worker->given = ++g->broker->given;
+    return true;
+}
+
+/* Lets a new worker ask the brokers of earlier policies about their jobs. */
+static void
+sup_introduce(struct sup *s, struct sup_child *worker)
+{
+    struct err e;
+    int end;
+
+    for (struct sup_child *c = s->children; c; c = c->next) {
+        if (c->role != BOOT_BROKER || c->gen == worker->gen || !c->gen ||
+            !c->gen->jobs_ms || !c->pid || c->killed)
+            continue;
+        if (!sup_connect(c, MSG_ASKER, &end, &e))
+            continue;  // it is about to be gone
+        if (!msg_send_fd(&worker->chan, MSG_ELDER, S(""), end, &e))
+            log_at(LOG_ERROR, "sup", "%s: %s", worker->name, e.msg);
+        close(end);
+    }
 }
 
 static bool
@@ -42663,6 +42807,8 @@ sup_start_worker(struct sup *s, struct sup_gen *g, unsigned index,
         fds[n++] = broker;
     ok = ok && sup_child_start(c, fds, n, e);
     sup_close(broker);
+    if (ok && g->broker_boot >= 0)
+        sup_introduce(s, c);
     if (!ok)
         sup_child_over(c);
     return ok;
@@ -42704,7 +42850,8 @@ sup_tell_drain(struct sup *s, struct sup_gen *g)
 }
 
 /* A broker whose last worker is gone has nobody to run programs for. Jobs that
- * it has begun may end, in their own time. */
+ * it has begun may end, in their own time, and be asked for as long as they are
+ * kept. */
 static void
 sup_release_broker(struct sup *s, struct sup_gen *g)
 {
@@ -42903,6 +43050,20 @@ sup_log_ready(const struct sup_gen *g)
     mem_buf_free(&missing);
 }
 
+/* Of the brokers that only keep jobs, those of the last SUP_ELDERS policies. */
+static void
+sup_elders_trim(struct sup *s)
+{
+    struct err e;
+    unsigned n = 0;
+
+    for (struct sup_child *c = s->children; c; c = c->next)
+        if (c->role == BOOT_BROKER && c->gen && c->gen->told && c->deadline &&
+            ++n > SUP_ELDERS &&
+            !(c->chan_open && msg_send(&c->chan, MSG_DRAIN, S(""), &e)))
+            sup_kill(c);
+}
+
 /* Step 4: every worker is ready. From here on the new generation serves. */
 static void
 sup_switch(struct sup *s)
@@ -42915,6 +43076,7 @@ sup_switch(struct sup *s)
     if (old) {
         sup_tell_drain(s, old);
         sup_release_broker(s, old);
+        sup_elders_trim(s);
     }
     sup_sockets_trim(s);
     if (old && !old->children)

@@ -83,12 +83,23 @@ local function describe(job, ask)
 end
 
 
--- A job's id, and whether this client may see the jobs of others.
+-- A function that looks at the job that is asked for, or ends it: at this
+-- policy's broker, then at those of earlier ones that still keep jobs.
 local function make_ask(request, client, others)
   local any = others and others(client) == true or false
-  local job_id = request.path.job
+  local job_id, found = request.path.job, nil
   return function(stop, from_out, from_err)
-    return core.job_ask(job_id, any, stop, from_out or 0, from_err or 0)
+    local unknown
+    for _, broker in ipairs(found and { found } or core.job_brokers()) do
+      local job, why = core.job_ask(broker, job_id, any, stop, from_out or 0,
+        from_err or 0)
+      if job then
+        found = broker
+        return job
+      end
+      unknown = unknown or why
+    end
+    return nil, unknown
   end
 end
 

@@ -384,19 +384,34 @@ def drained(policy):
                           " drain = %g }\ngateway.admin" % policy)
 
 
-def test_a_reload_lets_them_end():
-    """Its results cannot be asked for any more, but it does what it does."""
-    with Jobs(policy=HEAD + drained(0.3), head=False) as g:
-        where = g.begin("/sleep/3")
+def test_a_reload_keeps_them():
+    """The broker of the old policy answers for its jobs, until it forgets
+    them; it runs nothing any more."""
+    with Jobs("keep = 3", policy=HEAD + drained(0.3), head=False) as g:
+        where = g.begin("/sleep/2")
+        other = g.begin("/sleep/100")
         pid = g.programs("sleep")[0]
         mark = g.mark()
-        g.reload()
-        equal(g.get(where).status, 404)
-        until(lambda: len(g.role("worker")) == 1, "the old worker leaves")
-        equal((len(g.role("broker")), alive(pid)), (2, True))
+        for _ in range(2):  # the second policy has an elder's elder
+            g.reload()
+            equal(g.get(where).json()["state"], "running")
+            until(lambda: len(g.role("worker")) == 1, "the old worker leaves")
+        equal(g.get(where, who="camera").status, 404)
+        until(lambda: len(g.role("broker")) == 2, "one without jobs leaves")
+        equal(alive(pid), True)
+        os.kill(g.role("worker")[0], signal.SIGKILL)  # the next knows them, too
+        g.expected = ["worker 1 was killed"]
+        until(lambda: g.get(where).status == 200, "the next worker serves")
+        equal(g.delete(other).status, 202)
         g.wait_line('"exec"', '"phase":"end"', '"result":"ok"', since=mark,
                     seconds=10)
+        until(lambda: g.get(where).json()["state"] == "ended", "it has ended")
+        equal(g.get(where).json()["ok"], True)
+        equal(g.get(other).json()["ok"], False)
+        equal(g.delete(where).status, 204)
+        equal(g.get(where).status, 404)
         until(lambda: len(g.role("broker")) == 1, "the old broker leaves", 10)
+        equal(g.get(other).status, 404)
 
 
 def test_a_stop_lets_them_end_within_the_drain():
