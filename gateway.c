@@ -9820,12 +9820,30 @@ enum {
 
 static const struct str boot_magic = {"GWBOOT1\n", 8};
 
+/* Room at the end, for which nothing is left behind in the heap: keys are in
+ * there. */
+static void
+boot_room(struct mem_buf *b, size_t n)
+{
+    struct mem_buf old = *b;
+
+    if (b->cap - b->n >= n)
+        return;
+    *b = (struct mem_buf){0};
+    mem_buf_room(b, 2 * old.n + n);
+    mem_buf_add(b, old.p, old.n);
+    if (old.p)
+        explicit_bzero(old.p, old.n);
+    mem_buf_free(&old);
+}
+
 static void
 boot_put_u32(struct mem_buf *b, size_t n)
 {
     uint32_t v = (uint32_t)n;
 
     must(n <= UINT32_MAX);
+    boot_room(b, sizeof v);
     mem_buf_add(b, &v, sizeof v);
 }
 
@@ -9833,6 +9851,7 @@ static void
 boot_put_str(struct mem_buf *b, struct str s)
 {
     boot_put_u32(b, s.n);
+    boot_room(b, s.n);
     mem_buf_add(b, s.p, s.n);
 }
 
@@ -15515,8 +15534,12 @@ mint_file_read(struct mem_arena *a, int dir, const char *name, struct str *out,
         n = read(fd, p, (size_t)st->st_size);
         *out = (struct str){p, n > 0 ? (size_t)n : 0};
     }
+    if (n < 0 && S_ISREG(st->st_mode) && st->st_size <= MINT_FILE_MAX)
+        err_set(e, ERR_CONFIG, "cannot be read: %s", strerror(errno));
+    else if (n < 0)
+        err_set(e, ERR_CONFIG, "is not a file of at most 1 MiB");
     close(fd);
-    return n >= 0 || err_set(e, ERR_CONFIG, "is not a file of at most 1 MiB");
+    return n >= 0;
 }
 
 /* Nothing is overwritten unasked, and nothing follows a link. */
@@ -23700,6 +23723,7 @@ enum msg_type {
     MSG_READY = 1,  // child -> supervisor: serving
     MSG_PING,       // worker -> supervisor, every second
     MSG_DRAIN,      // supervisor -> child: finish and leave
+    MSG_END,        // supervisor -> broker: end your programs and leave
     MSG_WORKER,     // supervisor -> broker, with a channel to a worker
     MSG_ASKER,      // supervisor -> broker: one that may only ask about jobs
     MSG_ELDER,      // supervisor -> worker: the other end, to an older broker
@@ -24214,6 +24238,7 @@ msg_chan_on_closed(uv_handle_t *h)
 enum {
     WALL_CLOEXEC = 1 << 2,      // CLOSE_RANGE_CLOEXEC, which old headers lack
     WALL_CAP_V3 = 0x20080522,   // capset()'s version: two rows of 32 bits
+    WALL_CAP_READ = 2,          // CAP_DAC_READ_SEARCH
     WALL_SET_VMA = 0x53564d41,  // PR_SET_VMA: names for memory, by malloc()
 };
 
@@ -24250,6 +24275,25 @@ wall_uncap(struct err *e)
     if (syscall(SYS_capset, head, none) != 0)
         return err_set(e, ERR_CONFIG, "capabilities: %s", strerror(errno));
     return true;
+}
+
+/* Root that only reads: no capability stays but, where it is there, the one to
+ * read what lies anywhere. */
+static bool
+wall_uncap_reader(struct err *e)
+{
+    uint32_t head[2] = {WALL_CAP_V3, 0}, have[6] = {0};
+    uint32_t keep[6] = {1u << WALL_CAP_READ, 1u << WALL_CAP_READ};
+
+    if (geteuid() != 0)
+        return true;
+    if (syscall(SYS_capget, head, have) == 0) {
+        keep[0] &= have[0];
+        keep[1] &= have[1];
+        if (syscall(SYS_capset, head, keep) == 0)
+            return true;
+    }
+    return err_set(e, ERR_CONFIG, "capabilities: %s", strerror(errno));
 }
 
 /* Empties the bounding set, where we may: only with CAP_SETPCAP. */
@@ -26201,7 +26245,8 @@ host_judge_root(const struct host_view *v, bool in, struct host_finding *out)
                   "/proc/self/status cannot be read");
     else if (is_root && host_real_root(v->uid_map))
         host_find(out, HOST_NOT_ROOT, HOST_LOW,
-                  "the supervisor is root; the others become another user");
+                  "the supervisor is root; those that serve become another "
+                  "user");
     if (!host_mount_at(v->mounts, S("/"), &root))
         host_find(out, HOST_READ_ONLY_ROOT, HOST_LOW,
                   "/proc/self/mountinfo cannot be read");
@@ -26978,7 +27023,7 @@ jail_view_take(struct jail_place *p)
     uint64_t attr[JAIL_VIEW_ATTRS] = {NO_SUID};
     struct stat st;
 
-    if (!p->real || stat(p->real, &st) != 0)
+    if (stat(p->real, &st) != 0)
         return true;
     p->folder = S_ISDIR(st.st_mode);
     attr[0] |= p->write ? NO_EXEC : READ_ONLY;
@@ -27045,12 +27090,12 @@ jail_view_put(const struct jail_place *p)
 }
 
 /* Outer folders first, so that inner ones lie on top; of two at one place, the
- * one that may be written. */
+ * one that may be written is the upper one. */
 static int
 jail_view_order(const void *a, const void *b)
 {
     const struct jail_place *x = a, *y = b;
-    size_t m = x->real ? strlen(x->real) : 0, n = y->real ? strlen(y->real) : 0;
+    size_t m = strlen(x->real), n = strlen(y->real);
 
     return m != n ? (m > n) - (m < n) : x->write - y->write;
 }
@@ -27065,8 +27110,8 @@ jail_view_site(const struct jail_place *p, size_t n)
     for (size_t i = 0; i < sizeof sites / sizeof *sites; i++) {
         size_t k = 0;
 
-        while (k < n && !(p[k].real && (jail_lies_in(p[k].real, sites[i]) ||
-                                        jail_lies_in(sites[i], p[k].real))))
+        while (k < n && !jail_lies_in(p[k].real, sites[i]) &&
+               !jail_lies_in(sites[i], p[k].real))
             k++;
         if (k == n && lstat(sites[i], &st) == 0 && S_ISDIR(st.st_mode))
             return sites[i];
@@ -27092,17 +27137,33 @@ jail_view_build(struct jail_place *p, size_t n, const char *site, bool old_proc)
     return true;
 }
 
+/* Where the places really are. Those that we cannot reach, as the user that we
+ * are by now, are left out. How many remain. */
+static size_t
+jail_view_find(struct jail_place *p, size_t n)
+{
+    size_t found = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        struct jail_place place = p[i];
+
+        place.mount = -1;
+        place.real = realpath(place.path, NULL);
+        if (place.real)
+            p[found++] = place;
+    }
+    return found;
+}
+
 static bool
 jail_view_begin(struct jail_cage *c, struct jail_place *p, size_t n, bool *proc)
 {
     bool ok = mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
 
-    for (size_t i = 0; i < n; i++) {
-        p[i].mount = -1;
-        p[i].real = realpath(p[i].path, NULL);
-        if (p[i].real && jail_lies_in(p[i].real, "/proc"))
+    n = jail_view_find(p, n);
+    for (size_t i = 0; i < n; i++)
+        if (jail_lies_in(p[i].real, "/proc"))
             *proc = false;
-    }
     c->site = jail_view_site(p, n);
     for (size_t i = 0; ok && i < n; i++)
         ok = jail_view_take(&p[i]);
@@ -27157,8 +27218,9 @@ jail_cage_pids(struct jail_cage *c, bool *proc, struct err *e)
     if (unshare(CLONE_NEWPID) != 0)
         return true;
     if (!jail_keeper(c, proc))
-        return err_set(e, ERR_CONFIG, "pid namespace: process 1: %s",
-                       strerror(errno));
+        return err_set(e, ERR_CONFIG,
+                       "pid namespace: its process 1 did not start, or ended "
+                       "at once");
     c->pid = true;
     snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)c->keeper,
              (int)c->keeper);
@@ -28817,6 +28879,20 @@ prog_is_applet(const struct str names[2], const struct stat *st)
     return false;
 }
 
+/* The row of the interpreter that goes by one of two names, or NULL. */
+static const struct prog_interpreter *
+prog_interpreter_of(const struct str names[2])
+{
+    const struct prog_interpreter *p = prog_interpreters;
+    const size_t n = sizeof prog_interpreters / sizeof *prog_interpreters;
+
+    for (size_t i = 0; i < n; i++)
+        if (prog_name_in(names[0], p[i].names) ||
+            prog_name_in(names[1], p[i].names))
+            return &p[i];
+    return NULL;
+}
+
 /* The two names a program goes by, and the file itself, against the lists.
  * `script` is filled in where an interpreter runs one. */
 static bool
@@ -28826,6 +28902,7 @@ prog_name_check(const struct cfg_command *c, const char *given,
 {
     struct str names[2] = {prog_basename(str_of(given)),
                            prog_basename(str_of(real))};
+    const struct prog_interpreter *p = prog_interpreter_of(names);
     bool applet = prog_is_applet(names, st);
 
     if (!prog_refused_check(names[0], e) ||
@@ -28839,19 +28916,13 @@ prog_name_check(const struct cfg_command *c, const char *given,
                            "a sed script can run programs: make \"--sandbox\" "
                            "its first argument (GNU sed)");
     }
-    for (size_t i = 0; i < sizeof prog_interpreters / sizeof *prog_interpreters;
-         i++) {
-        const struct prog_interpreter *p = &prog_interpreters[i];
-
-        if (prog_name_in(names[0], p->names) ||
-            prog_name_in(names[1], p->names))
-            return prog_script_check(c, p->flags, script, e);
-    }
-    return true;
+    return !p || prog_script_check(c, p->flags, script, e);
 }
 
-/* Could a process of `uid`, or anyone but root, change this file or folder? An
- * owner can, whatever the mode says today; so can anyone in a sticky folder. */
+/* Could a process of `uid`, or just anybody, change this file or folder? An
+ * owner can, whatever the mode says today; so can anyone in a sticky folder.
+ * What another user owns is that user's word: the policy trusts it. True, too,
+ * where it cannot be told; *e says why. */
 static bool
 prog_writable(const char *path, uid_t uid, struct err *e)
 {
@@ -28922,8 +28993,9 @@ prog_way_step(struct prog_way *w, uid_t uid, struct err *e)
     return prog_way_link(w, target, e);
 }
 
-/* Nobody but root may be able to change what `path` stands for: not the file,
- * nor a folder that it, or a symbolic link on the way, lies in. */
+/* Neither `uid` nor just anybody may be able to change what `path` stands for:
+ * not the file, nor a folder that it, or a symbolic link on the way, lies in.
+ */
 static bool
 prog_path_check(const char *path, uid_t uid, struct err *e)
 {
@@ -29080,22 +29152,24 @@ prog_pin_copy(int from, int to, unsigned char sum[32])
 static bool
 prog_pin(const struct cfg_command *c, int file, int *program, struct err *e)
 {
-    enum { EXEC_MFD_EXEC = 0x10 };  // MFD_EXEC, Linux 6.3
+    enum { PROG_MFD_EXEC = 0x10 };  // MFD_EXEC, Linux 6.3
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
     unsigned char sum[32];
     char path[40];
-    int fd = memfd_create("program", flags | EXEC_MFD_EXEC);
+    int fd = memfd_create("program", flags | PROG_MFD_EXEC);
     bool ok;
 
     if (fd < 0)
         fd = memfd_create("program", flags);
+    errno = 0;
     ok = fd >= 0 && prog_pin_copy(file, fd, sum) && fchmod(fd, 0555) == 0 &&
          fcntl(fd, F_ADD_SEALS,
                F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) == 0;
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     *program = ok ? open(path, O_PATH | O_CLOEXEC) : -1;
     if (!ok || *program < 0)
-        err_set(e, ERR_CONFIG, "cannot pin it in memory: %s", strerror(errno));
+        err_set(e, ERR_CONFIG, "cannot pin it in memory: %s",
+                errno ? strerror(errno) : "it is larger than 256 MiB");
     if (fd >= 0)
         close(fd);  // while it is open for writing, it cannot be run
     if (*program < 0)
@@ -29286,17 +29360,19 @@ prog_opens_close(struct prog_opens *o)
     o->n = 0;
 }
 
-/* The script of an interpreter, or nothing. */
+/* The script of an interpreter, by whichever name it is one; or nothing. */
 static struct str
 prog_script(const struct cfg_command *c, const char *program)
 {
-    struct str name = prog_basename(str_of(program)), script = {0};
+    char real[PATH_MAX] = "";
+    struct str names[2] = {prog_basename(str_of(program))}, script = {0};
+    const struct prog_interpreter *p;
     struct err e;
 
-    for (size_t i = 0; i < sizeof prog_interpreters / sizeof *prog_interpreters;
-         i++)
-        if (prog_name_in(name, prog_interpreters[i].names))
-            prog_script_check(c, prog_interpreters[i].flags, &script, &e);
+    names[1] = realpath(program, real) ? prog_basename(str_of(real)) : names[0];
+    p = prog_interpreter_of(names);
+    if (p)
+        prog_script_check(c, p->flags, &script, &e);
     return script;
 }
 
@@ -29827,28 +29903,40 @@ exec_slab_new(const unsigned char *audit_key, struct err *e)
     return fd;
 }
 
-/* The chain of this broker; `fd` -1: one of its own, that nobody watches. */
+/* Takes over a slab; `fd` -1: there is none. No process that is forked off sees
+ * it: the key is still in there. */
 static bool
-exec_chain_init(struct exec_chain *c, int fd, struct err *e)
+exec_slab_map(int fd, struct exec_slab **out, struct err *e)
 {
-    struct exec_slab *s, own = {0};
+    void *s = NULL;
 
-    *c = (struct exec_chain){0};
-    if (fd < 0) {
-        must(syscall(SYS_getrandom, own.id, EXEC_ID, 0) == EXEC_ID);
-        exec_hex(own.id, EXEC_ID, c->id);
-        return true;
+    if (fd >= 0) {
+        s = mmap(NULL, sizeof **out, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (s == MAP_FAILED || madvise(s, sizeof **out, MADV_DONTFORK) != 0)
+            return err_set(e, ERR_CONFIG, "audit slab: %s", strerror(errno));
+        close(fd);
     }
-    s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (s == MAP_FAILED)
-        return err_set(e, ERR_CONFIG, "audit slab: %s", strerror(errno));
-    close(fd);
+    *out = s;
+    return true;
+}
+
+/* The chain of this broker, which gets the only copy of the slab's key. `s`
+ * NULL: a chain that nobody watches. */
+static void
+exec_chain_init(struct exec_chain *c, struct exec_slab *s)
+{
+    unsigned char id[EXEC_ID];
+
+    *c = (struct exec_chain){.slab = s};
+    if (!s) {
+        must(syscall(SYS_getrandom, id, EXEC_ID, 0) == EXEC_ID);
+        exec_hex(id, EXEC_ID, c->id);
+        return;
+    }
     exec_hex(s->id, EXEC_ID, c->id);
     c->keyed = s->keyed;
     memcpy(c->key, s->key, sizeof c->key);
     explicit_bzero(s->key, sizeof s->key);
-    c->slab = s;
-    return true;
 }
 
 /* Puts its place in the chain at the end of a record, whose hash it gives. */
@@ -30637,8 +30725,6 @@ exec_jobs_trim(struct exec_broker *b)
     return b->jobs != NULL;
 }
 
-static void exec_broker_leave(struct exec_broker *b);
-
 static void
 exec_jobs_on_timer(uv_timer_t *t)
 {
@@ -30834,12 +30920,9 @@ exec_jobs_drop(struct exec_broker *b)
 static void
 exec_broker_leave(struct exec_broker *b)
 {
-    if (!b->draining || b->workers_n)
-        return;
-    for (const struct exec_job *j = b->jobs; j; j = j->next)
-        if (j->run || (b->keeps && b->askers_n))
-            return;
-    uv_stop(b->loop);
+    if (b->draining && !b->workers_n && !b->runs &&
+        !(b->jobs && b->keeps && b->askers_n))
+        uv_stop(b->loop);
 }
 
 /* ---- a run: its end ------------------------------------------------------ */
@@ -30891,6 +30974,7 @@ exec_run_close(struct exec_run *r)
         mem_buf_free(&r->io[i].buf);
     }
     uv_close((uv_handle_t *)&r->timer, exec_on_closed);
+    exec_broker_leave(r->broker);
 }
 
 /* Why a run that was started is not ok; "" if it is. */
@@ -31649,6 +31733,7 @@ exec_answer_cancel(void *self, const struct msg_frame *f, struct err *e)
 static bool exec_answer_ask(void *, const struct msg_frame *, struct err *);
 static bool exec_answer_worker(void *, const struct msg_frame *, struct err *);
 static bool exec_answer_drain(void *, const struct msg_frame *, struct err *);
+static bool exec_answer_end(void *, const struct msg_frame *, struct err *);
 static bool exec_answer_audit(void *, const struct msg_frame *, struct err *);
 
 /* Who may ask for what. Anything else ends the channel it came on. */
@@ -31663,6 +31748,7 @@ static const struct exec_rule {
     {MSG_WORKER, EXEC_FROM_SUPERVISOR, MSG_F_FD, exec_answer_worker},
     {MSG_ASKER, EXEC_FROM_SUPERVISOR, MSG_F_FD, exec_answer_worker},
     {MSG_DRAIN, EXEC_FROM_SUPERVISOR, 0, exec_answer_drain},
+    {MSG_END, EXEC_FROM_SUPERVISOR, 0, exec_answer_end},
     {MSG_AUDIT, EXEC_FROM_SUPERVISOR, 0, exec_answer_audit},
     {MSG_EXEC_RUN, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_run},
     {MSG_EXEC_STDIN, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_stdin},
@@ -31809,6 +31895,24 @@ exec_answer_drain(void *self, const struct msg_frame *f, struct err *e)
     b->keeps = !b->draining;
     b->draining = true;
     exec_jobs_drop(b);
+    exec_broker_leave(b);
+    return true;
+}
+
+/* Time is up: programs are asked to end, and after `kill_after` made to. */
+static bool
+exec_answer_end(void *self, const struct msg_frame *f, struct err *e)
+{
+    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, self);
+    struct exec_run *r, *next;
+
+    (void)f, (void)e;
+    b->draining = b->ending = true;
+    b->keeps = false;
+    for (r = b->runs; r; r = next) {
+        next = r->next;
+        exec_run_cancel(r);
+    }
     exec_broker_leave(b);
     return true;
 }
@@ -32132,7 +32236,7 @@ exec_broker_process(struct exec_broker *b, struct err *e)
     return exec_signals(b, e);
 }
 
-/* A broker without a channel yet. */
+/* A broker without a channel yet, and with a chain that nobody watches. */
 static bool
 exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
                  struct str cfg_json, struct err *e)
@@ -32148,12 +32252,12 @@ exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
     b->arena = mem_arena_new(SIZE_MAX);
     b->stack = mem_xmalloc(JAIL_STACK);
     b->job_timer.data = b;
+    exec_chain_init(&b->chain, NULL);
     return wall_filter_program(false, &b->filters[false], e) &&
            wall_filter_program(true, &b->filters[true], e) &&
            wall_filter_metadata(false, &b->metadata[false], e) &&
            wall_filter_metadata(true, &b->metadata[true], e) &&
-           exec_chain_init(&b->chain, -1, e) && exec_reserve(b, e) &&
-           exec_table_load(b, cfg_json, e);
+           exec_reserve(b, e) && exec_table_load(b, cfg_json, e);
 }
 
 /* With process 1 every program ends. */
@@ -32251,9 +32355,8 @@ exec_main(struct boot *boot)
 
     // programs and folders are opened while we still may: they are the policy's
     // word, and may lie where the user we become cannot go
-    struct exec_chain chain;
-    bool ok = exec_chain_init(&chain, boot->audit_fd, &e) &&
-              wall_early(4, &e) &&
+    struct exec_slab *slab;
+    bool ok = exec_slab_map(boot->audit_fd, &slab, &e) && wall_early(4, &e) &&
               exec_broker_init(b, &loop, uid, boot->cfg_json, &e) &&
               exec_cage_enter(b, boot, &e) && exec_broker_process(b, &e) &&
               wall_broker(exec_networked(b),
@@ -32261,12 +32364,11 @@ exec_main(struct boot *boot)
 
     ok = ok && exec_cage_whole(b, boot, &e) && exec_filters_settle(b, boot, &e);
     if (ok) {
-        b->chain = chain;
+        exec_chain_init(&b->chain, slab);  // nothing is forked off any more
         exec_cage_log(b);
         must(uv_loop_init(&loop) == 0);
         ok = exec_broker_run(b, &e);
     }
-    explicit_bzero(&chain, sizeof chain);
     if (!ok)
         log_at(LOG_FATAL, "exec", "%s", e.msg);
     log_flush();
@@ -37277,7 +37379,8 @@ bind_who(const struct bind_request *r)
     return !id ? S("") : id->spiffe.n ? id->spiffe : id->dn;
 }
 
-/* The broker never hears of it, so the record of the attempt is ours. */
+/* The broker never hears of it, so it is no record of its chain: the line about
+ * the attempt is ours, and of an event of its own. */
 static int
 bind_run_refused(lua_State *L, const struct cfg_command *c,
                  const struct bind_request *from, const char *why)
@@ -37287,8 +37390,7 @@ bind_run_refused(lua_State *L, const struct cfg_command *c,
     struct log_line l;
 
     met_inc(MET_EXEC_REFUSED);
-    if (log_begin(&l, LOG_WARN, "exec")) {
-        log_str(&l, "phase", S("refused"));
+    if (log_begin(&l, LOG_WARN, "exec_refused")) {
         log_str(&l, "request", (struct str){from->req->id, REQ_ID});
         log_str(&l, "command", c->name);
         log_str(&l, "identity", bind_who(from));
@@ -41107,7 +41209,8 @@ work_main(struct boot *boot)
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
- * where it was started as root, it alone stays root.
+ * where it was started as root, it alone stays root (and the throw-away process
+ * that verifies, for a moment and without capabilities but to read).
  *
  * A generation is one configuration and the processes that serve it. It comes
  * to life in steps, each a throw-away process or a wait, and only the last step
@@ -41129,6 +41232,7 @@ enum sup_state {
     SUP_STARTING,
     SUP_UP,
     SUP_DRAINING,  // told all to finish
+    SUP_ENDING,    // killed the workers; programs have their `kill_after`
     SUP_STOPPING,  // killed all
     SUP_STATES
 };
@@ -41147,6 +41251,7 @@ enum sup_event {
 enum {
     SUP_CHILD_MAGIC = 0x53555043,
     SUP_STEP_MS = 10000,    // for each step of a load
+    SUP_END_MS = 3000,      // for brokers to leave when programs have ended
     SUP_SILENT_MS = 10000,  // a worker that says nothing is stuck
     SUP_SWEEP_MS = 2000,    // for what programs left behind, at the end
     SUP_BACK_MIN_MS = 100,
@@ -41183,6 +41288,7 @@ struct sup_gen {
     unsigned number, workers;
     uint32_t drain_ms;
     uint32_t jobs_ms;  // that a job may still take and be kept; 0: no jobs
+    uint32_t kill_ms;  // that a program may take to end when it is told to
     enum log_level log_level;
     int worker_boot, broker_boot, verify_boot;  // broker_boot -1: no commands
     struct sup_socket **sockets;                // borrowed from s->sockets
@@ -41888,12 +41994,17 @@ sup_clear_stale(const struct cfg_addr *a, struct err *e)
         return err_set(e, ERR_CONFIG, "%s exists, and is not a socket",
                        un->sun_path);
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    r = connect(fd, (const struct sockaddr *)&a->sa, a->len);
+    r = connect(fd, (const struct sockaddr *)&a->sa, a->len) == 0 ? 0 : errno;
     if (fd >= 0)
         close(fd);
-    if (r == 0 || errno != ECONNREFUSED)
+    if (r == 0 || r == EAGAIN)
         return err_set(e, ERR_CONFIG, "%s: another process listens on it",
                        un->sun_path);
+    if (r != ECONNREFUSED)
+        return err_set(e, ERR_CONFIG,
+                       "%s exists, and cannot be asked whether another process "
+                       "listens on it: %s",
+                       un->sun_path, strerror(r));
     unlink(un->sun_path);
     return true;
 }
@@ -42190,19 +42301,32 @@ sup_gen_free(struct sup_gen *g)
     free(g);
 }
 
-/* The same configuration for new processes: after its broker died. */
-static struct sup_gen *
-sup_gen_clone(struct sup *s, const struct sup_gen *old)
+/* Another descriptor of the same file; -1 stays -1. */
+static bool
+sup_dup(int *fd, struct err *e)
 {
-    struct sup_gen *g = mem_xcalloc(sizeof *g);
+    if (*fd < 0)
+        return true;
+    *fd = fcntl(*fd, F_DUPFD_CLOEXEC, 0);
+    return *fd >= 0 ||
+           err_set(e, ERR_CONFIG, "no descriptor is left: %s", strerror(errno));
+}
+
+/* The same configuration for new processes, as s->next: after its broker died.
+ */
+static bool
+sup_gen_clone(struct sup *s, const struct sup_gen *old, struct err *e)
+{
+    struct sup_gen *g = s->next = mem_xcalloc(sizeof *g);
     size_t bytes = old->sockets_n * sizeof(struct sup_socket *);
+    bool worker, broker, met;
 
     *g = *old;
     g->number = ++s->number;
-    g->worker_boot = fcntl(old->worker_boot, F_DUPFD_CLOEXEC, 0);
-    g->broker_boot = fcntl(old->broker_boot, F_DUPFD_CLOEXEC, 0);
+    worker = sup_dup(&g->worker_boot, e);
+    broker = sup_dup(&g->broker_boot, e);
+    met = sup_dup(&g->route_met_fd, e);
     g->verify_boot = -1;
-    g->route_met_fd = fcntl(old->route_met_fd, F_DUPFD_CLOEXEC, 0);
     g->sockets = memcpy(mem_xmalloc(bytes), old->sockets, bytes);
     g->respawn = mem_xcalloc(g->workers * sizeof *g->respawn);
     g->crl_numbers = strdup(old->crl_numbers);
@@ -42210,7 +42334,7 @@ sup_gen_clone(struct sup *s, const struct sup_gen *old)
     g->broker = NULL;
     g->ready = g->children = 0;
     g->told = false;
-    return g;
+    return worker && broker && met;
 }
 
 static void
@@ -42336,6 +42460,16 @@ sup_jobs_ms(const struct cfg *c)
     return c->jobs.max ? most + c->jobs.keep_ms : 0;
 }
 
+static uint32_t
+sup_kill_ms(const struct cfg *c)
+{
+    uint32_t most = 0;
+
+    for (size_t i = 0; i < c->commands_n; i++)
+        most = c->commands[i].kill_ms > most ? c->commands[i].kill_ms : most;
+    return most;
+}
+
 /* From the plain configuration to a generation that could be started. */
 static bool
 sup_configure(struct sup *s, struct str json, struct err *e)
@@ -42352,6 +42486,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     g->workers = sup_workers(&c);
     g->drain_ms = c.process.drain_ms;
     g->jobs_ms = sup_jobs_ms(&c);
+    g->kill_ms = sup_kill_ms(&c);
     g->log_level = c.process.log_level;
     g->respawn = mem_xcalloc(g->workers * sizeof *g->respawn);
     b->cfg_json = c.text;
@@ -42862,7 +42997,8 @@ sup_release_broker(struct sup *s, struct sup_gen *g)
     for (struct sup_child *c = s->children; c; c = c->next)
         if (c->gen == g && c->role == BOOT_WORKER && c->pid)
             return;
-    g->broker->deadline = uv_now(s->loop) + SUP_STEP_MS + g->jobs_ms;
+    g->broker->deadline =
+        uv_now(s->loop) + SUP_STEP_MS + g->jobs_ms + g->kill_ms;
     if (!g->broker->chan_open ||
         !msg_send(&g->broker->chan, MSG_DRAIN, S(""), &e))
         sup_kill(g->broker);
@@ -43165,9 +43301,9 @@ static void
 sup_renew(struct sup *s)
 {
     s->renew.at = 0;
-    s->next = sup_gen_clone(s, s->current);
     sup_enter(s, SUP_STARTING, SUP_STEP_MS);
-    if (!sup_start_all(s, s->next, &s->why))
+    if (!sup_gen_clone(s, s->current, &s->why) ||
+        !sup_start_all(s, s->next, &s->why))
         sup_do(s, SUP_EV_FAILED);
 }
 
@@ -43231,13 +43367,25 @@ sup_stop(struct sup *s)
     sup_kill_all(s, NULL);
 }
 
+/* Whoever is still served is cut off; brokers end their programs, and their
+ * chains of records. */
 static void
 sup_drain_late(struct sup *s)
 {
+    struct err e;
+    uint32_t ms = 0;
+
     log_at(LOG_WARN, "sup",
            "process.drain is over: what is still served is "
            "cut off");
-    sup_stop(s);
+    for (struct sup_child *c = s->children; c; c = c->next) {
+        if (c->role == BOOT_BROKER && c->chan_open &&
+            msg_send(&c->chan, MSG_END, S(""), &e))
+            ms = c->gen->kill_ms > ms ? c->gen->kill_ms : ms;
+        else
+            sup_kill(c);
+    }
+    sup_enter(s, SUP_ENDING, ms + SUP_END_MS);
 }
 
 static void
@@ -43290,6 +43438,12 @@ static void (*const sup_table[SUP_STATES][SUP_EVENTS])(struct sup *) = {
         {
             [SUP_EV_TERM] = sup_stop,
             [SUP_EV_TIME] = sup_drain_late,
+            [SUP_EV_EMPTY] = sup_finish,
+        },
+    [SUP_ENDING] =
+        {
+            [SUP_EV_TERM] = sup_stop,
+            [SUP_EV_TIME] = sup_stop,
             [SUP_EV_EMPTY] = sup_finish,
         },
     [SUP_STOPPING] =
@@ -46999,7 +47153,9 @@ cli_role_verify(struct mem_arena *a, struct boot *b)
 
     if (ok)
         accept = host_accepted(b, &c.process);
-    ok = ok && wall_raise(WALL_VERIFY, &fence, accept, &e) &&
+    // programs and scripts may lie where only root can look
+    ok = ok && wall_uncap_reader(&e) &&
+         wall_raise(WALL_VERIFY, &fence, accept, &e) &&
          sup_verify(&c, b, &numbers, &e);
     wall_report();
     log_flush();

@@ -356,6 +356,52 @@ gateway.get("/python", { authorize = id.anyone, handle = function()
         shutil.rmtree(folder)
 
 
+def test_a_script_by_another_name_of_its_interpreter():
+    """`write` may not hold it, and the cage lets it be read."""
+    folder = tempfile.mkdtemp(dir="/var/lib", prefix="gateway-test-")
+    try:
+        os.chmod(folder, 0o755)
+        python = os.path.realpath("/usr/bin/python3")
+        if not os.path.exists(python):
+            raise Skip("no /usr/bin/python3")
+        os.symlink(python, folder + "/runapp")
+        script = write(folder + "/app.py", "print('ran')")
+        declared = """
+local app = gateway.command { name = "app", program = "%s/runapp",
+  args = { "-I", "%s" }, memory = "1G", %%s }
+gateway.get("/app", { authorize = id.anyone, handle = function()
+  local r = app:run {}
+  return gateway.text((r.stdout or "") .. (r.stderr or "")) end })
+""" % (folder, script)
+        with Cage(more=declared % "") as g:
+            equal(g.get("/app").text, "ran\n")
+            policy = read(g.policy).decode()
+        done = gateway_cli("check", write(
+            tmpdir("p") + "/policy.lua", policy.replace(
+                declared % "", declared % ('write = "%s"' % folder))))
+        equal(done.returncode, 1)
+        assert "which it could change" in done.err, done.err
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_path_out_of_reach_is_left_out():
+    """Root declares a path that the command's user cannot come to."""
+    if os.geteuid() != 0:
+        raise Skip("only root becomes somebody else")
+    secret = tmpdir("secret")
+    write(secret + "/in", "x")
+    os.chmod(secret, 0o700)
+    more = """
+local reach = gateway.command { name = "reach", program = "/bin/cat",
+  args = { "/proc/meminfo" }, read = { "/proc/meminfo", "%s/in" } }
+gateway.get("/reach", { authorize = id.anyone, handle = function()
+  return gateway.text(reach:run({}).stdout) end })
+""" % secret
+    with Cage(more=more) as g:
+        assert "MemTotal" in g.get("/reach").text
+
+
 def test_declarations_that_do_not_load():
     for option, why in (
             ('read = "/nonexistent/x"', "read: /nonexistent/x"),

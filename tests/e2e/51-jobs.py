@@ -215,7 +215,7 @@ def test_stdin(g):
 def test_what_is_not_started_is_no_job(g):
     mark = g.mark()
     equal(g.post("/seq/1000001").status, 502)
-    g.wait_line('"refused"', "slot n", since=mark)
+    g.wait_line("exec_refused", "slot n", since=mark)
     r = g.post("/file/nothing")
     equal((r.status, r.get("location")), (502, None))
     equal(g.post("/wrong").status, 500)

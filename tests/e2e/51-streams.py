@@ -349,7 +349,7 @@ def test_the_commands_time_is_the_deadline(g):
 
 def test_a_slot_out_of_its_schema(g):
     equal(g.get("/bad-seq").status, 502)
-    g.wait_line('"phase":"refused"', "slot n")
+    g.wait_line('"exec_refused"', "slot n")
     equal(g.get("/file/hostname").status, 200)
     equal(g.get("/file/nothing").status, 502)
 

@@ -8,11 +8,11 @@ import os
 import re
 import signal
 
-from gw import (Gateway, Load, alive, equal, gateway_cli, read, tmpdir, until,
-                witness, write)
+from gw import (Gateway, Load, Skip, alive, build, children, equal,
+                gateway_cli, read, tmpdir, until, witness, write)
 
 POLICY = """
-gateway.process { workers = 2, @AUDIT@ }
+gateway.process { workers = 2, @PROCESS@ @AUDIT@ }
 gateway.listen {
   address = "127.0.0.1:@PORT@",
   certificate = "@PKI@/server.crt", key = "@PKI@/server.key",
@@ -32,6 +32,8 @@ gateway.get("/exit", { authorize = id.anyone,
     return gateway.text(r.ok and "ok" or r.why) end })
 gateway.get("/wait", { authorize = id.anyone, handle = function()
     return gateway.text(wait:run({}).why) end })
+gateway.get("/large", { authorize = id.anyone, handle = function()
+    return gateway.text(exit:run({ code = 256 }).why) end })
 gateway.get("/ok", { authorize = id.anyone,
   handle = function() return gateway.text "fine" end })
 """
@@ -44,6 +46,7 @@ def gateway(keyed=True, **keys):
     path, sha = witness()
     key = write(os.path.join(tmpdir("key"), "audit.key"),
                 os.urandom(32).hex() + "\n", 0o600)
+    keys.setdefault("PROCESS", "")
     g = Gateway(HEAD + POLICY, head=False, PROGRAM=path, SHA=sha,
                 AUDIT='audit_key = "%s"' % key if keyed
                 else "", **keys)
@@ -280,6 +283,45 @@ def test_a_broker_that_is_killed():
 test_a_broker_that_is_killed.timeout = 60
 
 
+def test_what_the_worker_refuses_is_no_record():
+    """A client may provoke it, and must not be able to break the chain."""
+    with gateway() as g:
+        g.get("/exit")
+        assert g.get("/large").text.startswith("refused: slot code")
+        g.wait_line('"exec_refused"', '"command":"exit"', "slot code")
+        g.stop()
+        code, found = verify(read(g.log_path), "--key", g.key)
+    equal((code, found["runs"]), (0, 1), repr(found))
+
+
+def test_a_drain_that_is_over():
+    """Programs are asked to end, that is recorded, and so is the end."""
+    with gateway(PROCESS="drain = 0.2,") as g:
+        with g.connect() as c:
+            c.send(build("GET", "/wait"))
+            g.wait_line('"exec"', '"phase":"start"')
+            g.expected = ["process.drain is over"]
+            g.stop()
+        text = read(g.log_path)
+    code, found = verify(text, "--key", g.key)
+    equal((code, found["runs"], found["runs_without_end"]), (0, 1, 0),
+          repr(found))
+    assert b'"result":"cancelled"' in text and b'"signal":15' in text, text
+
+
+def test_a_reload_whose_drain_is_over():
+    """The old broker's program gets its `kill_after`, too."""
+    with gateway(PROCESS="drain = 0.2,") as g:
+        with g.connect() as c:
+            c.send(build("GET", "/wait"))
+            g.wait_line('"exec"', '"phase":"start"')
+            mark = g.mark()
+            g.reload()
+            g.wait_line('"exec"', '"phase":"end"', '"signal":15', since=mark)
+            g.wait_line('"audit"', '"phase":"other"', "exit code 0",
+                        since=mark)
+
+
 def test_a_stop_while_the_next_broker_starts():
     """A broker that never served ends its chain all the same."""
     with gateway() as g:
@@ -315,6 +357,43 @@ def test_a_key_that_others_may_read():
         equal(done.returncode, 1)
         assert g.key in done.err and "audit_key" in done.err, done.err
         assert re.search(r"policy\.lua:\d+", done.err), done.err
+
+
+def memory_of(pid):
+    """All that the process has in memory; nothing where we may not look."""
+    out = []
+    try:
+        with open("/proc/%d/mem" % pid, "rb", 0) as memory:
+            for line in read("/proc/%d/maps" % pid).decode().splitlines():
+                a, b = (int(n, 16) for n in line.split()[0].split("-"))
+                try:
+                    memory.seek(a)
+                    out.append(memory.read(b - a))
+                except (OSError, OverflowError, ValueError):
+                    pass  # [vvar], [vsyscall]
+    except PermissionError:
+        raise Skip("only root may look into processes")
+    return b"".join(out)
+
+
+def test_a_used_key_is_forgotten():
+    """Whoever takes over a broker cannot forge what it has recorded."""
+    with gateway() as g:
+        g.get("/exit")
+        begin = json.loads(g.lines('"audit"', '"begin"')[0])
+        records = [k for k in g.lines('"chain":"%s"' % begin["chain"])]
+        master = hmac.new(read(g.key).strip(), b"gateway audit 1",
+                          "sha256").digest()
+        keys = [hmac.new(master, b"chain" + bytes.fromhex(begin["chain"]),
+                         "sha256").digest()]
+        for _ in records:
+            keys.append(hmac.new(keys[-1], b"next", "sha256").digest())
+        broker = memory_of(g.broker())
+        assert keys.pop() in broker, "the key of the next record is there"
+        for pid in [g.broker()] + children(g.broker()):  # the keeper, too
+            memory = memory_of(pid)
+            for n, key in enumerate([master] + keys):
+                assert key not in memory, (pid, n - 1)
 
 
 def test_the_key_is_in_no_process_but_the_supervisor():
