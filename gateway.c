@@ -27,9 +27,9 @@
  *                       nothing by name (but what c-ares reads to look a name
  *                       up)
  *
- *   Every child is fork + exec of this binary (`--role`), so that it starts
- *   from clean memory: channel at descriptor 3, sealed bundle (boot) at 4,
- *   sockets from 5 on.
+ *   Every child but the keeper (and throw-away probes) is fork + exec of this
+ *   binary (`--role`), so that it starts from clean memory: channel at
+ *   descriptor 3, sealed bundle (boot) at 4, sockets and shared memory from 5.
  *
  * The life of a request
  *
@@ -56,7 +56,8 @@
  *   10  serve_step_respond(), serve_step_log(), serve_finish()
  *   11  conn_run_later()     bytes go out, the next request may begin
  *
- * Contents: each room is a prefix, and uses only rooms above it in this list
+ * Contents: each room is a prefix, and uses only rooms before it. Lower rooms
+ * come first.
  *
  *    1  mem     arenas, growable buffers, magic-checked objects
  *    2  str     byte slices
@@ -110,10 +111,13 @@
  *   conn_ops       conn -> work            up_ops         up -> proxy, bind
  *   proxy_ops      proxy -> serve          msg_ops        msg -> exec, work,
  *                                                         sup
- *   exec_done      exec -> bind, serve     exec_tell      exec -> bind
- *   exec_flow_ops  exec -> serve           vm_call        vm -> serve
- *   bind_stubs     bind -> try             serve_set      serve -> try
- *   (and mem_last_words: a failed must() first writes what log still holds)
+ *   jail_known     jail -> exec, sup       exec_done      exec -> bind, serve,
+ *                                                         cli
+ *   exec_tell      exec -> bind            exec_flow_ops  exec -> serve
+ *   vm_call        vm -> serve             bind_stubs     bind -> try
+ *   serve_set      serve -> try
+ *   (and mem_last_words: a failed must() first writes what log still holds; what
+ *   vm_new() opens is of bind or try, what vm_await() and vm_wake() push of bind)
  *
  * House rules
  *
@@ -1007,7 +1011,8 @@ log_sync(struct log_line *l, bool *kept)
     return !log_out.stalled;
 }
 
-/* The short form: log_at(LOG_WARN, "sup", "worker %d died", n). */
+/* The short form: log_at(LOG_WARN, "sup", "worker %d died", n). Event "error",
+ * or "note" where nothing is wrong. */
 __attribute__((format(printf, 3, 4))) static void
 log_at(enum log_level level, const char *room, const char *fmt, ...)
 {
@@ -1016,7 +1021,7 @@ log_at(enum log_level level, const char *room, const char *fmt, ...)
     va_list ap;
     int n;
 
-    if (!log_begin(&l, level, "error"))
+    if (!log_begin(&l, level, level < LOG_WARN ? "note" : "error"))
         return;
     va_start(ap, fmt);
     n = vsnprintf(msg, sizeof msg, fmt, ap);
@@ -6649,7 +6654,7 @@ route_match(const struct route_table *t, struct str host, unsigned listener,
  * Entry   cfg_load  cfg_check_schemas  cfg_print
  */
 enum {
-    CFG_CAPTURES_MAX = 16,  // as many as a struct route_hit holds
+    CFG_CAPTURES_MAX = ROUTE_CAPTURES,
     CFG_ROUTES_MAX = 4096,
     CFG_ITEMS_MAX = 1024,  // of any other list
     CFG_WORKERS_MAX = 256,
@@ -9327,16 +9332,18 @@ cfg_check_names(struct cfg_read *r, const struct cfg *c)
     return cfg_check_listeners(r, c);
 }
 
+enum { CFG_LISTENERS_MAX = 64, CFG_ADMINS_MAX = 16 };
+
 /* The lists, in the order in which they refer to each other. */
 static bool
 cfg_read_lists(struct cfg_read *r, yyjson_val *root, struct cfg *c)
 {
-    return cfg_read_list(r, yyjson_obj_get(root, "listeners"), "listeners", 64,
-                         sizeof *c->listeners, cfg_read_listener, &c->listeners,
-                         &c->listeners_n) &&
-           cfg_read_list(r, yyjson_obj_get(root, "admin"), "admin", 16,
-                         sizeof *c->admin, cfg_read_admin, &c->admin,
-                         &c->admin_n) &&
+    return cfg_read_list(r, yyjson_obj_get(root, "listeners"), "listeners",
+                         CFG_LISTENERS_MAX, sizeof *c->listeners,
+                         cfg_read_listener, &c->listeners, &c->listeners_n) &&
+           cfg_read_list(r, yyjson_obj_get(root, "admin"), "admin",
+                         CFG_ADMINS_MAX, sizeof *c->admin, cfg_read_admin,
+                         &c->admin, &c->admin_n) &&
            cfg_read_list(r, yyjson_obj_get(root, "upstreams"), "upstreams",
                          CFG_ITEMS_MAX, sizeof *c->upstreams, cfg_read_upstream,
                          &c->upstreams, &c->upstreams_n) &&
@@ -9794,7 +9801,6 @@ struct boot {
     unsigned met_slot, met_rows;
     int route_met_fd;  // met_rows × routes of struct met_route; -1: none
     uint32_t layers;   // what this machine has: 1 << enum host_layer
-    uint32_t landlock_abi;
     uid_t uid;
     gid_t gid;
     bool drop;  // change to uid and gid
@@ -9808,12 +9814,12 @@ enum {
     BOOT_SCRIPTS = 512,   // files
     BOOT_SCRIPT_BYTES = 8 << 20,  // of all scripts together
     BOOT_ENV = 1024,
-    BOOT_LISTENERS = 64,
+    BOOT_LISTENERS = CFG_LISTENERS_MAX,
     BOOT_CRLS = 256,            // files of one listener
     BOOT_CRL_BYTES = 48 << 20,  // of all listeners together
     BOOT_SITES = CFG_SITES_MAX + 1,
     BOOT_TICKET_KEYS = 8,
-    BOOT_ADMINS = 16,
+    BOOT_ADMINS = CFG_ADMINS_MAX,
     BOOT_BYTES = 64 << 20,
     BOOT_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE,
 };
@@ -9900,7 +9906,6 @@ boot_format(const struct boot *b, struct mem_buf *out)
     boot_put_u32(out, b->route_met_fd >= 0);
     boot_put_u32(out, b->broker_fd >= 0);
     boot_put_u32(out, b->layers);
-    boot_put_u32(out, b->landlock_abi);
     boot_put_str(out, b->policy);
     boot_put_str(out, b->cfg_json);
     boot_put_u32(out, b->scripts_n);
@@ -10169,7 +10174,6 @@ boot_parse(struct str text, struct mem_arena *a, struct boot *b, struct err *e)
     route_met = boot_get_u32(&in, 1);
     broker = boot_get_u32(&in, 1);
     b->layers = boot_get_u32(&in, (1u << CFG_LAYERS_N) - 1);
-    b->landlock_abi = boot_get_u32(&in, 255);
     b->policy = boot_get_str(&in);
     b->cfg_json = boot_get_str(&in);
     boot_get_scripts(&in, a, b);
@@ -16741,7 +16745,6 @@ enum {
     TLS_MAGIC = 0x746c7321,
     TLS_PLAIN = 64 << 10,      // what one call of on_plain() gets at most
     TLS_DEPTH_MAX = 9,         // certificates in a chain
-    TLS_CERT_MAX = 16 << 10,   // bytes of one certificate
     TLS_LEAF_TEXT = 256,       // of a refused leaf in the log
     TLS_HELLO_MAX = 16 << 10,  // bytes of a ClientHello
     TLS_HELLO_RECORDS = 64,    // and the records it may come in
@@ -24920,7 +24923,7 @@ wall_report(void)
             continue;
         wall_trapped_told[nr / 64] |= bit;
         name = seccomp_syscall_resolve_num_arch(SCMP_ARCH_NATIVE, (int)nr);
-        log_at(LOG_ERROR, "jail",
+        log_at(LOG_ERROR, "wall",
                "this process called %s (%u), which its seccomp filter does not "
                "allow: it was refused. Please report this",
                name ? name : "something", nr);
@@ -25404,8 +25407,7 @@ host_has(const struct host_have *h, enum host_layer layer)
 static struct host_have
 host_have_of(const struct boot *b)
 {
-    return (struct host_have){.layers = b->layers,
-                              .landlock_abi = b->landlock_abi};
+    return (struct host_have){.layers = b->layers};
 }
 
 /* One attempt, shared with the throw-away process that makes it. */
@@ -27634,6 +27636,7 @@ enum {
     PROG_PIN_MAX = 256 << 20,  // bytes of a program that is pinned
     PROG_COPY = 64 << 10,      // of it in one step
 };
+static_assert((int)PROG_SLOTS_MAX <= JAIL_FILES_MAX, "each may be a file");
 
 /* ---- programs, by name --------------------------------------------------- */
 
@@ -30755,10 +30758,9 @@ exec_job_over(const struct exec_run *r, enum exec_how *how)
     return b->draining ? "the gateway is stopping or has a new policy" : NULL;
 }
 
-/* The run of a job was not started. A worker that still waits has been told,
- * and its client never hears of the job. */
+/* The run of a job is over, or was never started. */
 static void
-exec_job_refused(struct exec_run *r, enum exec_how how, const char *why)
+exec_job_close(struct exec_run *r, enum exec_how how, const char *why)
 {
     struct exec_job *j = r->job;
 
@@ -30769,8 +30771,6 @@ exec_job_refused(struct exec_run *r, enum exec_how how, const char *why)
     j->until = uv_now(r->broker->loop) + r->broker->cfg.jobs.keep_ms;
     snprintf(j->why, sizeof j->why, "%s", why);
     r->job = NULL;
-    if (r->worker)
-        exec_job_free(r->broker, j);
 }
 
 /* Takes over what the run has found out. */
@@ -30779,7 +30779,8 @@ exec_job_ended(struct exec_run *r, const char *why)
 {
     struct exec_job *j = r->job;
 
-    exec_job_refused(r, EXEC_RAN, why);
+    must(!r->worker);
+    exec_job_close(r, EXEC_RAN, why);
     j->truncated = r->truncated;
     j->status = r->status;
     j->ms = r->ms;
@@ -31028,6 +31029,7 @@ exec_send_end(struct exec_run *r, enum exec_how how, const char *why)
 static void
 exec_run_refuse(struct exec_run *r, enum exec_how how, const char *why)
 {
+    struct exec_job *job = r->job;
     char text[560];
 
     snprintf(text, sizeof text, how == EXEC_BUSY ? "%s" : "refused: %s", why);
@@ -31038,8 +31040,11 @@ exec_run_refuse(struct exec_run *r, enum exec_how how, const char *why)
         err_set(&e, ERR_NET, "a worker does not take its results");
         msg_chan_fail(&r->worker->chan, &e);
     }
-    if (r->job)
-        exec_job_refused(r, how, text);
+    if (job) {
+        exec_job_close(r, how, text);
+        if (r->worker)  // it has been told, and its client knows of no job
+            exec_job_free(r->broker, job);
+    }
     exec_run_close(r);
 }
 
@@ -38225,7 +38230,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
  * what a hook reads has been validated. Whatever is not allowed is refused.
  *
  * Owner   a struct serve lives in its request's arena.
- * Down    route schema vm bind proxy req        Up  nothing
+ * Down    route schema vm bind proxy req        Up  serve_set
  * Entry   serve_set_new  serve_go
  */
 enum serve_stage {
@@ -41971,7 +41976,6 @@ sup_judge(struct mem_arena *a, const struct cfg *c, struct host_seen *host,
         !host_enough(&host->have, &c->process, c->commands_n > 0, e))
         return false;
     b->layers = host->have.layers;
-    b->landlock_abi = host->have.landlock_abi;
     if (!b->drop)
         host_judge_keep(host->posture);
     sup_judge_files(a, c, b->policy, host->posture);
@@ -44846,25 +44850,19 @@ try_tool(const char *module, int argc, char **argv)
 
 /* ==== 37 learn: what a program needs, by tracing it ==========================
  *
- * `gateway exec --learn`: one declared command is run as the broker would run
- * it, but outside the cage and under ptrace, and what it opened, connected and
- * called becomes the Lua declaration that lets it do that and no more.
- *
- * Down    exec prog jail wall cfg
- * Entry   learn_run
- */
-
-/* ---- exec --learn --------------------------------------------------------
- *
- * Runs a program traced, with the arguments, environment, limits and user that
- * its command gives it but without the cage, and prints what the cage has to
- * open for it. What a run did not do is not learnt: run it with each kind of
- * input, and put the results together.
+ * `gateway exec --learn`: one declared command is run under ptrace, with the
+ * arguments, environment, limits and user that it has as the broker's, but
+ * outside the cage. What it opened, connected and called becomes the Lua
+ * declaration that lets it do that and no more. What a run did not do is not
+ * learnt: run it with each kind of input, and put the results together.
  *
  *   learn_start()   a child, that waits to be traced
  *   learn_stop()    each stop of each process and thread: a system call
  *                       begins or ends, a child is born, a program starts
  *   learn_print()   what is not given anyhow, folders for many files
+ *
+ * Down    exec prog jail wall cfg
+ * Entry   learn_run
  */
 
 enum {
