@@ -116,8 +116,8 @@
  *   exec_tell      exec -> bind            exec_flow_ops  exec -> serve
  *   vm_call        vm -> serve             bind_stubs     bind -> try
  *   serve_set      serve -> try
- *   (and mem_last_words: a failed must() first writes what log still holds; what
- *   vm_new() opens is of bind or try, what vm_await() and vm_wake() push of bind)
+ *   (and mem_last_words: a failed must() first writes what log still holds;
+ *   what vm_new() opens is bind's or try's, what vm_wake() pushes is bind's)
  *
  * House rules
  *
