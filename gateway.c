@@ -94,9 +94,10 @@
  *   33  admin   health and metrics
  *   34  work    a worker
  *   35  sup     the supervisor
- *   36  try     tools on a policy
- *   37  learn   what a program needs, by tracing it
- *   38  cli     the commands, and main
+ *   36  dial    a client for tools
+ *   37  try     tools on a policy
+ *   38  learn   what a program needs, by tracing it
+ *   39  cli     the commands, and main
  *
  * Rooms 1 to 12 are words: functions on memory (log writes lines, and boot its
  * bundle). 13 to 18 are protocols: bytes in, calls out, no descriptor, so that
@@ -107,7 +108,7 @@
  *
  *   req_ops        h1 -> serve, admin      req_wire       req -> h1
  *   h1_io          h1 -> conn, try         h1_client_ops  h1 -> up, try
- *   tls_ops        tls -> conn, up         sock_ops       sock -> conn, up
+ *   tls_ops        tls -> conn, up, dial   sock_ops       sock -> conn, up
  *   conn_ops       conn -> work            up_ops         up -> proxy, bind
  *   proxy_ops      proxy -> serve          msg_ops        msg -> exec, work,
  *                                                         sup
@@ -43895,7 +43896,392 @@ sup_verify(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
     return true;
 }
 
-/* ==== 36 try: tools on a policy ==============================================
+/* ==== 36 dial: a client for tools ============================================
+ *
+ * `gateway audit --live` asks a service as its clients would: over TCP, plain
+ * or with TLS and any certificate, good or bad. It waits for each answer: a
+ * tool has nothing else to do. The server's certificate is always verified.
+ *
+ * Down    bind tls mint pki        Up  struct tls_ops
+ * Entry   dial_open
+ */
+enum {
+    DIAL_MAGIC = 0x6469616c,
+    DIAL_READ = 16 << 10,
+    DIAL_KEEP = 4 << 20,   // bytes that are kept until somebody takes them
+    DIAL_MS_MAX = 600000,  // that a call may wait
+};
+
+struct dial {
+    unsigned magic;
+    int fd;  // -1: closed
+    bool open, over;
+    struct tls_ctx *ctx;
+    struct tls *tls;         // NULL: plain
+    struct cfg_server want;  // in `arena`
+    struct mem_arena *arena;
+    struct mem_buf out, in;  // ciphertext to go; plain text that came
+    char why[512];           // it is over: because of that
+};
+
+static void
+dial_end(struct dial *d, const char *why)
+{
+    if (!d->over)
+        snprintf(d->why, sizeof d->why, "%s", why);
+    d->over = true;
+}
+
+static void
+dial_on_cipher(void *data, const char *p, size_t n)
+{
+    struct dial *d = OBJ(struct dial, DIAL, data);
+
+    mem_buf_add(&d->out, p, n);
+}
+
+static void
+dial_on_open(void *data)
+{
+    OBJ(struct dial, DIAL, data)->open = true;
+}
+
+static void
+dial_on_plain(void *data, const char *p, size_t n)
+{
+    struct dial *d = OBJ(struct dial, DIAL, data);
+
+    if (mem_buf_len(&d->in) + n <= DIAL_KEEP)
+        mem_buf_add(&d->in, p, n);
+    else
+        dial_end(d, "more than 4 MiB came that nobody had asked for");
+}
+
+static const struct tls_ops dial_tls_ops = {
+    .on_cipher = dial_on_cipher,
+    .on_open = dial_on_open,
+    .on_plain = dial_on_plain,
+};
+
+static void
+dial_took(struct dial *d, const char *p, size_t n)
+{
+    struct err e;
+
+    if (!d->tls)
+        dial_on_plain(d, p, n);
+    else if (!tls_feed(d->tls, p, n, &e))
+        dial_end(d, e.msg);
+}
+
+static void
+dial_read(struct dial *d)
+{
+    char buf[DIAL_READ];
+    ssize_t n = recv(d->fd, buf, sizeof buf, 0);
+
+    if (n > 0)
+        dial_took(d, buf, (size_t)n);
+    else if (n == 0)
+        dial_end(d, "closed");
+    else if (errno != EAGAIN && errno != EINTR)
+        dial_end(d, strerror(errno));
+}
+
+static void
+dial_write(struct dial *d)
+{
+    ssize_t n =
+        send(d->fd, mem_buf_ptr(&d->out), mem_buf_len(&d->out), MSG_NOSIGNAL);
+
+    if (n >= 0)
+        mem_buf_take(&d->out, (size_t)n);
+    else if (errno != EAGAIN && errno != EINTR)
+        dial_end(d, strerror(errno));
+}
+
+/* One turn: what can go goes, what has come is taken. False: the time is up. */
+static bool
+dial_turn(struct dial *d, uint64_t until)
+{
+    uint64_t now = uv_hrtime() / 1000000;
+    struct pollfd p = {d->fd, POLLIN, 0};
+
+    if (now >= until)
+        return false;
+    if (mem_buf_len(&d->out))
+        p.events |= POLLOUT;
+    if (poll(&p, 1, (int)(until - now)) < 0 && errno != EINTR)
+        dial_end(d, strerror(errno));
+    if (p.revents & POLLOUT)
+        dial_write(d);
+    if (!d->over && (p.revents & (POLLIN | POLLHUP | POLLERR)))
+        dial_read(d);
+    return true;
+}
+
+static uint64_t
+dial_until(lua_State *L, int at)
+{
+    lua_Number s = luaL_optnumber(L, at, 10);
+
+    luaL_argcheck(L, s >= 0 && s * 1000 <= DIAL_MS_MAX, at,
+                  "a time of 0 to 600 seconds");
+    return uv_hrtime() / 1000000 + (uint64_t)(s * 1000);
+}
+
+static struct dial *
+dial_of(lua_State *L)
+{
+    struct dial **d = luaL_checkudata(L, 1, "gateway.dial");
+
+    luaL_argcheck(L, *d, 1, "it is closed");
+    return *d;
+}
+
+static void
+dial_free(struct dial *d)
+{
+    tls_free(d->tls);
+    tls_ctx_free(d->ctx);
+    if (d->fd >= 0)
+        close(d->fd);
+    mem_buf_free(&d->out);
+    mem_buf_free(&d->in);
+    mem_arena_free(d->arena);
+    obj_free(d);
+}
+
+/* dial:close() */
+static int
+dial_close(lua_State *L)
+{
+    struct dial **d = luaL_checkudata(L, 1, "gateway.dial");
+
+    if (!*d)
+        return 0;
+    if ((*d)->tls)
+        tls_bye((*d)->tls);
+    if (!(*d)->over && mem_buf_len(&(*d)->out))
+        dial_write(*d);
+    dial_free(*d);
+    *d = NULL;
+    return 0;
+}
+
+static int
+dial_push_why(lua_State *L, const struct dial *d)
+{
+    lua_pushnil(L);
+    lua_pushstring(L, d->over ? d->why : "timeout");
+    return 2;
+}
+
+/* dial:send(bytes [, seconds]) -> true; or nil and why */
+static int
+dial_send(lua_State *L)
+{
+    struct dial *d = dial_of(L);
+    struct str bytes = bind_str(L, 2);
+    uint64_t until = dial_until(L, 3);
+    struct err e;
+
+    if (!d->over && !d->tls)
+        mem_buf_add(&d->out, bytes.p, bytes.n);
+    else if (!d->over && !tls_write(d->tls, bytes.p, bytes.n, &e))
+        dial_end(d, e.msg);
+    while (!d->over && mem_buf_len(&d->out))
+        if (!dial_turn(d, until))
+            return dial_push_why(L, d);
+    if (d->over)
+        return dial_push_why(L, d);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* dial:receive([seconds]) -> what has come, as soon as something has; or nil
+ * and "closed", "timeout" or what went wrong */
+static int
+dial_receive(lua_State *L)
+{
+    struct dial *d = dial_of(L);
+    uint64_t until = dial_until(L, 2);
+
+    while (!mem_buf_len(&d->in)) {
+        if (d->tls && d->tls->state == TLS_PEER_CLOSED)
+            dial_end(d, "closed");
+        if (d->over || !dial_turn(d, until))
+            return dial_push_why(L, d);
+    }
+    lua_pushlstring(L, mem_buf_ptr(&d->in), mem_buf_len(&d->in));
+    mem_buf_take(&d->in, mem_buf_len(&d->in));
+    return 1;
+}
+
+/* dial:version() -> "TLS 1.3", or nil where it is plain */
+static int
+dial_version(lua_State *L)
+{
+    struct dial *d = dial_of(L);
+
+    if (d->tls)
+        lua_pushstring(L, tls_version(d->tls));
+    else
+        lua_pushnil(L);
+    return 1;
+}
+
+/* A connected socket. -1: e says why. */
+static int
+dial_connect_one(const struct addrinfo *a, uint64_t until)
+{
+    int fd =
+        socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    struct pollfd p = {fd, POLLOUT, 0};
+    uint64_t now = uv_hrtime() / 1000000;
+    int wrong = 0;
+    socklen_t n = sizeof wrong;
+
+    if (fd < 0)
+        return -1;
+    if (connect(fd, a->ai_addr, a->ai_addrlen) != 0) {
+        wrong = errno;
+        if (wrong == EINPROGRESS) {
+            wrong = ETIMEDOUT;
+            if (poll(&p, 1, now < until ? (int)(until - now) : 0) == 1)
+                getsockopt(fd, SOL_SOCKET, SO_ERROR, &wrong, &n);
+        }
+    }
+    if (!wrong)
+        return fd;
+    close(fd);
+    errno = wrong;
+    return -1;
+}
+
+static int
+dial_connect(lua_State *L, const char *host, const char *port, uint64_t until,
+             struct err *e)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+    uv_getaddrinfo_t req;
+    int r =
+        uv_getaddrinfo(bind_env_of(L)->loop, &req, NULL, host, port, &hints);
+    int fd = -1;
+
+    if (r != 0) {
+        err_set(e, ERR_NET, "%s: %s", host, uv_strerror(r));
+        return -1;
+    }
+    for (const struct addrinfo *a = req.addrinfo; a && fd < 0; a = a->ai_next)
+        fd = dial_connect_one(a, until);
+    if (fd < 0)
+        err_set(e, ERR_NET, "%s port %s: %s", host, port, strerror(errno));
+    uv_freeaddrinfo(req.addrinfo);
+    return fd;
+}
+
+static struct str
+dial_field(lua_State *L, struct dial *d, const char *name)
+{
+    return bind_field_str(L, 1, name, d->arena);
+}
+
+/* Whom the server's certificate must name: what was dialled, unless the tool
+ * says otherwise. */
+static void
+dial_want(lua_State *L, struct dial *d, struct str host)
+{
+    struct str name = dial_field(L, d, "server_name");
+    unsigned char ip[16];
+
+    d->want.name = name.n ? name : host;
+    d->want.ip = inet_pton(AF_INET, str_c(d->arena, d->want.name), ip) == 1 ||
+                 inet_pton(AF_INET6, str_c(d->arena, d->want.name), ip) == 1;
+    if (!d->want.ip)
+        d->want.sni = d->want.name;
+}
+
+static bool
+dial_handshake(lua_State *L, struct dial *d, struct str host, uint64_t until,
+               struct err *e)
+{
+    static const struct tls_session none;
+    struct boot_upstream files = {
+        .trust = {.client_ca = dial_field(L, d, "ca")},
+        .certificate = dial_field(L, d, "certificate"),
+        .key = dial_field(L, d, "key"),
+    };
+
+    dial_want(L, d, host);
+    d->ctx = tls_client_ctx_new(&files, e);
+    if (!d->ctx)
+        return false;
+    d->tls = tls_client_new(d->ctx, &d->want, &none, &dial_tls_ops, d);
+    dial_took(d, "", 0);
+    while (!d->open && !d->over)
+        if (!dial_turn(d, until))
+            dial_end(d, "timeout");
+    return d->open || err_set(e, ERR_TLS, "%s", d->why);
+}
+
+/* core.dial{ host =, port =, seconds =, plain = true | ca =, certificate =,
+ * key =, server_name = } -> dial; or nil, why, and the step that failed:
+ * "connect" or "handshake". ca, certificate and key are PEM. With TLS 1.3 a
+ * server says only after the handshake what it thinks of our certificate. */
+static int
+dial_new(lua_State *L)
+{
+    struct dial **out, *d = obj_new(sizeof *d, DIAL_MAGIC);
+    struct str host, port;
+    uint64_t until;
+    struct err e;
+    bool plain, ok;
+
+    out = lua_newuserdatauv(L, sizeof *out, 0);
+    *out = d;
+    d->fd = -1;
+    d->arena = mem_arena_new(8 << 20);
+    luaL_setmetatable(L, "gateway.dial");
+    luaL_checktype(L, 1, LUA_TTABLE);
+    lua_getfield(L, 1, "seconds");
+    until = dial_until(L, -1);
+    lua_getfield(L, 1, "plain");
+    plain = lua_toboolean(L, -1);
+    lua_pop(L, 2);
+    host = dial_field(L, d, "host");
+    port = dial_field(L, d, "port");
+    d->fd = dial_connect(L, str_c(d->arena, host), str_c(d->arena, port), until,
+                         &e);
+    ok = d->fd >= 0 && (plain || dial_handshake(L, d, host, until, &e));
+    if (ok)
+        return 1;
+    lua_pushnil(L);
+    lua_pushstring(L, e.msg);
+    lua_pushstring(L, d->fd < 0 ? "connect" : "handshake");
+    return 3;
+}
+
+static const luaL_Reg dial_methods[] = {
+    {"send", dial_send},   {"receive", dial_receive}, {"version", dial_version},
+    {"close", dial_close}, {"__gc", dial_close},      {"__close", dial_close},
+    {NULL, NULL},
+};
+
+/* Adds core.dial to the table on top. */
+static void
+dial_open(lua_State *L)
+{
+    luaL_newmetatable(L, "gateway.dial");
+    luaL_setfuncs(L, dial_methods, 0);
+    lua_pushvalue(L, -1);
+    lua_setfield(L, -2, "__index");
+    lua_pop(L, 1);
+    lua_pushcfunction(L, dial_new);
+    lua_setfield(L, -2, "dial");
+}
+
+/* ==== 37 try: tools on a policy ==============================================
  *
  * The commands that are written in Lua (scripts/gateway/test.lua and others):
  * a policy's real hooks, schemas, routes and parser, without network, clock or
@@ -44487,6 +44873,23 @@ try_add_ca(lua_State *L, struct mint_order *o, const char *name, struct str v)
     t->ca[t->ca_n++] = v;
 }
 
+/* What the table at 1 says of a certificate. */
+static void
+try_order(lua_State *L, struct mint_order *o)
+{
+    o->not_before = time(NULL) - TRY_LIFE;
+    o->not_after = time(NULL) + TRY_LIFE;
+    try_each(L, 1, "cn", o, try_add_name);
+    try_each(L, 1, "o", o, try_add_name);
+    try_each(L, 1, "ou", o, try_add_name);
+    try_each(L, 1, "uri", o, try_add_san);
+    try_each(L, 1, "spiffe", o, try_add_san);
+    try_each(L, 1, "dns", o, try_add_san);
+    try_each(L, 1, "email", o, try_add_san);
+    try_each(L, 1, "ip", o, try_add_san);
+    try_each(L, 1, "eku", o, try_add_eku);
+}
+
 /* core.test_identity{ cn, o, ou, uri, dns, email, ip, spiffe, eku, ca }: a real
  * certificate, made and parsed here; `ca` are the files its CA would be in. */
 static int
@@ -44505,17 +44908,7 @@ try_core_identity(lua_State *L)
     a = bind_arena(L);
     o = mem_alloc(a, sizeof *o);
     o->a = a;
-    o->not_before = time(NULL) - TRY_LIFE;
-    o->not_after = time(NULL) + TRY_LIFE;
-    try_each(L, 1, "cn", o, try_add_name);
-    try_each(L, 1, "o", o, try_add_name);
-    try_each(L, 1, "ou", o, try_add_name);
-    try_each(L, 1, "uri", o, try_add_san);
-    try_each(L, 1, "spiffe", o, try_add_san);
-    try_each(L, 1, "dns", o, try_add_san);
-    try_each(L, 1, "email", o, try_add_san);
-    try_each(L, 1, "ip", o, try_add_san);
-    try_each(L, 1, "eku", o, try_add_eku);
+    try_order(L, o);
     t->ca_n = 0;
     try_each(L, 1, "ca", o, try_add_ca);
     ok = mint_make(o, &t->key, &t->key, S(""), &der, &e) &&
@@ -44531,6 +44924,88 @@ try_core_identity(lua_State *L)
     bind_push_identity(L, id, false);
     pki_identity_put(id);
     return 1;
+}
+
+/* A key pair and what it signs with, from { certificate =, key = } in PEM. */
+static bool
+try_issuer(lua_State *L, int at, struct mem_arena *a, struct mint_key *key,
+           struct pki_cert *cert, struct err *e)
+{
+    struct str *v;
+    size_t n;
+
+    if (!pki_pem_read(a, bind_field_str(L, at, "certificate", a), "CERTIFICATE",
+                      &v, &n, e) ||
+        !pki_cert_parse(v[0], cert, e))
+        return err_prefix(e, "issuer's certificate: ");
+    return (pki_pem_read(a, bind_field_str(L, at, "key", a), "PRIVATE KEY", &v,
+                         &n, e) &&
+            mint_key_load(key, v[0], e)) ||
+           err_prefix(e, "issuer's key: ");
+}
+
+/* The certificate of `o` over a new key, signed by `issuer` or by itself, and
+ * the key. stack: -> { certificate =, key = } */
+static bool
+try_mint(lua_State *L, struct mint_order *o, struct mint_key *issuer,
+         struct str name, struct err *e)
+{
+    struct mem_buf der = {0}, pem = {0}, secret = {0};
+    struct mint_key key;
+    bool ok = mint_key_init(&key, e);
+
+    if (!ok)
+        return false;
+    ok = mint_key_make(&key, e) &&
+         mint_make(o, &key, issuer ? issuer : &key, name, &der, e);
+    if (ok) {
+        mint_put_pem(o->a, &pem, "CERTIFICATE", (struct str){der.p, der.n});
+        mint_key_pem(o->a, &key, &secret);
+        lua_createtable(L, 0, 2);
+        bind_set_str(L, "certificate", (struct str){pem.p, pem.n});
+        bind_set_str(L, "key", (struct str){secret.p, secret.n});
+        explicit_bzero(secret.p, secret.n);
+    }
+    mem_buf_free(&der);
+    mem_buf_free(&pem);
+    mem_buf_free(&secret);
+    mint_key_fini(&key);
+    return ok;
+}
+
+/* core.mint({ cn, o, ou, uri, dns, email, ip, eku, ca = true, not_before,
+ * not_after (Unix seconds) } [, issuer]) -> { certificate =, key = }, PEM; it
+ * signs itself where there is no issuer, which is such a table, too. */
+static int
+try_core_mint(lua_State *L)
+{
+    bool signs_itself = lua_isnoneornil(L, 2), ok;
+    struct mem_arena *a;
+    struct mint_order *o;
+    struct pki_cert cert = {0};
+    struct mint_key issuer;
+    struct err e;
+
+    luaL_checktype(L, 1, LUA_TTABLE);
+    lua_settop(L, 2);
+    a = bind_arena(L);
+    o = mem_alloc(a, sizeof *o);
+    o->a = a;
+    try_order(L, o);
+    lua_getfield(L, 1, "ca");
+    o->ca = lua_toboolean(L, -1);
+    lua_getfield(L, 1, "not_before");
+    o->not_before = luaL_optinteger(L, -1, o->not_before);
+    lua_getfield(L, 1, "not_after");
+    o->not_after = luaL_optinteger(L, -1, o->not_after);
+    lua_pop(L, 3);
+    ok = mint_key_init(&issuer, &e);
+    if (ok) {
+        ok = (signs_itself || try_issuer(L, 2, a, &issuer, &cert, &e)) &&
+             try_mint(L, o, signs_itself ? NULL : &issuer, cert.subject, &e);
+        mint_key_fini(&issuer);
+    }
+    return ok ? 1 : luaL_error(L, "core.mint: %s", e.msg);
 }
 
 /* ---- policies and test files ---- */
@@ -44748,6 +45223,7 @@ try_core_glob(lua_State *L)
 static const luaL_Reg try_core[] = {
     {"test_request", try_core_request},
     {"test_identity", try_core_identity},
+    {"mint", try_core_mint},
     {"test_policy", try_core_policy},
     {"test_load", try_core_load},
     {"write", try_core_write},
@@ -44764,6 +45240,7 @@ try_open(lua_State *L)
 {
     bind_open(L);
     luaL_setfuncs(L, try_core, 0);
+    dial_open(L);
     return 1;
 }
 
@@ -44848,7 +45325,7 @@ try_tool(const char *module, int argc, char **argv)
     return a.code;
 }
 
-/* ==== 37 learn: what a program needs, by tracing it ==========================
+/* ==== 38 learn: what a program needs, by tracing it ==========================
  *
  * `gateway exec --learn`: one declared command is run under ptrace, with the
  * arguments, environment, limits and user that it has as the broker's, but
@@ -46032,7 +46509,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
     return ok ? 0 : 1;
 }
 
-/* ==== 38 cli: the commands, and main ========================================
+/* ==== 39 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
