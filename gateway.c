@@ -24586,7 +24586,8 @@ wall_refuse_namespaces(struct wall_filter *f)
 
 /* With a network: Unix sockets, TCP and UDP. Not netlink, which getaddrinfo()
  * would like to ask for our addresses and can do without; never raw, packet,
- * vsock, alg, or a rarer protocol of IP. Pairs are for talking to oneself. */
+ * vsock, alg, ping, or a rarer protocol of IP. Pairs are for talking to
+ * oneself: half of one for datagrams could send them to any Unix socket. */
 static void
 wall_refuse_sockets(struct wall_filter *f, bool network)
 {
@@ -24594,6 +24595,9 @@ wall_refuse_sockets(struct wall_filter *f, bool network)
 
     wall_rules(f, no, "socketcall");
     WALL_RULE(f, no, "socketpair", WALL_ARG(0, NE, AF_UNIX));
+    for (unsigned type = 0; type < 16; type++)
+        if (type != SOCK_STREAM && type != SOCK_SEQPACKET)
+            WALL_RULE(f, no, "socketpair", WALL_BITS(1, 15, type));
     if (!network) {
         wall_rules(f, no, "socket");
         return;
@@ -24605,7 +24609,35 @@ wall_refuse_sockets(struct wall_filter *f, bool network)
     for (unsigned type = 0; type < 16; type++)
         if (type != SOCK_STREAM && type != SOCK_DGRAM)
             WALL_RULE(f, no, "socket", WALL_BITS(1, 15, type));
+    WALL_RULE(f, no, "socket", WALL_INT(0, AF_INET), WALL_INT(2, IPPROTO_ICMP));
     WALL_RULE(f, no, "socket", WALL_ARG(2, GT, IPPROTO_UDP));
+}
+
+/* Nobody makes a set-uid or set-gid file: in a folder that others can reach, by
+ * another mount, it would hand them the rights of whom programs run as; which
+ * is root in many a container. For openat2(), see wall_refuse_program(). */
+static void
+wall_refuse_setid(struct wall_filter *f)
+{
+    static const struct {
+        const char *call;
+        unsigned mode, flags;  // which argument; 0: there are no flags
+    } calls[] = {{"chmod", 1, 0},     {"fchmod", 1, 0}, {"fchmodat", 2, 0},
+                 {"fchmodat2", 2, 0}, {"creat", 1, 0},  {"mknod", 1, 0},
+                 {"mknodat", 2, 0},   {"open", 2, 1},   {"openat", 3, 2}};
+    const unsigned makes[] = {O_CREAT, O_TMPFILE & ~O_DIRECTORY};
+    const uint32_t no = WALL_ERRNO(EPERM);
+
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)
+        for (unsigned bit = S_ISGID; bit <= S_ISUID; bit <<= 1) {
+            struct scmp_arg_cmp mode = WALL_BITS(calls[i].mode, bit, bit);
+
+            if (!calls[i].flags)
+                WALL_RULE(f, no, calls[i].call, mode);
+            for (size_t k = 0; calls[i].flags && k < 2; k++)
+                WALL_RULE(f, no, calls[i].call, mode,
+                          WALL_BITS(calls[i].flags, makes[k], makes[k]));
+        }
 }
 
 /* The supervisor, the broker and the programs each stand behind a filter that
@@ -24655,15 +24687,18 @@ wall_refuse_broker(struct wall_filter *f, bool network)
                "shmget shmat shmctl msgget msgsnd msgrcv msgctl semget semop "
                "semtimedop semtimedop_time64 semctl ipc mq_open mq_unlink");
     wall_refuse_others(f);
+    wall_refuse_setid(f);
     wall_refuse_sockets(f, network);
 }
 
 /* A program's, on top. It does not leave its group, which is what a timeout
- * kills. */
+ * kills. openat2() has the mode of a new file in memory, where a filter cannot
+ * look: who uses it can do without. */
 static void
 wall_refuse_program(struct wall_filter *f, bool network)
 {
     wall_rules(f, WALL_ERRNO(EPERM), "setsid setpgid");
+    wall_rules(f, WALL_ERRNO(ENOSYS), "openat2");
     if (WALL_SANITIZED)
         wall_rules(f, WALL_ERRNO(EPERM),
                    "ptrace process_vm_readv process_vm_writev");
@@ -24720,6 +24755,15 @@ wall_filter_supervisor(struct sock_fprog *out, struct err *e)
 
 /* ---- seccomp: what a worker may call ---- */
 
+/* What a process of ours may still reach by name. */
+struct wall_fence {
+    const char *const *files;  // may be read; what is not there is left out
+    const uint16_t *ports;     // that it may connect to
+    size_t ports_n;
+    bool names;  // datagrams, to whom names are asked of
+    bool local;  // Unix sockets
+};
+
 /* What a process of ours needs that computes, and has its descriptors. */
 static void
 wall_allow_common(struct wall_filter *f)
@@ -24774,7 +24818,7 @@ wall_allow_narrow(struct wall_filter *f)
 
 /* What a loop with sockets needs. It never binds: its listeners came open. */
 static void
-wall_allow_sockets(struct wall_filter *f)
+wall_allow_sockets(struct wall_filter *f, const struct wall_fence *fence)
 {
     static const struct {
         int level, option;
@@ -24789,22 +24833,36 @@ wall_allow_sockets(struct wall_filter *f)
         {IPPROTO_TCP, TCP_KEEPCNT},
         {IPPROTO_TCP, TCP_FASTOPEN_CONNECT},
     };
-    static const unsigned families[] = {AF_UNIX, AF_INET, AF_INET6},
-                          types[] = {SOCK_STREAM, SOCK_DGRAM};
+    static const struct {
+        unsigned family, type, protocol;
+    } sockets[] = {{AF_UNIX, SOCK_STREAM, 0},
+                   {AF_INET, SOCK_STREAM, 0},
+                   {AF_INET6, SOCK_STREAM, 0},
+                   {AF_INET, SOCK_STREAM, IPPROTO_TCP},
+                   {AF_INET6, SOCK_STREAM, IPPROTO_TCP},
+                   {AF_INET, SOCK_DGRAM, 0},
+                   {AF_INET6, SOCK_DGRAM, 0},
+                   {AF_INET, SOCK_DGRAM, IPPROTO_UDP},
+                   {AF_INET6, SOCK_DGRAM, IPPROTO_UDP}};
     const uint32_t yes = SCMP_ACT_ALLOW;
 
     wall_rules(f, yes,
                "epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 "
                "eventfd2 pipe2 accept accept4 connect listen shutdown recvfrom "
-               "recv recvmsg sendto send sendmsg getsockname getpeername "
-               "getsockopt");
+               "recv recvmsg getsockname getpeername getsockopt");
+    // connects past Landlock, which asks at connect()
+    WALL_RULE(f, yes, "sendto", WALL_BITS(3, MSG_FASTOPEN, 0));
+    WALL_RULE(f, yes, "send", WALL_BITS(3, MSG_FASTOPEN, 0));
+    WALL_RULE(f, yes, "sendmsg", WALL_BITS(2, MSG_FASTOPEN, 0));
     for (size_t i = 0; i < sizeof options / sizeof *options; i++)
         WALL_RULE(f, yes, "setsockopt", WALL_INT(1, options[i].level),
                   WALL_INT(2, options[i].option));
-    for (size_t i = 0; i < 3; i++)
-        for (size_t j = 0; j < 2; j++)
-            WALL_RULE(f, yes, "socket", WALL_INT(0, families[i]),
-                      WALL_BITS(1, 15, types[j]), WALL_ARG(2, LE, IPPROTO_UDP));
+    for (size_t i = 0; i < sizeof sockets / sizeof *sockets; i++)
+        if ((fence->local || sockets[i].family != AF_UNIX) &&
+            (fence->names || sockets[i].type != SOCK_DGRAM))
+            WALL_RULE(f, yes, "socket", WALL_INT(0, sockets[i].family),
+                      WALL_BITS(1, 15, sockets[i].type),
+                      WALL_INT(2, sockets[i].protocol));
 }
 
 /* What `verify` does besides: it opens programs, and copies pinned ones. */
@@ -24862,7 +24920,8 @@ enum wall_kind { WALL_CHECK, WALL_VERIFY, WALL_WORKER };
 
 /* For this very process: its own number is in there. */
 static bool
-wall_filter_own(enum wall_kind wall, struct sock_fprog *out, struct err *e)
+wall_filter_own(enum wall_kind wall, const struct wall_fence *fence,
+                struct sock_fprog *out, struct err *e)
 {
     struct wall_filter f;
 
@@ -24871,7 +24930,7 @@ wall_filter_own(enum wall_kind wall, struct sock_fprog *out, struct err *e)
     wall_allow_narrow(&f);
     wall_kill_worker(&f);
     if (wall == WALL_WORKER)
-        wall_allow_sockets(&f);
+        wall_allow_sockets(&f, fence);
     if (wall == WALL_VERIFY)
         wall_allow_verify(&f);
     else if (!WALL_SANITIZED)
@@ -24952,13 +25011,6 @@ enum {
     WALL_FENCE_TCP = 3,     // bind, connect: version 4
     WALL_FENCE_SCOPES = 3,  // abstract Unix sockets, signals: version 6
     WALL_FENCE_PORT = 2,    // the type of a rule
-};
-
-/* What a process of ours may still reach by name. */
-struct wall_fence {
-    const char *const *files;  // may be read; what is not there is left out
-    const uint16_t *ports;     // that it may connect to
-    size_t ports_n;
 };
 
 /* Every right over files that this version of Landlock knows. */
@@ -25053,7 +25105,8 @@ wall_raise(enum wall_kind wall, const struct wall_fence *fence,
     tzset();  // reads a file, once
     if (wall_leak_check())
         return true;
-    if (!wall_fence(fence, accept.landlock, e) || !wall_filter_own(wall, &p, e))
+    if (!wall_fence(fence, accept.landlock, e) ||
+        !wall_filter_own(wall, fence, &p, e))
         return false;
     ok = sigaction(SIGSYS, &trap, NULL) == 0 &&
          wall_filter_install(&p, accept.seccomp, e);
@@ -25062,19 +25115,41 @@ wall_raise(enum wall_kind wall, const struct wall_fence *fence,
 }
 
 /* A worker's last one, when all its sockets listen: a socket that listens
- * without bind() would be given a port. */
+ * without bind() would be given a port. Nor does it touch how the log is open,
+ * which all processes share: were it a file, who could go back in it could
+ * overwrite what is there. */
 static bool
 wall_listening(bool accepted, struct err *e)
 {
-    struct sock_filter code[] = {
+    static const char *const calls[] = {"fcntl", "fcntl64", "ioctl", "lseek",
+                                        "_llseek"};
+    const bool little = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+    const uint32_t fd = offsetof(struct seccomp_data, args) + (little ? 0 : 4);
+    struct sock_filter code[3 + 5 * 5 + 1] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_listen, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
-    const struct sock_fprog p = {sizeof code / sizeof *code, code};
+    unsigned short n = 3;
 
-    return wall_filter_install(&p, accepted, e);
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        int nr = seccomp_syscall_resolve_name(calls[i]);
+        const struct sock_filter one[] = {
+            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)nr, 0, 4),
+            BPF_STMT(BPF_LD | BPF_W | BPF_ABS, fd),
+            BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, STDERR_FILENO, 1, 0),
+            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        };
+
+        if (nr < 0)
+            continue;
+        memcpy(code + n, one, sizeof one);
+        n = (unsigned short)(n + sizeof one / sizeof *one);
+    }
+    code[n++] =
+        (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    return wall_filter_install(&(struct sock_fprog){n, code}, accepted, e);
 }
 
 /* The broker's: what it inherits and what its programs will. */
@@ -25108,33 +25183,40 @@ wall_supervisor(bool accepted, struct err *e)
     return ok;
 }
 
-/* Puts in front: setsid() is allowed to who knows `key`, in registers that the
- * call itself does not look at. A filter costs more to install than all else of
- * a cage together, so the broker takes it on once, and its children with it;
- * but they must become leaders of a session before they are programs. */
+/* Puts in front: setsid(), and openat2() for file slots, are allowed to who
+ * knows `key`, in registers that the calls themselves do not look at. A filter
+ * costs more to install than all else of a cage together, so the broker takes
+ * it on once, and its children with it; but they must become leaders of a
+ * session before they are programs. */
 static struct sock_fprog
 wall_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
 {
-    const uint32_t at = offsetof(struct seccomp_data, args);
-    struct sock_filter front[3 + 2 * 4 + 2] = {
+    static const struct {
+        uint32_t call, first;  // of the arguments that hold the key
+    } calls[] = {{SYS_setsid, 0}, {SYS_openat2, 4}};
+    struct sock_filter front[2 + 2 * 11] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, seccomp_arch_native(), 0, 11),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_setsid, 0, 9),
-    };
-    uint32_t words[4];
-    size_t n = 4;
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, seccomp_arch_native(), 0, 2 * 11)};
+    uint32_t words[4], at;
+    size_t n = 2;
     struct sock_filter *all;
 
     memcpy(words, key, sizeof words);  // as they lie in seccomp_data
-    for (uint8_t i = 0; i < 4; i++) {
+    for (size_t k = 0; k < 2; k++) {
+        front[n++] = (struct sock_filter)BPF_STMT(
+            BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+        front[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
+                                                  calls[k].call, 0, 9);
+        at = offsetof(struct seccomp_data, args) + 8 * calls[k].first;
+        for (uint8_t i = 0; i < 4; i++) {
+            front[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+                                                      at + 4u * i);
+            front[n++] = (struct sock_filter)BPF_JUMP(
+                BPF_JMP | BPF_JEQ | BPF_K, words[i], 0, (uint8_t)(7 - 2 * i));
+        }
         front[n++] =
-            (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, at + 4u * i);
-        front[n++] = (struct sock_filter)BPF_JUMP(
-            BPF_JMP | BPF_JEQ | BPF_K, words[i], 0, (uint8_t)(7 - 2 * i));
+            (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     }
-    front[n++] =
-        (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     must(n == sizeof front / sizeof *front && n + rest->len <= BPF_MAXINSNS);
     all = mem_xmalloc((n + rest->len) * sizeof *all);
     memcpy(all, front, sizeof front);
@@ -25143,8 +25225,9 @@ wall_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
 }
 
 /* Landlock lets everybody change the mode, owner and times of his own files,
- * even of those he may not open: for where no view of the file system hides
- * them. With `by_name`, what is open may still be changed. */
+ * even of those he may not open, and before version 3 empty them by name: for
+ * where no view of the file system hides them. With `by_name`, what is open may
+ * still be changed. */
 static bool
 wall_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
 {
@@ -25154,7 +25237,8 @@ wall_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
     wall_rules(&f, WALL_ERRNO(EPERM),
                "chmod fchmodat fchmodat2 chown lchown fchownat chown32 "
                "lchown32 setxattr lsetxattr setxattrat removexattr "
-               "lremovexattr removexattrat utime utimes futimesat");
+               "lremovexattr removexattrat utime utimes futimesat truncate "
+               "truncate64");
     WALL_RULE(&f, WALL_ERRNO(EPERM), "utimensat", WALL_ARG(1, NE, 0));
     WALL_RULE(&f, WALL_ERRNO(EPERM), "utimensat_time64", WALL_ARG(1, NE, 0));
     if (!by_name)
@@ -27017,20 +27101,23 @@ jail_lies_in(const char *path, const char *folder)
 }
 
 /* A detached copy of what lies at the place, without rights that it does not
- * need; device nodes stay devices. What we cannot reach, programs could not
- * either, and it is left out. */
+ * need; device nodes stay devices, which can be written to where all is
+ * read-only, but not be given another mode. What we cannot reach, programs
+ * could not either, and it is left out. */
 static bool
 jail_view_take(struct jail_place *p)
 {
     enum { READ_ONLY = 1, NO_SUID = 2, NO_DEV = 4, NO_EXEC = 8 };
     uint64_t attr[JAIL_VIEW_ATTRS] = {NO_SUID};
     struct stat st;
+    bool device;
 
     if (stat(p->real, &st) != 0)
         return true;
     p->folder = S_ISDIR(st.st_mode);
-    attr[0] |= p->write ? NO_EXEC : READ_ONLY;
-    attr[0] |= S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode) ? 0 : NO_DEV;
+    device = S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
+    attr[0] |= p->write && !device ? NO_EXEC : READ_ONLY;
+    attr[0] |= device ? 0 : NO_DEV;
     p->mount = (int)syscall(SYS_open_tree, AT_FDCWD, p->real,
                             OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
     return p->mount >= 0 &&
@@ -30091,7 +30178,7 @@ struct exec_broker {
     struct cfg cfg;
     struct exec_command *commands;
     struct sock_fprog filters[2];  // of programs; [1]: with a network
-    uint64_t setsid[2];  // the key, where we have the programs' filter
+    uint64_t pass[2];  // the key, where we have the programs' filter
     struct sock_fprog metadata[2];  // if there is no view; [1]: who writes
     struct msg_chan sup;            // to the supervisor
     bool draining;                  // ends when its last worker has
@@ -30478,7 +30565,8 @@ exec_in_write(struct exec_run *r)
 /* The file a slot names: below its folder, reached through no link, regular,
  * and with no other name that could lie elsewhere. */
 static int
-exec_file_open(const struct exec_slot *s, const char *name, struct err *e)
+exec_file_open(const struct exec_slot *s, const char *name,
+               const uint64_t pass[2], struct err *e)
 {
     struct open_how how = {.flags =
                                O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
@@ -30486,7 +30574,8 @@ exec_file_open(const struct exec_slot *s, const char *name, struct err *e)
                                       RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV};
     struct stat st;
     const char *fault = NULL;
-    int fd = (int)syscall(SYS_openat2, s->below, name, &how, sizeof how);
+    int fd = (int)syscall(SYS_openat2, s->below, name, &how, sizeof how,
+                          pass[0], pass[1]);
 
     if (fd < 0 && errno == ELOOP)
         fault = "a symbolic link is on the way";
@@ -30524,7 +30613,8 @@ exec_files_open(struct exec_run *r, struct exec_start *s, struct err *e)
 
         if (!slot->cfg->is_file)
             continue;
-        fd = exec_file_open(slot, str_c(r->arena, r->values[i]), e);
+        fd = exec_file_open(slot, str_c(r->arena, r->values[i]),
+                            r->broker->pass, e);
         if (fd < 0)
             return false;
         if (slot->cfg->on_stdin && s->stdin_file < 0) {
@@ -30642,7 +30732,7 @@ exec_spawn(struct exec_run *r, const struct exec_start *s, struct err *e)
                            .files_n = s->files_n,
                            .limits = c->limits,
                            .limits_n = c->limits_n,
-                           .key = {r->broker->setsid[0], r->broker->setsid[1]},
+                           .key = {r->broker->pass[0], r->broker->pass[1]},
                            .metadata = c->metadata,
                            .filter = c->filter,
                            .rules = s->rules >= 0 ? s->rules : c->rules,
@@ -32174,10 +32264,9 @@ exec_filters_settle(struct exec_broker *b, const struct boot *boot,
     }
     if (!exec_filters_same(b))
         return true;
-    if (syscall(SYS_getrandom, b->setsid, sizeof b->setsid, 0) !=
-        sizeof b->setsid)
+    if (syscall(SYS_getrandom, b->pass, sizeof b->pass, 0) != sizeof b->pass)
         return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
-    keyed = wall_filter_keyed(b->commands[0].filter, b->setsid);
+    keyed = wall_filter_keyed(b->commands[0].filter, b->pass);
     ok = (!b->commands[0].metadata ||
           wall_filter_install(b->commands[0].metadata, false, e)) &&
          wall_filter_install(&keyed, false, e);
@@ -41154,11 +41243,17 @@ work_wall(struct work *w, struct err *e)
     for (size_t i = 0; i < w->cfg.upstreams_n; i++)
         n += w->cfg.upstreams[i].targets_n;
     fence.ports = ports = mem_alloc(w->boot_arena, n * sizeof *ports);
-    ports[fence.ports_n++] = 53;
     for (size_t i = 0; i < w->cfg.upstreams_n; i++)
-        for (size_t j = 0; j < w->cfg.upstreams[i].targets_n; j++)
-            if (!w->cfg.upstreams[i].targets[j].is_unix)
-                ports[fence.ports_n++] = w->cfg.upstreams[i].targets[j].port;
+        for (size_t j = 0; j < w->cfg.upstreams[i].targets_n; j++) {
+            const struct cfg_target *t = &w->cfg.upstreams[i].targets[j];
+
+            fence.local |= t->is_unix;
+            fence.names |= !t->is_unix && !t->numeric;
+            if (!t->is_unix)
+                ports[fence.ports_n++] = t->port;
+        }
+    if (fence.names)
+        ports[fence.ports_n++] = 53;
     return wall_raise(WALL_WORKER, &fence, accept, e);
 }
 

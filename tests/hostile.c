@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
@@ -97,6 +98,30 @@ metadata(void)
     say("rename", rename(at(0), "/tmp/hostile-moved"));
     say("link", link(at(0), "/tmp/hostile-link"));
     say("utimes", utimensat(AT_FDCWD, at(0), NULL, 0));
+    say("chmod /dev/null", chmod("/dev/null", 0666));
+    say("fchmod /dev/null", fchmod(open("/dev/null", O_WRONLY), 0666));
+}
+
+/* A file that others would run as whom we are; however it is made. */
+static void
+set_uid(void)
+{
+    const struct open_how how = {.flags = O_WRONLY | O_CREAT, .mode = 04700};
+    int fd = open("plain", O_WRONLY | O_CREAT, 0700);
+
+    say("set-uid by fchmod", fchmod(fd, 04755));
+    say("set-gid by fchmod", fchmod(fd, 02755));
+    say("set-uid by chmod", chmod("plain", 04755));
+    say("set-uid by fchmodat", fchmodat(AT_FDCWD, "plain", 06755, 0));
+    say("set-uid by fchmodat2",
+        syscall(452, AT_FDCWD, "plain", 04755, 0));  // SYS_fchmodat2
+    say("set-uid by open", open("made", O_WRONLY | O_CREAT, 04700));
+    say("set-uid by creat", creat("made", 04700));
+    say("set-uid by a file without a name",
+        open(".", O_WRONLY | O_TMPFILE, 04700));
+    say("set-uid by openat2",
+        syscall(SYS_openat2, AT_FDCWD, "made", &how, sizeof how));
+    say("set-uid by mknod", mknod("made", S_IFREG | 04700, 0));
 }
 
 /* In a folder that may be written: what may be made there, and what not. */
@@ -121,6 +146,8 @@ folder(void)
     strcpy(a.sun_path, "socket");
     say("socket", s < 0 ? s : bind(s, (struct sockaddr *)&a, sizeof a));
     try_open("node", O_RDWR);  // a device that lies there
+    say("mode", fchmod(open("plain", O_WRONLY | O_CREAT, 0600), 0644));
+    set_uid();
 }
 
 static void
@@ -184,7 +211,17 @@ dial(const char *what, int family, int type, const void *a, socklen_t n)
     say(what, s < 0 ? s : connect(s, a, n));
 }
 
-/* A port on loopback, the name of an abstract socket, the path of another. */
+/* To a socket that takes datagrams, from half of a pair. */
+static void
+post(const char *what, int type, const struct sockaddr_un *to)
+{
+    int pair[2], r = socketpair(AF_UNIX, type, 0, pair);
+
+    say(what, r < 0 ? r : sendto(pair[0], "x", 1, 0, (void *)to, sizeof *to));
+}
+
+/* A port on loopback, the name of an abstract socket, the path of another, and
+ * with ".dgram" that of one for datagrams. */
 static void
 network(void)
 {
@@ -211,7 +248,11 @@ network(void)
     s = socket(AF_INET, SOCK_STREAM, 0);
     v4.sin_port = htons(47113);
     say("bind", s < 0 ? s : bind(s, (void *)&v4, sizeof v4));
+    strncat(path.sun_path, ".dgram", 10);
+    post("a pair's datagram", SOCK_DGRAM, &path);
+    post("a raw pair's datagram", SOCK_RAW, &path);
     say("raw", socket(AF_INET, SOCK_RAW, IPPROTO_ICMP));
+    say("ping", socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP));
     say("packet", socket(AF_PACKET, SOCK_RAW, 0));
     say("netlink", socket(AF_NETLINK, SOCK_RAW, 0));
     say("vsock", socket(AF_VSOCK, SOCK_STREAM, 0));

@@ -88,6 +88,9 @@ class Ways:
         self.listen(socket.AF_UNIX, "\0" + self.abstract)
         self.listen(socket.AF_UNIX, self.other + "/socket")
         os.chmod(self.other + "/socket", 0o777)
+        self.datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.datagrams.bind(self.other + "/socket.dgram")
+        os.chmod(self.other + "/socket.dgram", 0o777)
         for folder in (self.keys, self.other, self.mine):
             for name in [folder] + [os.path.join(folder, n)
                                     for n in os.listdir(folder)]:
@@ -157,7 +160,7 @@ def try_all(g):
     mode = os.stat(g.ways.keys + "/server.key").st_mode & 0o777
     equal(mode, os.stat(PKI + "/server.key").st_mode & 0o777, "its mode")
     refused(g, "folder", [(w, "DONE") for w in (
-        "file", "folder", "move", "remove", "remove folder")])
+        "file", "folder", "move", "remove", "remove folder", "mode")])
     said = dict(g.said("folder"))
     equal(said["file"], "DONE", "a declared folder can be written")
     refused(g, "devices")
@@ -275,8 +278,8 @@ def test_network_where_it_is_declared():
         with Cage(around, uid, more=MIXED) as g:
             said = dict(g.said("online"))
             equal((said["connect"], said["udp"]), ("DONE", "DONE"))
-            for what in ("abstract", "raw", "packet", "netlink", "vsock",
-                         "alg"):
+            for what in ("abstract", "raw", "ping", "packet", "netlink",
+                         "vsock", "alg"):
                 assert said[what] in REFUSED, (what, said[what])
             refused(g, "network")
             missing(g)
@@ -296,6 +299,8 @@ def test_as_uid_0():
         for name in ("files", "metadata", "devices", "network", "kernel",
                      "processes"):
             refused(g, name, [("setuid", "DONE")])  # it is uid 0 already
+        made = [how for what, how in g.said("folder") if "set-" in what]
+        assert len(made) == 10 and "DONE" not in made, made
         said = dict(g.said("rights"))
         equal((said["capabilities"], said["bounding"], said["no_new_privs"]),
               ("0", "0", "1"))

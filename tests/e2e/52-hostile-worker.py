@@ -21,7 +21,8 @@ NUMBERS = {
                "mprotect": 10, "unlinkat": 263, "setuid": 105,
                "unshare": 272, "mount": 165, "bpf": 321, "pidfd_open": 434,
                "io_uring_setup": 425, "prctl": 157, "rename": 82,
-               "tgkill": 234, "socketpair": 53, "listen": 50},
+               "tgkill": 234, "socketpair": 53, "listen": 50,
+               "sendto": 44, "fcntl": 72, "lseek": 8, "write": 1},
 }.get(platform.machine())
 
 POLICY = """
@@ -51,6 +52,7 @@ gateway.post("/run", { authorize = id.anyone, validate = { json = { type = "stri
 gateway.get("/ok", { authorize = id.anyone,
   handle = function() return gateway.text "fine" end })
 gateway.admin { address = "127.0.0.1:@ADMIN@" }
+@MORE@
 """
 
 
@@ -62,6 +64,7 @@ class Hostile(Gateway):
         if not NUMBERS:
             raise Skip("no system call numbers for this machine")
         path, sha = witness()
+        keys.setdefault("MORE", "")
         super().__init__(POLICY, binary=binary, PROGRAM=path, SHA=sha, **keys)
 
     def post(self, path, value, client=None):
@@ -210,7 +213,40 @@ def test_files_and_ports():
         to = struct.pack("=H", socket.AF_INET) + struct.pack(
             ">H", other.getsockname()[1]) + socket.inet_aton("127.0.0.1")
         equal(g.call("connect", fd, to + bytes(8), 16), -13)
+        fast_open = 0x20000000  # connects without connect()
+        equal(g.call("sendto", fd, b"x", 1, fast_open, to + bytes(8), 16), -1)
+        other.settimeout(0.2)
+        try:
+            other.accept()
+            raise AssertionError("a connection past Landlock")
+        except socket.timeout:
+            pass
+        # no upstream has a name, nor is one behind a Unix socket
+        for family, kind in ((2, 2), (10, 2), (1, 1), (1, 2)):
+            equal(g.call("socket", family, kind, 0), -1, (family, kind))
         g.serves()
+
+
+def test_sockets_that_upstreams_need():
+    with Hostile(MORE="""gateway.upstream { "http+unix:/tmp/none.sock" }
+                         gateway.upstream { "http://name.example:80" }""") as g:
+        for family, kind in ((1, 1), (2, 2), (10, 2)):
+            assert g.call("socket", family, kind, 0) > 2, (family, kind)
+        equal(g.call("socket", 1, 2, 0), -1)  # no datagrams to Unix sockets
+        equal(g.call("socket", 2, 2, 1), -1)  # no ping
+
+
+def test_the_log_is_not_gone_back_in():
+    """It is a file here, opened to append; all processes share that."""
+    f_setfl, seek_set = 4, 0
+    with Hostile() as g:
+        before = read(g.log_path)
+        equal(g.call("fcntl", 2, f_setfl, 0), -1)
+        equal(g.call("fcntl", 2 | 1 << 32, f_setfl, 0), -1)
+        equal(g.call("lseek", 2, 0, seek_set), -1)
+        equal(g.call("write", 2, b"mine\n", 5), 5)
+        g.serves()
+        assert read(g.log_path).startswith(before), "the log was overwritten"
 
 
 # ---- frames ----------------------------------------------------------------
