@@ -24537,7 +24537,8 @@ wall_filter_end(struct wall_filter *f, const char *what, struct sock_fprog *out,
 }
 
 /* Other processes of our uid, whether dumpable or not, are reached by more than
- * signals: their limits, their scheduling, who gets SIGIO. */
+ * signals: their limits, their scheduling, who gets SIGIO; and by a lease, which
+ * holds up whoever opens the file. */
 static void
 wall_refuse_others(struct wall_filter *f)
 {
@@ -24556,6 +24557,8 @@ wall_refuse_others(struct wall_filter *f)
     WALL_RULE(f, no, "fcntl", WALL_INT(1, F_SETOWN_EX));
     WALL_RULE(f, no, "fcntl64", WALL_INT(1, F_SETOWN));
     WALL_RULE(f, no, "fcntl64", WALL_INT(1, F_SETOWN_EX));
+    WALL_RULE(f, no, "fcntl", WALL_INT(1, F_SETLEASE));
+    WALL_RULE(f, no, "fcntl64", WALL_INT(1, F_SETLEASE));
     WALL_RULE(f, no, "ioctl", WALL_INT(1, FIOSETOWN));
     WALL_RULE(f, no, "ioctl", WALL_INT(1, SIOCSPGRP));
 }
@@ -25243,7 +25246,8 @@ wall_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
     WALL_RULE(&f, WALL_ERRNO(EPERM), "utimensat_time64", WALL_ARG(1, NE, 0));
     if (!by_name)
         wall_rules(&f, WALL_ERRNO(EPERM),
-                   "fchmod fchown fchown32 fsetxattr fremovexattr");
+                   "fchmod fchown fchown32 fsetxattr fremovexattr utimensat "
+                   "utimensat_time64");
     return wall_filter_end(&f, "programs (files)", out, e);
 }
 
@@ -26947,6 +26951,7 @@ enum { JAIL_OWN_PROC = !WALL_SANITIZED, JAIL_INHERIT = !WALL_SANITIZED };
 struct jail_place {
     const char *path;
     bool write;
+    int *keep;   // a folder that is not in the view: becomes a copy of it
     char *real;  // owned by jail_view_begin(), as what follows
     bool folder;
     int mount;
@@ -27166,7 +27171,7 @@ jail_view_put(const struct jail_place *p)
     char at[PATH_MAX + 1];
     int fd;
 
-    if (p->mount < 0)
+    if (p->mount < 0 || p->keep)
         return true;
     jail_view_way(p->path, 0);
     jail_view_way(p->real, 0);
@@ -27221,7 +27226,7 @@ jail_view_build(struct jail_place *p, size_t n, const char *site, bool old_proc)
     if (old_proc && mount("/proc", "proc", NULL, MS_BIND | MS_REC, NULL) != 0)
         return false;
     for (size_t i = 0; i < n; i++)
-        if (!(old_proc && jail_lies_in(p[i].real, "/proc")) &&
+        if (!(old_proc && p[i].real && jail_lies_in(p[i].real, "/proc")) &&
             !jail_view_put(&p[i]))
             return false;
     return true;
@@ -27261,6 +27266,8 @@ jail_view_begin(struct jail_cage *c, struct jail_place *p, size_t n, bool *proc)
     ok = ok && c->site && jail_view_build(p, n, c->site, !*proc);
     for (size_t i = 0; i < n; i++) {
         free(p[i].real);
+        if (p[i].mount >= 0 && p[i].keep)  // the old one takes its place
+            ok = dup3(p[i].mount, *p[i].keep, O_CLOEXEC) >= 0 && ok;
         if (p[i].mount >= 0)
             close(p[i].mount);
     }
@@ -32156,12 +32163,15 @@ exec_networked(const struct exec_broker *b)
     return false;
 }
 
-/* Every path that a command may open, and its working directory. */
+/* Every path that a command may open, its working directory, and the folders of
+ * its file slots: through a read-only copy a file that its user owns cannot be
+ * given another mode or owner. */
 static size_t
 exec_places(struct exec_broker *b, struct jail_place **out)
 {
     struct jail_place *p = mem_alloc(
-        b->arena, (b->cfg.commands_n + 1) * (PROG_OPEN_MAX + 1) * sizeof *p);
+        b->arena, (b->cfg.commands_n + 1) *
+                      (PROG_OPEN_MAX + 1 + PROG_SLOTS_MAX) * sizeof *p);
     size_t n = 0;
 
     for (size_t i = 0; i < b->cfg.commands_n; i++) {
@@ -32175,6 +32185,11 @@ exec_places(struct exec_broker *b, struct jail_place **out)
         if (b->commands[i].cwd >= 0)
             p[n++] = (struct jail_place){
                 .path = str_c(b->arena, b->commands[i].cfg->cwd)};
+        for (unsigned k = 0; k < b->cfg.commands[i].slots_n; k++)
+            if (b->commands[i].slots[k].below >= 0)
+                p[n++] = (struct jail_place){
+                    .path = str_c(b->arena, b->cfg.commands[i].slots[k].below),
+                    .keep = &b->commands[i].slots[k].below};
     }
     *out = p;
     return n;

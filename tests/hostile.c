@@ -28,6 +28,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -148,6 +149,22 @@ folder(void)
     try_open("node", O_RDWR);  // a device that lies there
     say("mode", fchmod(open("plain", O_WRONLY | O_CREAT, 0600), 0644));
     set_uid();
+}
+
+/* The file of a slot, which is ours, and was opened to be read. */
+static void
+slot(void)
+{
+    int fd = open(at(0), O_RDONLY);
+
+    say("read", fd);
+    say("write", open(at(0), O_WRONLY));
+    say("fchmod", fchmod(fd, 0666));
+    say("fchmod of the slot", fchmod(10, 0666));
+    say("fchown", fchown(10, getuid(), getgid()));
+    say("futimens", futimens(10, NULL));
+    say("fsetxattr", fsetxattr(10, "user.hostile", "x", 1, 0));
+    say("lease", fcntl(10, F_SETLEASE, F_RDLCK));
 }
 
 static void
@@ -435,7 +452,7 @@ static const struct attempt {
     {"devices", devices},     {"network", network},   {"kernel", kernel},
     {"processes", processes}, {"programs", programs}, {"rights", rights},
     {"bomb", bomb},           {"disk", disk},         {"eat", eat},
-    {"leave", leave},         {"flood", flood},
+    {"leave", leave},         {"flood", flood},       {"slot", slot},
 };
 
 int

@@ -59,6 +59,12 @@ attempt("stay", { timeout = 0.5, kill_after = 0.3 })
 attempt("leave", {})
 attempt("flood", { stdout = "100K" })
 attempt("files", { name = "reader", "@OTHER@/secret", read = "@OTHER@" })
+local slot = gateway.command { name = "slot", program = "@PROGRAM@",
+  sha256 = "@SHA@", args = { "slot", gateway.slot "file" },
+  slots = { file = gateway.file_below "@OTHER@" } }
+gateway.get("/slot", { authorize = id.anyone, handle = function()
+  local r = slot:run { file = "secret" }
+  return gateway.json { ok = r.ok, why = r.why, out = r.stdout } end })
 @MORE@
 """
 
@@ -168,6 +174,7 @@ def try_all(g):
     refused(g, "files_by_socket")
     refused(g, "kernel")
     refused(g, "processes")
+    refused(g, "slot", [("read", "DONE")])
     refused(g, "programs", [("/lib64/ld-linux-x86-64.so.2", "ELIBACC")])
     said = dict(g.said("rights"))
     for what, how in (("capabilities", "0"), ("bounding", "0"),
@@ -299,6 +306,7 @@ def test_as_uid_0():
         for name in ("files", "metadata", "devices", "network", "kernel",
                      "processes"):
             refused(g, name, [("setuid", "DONE")])  # it is uid 0 already
+        refused(g, "slot", [("read", "DONE")])
         made = [how for what, how in g.said("folder") if "set-" in what]
         assert len(made) == 10 and "DONE" not in made, made
         said = dict(g.said("rights"))
