@@ -27800,6 +27800,8 @@ struct prog_guard {
     const char *lead;    // a value may not begin with one of these bytes
     const char *inside;  // nor hold one of these
     bool scheme;         // nor begin like "name:"
+    bool web;            // nor like any but "http:" and "https:"
+    bool range;          // nor be of digits, dots and dashes, such as "10.1-9"
     const char *must;    // fixed arguments that stand before the first slot
     const char *text;    // the same, only where a slot takes text
     const char *each;    // an option that wants `each_must` before each time
@@ -28009,6 +28011,7 @@ static const struct prog_guard prog_guards[] = {
             "file"},
     {.names = "nmap",
      .inside = "/,*",
+     .range = true,
      .never = "--script|--script-*|--datadir|--servicedb|--versiondb|--resume|"
               "--interactive|-sC|-A",
      .own = "-iL|-oN|-oX|-oG|-oS|-oA|--excludefile|-e|-S|-D|--stylesheet|"
@@ -28025,12 +28028,15 @@ static const struct prog_guard prog_guards[] = {
      .why = "its filters are programs, and documents include files and fetch "
             "addresses"},
     {.names = "wkhtmltopdf wkhtmltoimage",
+     .lead = "/",
+     .web = true,
      .must = "--disable-local-file-access",
      .never = "--enable-local-file-access|--allow|--run-script|"
               "--read-args-from-stdin|--enable-plugins",
      .own = "--cookie-jar|--user-style-sheet|--header-html|--footer-html|cover|"
             "--cover|--xsl-style-sheet|--post-file",
-     .why = "a page may show the files of this machine"},
+     .why = "\"file:…\" and paths are pages too, and a page may show the files "
+            "of this machine"},
     {.names = "gs ghostscript gsc gsx",
      .lead = "@|",
      .inside = "%",
@@ -28044,7 +28050,8 @@ static const struct prog_guard prog_guards[] = {
      .never = "--job-json-file",
      .own = "--copy-encryption|--password-file",
      .why = "\"@file\" holds arguments"},
-    {.names = "tex latex pdftex pdflatex xetex xelatex",
+    {.names = "tex latex pdftex pdflatex xetex xelatex etex elatex ptex platex "
+              "eptex uptex uplatex euptex aleph lambda",
      .lead = "&*",
      .inside = "\\|\"",
      .must = "-no-shell-escape|--no-shell-escape",
@@ -28176,6 +28183,20 @@ prog_has_scheme(struct str v)
     return n < v.n && v.p[n] == ':';
 }
 
+/* "10.0-255.1.1", which stands for many. */
+static bool
+prog_is_range(struct str v)
+{
+    bool dash = false;
+
+    for (size_t i = 0; i < v.n; i++) {
+        if (!isdigit((unsigned char)v.p[i]) && v.p[i] != '.' && v.p[i] != '-')
+            return false;
+        dash |= v.p[i] == '-';
+    }
+    return dash;
+}
+
 /* Is slot `i` behind a fixed "--"? */
 static bool
 prog_slot_ended(const struct cfg_command *c, unsigned slot)
@@ -28227,7 +28248,11 @@ prog_guard_fault(const struct prog_guard *g, const struct cfg_command *c,
     for (size_t i = 0; g->inside && i < v.n; i++)
         if (strchr(g->inside, v.p[i]))
             return "holds a character that this program gives a meaning to";
-    if (g->scheme && !below && prog_has_scheme(v))
+    if (g->range && prog_is_range(v))
+        return "is a range of addresses";
+    if (g->web && (str_starts(v, S("http:")) || str_starts(v, S("https:"))))
+        return NULL;
+    if ((g->scheme || g->web) && !below && prog_has_scheme(v))
         return "begins with a scheme, such as \"http:\" or \"file:\"";
     return NULL;
 }
@@ -28750,8 +28775,11 @@ static const struct prog_refused {
      "udpsvd inetd crond telnetd udhcpc aa-exec cpulimit distcc logsave "
      "multitime pexec setlock torify torsocks grc gtester xdotool logrotate "
      "pidstat openvpn aria2c tini dumb-init at batch crontab make gmake ninja "
-     "cmake ld.so ld-* qemu-* cc gcc g++ c++ c89 c99 clang clang++ cpp "
-     "ssh-agent",
+     "cmake ctest cpack ld.so ld-* qemu-* cc gcc g++ c++ c89 c99 clang clang++ "
+     "cpp gfortran f77 f95 rustc ghc tcc lli not bear ssh-agent gpg-agent "
+     "gpgtar gpg-connect-agent systemd-cat systemd-inhibit "
+     "systemd-socket-activate spawn-fcgi fcgistarter lighttpd-angel luit "
+     "scriptlive switch_root fstab-decode jexec slattach chronic",
      "starts a program that its arguments name"},
     {"sudo su doas pkexec runuser sg newgrp login getty machinectl docker "
      "podman nerdctl ctr crictl kubectl lxc lxc-attach",
@@ -28762,7 +28790,9 @@ static const struct prog_refused {
     {"awk gawk mawk nawk original-awk m4 dc gnuplot sqlite psql mysql mariadb "
      "octave maxima ftp lftp git git-* hg svn svn-* cvs bzr fossil patch apt "
      "apt-get aptitude rpm yum dnf zypper apk opkg snap flatpak pip npm yarn "
-     "gem cpan cargo conjure conjure-im6* luatex lualatex irb iex erl R scheme "
+     "gem cpan cargo conjure conjure-im6* luatex lualatex luahbtex luajittex "
+     "luajithbtex texluajit texluajitc mflua mfluajit mpost pmpost upmpost "
+     "rexx scalar duckdb irb iex erl R scheme "
      "sbcl clisp ghci swipl jshell php-cgi smbclient",
      "runs what its arguments or input say"},
     {"vim vi view vimdiff rvim nvim ed red ex emacs emacsclient nano pico joe "

@@ -20,6 +20,7 @@ GOOD = HEAD.replace("@WORKERS@", "1").replace("@LISTEN@", "").replace(
 ANY = '{ type = "string", pattern = "^[ -~]{1,200}$", maxLength = 200 }'
 NAME = '{ type = "string", pattern = "^[a-z0-9][a-z0-9._-]{0,31}$", ' \
        "maxLength = 32 }"
+HOST = NAME.replace("^[a-z0-9]", "^[a-z]")
 URL = '{ type = "string", maxLength = 99, ' \
       'pattern = "^https://h[.]example/[a-z0-9/]{1,60}$" }'
 FILE = 'gateway.file_below("/usr/share/doc")'
@@ -259,7 +260,10 @@ def test_nmap():
     refuses(nmap, '"--script=default", ' + V, slot(NAME), "programs")
     refuses(nmap, '"-sT", "-oN", %s, "127.0.0.1"' % V, slot(NAME), "-oN")
     refuses(nmap, '"-sT", ' + V, slot(ANY), "whole network")
-    loads(nmap, '"-sT", ' + V, slot(NAME))
+    scan = sh(nmap, "-sL", "-n", "10.0-1.0.1-2").out
+    equal(scan.count("Nmap scan report"), 4, "a range is many hosts")
+    refuses(nmap, '"-sT", ' + V, slot(NAME), "range of addresses")
+    loads(nmap, '"-sT", ' + V, slot(HOST))
 
 
 # pictures, sound, documents
@@ -579,7 +583,12 @@ def test_wkhtmltopdf():
     assert b"Blocked access" in bare(
         d, pdf, "--disable-local-file-access", *argv[1:]).stdout
     refuses(pdf, V + ', "-"', slot(URL), "--disable-local-file-access")
+    write(os.path.join(d, "y.html"), "a page")
+    bare(d, pdf, "--disable-local-file-access", "file://%s/y.html" % d, "y.pdf")
+    assert made(d, "y.pdf"), "the page itself may be a file"
     safe = '"--disable-local-file-access", '
+    refuses(pdf, safe + V + ', "-"', slot(ANY.replace("[ -~]", "[a-z:/]")),
+            "are pages too")
     refuses(pdf, safe + '"--allow", "/", %s, "-"' % V, slot(URL), "--allow")
     loads(pdf, safe + V + ', "-"', slot(URL))
 
