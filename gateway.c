@@ -42848,6 +42848,33 @@ sup_on_expel(struct sup_child *broker, const struct msg_frame *f, struct err *e)
     return true;
 }
 
+/* Does each socket still listen? Whoever sits in a worker can shut one down for
+ * all; and which worker it was, nobody can tell. */
+static void
+sup_watch_sockets(struct sup *s)
+{
+    for (struct sup_socket *k = s->sockets; k; k = k->next) {
+        int listens = 1;
+        socklen_t n = sizeof listens;
+
+        if (getsockopt(k->fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &n) != 0 ||
+            listens)
+            continue;
+        log_at(LOG_ERROR, "sup",
+               "a worker shut down the socket of %.*s, which no honest one "
+               "does: all workers are killed",
+               STR_FMT(k->bound));
+        if (listen(k->fd, SUP_BACKLOG) != 0)
+            log_at(LOG_ERROR, "sup", "cannot listen on %.*s: %s",
+                   STR_FMT(k->bound), strerror(errno));
+        for (struct sup_child *c = s->children; c; c = c->next)
+            if (c->role == BOOT_WORKER && c->pid) {
+                c->killed = true;
+                kill(c->pid, SIGKILL);
+            }
+    }
+}
+
 static bool
 sup_on_frame(void *data, const struct msg_frame *f, struct err *e)
 {
@@ -42860,6 +42887,8 @@ sup_on_frame(void *data, const struct msg_frame *f, struct err *e)
         return err_set(e, ERR_NET, "%s sent frame %u, which it may not",
                        c->name, f->type);
     c->heard = uv_now(s->loop);
+    if (f->type == MSG_PING)
+        sup_watch_sockets(s);
     if (f->type == MSG_PING || c->ready)
         return true;
     c->ready = true;

@@ -22,7 +22,7 @@ NUMBERS = {
                "unshare": 272, "mount": 165, "bpf": 321, "pidfd_open": 434,
                "io_uring_setup": 425, "prctl": 157, "rename": 82,
                "tgkill": 234, "socketpair": 53, "listen": 50,
-               "sendto": 44, "fcntl": 72, "lseek": 8, "write": 1},
+               "shutdown": 48, "sendto": 44, "fcntl": 72, "lseek": 8, "write": 1},
 }.get(platform.machine())
 
 POLICY = """
@@ -247,6 +247,19 @@ def test_the_log_is_not_gone_back_in():
         equal(g.call("write", 2, b"mine\n", 5), 5)
         g.serves()
         assert read(g.log_path).startswith(before), "the log was overwritten"
+
+
+def test_a_socket_that_is_shut_down():
+    """It is one for all workers: none of them would ever accept again."""
+    with Hostile(workers=2) as g:
+        before = g.workers()
+        client = g.connect()
+        done = [g.call("shutdown", fd, 2, client=client) for fd in (5, 6)]
+        assert 0 in done, done
+        g.wait_line("shut down the socket of", "all workers are killed")
+        until(lambda: not any(map(alive, before)), "the workers are gone")
+        client.close()
+        until(g.run, "it serves again", 15)
 
 
 # ---- frames ----------------------------------------------------------------
