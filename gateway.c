@@ -25227,6 +25227,38 @@ wall_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
     return (struct sock_fprog){(unsigned short)(n + rest->len), all};
 }
 
+/* For where neither a pid namespace nor Landlock keeps signals in: a program may
+ * signal itself and its group. Not its children, whose numbers no filter can
+ * know; so they cannot signal themselves either, but by kill(0). */
+enum { WALL_SIGNALS = 14, WALL_SIGNALS_SELF = 10 };
+
+/* Whose number it is, is filled in last: code[WALL_SIGNALS_SELF].k, and the same
+ * with a minus sign in the next one. */
+static void
+wall_filter_signals(struct sock_filter code[WALL_SIGNALS])
+{
+    const bool little = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+    const uint32_t who = offsetof(struct seccomp_data, args) + (little ? 0 : 4);
+    const struct sock_filter all[WALL_SIGNALS] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_kill, 6, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_tkill, 5, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_tgkill, 4, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigqueueinfo, 3, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_tgsigqueueinfo, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_pidfd_send_signal, 5, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, who),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 3, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 2, 0),  // ourselves
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0),  // our group
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+
+    memcpy(code, all, sizeof all);
+}
+
 /* Landlock lets everybody change the mode, owner and times of his own files,
  * even of those he may not open, and before version 3 empty them by name: for
  * where no view of the file system hides them. With `by_name`, what is open may
@@ -27394,6 +27426,7 @@ jail_cage_lock(const struct jail_cage *c, struct err *e)
 
 /* Rights and attributes as linux/landlock.h has them; old headers lack some. */
 enum {
+    JAIL_ABI_SCOPES = 6,  // the first that has them
     JAIL_MAY_EXECUTE = 1 << 0,
     JAIL_MAY_WRITE = 1 << 1 | 1 << 14,  // and truncate
     JAIL_MAY_READ = 1 << 2,
@@ -27484,6 +27517,7 @@ struct jail_spawn {
     uint64_t key[2];                    // of wall_filter_keyed()
     const struct sock_fprog *metadata;  // of seccomp; NULL: none
     const struct sock_fprog *filter;    // of seccomp; NULL: none
+    struct sock_filter *signals;        // wall_filter_signals(); NULL: none
     char *stack;                        // JAIL_STACK bytes
     pid_t parent;  // ourselves, as the program's namespace calls us
 
@@ -27513,6 +27547,14 @@ jail_child_lock(struct jail_spawn *s)
     if (s->rules > 0 && syscall(SYS_landlock_restrict_self, s->rules, 0) != 0)
         return false;
     s->step = "seccomp";
+    if (s->signals) {
+        struct sock_fprog p = {WALL_SIGNALS, s->signals};
+
+        s->signals[WALL_SIGNALS_SELF].k = (uint32_t)getpid();
+        s->signals[WALL_SIGNALS_SELF + 1].k = -(uint32_t)getpid();
+        if (syscall(SYS_seccomp, (unsigned)SECCOMP_SET_MODE_FILTER, 0u, &p))
+            return false;
+    }
     return (!s->metadata ||
             syscall(SYS_seccomp, (unsigned)SECCOMP_SET_MODE_FILTER, 0u,
                     s->metadata) == 0) &&
@@ -30217,10 +30259,12 @@ struct exec_broker {
     struct sock_fprog filters[2];  // of programs; [1]: with a network
     uint64_t pass[2];  // the key, where we have the programs' filter
     struct sock_fprog metadata[2];  // if there is no view; [1]: who writes
-    struct msg_chan sup;            // to the supervisor
-    bool draining;                  // ends when its last worker has
-    bool keeps;                     // … and nobody asks for its jobs
-    bool ending;                    // starts nothing any more
+    struct sock_filter signals[WALL_SIGNALS];
+    bool mute;            // programs go by `signals`
+    struct msg_chan sup;  // to the supervisor
+    bool draining;        // ends when its last worker has
+    bool keeps;           // … and nobody asks for its jobs
+    bool ending;          // starts nothing any more
     unsigned workers_n, askers_n;
     uint64_t worker_ids, run_ids;
     struct exec_run *runs;  // every one that is not closed
@@ -30760,24 +30804,25 @@ exec_spawn(struct exec_run *r, const struct exec_start *s, struct err *e)
     int in = s->stdin_file >= 0  ? s->stdin_file
              : s->theirs[0] >= 0 ? s->theirs[0]
                                  : r->broker->null;
-    struct jail_spawn j = {.program = c->program,
-                           .argv = exec_argv(r, s),
-                           .envp = c->envp,
-                           .cwd = c->cwd,
-                           .stdio = {in, s->theirs[1], s->theirs[2]},
-                           .files = s->files,
-                           .files_n = s->files_n,
-                           .limits = c->limits,
-                           .limits_n = c->limits_n,
-                           .key = {r->broker->pass[0], r->broker->pass[1]},
-                           .metadata = c->metadata,
-                           .filter = c->filter,
-                           .rules = s->rules >= 0 ? s->rules : c->rules,
-                           .net =
-                               c->cfg->network ? -1 : r->broker->cage.empty_net,
-                           .stack = r->broker->stack,
-                           // who is outside of one's pid namespace has no name
-                           .parent = r->broker->cage.pid ? 0 : getpid()};
+    struct jail_spawn j = {
+        .program = c->program,
+        .argv = exec_argv(r, s),
+        .envp = c->envp,
+        .cwd = c->cwd,
+        .stdio = {in, s->theirs[1], s->theirs[2]},
+        .files = s->files,
+        .files_n = s->files_n,
+        .limits = c->limits,
+        .limits_n = c->limits_n,
+        .key = {r->broker->pass[0], r->broker->pass[1]},
+        .metadata = c->metadata,
+        .filter = c->filter,
+        .signals = r->broker->mute ? r->broker->signals : NULL,
+        .rules = s->rules >= 0 ? s->rules : c->rules,
+        .net = c->cfg->network ? -1 : r->broker->cage.empty_net,
+        .stack = r->broker->stack,
+        // who is outside of one's pid namespace has no name
+        .parent = r->broker->cage.pid ? 0 : getpid()};
     pid_t pid;
 
     r->start_ns = uv_hrtime();
@@ -32304,6 +32349,7 @@ exec_filters_settle(struct exec_broker *b, const struct boot *boot,
          i++) {
         struct exec_command *x = &b->commands[i];
 
+        b->mute = !b->cage.pid && b->abi < JAIL_ABI_SCOPES;
         x->filter = &b->filters[x->cfg->network];
         x->metadata = b->cage.mount ? NULL : &b->metadata[x->cfg->write.n > 0];
     }
@@ -32391,6 +32437,7 @@ exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
                               .children = -1};
     b->arena = mem_arena_new(SIZE_MAX);
     b->stack = mem_xmalloc(JAIL_STACK);
+    wall_filter_signals(b->signals);
     b->job_timer.data = b;
     exec_chain_init(&b->chain, NULL);
     return wall_filter_program(false, &b->filters[false], e) &&

@@ -365,6 +365,8 @@ rights(void)
     say("more files", setrlimit(RLIMIT_NOFILE, &high));
     say("more processes", setrlimit(RLIMIT_NPROC, &high));
     say("core", setrlimit(RLIMIT_CORE, &high));
+    say("own signal", kill(getpid(), 0));
+    say("own group", kill(0, 0));
 }
 
 /* All children stay, until somebody ends them. */

@@ -180,7 +180,8 @@ def try_all(g):
     for what, how in (("capabilities", "0"), ("bounding", "0"),
                       ("no_new_privs", "1"), ("seccomp", "2"),
                       ("environment", "0"), ("more files", "EPERM"),
-                      ("more processes", "EPERM")):
+                      ("more processes", "EPERM"), ("own signal", "DONE"),
+                      ("own group", "DONE")):
         equal(said[what], how, what)
     said = dict(g.said("reader"))
     equal(said[g.ways.other + "/secret"], "DONE", "what may be read")
@@ -313,6 +314,29 @@ def test_as_uid_0():
         equal((said["capabilities"], said["bounding"], said["no_new_privs"]),
               ("0", "0", "1"))
         missing(g)
+
+
+def test_signals_where_no_layer_keeps_them_in():
+    """Neither Landlock nor a pid namespace: all of its user's processes, and so
+    the gateway, would be in a program's reach."""
+    refuse = build_c("refuse")[0]
+    bystander = subprocess.Popen(user("sleep", "60"))
+    try:
+        with Cage(user(refuse, "landlock,unshare,clone3"), UID,
+                  process='accept_missing = { "landlock" }',
+                  pids=[bystander.pid]) as g:
+            missing(g, *NAMESPACES)
+            said = dict(g.said("processes"))
+            for what in ("signals to others", "kill", "kill the parent"):
+                equal(said[what], "EPERM", what)
+            said = dict(g.said("rights"))
+            for what in ("own signal", "own group"):
+                equal(said[what], "DONE", what)
+            equal(g.get("/ok").status, 200)
+        equal(bystander.poll(), None, "the bystander lives")
+    finally:
+        bystander.kill()
+        bystander.wait()
 
 
 def library():
