@@ -24537,8 +24537,8 @@ wall_filter_end(struct wall_filter *f, const char *what, struct sock_fprog *out,
 }
 
 /* Other processes of our uid, whether dumpable or not, are reached by more than
- * signals: their limits, their scheduling, who gets SIGIO; and by a lease, which
- * holds up whoever opens the file. */
+ * signals: their limits, their scheduling, who gets SIGIO; and by a lease,
+ * which holds up whoever opens the file. */
 static void
 wall_refuse_others(struct wall_filter *f)
 {
@@ -25227,13 +25227,13 @@ wall_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
     return (struct sock_fprog){(unsigned short)(n + rest->len), all};
 }
 
-/* For where neither a pid namespace nor Landlock keeps signals in: a program may
- * signal itself and its group. Not its children, whose numbers no filter can
- * know; so they cannot signal themselves either, but by kill(0). */
+/* For where neither a pid namespace nor Landlock keeps signals in: a program
+ * may signal itself and its group. Not its children, whose numbers no filter
+ * can know; so they cannot signal themselves either, but by kill(0). */
 enum { WALL_SIGNALS = 14, WALL_SIGNALS_SELF = 10 };
 
-/* Whose number it is, is filled in last: code[WALL_SIGNALS_SELF].k, and the same
- * with a minus sign in the next one. */
+/* Whose number it is, is filled in last: code[WALL_SIGNALS_SELF].k, and the
+ * same with a minus sign in the next one. */
 static void
 wall_filter_signals(struct sock_filter code[WALL_SIGNALS])
 {
