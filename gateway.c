@@ -12222,6 +12222,22 @@ struct pki_identity {
     struct pki_identity *newer, *older;  // in order of use
 };
 
+/* What the records call it. A subject may be empty, where the certificate has
+ * names elsewhere; then two clients must not go by one name, which is none. */
+static struct str
+pki_identity_called(const struct pki_identity *id)
+{
+    if (id->spiffe.n)
+        return id->spiffe;
+    if (id->dn.n)
+        return id->dn;
+    if (id->uri.n)
+        return id->uri.v[0];
+    if (id->dns.n)
+        return id->dns.v[0];
+    return id->email.n ? id->email.v[0] : id->fingerprint;
+}
+
 enum { PKI_IDENTITY_MAGIC = 0x69646e74 };
 
 static void
@@ -37563,7 +37579,7 @@ bind_who(const struct bind_request *r)
 {
     const struct pki_identity *id = r ? r->req->from->identity : NULL;
 
-    return !id ? S("") : id->spiffe.n ? id->spiffe : id->dn;
+    return id ? pki_identity_called(id) : S("");
 }
 
 /* The broker never hears of it, so it is no record of its chain: the line about
@@ -37800,7 +37816,9 @@ bind_owner(const struct bind_request *r, unsigned char out[EXEC_OWNER])
 {
     const struct pki_identity *id = r->req->from->identity;
     struct str who = bind_who(r), ca = S("");
-    const char *kind = id && id->spiffe.n ? "spiffe" : "dn";
+    const char *kind = id && id->spiffe.n ? "spiffe"
+                       : id && !id->dn.n  ? "other"
+                                          : "dn";
     wc_Sha256 sha;
 
     if (id && id->chain_n)
@@ -38517,8 +38535,7 @@ serve_log_who(struct log_line *l, const struct req_from *f)
 {
     if (!f->identity)
         return;
-    log_str(l, "identity",
-            f->identity->spiffe.n ? f->identity->spiffe : f->identity->dn);
+    log_str(l, "identity", pki_identity_called(f->identity));
     log_str(l, "serial", f->identity->serial);
 }
 

@@ -277,6 +277,26 @@ def test_ids_that_are_none(g):
     equal(g.request("PUT", "/jobs/" + "0" * 32).status, 405)
 
 
+def test_of_clients_without_a_subject():
+    """Their names are elsewhere in their certificates: they are not all one."""
+    folder = tmpdir("no-subject")
+    ca = OpensslCa(folder, "nameless")
+    for name in ("a", "b"):
+        crt, key = ca.leaf("nameless-" + name, "/",
+                           "critical,DNS:%s.example" % name)
+        shutil.copy(crt, os.path.join(PKI, "nameless-%s.crt" % name))
+        shutil.copy(key, os.path.join(PKI, "nameless-%s.key" % name))
+    with Jobs(policy=HEAD.replace("@PKI@/clients.pem", ca.crt) + POLICY,
+              head=False) as g:
+        where = g.begin("/sleep/30", who="nameless-a")
+        equal(g.get(where, who="nameless-b").status, 404)
+        equal(g.get(where, who="nameless-a").status, 200)
+        g.wait_line('"exec"', '"start"', '"identity":"a.example"')
+        g.wait_line('"access"', '"identity":"b.example"')
+        g.delete(where, who="nameless-a")
+        g.clear(where, who="nameless-a")
+
+
 def test_too_many_of_one_identity(g):
     before = g.metric("gateway_exec_runs_total", result="over_identity_limit")
     places = [g.begin("/sleep/30") for _ in range(6)]
