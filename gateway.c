@@ -27274,7 +27274,7 @@ jail_view_build(struct jail_place *p, size_t n, const char *site, bool old_proc)
     if (old_proc && mount("/proc", "proc", NULL, MS_BIND | MS_REC, NULL) != 0)
         return false;
     for (size_t i = 0; i < n; i++)
-        if (!(old_proc && p[i].real && jail_lies_in(p[i].real, "/proc")) &&
+        if (!(old_proc && jail_lies_in(p[i].real, "/proc")) &&
             !jail_view_put(&p[i]))
             return false;
     return true;
