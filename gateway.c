@@ -36683,7 +36683,7 @@ bind_push_identity(lua_State *L, struct pki_identity *id, bool resumed)
         return;
     }
     lua_rawgetp(L, LUA_REGISTRYINDEX, &bind_identity_mark);
-    if (lua_rawgetp(L, -1, key) == LUA_TUSERDATA) {
+    if (lua_rawgetp(L, -1, key) != LUA_TNIL) {
         lua_remove(L, -2);
         return;
     }
@@ -38480,6 +38480,7 @@ struct serve_set {
                     const struct proxy_line *);
     void (*program)(struct serve *, const struct bind_stream *);
     void (*on_over)(struct serve *);
+    bool ask;  // only whether it may: neither handler nor log hooks are run
 };
 
 struct serve {
@@ -38499,6 +38500,7 @@ struct serve {
     bool cut;                          // the client is to see no proper end
     const struct cfg_handle *forward;  // what the proxy was made of
     enum serve_stage ended_at;         // for the log: the stage that refused
+    size_t ended_hook;                 // and which of its hooks
     const char *where, *name;          // for the log: what it was about
     struct str reason;                 // for the log: why
 };
@@ -38686,6 +38688,7 @@ serve_refuse(struct serve *s, const struct bind_answer *a, struct str reason)
 {
     s->reason = reason;
     s->ended_at = s->stage;
+    s->ended_hook = s->hook;
     if (s->stage == SERVE_SYNTAX)
         s->req->close = true;  // nothing that follows can be trusted
     met_inc(serve_denied_metric(s->stage));
@@ -38734,6 +38737,7 @@ serve_hook_bug(struct serve *s, struct str msg)
     serve_drop_work(s);
     s->reason = msg;
     s->ended_at = s->stage;
+    s->ended_hook = s->hook;
     if (s->req->head_sent) {
         req_reset(s->req);
         serve_finish(s);
@@ -40271,6 +40275,12 @@ serve_step_handle(struct serve *s)
 {
     const struct cfg_handle *h = serve_handle_of(s);
 
+    if (s->set->ask) {
+        s->answer = mem_alloc(s->req->arena, sizeof *s->answer);
+        s->answer->status = 200;
+        serve_answer(s, s->answer);
+        return false;
+    }
     if (s->req->raw) {
         serve_tcp_forward(s);
         return false;
@@ -40317,7 +40327,8 @@ serve_step_respond(struct serve *s)
 static bool
 serve_step_log(struct serve *s)
 {
-    const struct cfg_hooks *h = s->route ? &s->route->cfg->log : NULL;
+    const struct cfg_hooks *h =
+        s->route && !s->set->ask ? &s->route->cfg->log : NULL;
 
     while (h && s->hook < h->n) {
         if (!serve_hook(s, h->v[s->hook], serve_push_response,
@@ -44529,6 +44540,11 @@ enum { TRY_MAGIC = 0x74727921, TRY_LIFE = 3600 };
 
 /* What one request has left behind. */
 struct try_story {
+    struct mem_arena *a;  // borrowed: of the texts below that are not owned
+    long route;           // its number; -1: none was found
+    size_t hook;          // of the stage's hooks, the one that refused
+    struct uri_param *captures, *params;
+    size_t captures_n, params_n;
     bool over;
     const char *stage, *where, *name;
     char *reason, *at;   // owned
@@ -44789,6 +44805,24 @@ try_on_forward(struct serve *s, const struct cfg_upstream *up,
 
 /* ---- one request ---- */
 
+/* Captures and query parameters, as they were sent and decoded. */
+static void
+try_keep_inputs(struct try_story *t, const struct serve *s)
+{
+    const struct bind_request *v = &s->view;
+
+    t->captures_n = s->route ? s->route->cfg->captures_n : 0;
+    t->captures = mem_alloc(t->a, (t->captures_n + 1) * sizeof *t->captures);
+    for (size_t i = 0; i < t->captures_n; i++)
+        t->captures[i] = (struct uri_param){s->route->cfg->captures[i].name,
+                                            str_dup(t->a, v->captures[i])};
+    t->params_n = v->params_n;
+    t->params = mem_alloc(t->a, (t->params_n + 1) * sizeof *t->params);
+    for (size_t i = 0; i < t->params_n; i++)
+        t->params[i] = (struct uri_param){str_dup(t->a, v->params[i].name),
+                                          str_dup(t->a, v->params[i].value)};
+}
+
 static void
 try_on_over(struct serve *s)
 {
@@ -44803,6 +44837,9 @@ try_on_over(struct serve *s)
     t->name = s->name ? strdup(s->name) : NULL;
     t->reason = strndup(s->reason.p, s->reason.n);
     t->at = s->route ? strndup(s->route->cfg->at.p, s->route->cfg->at.n) : NULL;
+    t->route = s->route ? s->route - s->set->routes : -1;
+    t->hook = s->ended_hook;
+    try_keep_inputs(t, s);
 }
 
 static void
@@ -44971,19 +45008,69 @@ try_run(struct try *t, struct try_story *story, struct req_from *from,
     t->story = NULL;
 }
 
-/* core.test_request(identity, spec) -> what became of it */
+/* Inputs as a list of { name, value }, in the table on top. */
+static void
+try_set_inputs(lua_State *L, const char *field, const struct uri_param *v,
+               size_t n)
+{
+    lua_createtable(L, (int)n, 0);
+    for (size_t i = 0; i < n; i++) {
+        lua_createtable(L, 2, 0);
+        bind_push_str(L, v[i].name);
+        lua_rawseti(L, -2, 1);
+        bind_push_str(L, v[i].value);
+        lua_rawseti(L, -2, 2);
+        lua_rawseti(L, -2, (lua_Integer)i + 1);
+    }
+    lua_setfield(L, -2, field);
+}
+
+/* Where it ended and why, into the table on top. */
+static void
+try_push_story(lua_State *L, const struct try_story *t)
+{
+    try_set_text(L, "stage", t->stage);
+    try_set_text(L, "where", t->where);
+    try_set_text(L, "name", t->name);
+    try_set_text(L, "reason", t->reason);
+    try_set_text(L, "route", t->at);
+    lua_pushboolean(L, t->cut);
+    lua_setfield(L, -2, "cut");
+    if (t->route >= 0) {
+        lua_pushinteger(L, t->route + 1);
+        lua_setfield(L, -2, "number");
+    }
+    lua_pushinteger(L, (lua_Integer)t->hook + 1);
+    lua_setfield(L, -2, "hook");
+    try_set_inputs(L, "captures", t->captures, t->captures_n);
+    try_set_inputs(L, "params", t->params, t->params_n);
+}
+
+static bool
+try_asks(lua_State *L, int at)
+{
+    bool ask;
+
+    lua_getfield(L, at, "ask");
+    ask = lua_toboolean(L, -1);
+    lua_pop(L, 1);
+    return ask;
+}
+
+/* core.test_request(identity, spec) -> what became of it; spec.ask: only
+ * whether it may, no handler */
 static int
 try_core_request(lua_State *L)
 {
     struct try *t = try_of(L);
     struct pki_identity *id = lua_isnil(L, 1) ? NULL : bind_identity_of(L, 1);
-    struct try_story story = {.stage = "syntax"};
+    struct try_story story = {.stage = "syntax", .route = -1};
     struct req_from from = {.identity = id,
                             .peer = "192.0.2.1:50000",
                             .tls_version = "TLSv1.3",
                             .tls_cipher = "TLS_AES_128_GCM_SHA256"};
     struct mem_arena *a;
-    struct str text;
+    struct str text, peer;
 
     luaL_checktype(L, 2, LUA_TTABLE);
     lua_settop(L, 2);
@@ -44996,6 +45083,11 @@ try_core_request(lua_State *L)
     from.explain = t->cfg.listeners[from.listener].explain;
     from.site = REQ_ANY_SITE;
     from.strip = &t->cfg.listeners[from.listener].strip;
+    peer = bind_field_str(L, 2, "peer", a);
+    if (peer.n)
+        from.peer = str_c(a, peer);
+    t->env.serve->ask = try_asks(L, 2);
+    story.a = a;
     text = try_request_text(L, 2, a);
     lua_createtable(L, 0, 12);  // 4: the result
     lua_newtable(L);
@@ -45014,13 +45106,7 @@ try_core_request(lua_State *L)
     try_push_answer(
         L, a, (struct str){mem_buf_ptr(&story.out), mem_buf_len(&story.out)},
         str_starts(text, S("HEAD ")));
-    try_set_text(L, "stage", story.stage);
-    try_set_text(L, "where", story.where);
-    try_set_text(L, "name", story.name);
-    try_set_text(L, "reason", story.reason);
-    try_set_text(L, "route", story.at);
-    lua_pushboolean(L, story.cut);
-    lua_setfield(L, -2, "cut");
+    try_push_story(L, &story);
     free((void *)(uintptr_t)story.name);
     free(story.reason);
     free(story.at);
@@ -45123,6 +45209,53 @@ try_order(lua_State *L, struct mint_order *o)
     try_each(L, 1, "eku", o, try_add_eku);
 }
 
+/* `subject`, a list of { type, value }, and `dn`, in place of what the
+ * certificate has. */
+static void
+try_take_subject(lua_State *L, struct pki_identity *id)
+{
+    size_t n;
+
+    if (lua_getfield(L, 1, "subject") == LUA_TTABLE) {
+        n = lua_rawlen(L, -1);
+        id->subject = mem_alloc(id->arena, (n + 1) * sizeof *id->subject);
+        id->subject_n = n;
+        for (size_t i = 0; i < n; i++) {
+            lua_rawgeti(L, -1, (lua_Integer)i + 1);
+            lua_rawgeti(L, -1, 1);
+            lua_rawgeti(L, -2, 2);
+            id->subject[i].type = str_dup(id->arena, bind_str(L, -2));
+            id->subject[i].value = str_dup(id->arena, bind_str(L, -1));
+            lua_pop(L, 3);
+        }
+        id->dn = bind_field_str(L, 1, "dn", id->arena);
+    }
+    lua_pop(L, 1);
+}
+
+/* What no certificate that we make can have: given as text. */
+static void
+try_take_texts(lua_State *L, struct pki_identity *id)
+{
+    const struct {
+        const char *field;
+        struct str *to;
+    } v[] = {
+        {"issuer", &id->issuer_dn},
+        {"serial", &id->serial},
+        {"fingerprint", &id->fingerprint},
+        {"spki", &id->spki},
+    };
+    struct str given;
+
+    for (size_t i = 0; i < sizeof v / sizeof *v; i++) {
+        given = bind_field_str(L, 1, v[i].field, id->arena);
+        if (given.n)
+            *v[i].to = given;
+    }
+    try_take_subject(L, id);
+}
+
 /* core.test_identity{ cn, o, ou, uri, dns, email, ip, spiffe, eku, ca }: a real
  * certificate, made and parsed here; `ca` are the files its CA would be in. */
 static int
@@ -45154,6 +45287,7 @@ try_core_identity(lua_State *L)
     for (size_t i = 0; i < t->ca_n; i++)
         t->ca[i] = str_dup(id->arena, t->ca[i]);
     id->ca = pki_strs_dup(id->arena, t->ca, t->ca_n);
+    try_take_texts(L, id);
     bind_push_identity(L, id, false);
     pki_identity_put(id);
     return 1;
@@ -45239,6 +45373,163 @@ try_core_mint(lua_State *L)
         mint_key_fini(&issuer);
     }
     return ok ? 1 : luaL_error(L, "core.mint: %s", e.msg);
+}
+
+/* core.test_stand_in(identity, table): hooks are given the table instead, as
+ * long as somebody holds it */
+static int
+try_core_stand_in(lua_State *L)
+{
+    struct pki_identity *id = bind_identity_of(L, 1);
+
+    luaL_checktype(L, 2, LUA_TTABLE);
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &bind_identity_mark);
+    lua_pushvalue(L, 2);
+    lua_rawsetp(L, -2, id);
+    return 0;
+}
+
+/* Whom a listener trusts, read as for service. */
+struct try_trust {
+    struct pki_anchors *anchors;  // owned, as all below
+    struct pki_crls *crls;
+    struct pki_cas cas;
+    struct pki_rules rules;
+};
+
+static void
+try_trust_free(struct try_trust *r)
+{
+    pki_anchors_free(r->anchors);
+    pki_crls_free(r->crls);
+    pki_cas_free(&r->cas);
+}
+
+static bool
+try_trust_cas(struct try *t, struct mem_arena *a, struct try_trust *r,
+              struct err *e)
+{
+    struct str pem;
+
+    for (size_t i = 0; i < t->cfg.cas.n; i++)
+        if (!sup_read_file(a, str_c(a, t->cfg.cas.v[i]), SUP_FILE_BYTES, &pem,
+                           e) ||
+            !pki_cas_add(&r->cas, t->cfg.cas.v[i], pem, e))
+            return false;
+    return true;
+}
+
+static bool
+try_trust_read(struct try *t, struct mem_arena *a, const struct cfg_listener *l,
+               const struct cfg_site *site, struct try_trust *r, struct err *e)
+{
+    struct boot_site files = {0};
+    size_t bytes = 0;
+
+    if (!sup_read_trust(a, l, site, &files, &bytes, e) ||
+        !pki_anchors_new(files.client_ca, &r->anchors, e))
+        return err_prefix(e, "client_ca: ");
+    pki_rules_init(&r->rules, PKI_CLIENT, r->anchors, l->eku_any,
+                   (unsigned)l->depth);
+    if (files.crls_n) {
+        r->crls = pki_crls_load(&files, e);
+        if (!r->crls)
+            return false;
+        pki_rules_crls(&r->rules, r->crls);
+    }
+    r->rules.cas = &r->cas;
+    return try_trust_cas(t, a, r, e);
+}
+
+/* Would the listener let this chain in? ERR_TLS: no. */
+static bool
+try_judge(struct try *t, struct mem_arena *a, size_t listener,
+          const struct str *der, size_t n, struct pki_identity **id,
+          struct err *e)
+{
+    const struct cfg_listener *l = &t->cfg.listeners[listener];
+    struct err later;
+    bool ok = false;
+
+    for (size_t i = 0; i <= l->sni_n && !ok; i++) {
+        const struct cfg_site *site = i ? &l->sni[i - 1] : &l->own;
+        struct try_trust r = {0};
+        struct pki_cache *cache;
+
+        if (i && !site->client_ca.n)
+            continue;
+        cache = pki_cache_new();
+        ok = try_trust_read(t, a, l, site, &r, i ? &later : e) &&
+             pki_cache_verify(cache, &r.rules, der[0], der + 1, n - 1,
+                              time(NULL), id, i ? &later : e);
+        pki_cache_free(cache);
+        try_trust_free(&r);
+    }
+    return ok;
+}
+
+/* core.test_certificate(file [, number of a listener]) -> identity; or nil, why
+ * and whether it was refused. Without a listener it is only read. */
+static int
+try_core_certificate(lua_State *L)
+{
+    struct try *t = try_of(L);
+    const char *file = luaL_checkstring(L, 1);
+    lua_Integer at = luaL_optinteger(L, 2, 0);
+    struct mem_arena *a;
+    struct pki_identity *id = NULL;
+    struct str pem, *der;
+    struct err e;
+    size_t n;
+    bool ok;
+
+    luaL_argcheck(L, at >= 0 && at <= (lua_Integer)t->cfg.listeners_n, 2,
+                  "no such listener");
+    a = bind_arena(L);
+    ok = sup_read_file(a, file, SUP_FILE_BYTES, &pem, &e) &&
+         (pki_pem_read(a, pem, "CERTIFICATE", &der, &n, &e) ||
+          err_prefix(&e, "%s: ", file)) &&
+         (at ? try_judge(t, a, (size_t)at - 1, der, n, &id, &e)
+             : pki_identity_parse(der[0], NULL, 0, &id, &e));
+    if (!ok) {
+        lua_pushnil(L);
+        lua_pushstring(L, e.msg);
+        lua_pushboolean(L, e.kind == ERR_TLS);
+        return 3;
+    }
+    if (!at) {
+        id->from = id->not_before;
+        id->until = INT64_MAX;
+    }
+    bind_push_identity(L, id, false);
+    pki_identity_put(id);
+    return 1;
+}
+
+/* core.test_function(function) -> "file:line" where it begins ("" for C), and a
+ * list of the values that it closes over */
+static int
+try_core_function(lua_State *L)
+{
+    lua_Debug ar;
+    int n = 0;
+
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_settop(L, 1);
+    lua_pushvalue(L, 1);
+    lua_getinfo(L, ">S", &ar);
+    if (ar.linedefined > 0)
+        lua_pushfstring(L, "%s:%d", ar.short_src, ar.linedefined);
+    else
+        lua_pushliteral(L, "");
+    lua_newtable(L);
+    for (int i = 1; lua_getupvalue(L, 1, i); i++) {
+        if (lua_isnil(L, -1))
+            lua_pop(L, 1);
+        else
+            lua_rawseti(L, 3, ++n);
+    }
+    return 2;
 }
 
 /* ---- policies and test files ---- */
@@ -45459,6 +45750,9 @@ static const luaL_Reg try_core[] = {
     {"mint", try_core_mint},
     {"test_policy", try_core_policy},
     {"test_load", try_core_load},
+    {"test_stand_in", try_core_stand_in},
+    {"test_certificate", try_core_certificate},
+    {"test_function", try_core_function},
     {"write", try_core_write},
     {"print", try_core_print},
     {"warn", try_core_warn},
@@ -47636,9 +47930,21 @@ static const struct cli_command cli_commands[] = {
      "  gateway audit --host\n"
      "  gateway audit --host --json my.lua\n",
      CLI_POLICY | CLI_JSON | CLI_HOST, 1, .run = cli_audit},
+    {"explain", "/path?query",
+     "Tells what becomes of one request, decision by decision.",
+     .tool = "gateway.explain"},
     {"test", "[TEST.lua ...]",
      "Runs policy tests: no network, no certificates, no waiting.",
      .tool = "gateway.test"},
+    {"replay", "--log FILE --against NEW",
+     "Says which recorded decisions another policy would change.",
+     .tool = "gateway.replay"},
+    {"whoami", "CERT.pem|cn=alice,ou=ops",
+     "Says what a certificate may do: routes, tunnels, commands.",
+     .tool = "gateway.whoami"},
+    {"routes", "[CERT.pem ...]",
+     "Says who may do what, by route; with certificates, as a matrix.",
+     .tool = "gateway.routes"},
     {"certs", "init|server|client|revoke DIR ... | doctor CERT.pem ...",
      "Makes a development CA, its certificates and its revocation list; says "
      "why a client would be refused.",

@@ -31,11 +31,48 @@ function Condition:__tostring()
 end
 
 
+-- Conditions by their `test`, for the tools that tell what one is made of.
+local by_test <const> = setmetatable({}, { __mode = "k" })
+
+
 -- A condition's `test(identity)` returns true; or false, a reason, and how near
 -- it came (0 to 1), by which id.any picks the reason worth reading.
 local function condition(text, test, pure)
-  return setmetatable({ text = text, test = test, pure = pure ~= false },
+  local new = setmetatable({ text = text, test = test, pure = pure ~= false },
     Condition)
+  by_test[test] = new
+  return new
+end
+
+
+--- True where a field that is taken away from a certificate can only make the
+-- condition refuse it.
+function M.monotone(condition_)
+  if not condition_.parts then
+    return condition_.pure
+  end
+  for _, part in ipairs(condition_.parts) do
+    if not M.monotone(part) then
+      return false
+    end
+  end
+  return condition_.kind ~= "none"
+end
+
+
+-- A combination of conditions: `kind` is any, all or none.
+local function combination(kind, parts, text, test, pure)
+  local new = condition(text, test, pure)
+  new.kind, new.parts = kind, parts
+  return new
+end
+
+
+--- The condition that a hook of the policy is the test of; nil: it is a
+-- function(identity). Fields: text, test, pure; of a combination kind ("any",
+-- "all", "none") and parts; of others `values`, function(identity) -> list.
+function M.condition_of(test)
+  return by_test[test]
 end
 
 
@@ -106,7 +143,7 @@ end
 -- A condition on one list of the identity: some entry is exactly `value`.
 local function entry(name, label, value, values_of)
   local text = ("%s %s"):format(name, options.show(value))
-  return condition(text, function(identity)
+  local new = condition(text, function(identity)
     local values = values_of(identity)
     for _, found in ipairs(values or {}) do
       if found == value then
@@ -115,6 +152,8 @@ local function entry(name, label, value, values_of)
     end
     return false, why_not(label, values, value)
   end)
+  new.values = values_of
+  return new
 end
 
 
@@ -247,7 +286,7 @@ function M.dns(...)
     fail("dns", ("no name %s: write a name, or *. and a name of two labels"
       .. " or more"):format(options.show(wanted)))
   end
-  return condition("dns " .. options.show(wanted), function(identity)
+  local new = condition("dns " .. options.show(wanted), function(identity)
     for _, found in ipairs(identity.san.dns or {}) do
       local name = found:lower()
       if name == wanted or rest and name:match("^[^.*]+(%..+)$") == rest then
@@ -256,6 +295,8 @@ function M.dns(...)
     end
     return false, why_not("san.dns", identity.san.dns, wanted)
   end)
+  new.values = function(identity) return identity.san.dns end
+  return new
 end
 
 
@@ -265,7 +306,7 @@ function M.ca(...)
   local wanted = one_text("ca", "certs/tenant-a.crt", ...)
   policy.ask_ca(wanted)
   local text = "ca " .. options.show(wanted)
-  return condition(text, function(identity)
+  local new = condition(text, function(identity)
     for _, found in ipairs(identity.ca) do
       if found == wanted then
         return true
@@ -273,6 +314,8 @@ function M.ca(...)
     end
     return false, "the chain goes through no CA of " .. options.show(wanted), 0
   end)
+  new.values = function(identity) return identity.ca end
+  return new
 end
 
 
@@ -369,7 +412,7 @@ function M.spiffe(...)
     fail("spiffe", "the trust domain is written in lower-case letters, digits,"
       .. " '.', '-' and '_'")
   end
-  return condition("spiffe " .. options.show(text), function(identity)
+  local new = condition("spiffe " .. options.show(text), function(identity)
     local uri = identity.spiffe
     if not uri or uri == "" then
       return false, "the certificate has no spiffe id", 0
@@ -380,6 +423,8 @@ function M.spiffe(...)
     end
     return true
   end)
+  new.values = function(identity) return { identity.spiffe } end
+  return new
 end
 
 
@@ -397,7 +442,7 @@ function M.uri(...)
     return entry("uri", "san.uri", text, uris)
   end
   local pattern = compile("uri", text)
-  return condition("uri " .. options.show(text), function(identity)
+  local new = condition("uri " .. options.show(text), function(identity)
     local best, best_near = "the certificate has no san.uri", 0
     for _, uri in ipairs(uris(identity) or {}) do
       local reason, near = mismatch("uri", pattern, uri)
@@ -410,6 +455,8 @@ function M.uri(...)
     end
     return false, best, best_near
   end)
+  new.values = uris
+  return new
 end
 
 
@@ -477,7 +524,7 @@ end
 --- any(a, b, …): at least one of the conditions holds.
 function M.any(...)
   local parts, text, pure = parts_of("any", ...)
-  return condition(text, function(identity)
+  return combination("any", parts, text, function(identity)
     local best, best_near = nil, -1
     for _, part in ipairs(parts) do
       local ok, reason, near = part.test(identity)
@@ -496,7 +543,7 @@ end
 --- all(a, b, …): every one of the conditions holds.
 function M.all(...)
   local parts, text, pure = parts_of("all", ...)
-  return condition(text, function(identity)
+  return combination("all", parts, text, function(identity)
     for i, part in ipairs(parts) do
       local ok, reason, near = part.test(identity)
       if not ok then
@@ -511,7 +558,7 @@ end
 --- none(a, b, …): not one of the conditions holds.
 function M.none(...)
   local parts, text, pure = parts_of("none", ...)
-  return condition(text, function(identity)
+  return combination("none", parts, text, function(identity)
     for _, part in ipairs(parts) do
       if part.test(identity) then
         return false, ("%s holds, which none(…) forbids"):format(part.text), 0.5
@@ -526,7 +573,8 @@ end
 M.constructors = {}
 for name, value in pairs(M) do
   if type(value) == "function" and name ~= "is_condition"
-    and name ~= "to_condition" then
+    and name ~= "to_condition" and name ~= "condition_of"
+    and name ~= "monotone" then
     M.constructors[value] = name
   end
 end
@@ -539,6 +587,7 @@ return setmetatable(M, {
       known[key] = type(key) == "string" or nil
     end
     known.is_condition, known.to_condition, known.constructors = nil, nil, nil
+    known.condition_of, known.monotone = nil, nil
     fail(tostring(name), "there is no such condition"
       .. options.suggest(tostring(name), known))
   end,

@@ -72,8 +72,8 @@ function M.show(value, max)
 end
 
 
--- Edit distance of two short names; a swap of neighbours counts as one edit.
-local function distance(a, b)
+--- Edit distance of two short names; a swap of neighbours counts as one edit.
+function M.distance(a, b)
   local before, last, row = {}, {}, {}
   for j = 0, #b do
     last[j] = j
@@ -116,7 +116,7 @@ function M.suggest(name, known)
   local best, best_distance
   for _, candidate in ipairs(names) do
     if #candidate < 64 and #name < 64 then
-      local edits = distance(name:lower(), candidate:lower())
+      local edits = M.distance(name:lower(), candidate:lower())
       if edits <= math.max(1, #name // 3)
         and (not best or edits < best_distance) then
         best, best_distance = candidate, edits

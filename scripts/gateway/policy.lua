@@ -84,6 +84,19 @@ function M.find(list, name)
 end
 
 
+--- A list of declarations, for the tools: read, never written.
+-- @param list  as for add()
+function M.all(list)
+  return book[list]
+end
+
+
+--- The function that the configuration calls by that number.
+function M.hook_of(number)
+  return book.hooks[number]
+end
+
+
 --- A table whose keys are the names in a list.
 function M.names(list)
   local names = {}

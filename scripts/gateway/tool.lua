@@ -6,7 +6,7 @@
 --       help = "Runs policy tests.",
 --       options = {
 --         { "policy", "FILE", "the policy", default = "scripts/gateway.lua" },
---         { "verbose", nil, "a line for each case" },
+--         { "verbose", nil, "a line for each case", short = "v" },
 --       },
 --       examples = { "gateway test" },
 --       run = function(operands, opts) return 0 end,
@@ -49,7 +49,8 @@ function M.usage(spec)
     parts[#parts + 1] = "\noptions\n"
   end
   for _, option in ipairs(spec.options) do
-    local name = "--" .. option[1] .. (option[2] and " " .. option[2] or "")
+    local name = (option.short and "-" .. option.short .. ", " or "") .. "--"
+      .. option[1] .. (option[2] and " " .. option[2] or "")
     local help = option[3]
     if option.default then
       help = ("%s (default %s)"):format(help, option.default)
@@ -79,7 +80,7 @@ end
 local function find_option(spec, word)
   local names = {}
   for _, option in ipairs(spec.options) do
-    if word == option[1] then
+    if word == option[1] or word == option.short then
       return option
     end
     names[option[1]] = true
@@ -102,6 +103,7 @@ function M.parse(spec, argv)
   while at <= #argv do
     local word = argv[at]
     local name, value = word:match("^%-%-([^=]+)=?(.*)$")
+    name = name or word:match("^%-(%a)$")
     if word == "--" then
       table.move(argv, at + 1, #argv, #operands + 1, operands)
       break
