@@ -44560,7 +44560,8 @@ try {
     struct mem_arena *arena;
     struct boot boot;
     struct cfg cfg;
-    const char *policy;  // the one that is loaded; NULL: none
+    const char *policy;        // the one that is loaded; NULL: none
+    struct mem_arena *loaded;  // owned: all of that policy
     struct met_route *met;
     struct mint_key key;           // of every test identity
     struct str ca[PKI_ITEMS_MAX];  // of the one that is being made
@@ -45561,7 +45562,7 @@ try_core_policy(lua_State *L)
 {
     struct try *t = try_of(L);
     const char *name = luaL_checkstring(L, 1);
-    struct vm_load load = {.vm = t->env.vm, .arena = t->arena};
+    struct vm_load load = {.vm = t->env.vm};
     struct err e;
     bool ok;
 
@@ -45570,9 +45571,12 @@ try_core_policy(lua_State *L)
         return 1;
     }
     t->policy = NULL;
+    t->cfg = (struct cfg){0};
+    mem_arena_free(t->loaded);
+    t->loaded = load.arena = mem_arena_new((size_t)1 << 30);
     t->boot = (struct boot){
         .role = BOOT_CHECK, .broker_fd = -1, .met_fd = -1, .route_met_fd = -1};
-    ok = sup_read_scripts(t->arena, name, &t->boot, &e);
+    ok = sup_read_scripts(t->loaded, name, &t->boot, &e);
     if (ok) {
         lua_getglobal(L, "require");
         lua_pushliteral(L, "gateway.policy");
@@ -45587,13 +45591,13 @@ try_core_policy(lua_State *L)
             lua_insert(L, -2);
             return 2;
         }
-        ok = cfg_load(t->arena, load.json, &t->cfg, &e);
+        ok = cfg_load(t->loaded, load.json, &t->cfg, &e);
     }
     if (ok) {
-        t->met = mem_alloc(t->arena, (t->cfg.routes_n + 1) * sizeof *t->met);
+        t->met = mem_alloc(t->loaded, (t->cfg.routes_n + 1) * sizeof *t->met);
         t->cfg.process.access_log = false;
-        ok = bind_set_new(&t->env, t->arena, &e) &&
-             (t->env.serve = serve_set_new(&t->env, t->arena, t->met, &e));
+        ok = bind_set_new(&t->env, t->loaded, &e) &&
+             (t->env.serve = serve_set_new(&t->env, t->loaded, t->met, &e));
     }
     if (!ok) {
         lua_pushnil(L);
@@ -45603,7 +45607,7 @@ try_core_policy(lua_State *L)
     t->env.serve->forward = try_on_forward;
     t->env.serve->program = try_on_program;
     t->env.serve->on_over = try_on_over;
-    t->policy = mem_dup(t->arena, name, strlen(name));
+    t->policy = mem_dup(t->loaded, name, strlen(name));
     lua_pushboolean(L, 1);
     return 1;
 }
@@ -45794,6 +45798,7 @@ static void
 try_free(struct try *t)
 {
     vm_free(t->env.vm);
+    mem_arena_free(t->loaded);
     mint_key_fini(&t->key);
     uv_loop_close(&t->loop);
     mem_arena_free(t->arena);

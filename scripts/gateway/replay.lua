@@ -14,7 +14,7 @@ local tool <const> = require "gateway.tool"
 local who <const> = require "gateway.who"
 local M = {}
 
-local BATCH <const> = 50000        -- requests between two loads of policies
+local BATCH <const> = 10000        -- requests between two loads of policies
 local MAX_CLIENTS <const> = 20000  -- known at once
 local MAX_HOSTS <const> = 16       -- names that are tried where Host is asked
 
