@@ -106,7 +106,7 @@
  * not compile. The only stairs up are function pointers, declared in the lower
  * room and filled in by the upper one:
  *
- *   req_ops        h1 -> serve, admin      req_wire       req -> h1
+ *   req_ops        h1 -> serve, admin      req_wire       req -> h1, work
  *   h1_io          h1 -> conn, try         h1_client_ops  h1 -> up, try
  *   tls_ops        tls -> conn, up, dial   sock_ops       sock -> conn, up
  *   conn_ops       conn -> work            up_ops         up -> proxy, bind
@@ -115,8 +115,8 @@
  *   jail_known     jail -> exec, sup       exec_done      exec -> bind, serve,
  *                                                         cli
  *   exec_tell      exec -> bind            exec_flow_ops  exec -> serve
- *   vm_call        vm -> serve             bind_stubs     bind -> try
- *   serve_set      serve -> try
+ *   vm_call        vm -> serve             bind_stubs     bind -> work, try
+ *   serve_set      serve -> work, try
  *   (and mem_last_words: a failed must() first writes what log still holds;
  *   what vm_new() opens is bind's or try's, what vm_wake() pushes is bind's)
  *
@@ -237,7 +237,7 @@ struct env {
     struct vm *vm;
     struct serve_set *serve;
     struct bind_set *binds;
-    const struct bind_stubs *stubs;  // NULL but under `gateway test`
+    const struct bind_stubs *stubs;  // NULL but in tools and shadows
     bool draining;
 };
 
@@ -1253,6 +1253,11 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(EXEC_STREAMS_CUT, C, "gateway_exec_streams_total", "{result=\"cut\"}", "") \
     X(EXEC_STREAMS_NONE, C, "gateway_exec_streams_total", "{result=\"problem\"}", "") \
     X(JOBS, C, "gateway_exec_jobs_total", "", "Jobs asked for; those refused count as runs, too.") \
+    X(SHADOW_SAME, C, "gateway_shadow_requests_total", "{result=\"same\"}", "Requests that a shadow policy was asked about.") \
+    X(SHADOW_CHANGED, C, "gateway_shadow_requests_total", "{result=\"changed\"}", "") \
+    X(SHADOW_FAILED, C, "gateway_shadow_requests_total", "{result=\"failed\"}", "") \
+    X(SHADOW_OPEN, C, "gateway_shadow_requests_total", "{result=\"not_told\"}", "") \
+    X(SHADOW_SKIPPED, C, "gateway_shadow_requests_total", "{result=\"over_budget\"}", "") \
     X(LOG_DROPPED, C, "gateway_log_lines_dropped_total", "", "Log lines lost because the reader stalled.")
 // clang-format on
 
@@ -6962,6 +6967,14 @@ struct cfg_jobs {
     uint64_t output;             // bytes of stdout, and of stderr
 };
 
+/* gateway.shadow: a policy that is asked beside this one. */
+struct cfg_shadow {
+    struct str at, policy;  // empty: none
+    uint32_t sample, cpu;   // millionths of the requests, and of the time
+    uint32_t hook_cpu_ms;
+    uint64_t memory;
+};
+
 struct cfg_warning {
     struct str at, text;
 };
@@ -6980,6 +6993,7 @@ struct cfg {
     struct cfg_command *commands;
     size_t commands_n;
     struct cfg_jobs jobs;
+    struct cfg_shadow shadow;
     struct cfg_route *routes;
     size_t routes_n;
     struct route_table *table;  // all routes, by index
@@ -8500,6 +8514,30 @@ cfg_read_jobs(struct cfg_read *r, yyjson_val *v, void *object)
     return ok;
 }
 
+static bool
+cfg_read_shadow(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    static const struct cfg_field table[] = {
+        {"policy", CFG_STR, CFG_AT(cfg_shadow, policy), 1, CFG_PATH_MAX, NULL,
+         true},
+        {"sample", CFG_U32, CFG_AT(cfg_shadow, sample), 1, 1000000, NULL, true},
+        {"cpu", CFG_U32, CFG_AT(cfg_shadow, cpu), 1, 1000000, NULL, true},
+        {"hook_cpu_ms", CFG_U32, CFG_AT(cfg_shadow, hook_cpu_ms), 1, CFG_MS_MAX,
+         NULL, true},
+        {"memory", CFG_U64, CFG_AT(cfg_shadow, memory), 1 << 20,
+         (uint64_t)1 << 32, NULL, true},
+        {"at", CFG_STR, CFG_AT(cfg_shadow, at), 0, CFG_PATH_MAX, NULL, false},
+        {0},
+    };
+    struct cfg *c = object;
+    bool ok;
+
+    cfg_enter(r, v, "shadow", "policy");
+    ok = cfg_read_object(r, v, table, &c->shadow);
+    cfg_leave(r);
+    return ok;
+}
+
 /* ---- what a route allows beyond the default ---- */
 
 enum { CFG_ODD_BODY = 1 << 16, CFG_ODD_CODING = 1 << 17 };
@@ -9372,6 +9410,7 @@ cfg_load(struct mem_arena *boot, struct str json, struct cfg *c, struct err *e)
         {"upstreams", CFG_LATER, 0, 0, 0, NULL, false},
         {"commands", CFG_LATER, 0, 0, 0, NULL, false},
         {"jobs", CFG_FN, 0, 0, 0, cfg_read_jobs, false},
+        {"shadow", CFG_FN, 0, 0, 0, cfg_read_shadow, false},
         {"routes", CFG_LATER, 0, 0, 0, NULL, false},
         {"warnings", CFG_LATER, 0, 0, 0, NULL, false},
         {0},
@@ -38474,8 +38513,8 @@ struct serve_set {
     struct serve_route *routes;
     struct serve_route *tcp;  // by listener; unused where that speaks HTTP
     uint64_t random[2];       // for request ids
-    // under `gateway test`: stand in for upstreams and programs, and see what
-    // happened
+    // under `gateway test`: stand in for upstreams and programs. Where the last
+    // one is set, it sees how each request ended
     void (*forward)(struct serve *, const struct cfg_upstream *,
                     const struct proxy_line *);
     void (*program)(struct serve *, const struct bind_stream *);
@@ -40911,6 +40950,8 @@ struct work_count {
     unsigned char tbs_hash[32];
 };
 
+struct work_shadow;
+
 struct work {
     struct env env;
     uv_loop_t loop;
@@ -40929,6 +40970,7 @@ struct work {
     uv_timer_t ping;
     uv_timer_t cut;        // while we drain: before the supervisor kills us
     struct msg_chan chan;  // to the supervisor
+    struct work_shadow *shadow;  // owned; NULL: none
     bool leaving;
 };
 
@@ -41087,6 +41129,481 @@ work_listen(struct work *w, struct err *e)
             return false;
     }
     return true;
+}
+
+/* ---- a shadow policy ----
+ *
+ * A candidate that is asked what it would say, once the policy in force has
+ * answered. It has a Lua state of its own, and neither handlers nor log hooks
+ * are run, nor programs nor upstreams asked. While it runs, nothing of it is
+ * logged or counted as if it had served.
+ */
+enum {
+    WORK_SHADOW_LINES = 10,  // a second, at most
+    WORK_SHADOW_SAVED = 50,  // milliseconds of time that may be saved up
+    WORK_SHADOW_ARENA = 1 << 28,
+};
+
+/* How far a request came, and what became of it. */
+struct work_outcome {
+    bool known, allowed, failed;
+    bool open;               // it waits for a body that was not read
+    enum serve_stage stage;  // where it was refused
+    int status;
+    struct str reason, at;
+};
+
+struct work_shadow {
+    struct env env;
+    struct boot boot;  // the worker's; its policy is the candidate
+    struct cfg cfg;
+    const struct cfg_shadow *rules;  // borrowed
+    struct mem_arena *arena;         // owned: all of the candidate
+    struct met_row counts;           // of what has not happened
+    struct cfg_limits limits;
+    struct work_outcome *out;  // of the request that is under way
+    bool wants_body;
+    uint64_t random;
+    int64_t credit_ns;  // time that it may still take
+    uint64_t refilled_ns, second_ns;
+    unsigned lines;     // of this second
+    uint64_t unlogged;  // differences without a line, since the last one
+};
+
+static int
+work_shadow_no_program(lua_State *L, const struct cfg_command *c, int slots,
+                       int opts)
+{
+    (void)slots;
+    (void)opts;
+    return luaL_error(L, "a shadow policy runs no program: %s", c->name.p);
+}
+
+static int
+work_shadow_no_fetch(lua_State *L, const struct cfg_upstream *up, int spec)
+{
+    (void)spec;
+    return luaL_error(L, "a shadow policy asks no upstream: %s", up->name.p);
+}
+
+static const struct bind_stubs work_shadow_stubs = {
+    .exec = work_shadow_no_program,
+    .fetch = work_shadow_no_fetch,
+};
+
+/* What became of an exchange that is over. */
+static struct work_outcome
+work_outcome_of(const struct serve *s)
+{
+    enum serve_stage stage = s->ended_at;
+    bool allowed = stage >= SERVE_HANDLE;
+
+    return (struct work_outcome){
+        .known = s->req->status != 499,
+        .allowed = allowed,
+        .failed = !allowed && s->req->status == 500,
+        .stage = stage,
+        .status = s->req->status,
+        .reason = s->reason,
+        .at = s->route ? s->route->cfg->at : S(""),
+    };
+}
+
+static struct work_shadow *
+work_shadow_of(const struct env *env)
+{
+    return (struct work_shadow *)(void *)((char *)(uintptr_t)env -
+                                          offsetof(struct work_shadow, env));
+}
+
+static void
+work_shadow_on_over(struct serve *s)
+{
+    struct work_shadow *h = work_shadow_of(s->set->env);
+
+    if (!h->out->known)
+        *h->out = work_outcome_of(s);
+}
+
+/* The wire of a request whose answer nobody gets. */
+static void
+work_shadow_nothing(struct req *r)
+{
+    (void)r;
+}
+
+static void
+work_shadow_body(struct req *r, const char *p, size_t n)
+{
+    (void)r;
+    (void)p;
+    (void)n;
+}
+
+static void
+work_shadow_read(struct req *r, bool on)
+{
+    ((struct work_shadow *)r->codec)->wants_body = on;
+}
+
+static void
+work_shadow_deadline(struct req *r, uint32_t ms)
+{
+    (void)r;
+    (void)ms;
+}
+
+static void
+work_shadow_limits(struct req *r, uint32_t body_ms, uint32_t write_ms)
+{
+    (void)r;
+    (void)body_ms;
+    (void)write_ms;
+}
+
+static size_t
+work_shadow_queued(struct req *r)
+{
+    (void)r;
+    return 0;
+}
+
+static const struct req_wire work_shadow_wire = {
+    .head = work_shadow_nothing,
+    .body = work_shadow_body,
+    .end = work_shadow_nothing,
+    .reset = work_shadow_nothing,
+    .read = work_shadow_read,
+    .go_on = work_shadow_nothing,
+    .deadline = work_shadow_deadline,
+    .limits = work_shadow_limits,
+    .queued = work_shadow_queued,
+    .half = work_shadow_nothing,
+};
+
+/* The same client, at the candidate's listener of that name. */
+static bool
+work_shadow_from(struct work_shadow *h, const struct req_from *live,
+                 struct req_from *from)
+{
+    const struct cfg *c = &h->cfg;
+    size_t i = 0;
+
+    while (i < c->listeners_n &&
+           (c->listeners[i].tcp ||
+            !str_eq(c->listeners[i].name, live->listener_name)))
+        i++;
+    if (i == c->listeners_n)
+        return false;
+    *from = *live;
+    from->listener = (unsigned)i;
+    from->listener_name = c->listeners[i].name;
+    from->site = REQ_ANY_SITE;
+    from->host_check = c->listeners[i].host_check;
+    from->strip = &c->listeners[i].strip;
+    from->explain = from->over = false;
+    from->allowed = NULL;
+    h->limits = c->listeners[i].limits;
+    if (h->limits.hook_cpu_ms > h->rules->hook_cpu_ms)
+        h->limits.hook_cpu_ms = h->rules->hook_cpu_ms;
+    from->limits = &h->limits;
+    return true;
+}
+
+/* The head once more: what reads a request may change it. */
+static struct req *
+work_shadow_req(struct work_shadow *h, const struct req *r,
+                struct req_from *from)
+{
+    struct req *q = req_new(&work_shadow_wire, h, &h->env.serve->ops, from);
+
+    q->method = r->method;
+    q->target = r->target;
+    q->host = r->host;
+    q->length = r->length;
+    q->chunked = r->chunked;
+    q->http10 = r->http10;
+    q->odd = r->odd;
+    q->complete = true;
+    q->started_us = r->started_us;
+    for (unsigned i = 0; i < r->headers.n; i++)
+        hdr_add_ref(q->arena, &q->headers, r->headers.v[i].name,
+                    r->headers.v[i].value);
+    return q;
+}
+
+/* Runs it, up to the handler. What waits after that waits for a body that the
+ * policy in force has not read. */
+static void
+work_shadow_go(struct work_shadow *h, const struct serve *live, struct req *q)
+{
+    struct str body = live->view.body;
+    struct err e;
+
+    h->wants_body = false;
+    q->ops->on_head(q);
+    if (!h->out->known && h->wants_body && live->view.has_body) {
+        q->body_bytes = body.n;
+        q->ops->on_body(q, body.p, body.n);
+        if (!h->out->known)
+            q->ops->on_end(q);
+    }
+    if (h->out->known)
+        return;
+    *h->out = (struct work_outcome){.known = true,
+                                    .open = true,
+                                    .stage = SERVE_BODY,
+                                    .reason = S(""),
+                                    .at = S("")};
+    err_set(&e, ERR_PEER_GONE, "the body was not read");
+    q->ended = true;  // as a codec does whose client is gone
+    q->ops->on_abort(q, &e);
+}
+
+/* What the candidate says. False: it has no such listener. */
+static bool
+work_shadow_ask(struct work_shadow *h, struct serve *live,
+                struct work_outcome *out)
+{
+    enum log_level level = log_out.level;
+    struct met_row *mine = met_mine;
+    struct req_from from;
+    struct req *q;
+    uint64_t began = vm_cpu_ns();
+
+    if (!work_shadow_from(h, live->req->from, &from))
+        return false;
+    h->out = out;
+    log_out.level = LOG_FATAL;
+    met_mine = &h->counts;
+    q = work_shadow_req(h, live->req, &from);
+    work_shadow_go(h, live, q);
+    met_mine = mine;
+    log_out.level = level;
+    out->reason = str_dup(live->req->arena, out->reason);
+    out->at = str_dup(live->req->arena, out->at);
+    mem_arena_free(q->arena);
+    free(from.allowed);
+    h->credit_ns -= (int64_t)(vm_cpu_ns() - began);
+    return true;
+}
+
+/* Does it say something else? Of an open one only that it came so far. */
+static bool
+work_outcome_differs(const struct work_outcome *live,
+                     const struct work_outcome *new)
+{
+    if (new->open)
+        return !live->allowed && live->stage < SERVE_BODY;
+    return live->allowed != new->allowed ||
+           (!live->allowed && live->status != new->status);
+}
+
+static void
+work_outcome_log(struct log_line *l, const char *key,
+                 const struct work_outcome *o)
+{
+    log_object(l, key);
+    if (!o->open)
+        log_bool(l, "allowed", o->allowed);
+    if (!o->allowed)
+        log_str(l, "stage", str_of(serve_stage_names[o->stage]));
+    if (!o->open && !o->allowed)
+        log_int(l, "status", o->status);
+    if (o->reason.n)
+        log_str(l, "reason", o->reason);
+    if (o->at.n)
+        log_str(l, "at", o->at);
+    log_close(l);
+}
+
+static void
+work_shadow_log(struct work_shadow *h, const struct serve *s,
+                const struct work_outcome *live, const struct work_outcome *new)
+{
+    uint64_t now = uv_hrtime();
+    struct log_line l;
+
+    if (now - h->second_ns > UINT64_C(1000000000)) {
+        h->second_ns = now;
+        h->lines = 0;
+    }
+    if (h->lines == WORK_SHADOW_LINES) {
+        h->unlogged++;
+        return;
+    }
+    h->lines++;
+    if (!log_begin(&l, LOG_INFO, "shadow"))
+        return;
+    serve_log_head(&l, s);
+    log_str(&l, "candidate", h->rules->policy);
+    if (h->unlogged)
+        log_int(&l, "unlogged", (int64_t)h->unlogged);
+    h->unlogged = 0;
+    work_outcome_log(&l, "live", live);
+    work_outcome_log(&l, "shadow", new);
+    log_end(&l);
+}
+
+/* Is this one of the sample, and is there time for it? */
+static bool
+work_shadow_due(struct work_shadow *h)
+{
+    const int64_t most = WORK_SHADOW_SAVED * INT64_C(1000000);
+    uint64_t now = uv_hrtime();
+
+    h->random = h->random * UINT64_C(6364136223846793005) +
+                UINT64_C(1442695040888963407);
+    if ((h->random >> 33) % 1000000 >= h->rules->sample)
+        return false;
+    h->credit_ns +=
+        (int64_t)((now - h->refilled_ns) / 1000 * h->rules->cpu / 1000);
+    h->refilled_ns = now;
+    if (h->credit_ns > most)
+        h->credit_ns = most;
+    if (h->credit_ns > 0)
+        return true;
+    met_inc(MET_SHADOW_SKIPPED);
+    return false;
+}
+
+/* A request was answered: what would the candidate have said? */
+static void
+work_on_over(struct serve *s)
+{
+    struct work *w = (struct work *)(void *)((char *)s->set->env -
+                                             offsetof(struct work, env));
+    struct work_shadow *h = w->shadow;
+    struct work_outcome live = work_outcome_of(s), new = {.known = false};
+    bool changed;
+
+    if (s->req->raw || !live.known || s->ended_at == SERVE_SYNTAX ||
+        !work_shadow_due(h))
+        return;
+    if (!work_shadow_ask(h, s, &new)) {
+        met_inc(MET_SHADOW_OPEN);
+        return;
+    }
+    changed = work_outcome_differs(&live, &new);
+    met_inc(new.failed ? MET_SHADOW_FAILED
+            : changed  ? MET_SHADOW_CHANGED
+            : new.open ? MET_SHADOW_OPEN
+                       : MET_SHADOW_SAME);
+    if (changed || new.failed)
+        work_shadow_log(h, s, &live, &new);
+}
+
+static bool
+work_strs_have(const struct cfg_strs *l, struct str s)
+{
+    for (size_t i = 0; i < l->n; i++)
+        if (str_eq(l->v[i], s))
+            return true;
+    return false;
+}
+
+/* What only the policy in force can ask the supervisor for. */
+static bool
+work_shadow_fits(const struct cfg *c, const struct cfg *live, struct err *e)
+{
+    for (size_t i = 0; i < c->cas.n; i++)
+        if (!work_strs_have(&live->cas, c->cas.v[i]))
+            return err_set(e, ERR_CONFIG,
+                           "id.ca \"%.*s\": the policy in force does not ask "
+                           "for this file, so nobody looks for its CAs",
+                           STR_FMT(c->cas.v[i]));
+    for (size_t i = 0; i < c->env.n; i++)
+        if (!work_strs_have(&live->env, c->env.v[i]))
+            return err_set(e, ERR_CONFIG,
+                           "gateway.env \"%.*s\": the policy in force does "
+                           "not ask for this variable, so it is not handed on",
+                           STR_FMT(c->env.v[i]));
+    return true;
+}
+
+static void
+work_shadow_free(struct work_shadow *h)
+{
+    if (!h)
+        return;
+    vm_free(h->env.vm);
+    mem_arena_free(h->arena);
+    free(h);
+}
+
+/* Hooks of routes may not take longer than the shadow's own. */
+static void
+work_shadow_cut_cpu(struct work_shadow *h)
+{
+    for (size_t i = 0; i < h->cfg.routes_n; i++) {
+        uint32_t *ms = &h->cfg.routes[i].limits.hook_cpu_ms;
+
+        if (*ms > h->rules->hook_cpu_ms)
+            *ms = h->rules->hook_cpu_ms;
+    }
+}
+
+/* Loads the candidate that `live` names; its scripts are in the bundle. NULL
+ * and why, where it does not load. */
+static struct work_shadow *
+work_shadow_new(const struct boot *b, const struct cfg *live, uv_loop_t *loop,
+                struct err *e)
+{
+    struct work_shadow *h = mem_xcalloc(sizeof *h);
+    struct met_route *met;
+    struct str json;
+
+    h->arena = mem_arena_new(WORK_SHADOW_ARENA);
+    h->rules = &live->shadow;
+    h->boot = *b;
+    h->boot.policy = live->shadow.policy;
+    h->env = (struct env){.loop = loop,
+                          .boot = &h->boot,
+                          .cfg = &h->cfg,
+                          .stubs = &work_shadow_stubs};
+    h->env.vm = vm_new(&h->env, &h->boot, live->shadow.memory, bind_open);
+    if (!vm_load(h->env.vm, h->arena, &json, e) ||
+        !cfg_load(h->arena, json, &h->cfg, e) ||
+        !work_shadow_fits(&h->cfg, live, e) ||
+        !bind_set_new(&h->env, h->arena, e)) {
+        work_shadow_free(h);
+        return NULL;
+    }
+    h->cfg.process.access_log = false;
+    work_shadow_cut_cpu(h);
+    met = mem_alloc(h->arena, (h->cfg.routes_n + 1) * sizeof *met);
+    h->env.serve = serve_set_new(&h->env, h->arena, met, e);
+    if (!h->env.serve) {
+        work_shadow_free(h);
+        return NULL;
+    }
+    h->env.serve->ask = true;
+    h->env.serve->on_over = work_shadow_on_over;
+    h->refilled_ns = h->second_ns = uv_hrtime();
+    h->random = h->refilled_ns;
+    return h;
+}
+
+/* One that does not load is named in the log, and that is all. */
+static void
+work_open_shadow(struct work *w)
+{
+    struct log_line l;
+    struct err e;
+
+    if (!w->cfg.shadow.policy.n)
+        return;
+    w->shadow = work_shadow_new(w->env.boot, &w->cfg, &w->loop, &e);
+    if (w->shadow) {
+        w->env.serve->on_over = work_on_over;
+        return;
+    }
+    if (!log_begin(&l, LOG_WARN, "shadow"))
+        return;
+    log_str(&l, "candidate", w->cfg.shadow.policy);
+    log_str(&l, "at", w->cfg.shadow.at);
+    log_str(&l, "msg", str_of(e.msg));
+    log_end(&l);
 }
 
 /* ---- the supervisor ---- */
@@ -41287,6 +41804,7 @@ work_open(struct work *w, struct err *e)
     w->env.serve = serve_set_new(&w->env, w->boot_arena, route_met, e);
     if (!w->env.serve)
         return false;
+    work_open_shadow(w);
     if (b->broker_fd >= 0) {
         w->env.exec = exec_new(&w->loop, b->broker_fd, &w->cfg, e);
         if (!w->env.exec)
@@ -41320,6 +41838,7 @@ work_close(struct work *w)
     uv_close((uv_handle_t *)&w->cut, NULL);
     uv_run(&w->loop, UV_RUN_DEFAULT);
     vm_free(w->env.vm);
+    work_shadow_free(w->shadow);
     pki_cache_free(w->env.identities);
     for (size_t i = 0; i < w->listeners_n; i++)
         tls_ctx_free(w->listeners[i].tls);
@@ -41819,6 +42338,45 @@ sup_keep_scripts(struct sup *s, struct mem_arena *a, struct boot *b)
     b->policy = old.policy;
     b->scripts = old.scripts;
     b->scripts_n = old.scripts_n;
+    return true;
+}
+
+/* The scripts of gateway.shadow: a policy, and every *.lua beside and below it,
+ * but for those that are there already. */
+static bool
+sup_read_shadow(struct mem_arena *a, const struct cfg *c, struct boot *b,
+                struct err *e)
+{
+    struct sup_scripts s = {.a = a};
+    struct boot next = {0};
+
+    if (!c->shadow.policy.n)
+        return true;
+    s.v = mem_alloc(a, BOOT_SCRIPTS * sizeof *s.v);
+    for (; s.n < b->scripts_n; s.n++) {
+        s.v[s.n] = b->scripts[s.n];
+        s.bytes += b->scripts[s.n].bytes.n;
+    }
+    if (!sup_read_scripts(a, str_c(a, c->shadow.policy), &next, e))
+        return err_prefix(e, "%.*s: gateway.shadow: ", STR_FMT(c->shadow.at));
+    for (size_t i = 0; i < next.scripts_n; i++) {
+        size_t k = 0;
+
+        while (k < s.n && !str_eq(s.v[k].name, next.scripts[i].name))
+            k++;
+        if (k < s.n)
+            continue;
+        s.bytes += next.scripts[i].bytes.n;
+        if (s.n == BOOT_SCRIPTS || s.bytes > BOOT_SCRIPT_BYTES)
+            return err_set(e, ERR_CONFIG,
+                           "%.*s: gateway.shadow: with its scripts there are "
+                           "more than %d, or than %d MiB",
+                           STR_FMT(c->shadow.at), BOOT_SCRIPTS,
+                           BOOT_SCRIPT_BYTES >> 20);
+        s.v[s.n++] = next.scripts[i];
+    }
+    b->scripts = s.v;
+    b->scripts_n = s.n;
     return true;
 }
 
@@ -42714,6 +43272,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->generation = g->number;
     b->admin_n = c.admin_n;
     if (!sup_judge(l->arena, &c, &host, b, e) ||
+        !sup_read_shadow(l->arena, &c, b, e) ||
         !sup_read_certificates(l->arena, &c, b, e) ||
         !sup_read_audit_key(l->arena, &c.process, g->audit_key, &g->audit_keyed,
                             e) ||
@@ -47139,6 +47698,24 @@ cli_advise(const struct cfg *c)
     mem_buf_free(&b);
 }
 
+/* A candidate that does not load stops nothing; it is only not asked. */
+static void
+cli_advise_shadow(const struct cfg *c, const struct boot *b)
+{
+    struct work_shadow *h;
+    struct err e;
+
+    if (!c->shadow.policy.n)
+        return;
+    h = work_shadow_new(b, c, NULL, &e);
+    if (!h)
+        fprintf(stderr,
+                "gateway: warning: %.*s: gateway.shadow: %.*s does not load: "
+                "%s\n",
+                STR_FMT(c->shadow.at), STR_FMT(c->shadow.policy), e.msg);
+    work_shadow_free(h);
+}
+
 /* Evaluates the policy in this process and checks what `run` would check,
  * except that nothing is bound. */
 static bool
@@ -47183,12 +47760,14 @@ cli_check(const struct cli *cli)
 
     host_survey(&host);
     ok = cli_load(a, cli->policy, &b, &c, &e) && sup_servable(&c, &e) &&
-         sup_judge(a, &c, &host, &b, &e) &&
+         sup_judge(a, &c, &host, &b, &e) && sup_read_shadow(a, &c, &b, &e) &&
          sup_read_certificates(a, &c, &b, &e) &&
          sup_read_audit_key(a, &c.process, audit_key, &keyed, &e) &&
          sup_verify(&c, &b, &numbers, &e);
     if (ok)
         cli_advise(&c);
+    if (ok)
+        cli_advise_shadow(&c, &b);
     if (ok && cli->json) {
         cli_check_json(&c, &host, b.cfg_json);
     } else if (ok) {

@@ -24,6 +24,7 @@ local policy <const> = require "gateway.policy"
 local response <const> = require "gateway.response"
 local route <const> = require "gateway.route"
 local schema <const> = require "gateway.schema"
+local shadow <const> = require "gateway.shadow"
 local upstream <const> = require "gateway.upstream"
 local M = {}
 
@@ -363,6 +364,7 @@ M.upstream = upstream.declare
 M.command = command.declare
 M.slot = command.slot
 M.jobs = jobs.declare
+M.shadow = shadow.declare
 
 for _, name in ipairs {
   "get", "post", "put", "patch", "delete", "head", "options", "any", "route",

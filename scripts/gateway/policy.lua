@@ -151,6 +151,16 @@ function M.set_process(at, process)
 end
 
 
+--- Remembers the one gateway.shadow.
+function M.set_shadow(at, shadow)
+  if book.shadow then
+    options.fail(at, "gateway.shadow", "was declared already, at "
+      .. book.shadow.at)
+  end
+  book.shadow = shadow
+end
+
+
 --- Remembers the one gateway.jobs.
 -- @param path  where clients ask about their jobs
 function M.set_jobs(at, path, jobs)
@@ -279,6 +289,7 @@ function M.finish(main)
     upstreams = core.array(book.upstreams),
     commands = core.array(book.commands),
     jobs = book.jobs,
+    shadow = book.shadow,
     routes = core.array(book.routes),
     warnings = sorted_warnings(),
   }
