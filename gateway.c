@@ -875,6 +875,24 @@ log_str(struct log_line *l, const char *key, struct str s)
     log_raw(l, "\"", 1);
 }
 
+/* A list of strings; "cut":true, where not all of them have room. */
+static void
+log_strs(struct log_line *l, const char *key, const struct str *v, size_t n)
+{
+    const size_t full = LOG_LINE - LOG_TAIL - 32;
+
+    if (!log_key(l, key))
+        return;
+    log_raw(l, "[", 1);
+    for (size_t i = 0; i < n && l->n <= full; i++) {
+        log_raw(l, i ? ",\"" : "\"", i ? 2 : 1);
+        log_escape(l, v[i]);
+        log_raw(l, "\"", 1);
+    }
+    l->cut = l->cut || l->n > full;
+    log_raw(l, "]", 1);
+}
+
 static void
 log_int(struct log_line *l, const char *key, int64_t v)
 {
@@ -6765,7 +6783,7 @@ struct cfg_listener {
     bool sni_strict;  // a name that is not in `sni` is refused
     struct cfg_tickets tickets;
     bool crl_missing_ok, crl_expired_ok;
-    bool explain;
+    bool explain, log_identity;
     bool eku_any;           // a client need not be issued for clientAuth
     uint32_t depth;         // certificates above a client's, at most
     bool host_check;        // Host must be what SNI asked for: 421
@@ -8017,6 +8035,8 @@ cfg_read_listener(struct cfg_read *r, yyjson_val *v, void *item)
         {"crl_expired_ok", CFG_BOOL, CFG_AT(cfg_listener, crl_expired_ok), 0, 0,
          NULL, false},
         {"explain", CFG_BOOL, CFG_AT(cfg_listener, explain), 0, 0, NULL, false},
+        {"log_identity", CFG_BOOL, CFG_AT(cfg_listener, log_identity), 0, 0,
+         NULL, false},
         {"eku_any", CFG_BOOL, CFG_AT(cfg_listener, eku_any), 0, 0, NULL, false},
         {"depth", CFG_U32, CFG_AT(cfg_listener, depth), 1, CFG_DEPTH_MAX, NULL,
          false},
@@ -41030,6 +41050,31 @@ work_of(struct conn *c)
                                    offsetof(struct work, env));
 }
 
+/* All that conditions may ask of a client: so a log can be run again. */
+static void
+work_log_identity(const struct conn *c)
+{
+    const struct pki_identity *id = c->from.identity;
+    struct log_line l;
+
+    if (!log_begin(&l, LOG_INFO, "identity"))
+        return;
+    log_int(&l, "conn", (int64_t)c->from.conn);
+    log_str(&l, "listener", c->from.listener_name);
+    serve_log_who(&l, &c->from);
+    log_str(&l, "dn", id->dn);
+    log_str(&l, "issuer", id->issuer_dn);
+    log_str(&l, "fingerprint", id->fingerprint);
+    log_str(&l, "spki", id->spki);
+    log_strs(&l, "eku", id->eku.v, id->eku.n);
+    log_strs(&l, "ca", id->ca.v, id->ca.n);
+    log_strs(&l, "uri", id->uri.v, id->uri.n);
+    log_strs(&l, "dns", id->dns.v, id->dns.n);
+    log_strs(&l, "email", id->email.v, id->email.n);
+    log_strs(&l, "ip", id->ip.v, id->ip.n);
+    log_end(&l);
+}
+
 /* One connection too many is told so in the answer to its first request. They
  * are counted by what the issuer signed: whoever has a certificate can give its
  * ECDSA signature another form, and so it another fingerprint. */
@@ -41037,11 +41082,14 @@ static void
 work_on_open(struct conn *c)
 {
     struct pki_identity *id = c->from.identity;
+    struct work *w = work_of(c);
     struct work_count **at, *one;
 
     if (!id)
         return;
-    at = work_count_at(work_of(c), id->tbs_hash);
+    if (w->cfg.listeners[c->from.listener].log_identity)
+        work_log_identity(c);
+    at = work_count_at(w, id->tbs_hash);
     if (!*at) {
         *at = mem_xcalloc(sizeof **at);
         memcpy((*at)->tbs_hash, id->tbs_hash, sizeof id->tbs_hash);

@@ -124,25 +124,29 @@ end
 
 
 --- The request of that id. Nil and why.
+-- @return request, and the line of event identity about its client, if any
 function M.find(file, id)
   local lines, message = core.lines(file)
   if not lines then
     return nil, message
   end
-  local record
+  local record, known
   for line in lines do
-    if line:find(id, 1, true) then
-      local read = M.read(line)
-      if read and read.id == id then
-        record = record or {}
-        add(record, read)
-      end
+    local read = (line:find(id, 1, true) or not record
+      and line:find('"event":"identity"', 1, true)) and M.read(line)
+    if read and read.event == "identity" then
+      known = known or {}
+      known[read.identity .. "\0" .. read.serial] = not read.cut and read
+    elseif read and read.id == id then
+      record = record or {}
+      add(record, read)
     end
   end
   if not record then
     return nil, ("%s: no request has the id %s"):format(file, id)
   end
-  return record
+  return record, known and record.identity
+    and known[record.identity .. "\0" .. record.serial] or nil
 end
 
 

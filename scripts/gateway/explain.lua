@@ -337,9 +337,9 @@ local function from_log(operands, opts)
   if not load_policy(opts.policy) then
     return 1
   end
-  local record, message = log.find(opts.log, opts.id)
+  local record, whole = log.find(opts.log, opts.id)
   if not record then
-    core.warn("gateway explain: " .. message)
+    core.warn("gateway explain: " .. whole)
     return 1
   end
   local spec, why = log.request(record)
@@ -348,8 +348,7 @@ local function from_log(operands, opts)
       .. " %s"):format(opts.id, why, log.outcome(record)))
     return 1
   end
-  local client
-  client, message = log.client(record, opts.identity)
+  local client, message = log.client(record, opts.identity, whole)
   if not client then
     return nil, message
   end

@@ -103,6 +103,7 @@ local LISTEN_SPEC <const> = {
   sni_strict = { options.boolean, default = false },
   tickets = { tickets, default = true },
   explain = { options.boolean, default = false },
+  log_identity = { options.boolean, default = false },
   limits = { options.table, default = {} },
   crl = { options.files, default = core.array {} },
   crl_missing = { options.one_of("deny", "allow"), default = "deny" },

@@ -57,7 +57,11 @@ end
 
 -- A line that has all of a certificate.
 function Clients:learn(line)
-  self.whole[line.identity .. "\0" .. line.serial] = line
+  local key = line.identity .. "\0" .. line.serial
+  if not line.cut and not self.whole[key] then
+    self.whole[key] = line
+    self.known[key] = nil
+  end
 end
 
 

@@ -102,10 +102,11 @@ local function path_cost(wanted, got)
     last[j] = j
   end
   for i, segment in ipairs(wanted) do
-    local row = { [0] = i }
     local tail = segment:find("...}", 1, true)
+    local absent = tail and 0.5 or 1
+    local row = { [0] = last[0] + absent }
     for j = 1, #got do
-      row[j] = math.min(last[j] + 1, row[j - 1] + (tail and 0.05 or 1),
+      row[j] = math.min(last[j] + absent, row[j - 1] + (tail and 0.05 or 1),
         last[j - 1] + segment_cost(segment, got[j]))
     end
     last = row

@@ -20,6 +20,8 @@ local FIELDS <const> = {
   ca = true,
 }
 local SUBJECT <const> = { "cn", "o", "ou", "c", "l", "st", "dc", "uid" }
+local IN_SAN <const> = { uri = true, dns = true, email = true, ip = true }
+local IN_SUBJECT <const> = {}
 local EXAMPLE <const> = "cn=alice,ou=ops"
 
 -- Fields of an identity that are lists.
@@ -27,6 +29,10 @@ local LISTS <const> = {
   cn = true, o = true, ou = true, uri = true, dns = true, ip = true,
   email = true, eku = true, ca = true, chain = true,
 }
+
+for _, name in ipairs(SUBJECT) do
+  IN_SUBJECT[name] = true
+end
 
 
 -- The listeners that speak HTTP, by number.
@@ -226,7 +232,9 @@ end
 
 -- identity:has(field, value), of what is known.
 local function has(self, field, value)
-  local found = self.subject[field] or self.san[field] or self[field]
+  local found = IN_SAN[field] and self.san[field]
+    or (field == "dn" or IN_SUBJECT[field]) and self.subject[field]
+    or not IN_SAN[field] and not IN_SUBJECT[field] and self[field]
   for _, one in ipairs(type(found) == "table" and found or { found }) do
     if one == value then
       return true
