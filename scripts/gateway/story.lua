@@ -101,7 +101,7 @@ local function path_cost(wanted, got)
   for j = 0, #got do
     last[j] = j
   end
-  for i, segment in ipairs(wanted) do
+  for _, segment in ipairs(wanted) do
     local tail = segment:find("...}", 1, true)
     local absent = tail and 0.5 or 1
     local row = { [0] = last[0] + absent }

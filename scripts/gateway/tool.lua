@@ -125,6 +125,7 @@ function M.parse(spec, argv)
           return nil, ("a value is missing after --%s"):format(name)
         end
       end
+      name = option[1]
       value = not option[2] or value
       if option.many then
         table.insert(opts[name], value)
