@@ -40947,7 +40947,7 @@ static const struct req_ops admin_ops = {
  *
  * Inherits listening sockets, scripts and certificates, opens nothing by name
  * (but what c-ares reads), serves until it is told to drain. One loop, one Lua
- * state, no threads.
+ * state (and one for a shadow policy), no threads.
  *
  * In each turn of the loop the sockets are read first; then, in the check
  * phase (and once more before the loop sleeps), answers are sent and log lines

@@ -244,7 +244,8 @@ function Walk:route()
     return route
   end
   local step = self:add { stage = r.stage, ok = false, reason = r.reason,
-    what = r.where ~= "" and r.where or "request" }
+    what = r.stage == "route" and ("%s %s"):format(self.spec.method or "",
+      self.spec.target or "") or r.where ~= "" and r.where or "request" }
   if r.stage == "route" then
     step.nearest = M.nearest(self.spec)
   end
