@@ -268,7 +268,7 @@ end
 
 
 --- The client of a line of a log, with what such a line says: the SPIFFE ID or
--- else the subject, and the serial number.
+-- else the subject or, where that is empty, some other name; the serial number.
 -- @param line  { identity =, serial = }
 -- @return identity, asked: a list that grows by each field that a hook has
 --         asked for and the log does not have; and what the caller must hold
@@ -277,17 +277,17 @@ function M.logged(line)
   local name, asked, absent = line.identity, {}, {}
   local known = { serial = line.serial, resumed = false, has = has }
   local made = { cn = { "tool" }, serial = line.serial, subject = {} }
-  local list = not name:find("^spiffe://") and M.read_dn(name)
-  if list then
-    made.subject, made.dn = list, name
-    known.subject = subject_of(list, name)
-    known.san = partial({}, asked, "san.", {})
-    absent.spiffe = true
-  else
+  if name:find("^spiffe://") then
     made.uri = { name }
     known.spiffe = name
     known.subject = partial({}, asked, "subject.", {})
     known.san = partial({ uri = { name } }, asked, "san.", {})
+  else
+    made.subject = M.read_dn(name) or {}
+    made.dn = made.subject[1] and name or ""
+    known.subject = subject_of(made.subject, made.dn)
+    known.san = partial({}, asked, "san.", {})
+    absent.spiffe = true
   end
   local stand_in = partial(known, asked, "", absent)
   local identity = core.test_identity(made)

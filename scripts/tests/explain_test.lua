@@ -69,6 +69,12 @@ t.case("what the log does not say of a client is asked for in vain", function()
   t.equal(named.spiffe, nil)
   t.equal(named.subject.ou, {})
   t.equal(unasked, {})
+  local _, more, bare = who.logged { identity = "a.example", serial = "0c" }
+  t.equal(bare.subject.dn, "")
+  t.equal(bare.subject.cn, {})
+  t.equal(more, {})
+  t.equal(bare.san.dns, {})
+  t.equal(more, { "san.dns" })
 end)
 
 
