@@ -9767,6 +9767,11 @@ cfg_print(const struct cfg *c, FILE *f)
     if (c->jobs.max)
         fprintf(f, "  jobs       at most %u, %u an identity, kept for %g s\n",
                 c->jobs.max, c->jobs.per_identity, c->jobs.keep_ms / 1e3);
+    if (c->shadow.policy.n)
+        fprintf(
+            f, "shadow\n  %.*s    (%.*s)\n      of         %g %% of requests\n",
+            STR_FMT(c->shadow.policy), STR_FMT(c->shadow.at),
+            c->shadow.sample / 1e4);
     fputs(c->warnings_n ? "warnings\n" : "", f);
     for (size_t i = 0; i < c->warnings_n; i++) {
         fprintf(f, "  %.*s: ", STR_FMT(c->warnings[i].at));
@@ -42389,8 +42394,8 @@ sup_keep_scripts(struct sup *s, struct mem_arena *a, struct boot *b)
     return true;
 }
 
-/* The scripts of gateway.shadow: a policy, and every *.lua beside and below it,
- * but for those that are there already. */
+/* The scripts of gateway.shadow: a policy, and every *.lua beside and below it.
+ * Those that are there already are not read again. */
 static bool
 sup_read_shadow(struct mem_arena *a, const struct cfg *c, struct boot *b,
                 struct err *e)
@@ -42398,7 +42403,9 @@ sup_read_shadow(struct mem_arena *a, const struct cfg *c, struct boot *b,
     struct sup_scripts s = {.a = a};
     struct boot next = {0};
 
-    if (!c->shadow.policy.n)
+    struct str here;
+
+    if (!c->shadow.policy.n || vm_bundle_find(b, c->shadow.policy, &here))
         return true;
     s.v = mem_alloc(a, BOOT_SCRIPTS * sizeof *s.v);
     for (; s.n < b->scripts_n; s.n++) {

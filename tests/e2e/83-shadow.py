@@ -1,6 +1,7 @@
 """gateway.shadow: a candidate is asked beside the policy in force."""
 
 import os
+import signal
 
 import gw
 from gw import Gateway, equal, one_of, sh, until, write
@@ -239,9 +240,14 @@ def test_a_candidate_that_does_not_load():
         write(os.path.join(g.dir, "next", "next.lua"), NEXT)
         run = sh(gw.BIN, "check", g.policy, check=False, cwd=g.dir)
         assert "shadow" not in run.err, run
+        assert "next/next.lua" in run.out and "of requests" in run.out, run
         os.unlink(os.path.join(g.dir, "next", "next.lua"))
         run = sh(gw.BIN, "check", g.policy, check=False, cwd=g.dir)
         equal(run.returncode, 1, "a file that is not there")
         assert "gateway.shadow" in run.err and "next.lua" in run.err, run
         g.reload(good=False)
+        equal(g.get("/ops").status, 200)
+        mark = len([r for r in g.log() if r.get("event") == "ready"])
+        g.signal(signal.SIGUSR1)  # certificates alone: the scripts are kept
+        g.wait_ready(mark)
         equal(g.get("/ops").status, 200)
