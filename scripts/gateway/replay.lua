@@ -127,6 +127,8 @@ local function run_once(client, spec, about, host)
   if asked and asked[1] and (not out.allowed and out.place >= REACH.authorize
     or out.allowed and not about.certain[r.number]) then
     out.unknown = "the client's " .. asked[1] .. " is not in the log"
+  elseif r.runs[1] or r.forwards[1] then
+    out.unknown = "a hook asks a program or an upstream"
   elseif place == "headers" then
     out.open = "headers"
   elseif place == "body" then

@@ -25,6 +25,10 @@ gateway.get("/head", { authorize = id.anyone,
 gateway.get("/mail", { authorize = id.any(id.email "ops@example.org",
     id.cn "boss"),
   handle = function() return gateway.text "mail" end })
+local back = gateway.upstream { "http://127.0.0.1:1", name = "back" }
+gateway.get("/asks", { authorize = id.anyone,
+  check = function() return gateway.fetch(back, { path = "/" }) ~= nil end,
+  handle = function() return gateway.text "asks" end })
 gateway.get("/bug", { authorize = function() error "bug" end,
   handle = function() return gateway.text "bug" end })
 """
@@ -60,9 +64,10 @@ class Logged:
         g.get("/mail", who="ops")
         g.expected.append("bug")
         g.get("/bug", who="ops")
+        g.get("/asks", who="ops")
         g.get("/nothing", who="ops")
         g.get("/%ff", who="ops")
-        self.count = 15
+        self.count = 16
         until(lambda: len(self.records()) == self.count, "access lines")
         g.stop()
         self.text = open(g.log_path).read()
@@ -109,7 +114,7 @@ def test_the_same_policy_changes_nothing(p):
     # of /orders only that they come to the body; of /head, to the headers
     equal(total["partly"], 4, run.out)
     # /mail asks for an e-mail address, which no line has
-    equal(total["unknown"], 2, run.out)
+    equal(total["unknown"], 3, run.out)
     assert {"n": 2, "why": "the client's san.email is not in the log"} in \
         total["reasons"], total
 
@@ -161,7 +166,9 @@ def test_against_an_old_policy(p):
 
 def test_certificates_tell_the_rest(p):
     changed, total, run = p.replay("mail", args=("--identities", PKI))
-    equal(total["unknown"], 0, run.out)
+    equal(total["unknown"], 1, run.out)  # the hook that asks an upstream
+    assert any("asks a program or an upstream" in r["why"]
+               for r in total["reasons"]), total
     equal([(c["target"], c["serial"]) for c in changed],
           [("/mail", cert_serial("second-ops"))])
 
@@ -176,7 +183,7 @@ def test_log_identity_tells_the_rest():
     equal(line["eku"], ["clientAuth"])
     equal(line["issuer"].split(",")[0], "CN=second-ca")
     changed, total, run = p.replay()
-    equal((total["changed"], total["unknown"]), (0, 0), run.out)
+    equal((total["changed"], total["unknown"]), (0, 1), run.out)
     changed, total, run = p.replay("mail")
     equal(targets(changed), ["/mail"])
     run = gateway_cli("explain", "--policy", p.g.policy, "--log",
