@@ -34281,6 +34281,18 @@ vm_cost(lua_State *L, size_t n)
         vm_charge(vm->running, n);
 }
 
+/* A userdata that says why it is no text (a raw value) does so here, where the
+ * caller's line is still known. */
+static void
+vm_refuse_userdata(lua_State *L, int at)
+{
+    if (luaL_getmetafield(L, at, "__tostring") == LUA_TNIL)
+        return;
+    lua_pop(L, 1);
+    luaL_tolstring(L, at, NULL);
+    lua_pop(L, 1);
+}
+
 /* A library function that goes through its string arguments: upvalue 1. */
 static int
 vm_metered(lua_State *L)
@@ -34291,6 +34303,8 @@ vm_metered(lua_State *L)
     for (int i = 1; i <= n; i++)
         if (lua_type(L, i) == LUA_TSTRING)
             cost += lua_rawlen(L, i);
+        else if (lua_type(L, i) == LUA_TUSERDATA)
+            vm_refuse_userdata(L, i);
     vm_cost(L, cost);
     lua_pushvalue(L, lua_upvalueindex(1));
     lua_insert(L, 1);
@@ -36240,6 +36254,66 @@ enum {
     BIND_FIELD_BYTES = 16 << 10,
 };
 
+/* ---- unchecked values: where they must not go ---- */
+
+/* Is this chunk one of our own scripts? */
+static bool
+bind_built_in(struct str name)
+{
+    struct str bytes;
+
+    return str_starts(name, S("scripts/")) &&
+           vm_builtin_find(name.p + 8, &bytes);
+}
+
+static void bind_push_route_place(lua_State *, const void *owner);
+
+/* "file:line" of the innermost line of the policy; where a hook has returned
+ * already, of its route. */
+static void
+bind_push_where(lua_State *L)
+{
+    struct vm_task *t = vm_of(L)->running;
+    lua_Debug ar;
+
+    for (int i = 0; lua_getstack(L, i, &ar); i++) {
+        lua_getinfo(L, "Sl", &ar);
+        if (ar.currentline > 0 && !bind_built_in(str_of(ar.short_src))) {
+            lua_pushfstring(L, "%s:%d", ar.short_src, ar.currentline);
+            return;
+        }
+    }
+    bind_push_route_place(L, t ? t->owner : NULL);
+}
+
+/* The raw value at `at` is about to be `used`: raises. User value 2 is how the
+ * policy calls it. Never shows the value. */
+static int
+bind_raw_fail(lua_State *L, int at, const char *used)
+{
+    const char *name, *where;
+
+    lua_getiuservalue(L, at, 2);
+    name = lua_tostring(L, -1);
+    bind_push_where(L);
+    where = lua_tostring(L, -1);
+    lua_pushfstring(L,
+                    "%s: request.raw%s is unchecked input and cannot be %s: "
+                    "open it with request.raw%s:check(schema)",
+                    where, name, used, name);
+    return lua_error(L);
+}
+
+/* Raises where a raw value would be `used`. Every binding that takes text asks
+ * here, or gets it by bind_str(). */
+static void
+bind_no_raw(lua_State *L, int at, const char *used)
+{
+    if (lua_type(L, at) == LUA_TUSERDATA &&
+        luaL_testudata(L, at, "gateway.raw"))
+        bind_raw_fail(L, at, used);
+}
+
 /* ---- values: Lua, JSON, yyjson ---- */
 
 /* The addresses mark things; what is stored there does not matter. */
@@ -36444,6 +36518,7 @@ bind_encode_value(lua_State *L, int at, struct mem_buf *b, int depth)
         bind_encode_table(L, at, b, depth);
         return;
     }
+    bind_no_raw(L, at, "encoded as JSON");
     luaL_error(L, "encode: a %s has no JSON form", luaL_typename(L, at));
 }
 
@@ -36452,6 +36527,7 @@ bind_str(lua_State *L, int at)
 {
     struct str s;
 
+    bind_no_raw(L, at, "taken for a string");
     s.p = luaL_checklstring(L, at, &s.n);
     return s;
 }
@@ -36859,42 +36935,79 @@ bind_push_tls(lua_State *L, const struct req_from *f)
         bind_set_str(L, "server_name", f->sni);
 }
 
-/* A value that no schema has seen: it can only be opened by :check(schema).
- * Anything else that is done with it raises. */
+/* A value that no schema has seen. User value 1: its texts, a list; 2: its name
+ * below request.raw. It can only be opened by :check(schema); whatever else is
+ * done with it raises. */
+enum { BIND_RAW_NAME = 40 };
+
+static void
+bind_push_route_place(lua_State *L, const void *owner)
+{
+    const struct bind_request *r = owner;
+
+    bind_push_str(L, r && r->route ? r->route->at : S("policy"));
+}
+
+/* An operator met a raw value, on either side. Upvalue 1: what it would be. */
 static int
 bind_raw_misuse(lua_State *L)
 {
-    return luaL_error(L, "a raw value has not been checked: open it with "
-                         "value:check(schema)");
+    int at = luaL_testudata(L, 1, "gateway.raw") ? 1 : 2;
+
+    luaL_checkudata(L, at, "gateway.raw");
+    return bind_raw_fail(L, at, lua_tostring(L, lua_upvalueindex(1)));
 }
 
-/* raw:check(schema) -> value, or nil and why not. User value 1: the text. */
-static int
-bind_raw_check(lua_State *L)
+/* The schema at index 2, compiled into `a`. */
+static struct schema *
+bind_raw_schema(lua_State *L, struct mem_arena *a)
 {
-    struct schema_why why;
-    struct mem_arena *a;
     struct schema *s;
-    yyjson_val *doc, *v;
-    struct str text, schema;
+    yyjson_val *doc;
+    struct str text;
     struct err e;
 
-    luaL_checkudata(L, 1, "gateway.raw");
-    lua_settop(L, 2);
-    a = bind_arena(L);  // 3
     lua_getglobal(L, "require");
     lua_pushliteral(L, "gateway.schema");
     lua_call(L, 1, 1);
     lua_getfield(L, -1, "text");
     lua_pushvalue(L, 2);
     lua_call(L, 1, 1);
-    schema = bind_str(L, -1);
-    lua_getiuservalue(L, 1, 1);
     text = bind_str(L, -1);
-    if (!json_parse(a, schema, &doc, &e) ||
+    if (!json_parse(a, text, &doc, &e) ||
         !(s = schema_compile(a, doc, false, &e)))
-        return luaL_error(L, "check: %s", e.msg);
-    v = schema_text(s, a, &text, 1, &why);
+        return luaL_error(L, "check: %s", e.msg), NULL;
+    return s;
+}
+
+/* raw:check(schema) -> value, or nil and why not. Several values are an array,
+ * or refused: the first of them may not be the one that somebody else reads. */
+static int
+bind_raw_check(lua_State *L)
+{
+    struct schema_why why;
+    struct mem_arena *a;
+    struct schema *s;
+    struct str *texts;
+    yyjson_val *v = NULL;
+    size_t n;
+
+    luaL_checkudata(L, 1, "gateway.raw");
+    lua_settop(L, 2);
+    a = bind_arena(L);  // 3
+    s = bind_raw_schema(L, a);
+    lua_getiuservalue(L, 1, 1);
+    n = lua_rawlen(L, -1);
+    texts = mem_alloc(a, (n + 1) * sizeof *texts);
+    for (size_t i = 0; i < n; i++) {
+        lua_rawgeti(L, -1, (lua_Integer)i + 1);
+        texts[i] = str_dup(a, bind_str(L, -1));
+        lua_pop(L, 1);
+    }
+    if (n > 1 && !schema_is_array(s))
+        snprintf(why.msg, sizeof why.msg, "is given more than once");
+    else
+        v = schema_text(s, a, texts, n, &why);
     if (!v) {
         lua_pushnil(L);
         lua_pushstring(L, why.msg);
@@ -36907,58 +37020,128 @@ bind_raw_check(lua_State *L)
 static int
 bind_raw_index(lua_State *L)
 {
-    if (str_eq(bind_str(L, 2), S("check"))) {
-        lua_pushcfunction(L, bind_raw_check);
-        return 1;
-    }
-    return bind_raw_misuse(L);
+    luaL_checkudata(L, 1, "gateway.raw");
+    if (lua_type(L, 2) != LUA_TSTRING ||
+        strcmp(lua_tostring(L, 2), "check") != 0)
+        return bind_raw_fail(L, 1, "indexed");
+    lua_pushcfunction(L, bind_raw_check);
+    return 1;
 }
 
+/* The class: an answer to every operator. (`raw == "text"` is false in Lua
+ * without asking anybody, so scripts/gateway/scan.lua looks for it.) `__name`
+ * is what the libraries' own errors call it. */
 static void
-bind_push_raw(lua_State *L, struct str text)
+bind_raw_class(lua_State *L)
 {
-    static const char *const never[] = {
-        "__concat", "__tostring", "__eq",    "__lt",  "__le",
-        "__len",    "__call",     "__add",   "__sub", "__mul",
-        "__div",    "__unm",      "__close", NULL};
+    static const char *const uses[][2] = {
+        {"__concat", "concatenated"}, {"__tostring", "turned into text"},
+        {"__eq", "compared"},         {"__lt", "compared"},
+        {"__le", "compared"},         {"__len", "measured"},
+        {"__call", "called"},         {"__pairs", "iterated over"},
+        {"__add", "calculated with"}, {"__sub", "calculated with"},
+        {"__mul", "calculated with"}, {"__div", "calculated with"},
+        {"__mod", "calculated with"}, {"__pow", "calculated with"},
+        {"__unm", "calculated with"}, {"__idiv", "calculated with"},
+        {"__newindex", "written to"},
+    };
 
-    lua_newuserdatauv(L, 0, 1);
-    bind_push_str(L, text);
-    lua_setiuservalue(L, -2, 1);
     bind_class(L, "gateway.raw", bind_raw_index, NULL);
     luaL_getmetatable(L, "gateway.raw");
-    for (const char *const *m = never; *m; m++) {
-        lua_pushcfunction(L, bind_raw_misuse);
-        lua_setfield(L, -2, *m);
+    for (size_t i = 0; i < sizeof uses / sizeof *uses; i++) {
+        lua_pushstring(L, uses[i][1]);
+        lua_pushcclosure(L, bind_raw_misuse, 1);
+        lua_setfield(L, -2, uses[i][0]);
     }
-    lua_setmetatable(L, -2);
+    lua_pushliteral(L, "unchecked input, to be opened with :check(schema)");
+    lua_setfield(L, -2, "__name");
+    lua_pop(L, 1);
 }
 
-/* request.raw: everything undeclared, by kind; the first of several. */
+/* How a policy calls the raw value `name` of `kind`; what a client chose is
+ * shown only where it is a plain word. */
+static void
+bind_push_raw_name(lua_State *L, const char *kind, struct str name)
+{
+    bool plain = name.n > 0 && name.n <= BIND_RAW_NAME, word = true;
+    char text[BIND_RAW_NAME + 1];
+
+    for (size_t i = 0; plain && i < name.n; i++) {
+        plain = isalnum((unsigned char)name.p[i]) || strchr("_-.", name.p[i]);
+        word = word && plain && name.p[i] != '-' && name.p[i] != '.';
+    }
+    snprintf(text, sizeof text, "%.*s", STR_FMT(name));
+    if (!name.p)
+        lua_pushfstring(L, ".%s", kind);
+    else if (!plain)
+        lua_pushfstring(L, ".%s[…]", kind);
+    else if (word)
+        lua_pushfstring(L, ".%s.%s", kind, text);
+    else
+        lua_pushfstring(L, ".%s[\"%s\"]", kind, text);
+}
+
+/* A raw value without texts yet. stack: -> raw */
+static void
+bind_push_raw(lua_State *L, const char *kind, struct str name)
+{
+    lua_newuserdatauv(L, 0, 2);
+    lua_newtable(L);
+    lua_setiuservalue(L, -2, 1);
+    bind_push_raw_name(L, kind, name);
+    lua_setiuservalue(L, -2, 2);
+    luaL_setmetatable(L, "gateway.raw");
+}
+
+/* One more text of `name`, in the table on top. */
+static void
+bind_add_raw(lua_State *L, const char *kind, struct str name, struct str text)
+{
+    bind_push_str(L, name);
+    if (lua_rawget(L, -2) == LUA_TNIL) {
+        lua_pop(L, 1);
+        bind_push_str(L, name);
+        bind_push_raw(L, kind, name);
+        lua_pushvalue(L, -1);
+        lua_insert(L, -3);
+        lua_rawset(L, -4);
+    }
+    lua_getiuservalue(L, -1, 1);
+    bind_push_str(L, text);
+    lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+    lua_pop(L, 2);
+}
+
+/* Field `kind` of the table on top: a raw value by itself. */
+static void
+bind_set_raw(lua_State *L, const char *kind, struct str text)
+{
+    bind_push_raw(L, kind, (struct str){NULL, 0});
+    lua_getiuservalue(L, -1, 1);
+    bind_push_str(L, text);
+    lua_rawseti(L, -2, 1);
+    lua_pop(L, 1);
+    lua_setfield(L, -2, kind);
+}
+
+/* request.raw: what came, by kind, whether it was declared or not. */
 static void
 bind_push_raws(lua_State *L, const struct bind_request *r)
 {
+    bind_raw_class(L);
     lua_newtable(L);
     lua_newtable(L);
-    for (size_t i = r->params_n; i-- > 0;) {
-        bind_push_str(L, r->params[i].name);
-        bind_push_raw(L, r->params[i].value);
-        lua_rawset(L, -3);
-    }
+    for (size_t i = 0; i < r->params_n; i++)
+        bind_add_raw(L, "query", r->params[i].name, r->params[i].value);
     lua_setfield(L, -2, "query");
     lua_newtable(L);
-    for (unsigned i = r->req->headers.n; i-- > 0;) {
-        bind_push_str(L, r->req->headers.v[i].name);
-        bind_push_raw(L, r->req->headers.v[i].value);
-        lua_rawset(L, -3);
-    }
+    for (unsigned i = 0; i < r->req->headers.n; i++)
+        bind_add_raw(L, "headers", r->req->headers.v[i].name,
+                     r->req->headers.v[i].value);
     lua_setfield(L, -2, "headers");
-    bind_push_raw(L, uri_text(r->req->arena, r->uri.path));
-    lua_setfield(L, -2, "path");
-    if (r->has_body) {
-        bind_push_raw(L, r->body);
-        lua_setfield(L, -2, "body");
-    }
+    bind_set_raw(L, "path", uri_text(r->req->arena, r->uri.path));
+    if (r->has_body)
+        bind_set_raw(L, "body", r->body);
 }
 
 static void
@@ -37093,6 +37276,7 @@ bind_field_str(lua_State *L, int at, const char *field, struct mem_arena *a)
     if (type == LUA_TSTRING || type == LUA_TNUMBER) {
         s = str_dup(a, bind_str(L, -1));
     } else if (type != LUA_TNIL) {
+        bind_no_raw(L, -1, "part of an answer, a request or an input");
         luaL_error(L, "answer: field '%s' must be a string, not a %s", field,
                    luaL_typename(L, -1));
     }
@@ -37107,6 +37291,7 @@ bind_add_header(lua_State *L, struct mem_arena *a, struct hdr_list *l,
 {
     struct str value;
 
+    bind_no_raw(L, at, "a header");
     if (lua_type(L, at) != LUA_TSTRING && lua_type(L, at) != LUA_TNUMBER)
         luaL_error(L, "answer: header '%s' must be a string", name.p);
     value = bind_str(L, at);
@@ -37211,6 +37396,7 @@ bind_take_answer(lua_State *L, int at, struct mem_arena *a)
     struct str type;
     int top = lua_gettop(L);
 
+    bind_no_raw(L, at, "an answer");
     if (!lua_istable(L, at))
         luaL_error(L,
                    "a handler returns an answer (gateway.text, .json, "
@@ -37279,6 +37465,7 @@ bind_take_verdict(lua_State *L, int at, struct mem_arena *a)
     v.allowed = lua_toboolean(L, at);
     if (v.allowed)
         return v;
+    bind_no_raw(L, at + 1, "a reason");
     if (lua_type(L, at + 1) == LUA_TSTRING)
         v.reason = str_dup(a, bind_str(L, at + 1));
     else if (lua_istable(L, at + 1)) {
@@ -37342,11 +37529,16 @@ bind_core_where(lua_State *L)
 static int
 bind_core_built_in(lua_State *L)
 {
-    struct str name = bind_str(L, 1), bytes;
-
-    lua_pushboolean(L, str_starts(name, S("scripts/")) &&
-                           vm_builtin_find(name.p + 8, &bytes));
+    lua_pushboolean(L, bind_built_in(bind_str(L, 1)));
     return 1;
+}
+
+/* core.no_raw(value [, what it would be]): raises for a raw value */
+static int
+bind_core_no_raw(lua_State *L)
+{
+    bind_no_raw(L, 1, luaL_optstring(L, 2, "used here"));
+    return 0;
 }
 
 /* core.source(name) -> text of a script of the bundle, or nil */
@@ -37715,6 +37907,7 @@ bind_slot_text(lua_State *L, int at, struct mem_arena *a, const char *slot)
                 mem_printf(a, "%lld", (long long)lua_tointeger(L, at)));
         return str_of(mem_printf(a, "%.14g", lua_tonumber(L, at)));
     }
+    bind_no_raw(L, at, "an argument");
     luaL_error(L, "slot '%s': a %s cannot be an argument", slot,
                luaL_typename(L, at));
     return S("");
@@ -38328,16 +38521,17 @@ bind_core_fetch(lua_State *L)
 
     luaL_argcheck(L, index < env->cfg->upstreams_n, 1, "no such upstream");
     luaL_argcheck(L, !env->cfg->upstreams[index].tcp, 1, "not an HTTP server");
+    bind_no_raw(L, 2, "a path");
     luaL_checktype(L, 2, LUA_TTABLE);
     lua_settop(L, 2);
-    if (env->stubs)
-        return env->stubs->fetch(L, &env->cfg->upstreams[index], 2);
     a = bind_arena(L);  // 3
     own = lua_touserdata(L, 3);
     f = mem_alloc(a, sizeof *f);
     ms = bind_fetch_number(L, 2, "timeout", BIND_FETCH_MS, 1000, 3.6e6);
     f->max = bind_fetch_number(L, 2, "max", BIND_FETCH_MAX, 1, BIND_BODY_MAX);
     bind_fetch_request(L, &env->cfg->upstreams[index], 2, a, &want);
+    if (env->stubs)
+        return env->stubs->fetch(L, &env->cfg->upstreams[index], 2);
     f->wait = (struct bind_wait){t->vm, vm_ticket(t)};
     f->arena = a;
     *own = NULL;
@@ -38405,6 +38599,7 @@ static const luaL_Reg bind_core[] = {
     {"env", bind_core_env},
     {"where", bind_core_where},
     {"built_in", bind_core_built_in},
+    {"no_raw", bind_core_no_raw},
     {"source", bind_core_source},
     {"absolute", bind_core_absolute},
     {"schema_check", bind_core_schema_check},

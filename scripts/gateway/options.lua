@@ -68,6 +68,7 @@ function M.show(value, max)
   if kind == "number" or kind == "boolean" or kind == "nil" then
     return tostring(value)
   end
+  core.no_raw(value, "an option")
   return "a " .. kind
 end
 
@@ -283,6 +284,7 @@ function M.text_map(value)
   end
   local map = {}
   for name, text in pairs(value) do
+    core.no_raw(text, "an option")
     if not M.text(name) or type(text) ~= "string" or text:find("%c") then
       return nil, "a table of names and strings"
     end

@@ -2,7 +2,9 @@
 --
 -- `identity.subject.ou == "ops"` compares a list with a string: it is false
 -- for everybody, and under a `not` true for everybody. Lua cannot object, so
--- the text is searched before the policy goes to work.
+-- the text is searched before the policy goes to work. The same goes for
+-- `request.raw.query.x == "a"`, and for raw values as keys of a table: Lua asks
+-- no metamethod there, so no object can object.
 
 local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
@@ -113,6 +115,113 @@ local function check_right(name, source, code, list)
 end
 
 
+-- ---- raw values ------------------------------------------------------------
+
+local OPENS <const> = {
+  ["function"] = true, ["do"] = true, ["if"] = true, ["repeat"] = true,
+}
+local CLOSES <const> = { ["end"] = true, ["until"] = true }
+
+
+-- Where the indexes that follow `from` end: `.query.x`, `.headers["x-y"]`.
+local function chain_end(code, from)
+  while true do
+    local last = select(2, code:find("^%s*%.%s*[%a_][%w_]*", from))
+      or select(2, code:find("^%s*%b[]", from))
+    if not last then
+      return from - 1
+    end
+    from = last + 1
+  end
+end
+
+
+-- Where the block ends that position `from` is in.
+local function block_end(code, from)
+  local depth = 0
+  for word, after in code:gmatch("%f[%w_]([%a_][%w_]*)()", from) do
+    if OPENS[word] then
+      depth = depth + 1
+    elseif CLOSES[word] then
+      depth = depth - 1
+      if depth < 0 then
+        return after
+      end
+    end
+  end
+  return #code
+end
+
+
+-- What is wrong with what stands around code[first..last], a raw value.
+local function misuse_of_raw(code, first, last)
+  local before = code:sub(math.max(1, first - 40), first - 1)
+  if code:find("^%s*[=~]=%s*", last + 1)
+    and not code:find("^%s*[=~]=%s*nil%f[^%w_]", last + 1) then
+    return "compared with == or ~=: that is never true, or always"
+  elseif code:find("^%s*[:(]", last + 1) then
+    return nil
+  elseif before:find("[=~]=%s*$") and not before:find("nil%s*[=~]=%s*$") then
+    return "compared with == or ~=: that is never true, or always"
+  elseif before:find("[%w_%])]%s*%[%s*$")
+    and code:find("^%s*%]", last + 1) then
+    return "used as a key: it is never found"
+  end
+end
+
+
+local function complain_of_raw(name, source, at, why)
+  error(("%s:%d: a value of request.raw is unchecked and cannot be %s; open it"
+    .. " first: local value, why = raw:check(schema)"):format(name,
+    line_of(source, at), why), 0)
+end
+
+
+-- Every later use of a local that holds a raw value, as far as its block goes
+-- and until it holds something else.
+local function check_raw_local(name, source, code, variable, from)
+  local word = "%f[%w_]" .. variable .. "%f[^%w_]"
+  local stop, at = block_end(code, from), from
+  while true do
+    local first, last = code:find(word, at)
+    if not first or first > stop
+      or code:find("^%s*=[^=]", last + 1) then
+      return
+    end
+    local field = code:find("^[%.:]", first - 1)
+      and not code:find("^%.%.", first - 2)
+    local why = not field and misuse_of_raw(code, first, last)
+    if why then
+      complain_of_raw(name, source, first, why)
+    end
+    at = last + 1
+  end
+end
+
+
+-- The raw values of a script: `anything.raw.query.x`.
+local function check_raw(name, source, code)
+  local at = 1
+  while true do
+    local first, last = code:find("[%a_][%w_%.]*%.raw%f[^%w_]", at)
+    if not first then
+      return
+    end
+    last = chain_end(code, last + 1)
+    local why = misuse_of_raw(code, first, last)
+    if why then
+      complain_of_raw(name, source, first, why)
+    end
+    local variable = code:sub(math.max(1, first - 80), first - 1)
+      :match("local%s+([%a_][%w_]*)%s*=%s*$")
+    if variable and not code:find("^%s*[:(]", last + 1) then
+      check_raw_local(name, source, code, variable, last + 1)
+    end
+    at = last + 1
+  end
+end
+
+
 --- Raises an error for the first such comparison in one script's text.
 function M.check_source(name, source)
   local code = M.blank(source)
@@ -120,6 +229,7 @@ function M.check_source(name, source)
     check_left(name, source, code, list)
     check_right(name, source, code, list)
   end
+  check_raw(name, source, code)
 end
 
 

@@ -274,6 +274,16 @@ function M.refused(r, where, reason)
 end
 
 
+--- failed(r [, reason]): a hook raised an error or answered with what is no
+-- answer, for a reason that contains this text.
+function M.failed(r, reason)
+  if r.status ~= 500 then
+    fail("expected a hook that fails, got " .. story(r))
+  end
+  check_reason(r, reason)
+end
+
+
 -- True where each field of `wanted` is in `found`, numbers as text or not.
 local function contains(found, wanted)
   for name, value in pairs(wanted or {}) do

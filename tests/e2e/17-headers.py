@@ -21,7 +21,8 @@ gateway.get("/raw", { authorize = id.anyone, handle = function(request)
   local raw = request.raw.headers["x-other"]
   local used = { concat = pcall(function() return "a" .. raw end),
     tostring = pcall(tostring, raw), format = pcall(string.format, "%s", raw),
-    equals = raw == "b", length = pcall(function() return #raw end) }
+    index = pcall(function() return raw.x end),
+    length = pcall(function() return #raw end) }
   local ok, value = pcall(raw.check, raw, gateway.integer(1, 9))
   return gateway.json { used = used, checked = ok and value or nil } end })
 """
