@@ -116,7 +116,7 @@
  *                                                         cli
  *   exec_tell      exec -> bind            exec_flow_ops  exec -> serve
  *   vm_call        vm -> serve             bind_stubs     bind -> work, try
- *   serve_set      serve -> work, try
+ *   serve_set      serve -> work, try      on_line        vm -> try
  *   (and mem_last_words: a failed must() first writes what log still holds;
  *   what vm_new() opens is bind's or try's, what vm_wake() pushes is bind's)
  *
@@ -33978,6 +33978,7 @@ struct vm {
     } spare[VM_SPARE];
     unsigned spares;
     int hooks, pure;      // references to what finish() returned
+    lua_Hook on_line;     // NULL, or who counts the lines that run
     struct mem_buf text;  // scratch of bindings; reset by each
 };
 
@@ -33996,6 +33997,15 @@ vm_of(lua_State *L)
 
 static void vm_on_count(lua_State *L, lua_Debug *ar);
 
+/* Looks at the clock after so many instructions; under `gateway test
+ * --coverage`, at every line as well. */
+static void
+vm_watch(lua_State *L, int steps)
+{
+    lua_sethook(L, vm_on_count,
+                LUA_MASKCOUNT | (vm_of(L)->on_line ? LUA_MASKLINE : 0), steps);
+}
+
 /* One instruction can copy megabytes: those are counted by their memory, and
  * bring the next look at the clock forward. */
 static void
@@ -34005,7 +34015,7 @@ vm_charge(struct vm_task *t, size_t n)
     if (t->big < VM_BIG_STEP)
         return;
     t->big = 0;
-    lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, 1);
+    vm_watch(t->L, 1);
 }
 
 static void *
@@ -34046,9 +34056,9 @@ vm_cpu_ns(void)
 static void
 vm_stop(lua_State *L, struct vm_task *t)
 {
-    lua_sethook(L, vm_on_count, LUA_MASKCOUNT, 1);
+    vm_watch(L, 1);
     if (t)
-        lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, 1);
+        vm_watch(t->L, 1);
 }
 
 /* Every VM_STEP instructions. The first look only starts the clock, so that a
@@ -34058,9 +34068,13 @@ vm_on_count(lua_State *L, lua_Debug *ar)
 {
     struct vm *vm = vm_of(L);
     struct vm_task *t = vm->running;
-    uint64_t now = t && t->over ? 0 : vm_cpu_ns();
+    uint64_t now;
 
-    (void)ar;
+    if (ar->event == LUA_HOOKLINE) {
+        vm->on_line(L, ar);
+        return;
+    }
+    now = t && t->over ? 0 : vm_cpu_ns();
     if (!t) {
         if (!vm->load_until_ns || now < vm->load_until_ns)
             return;
@@ -34070,7 +34084,7 @@ vm_on_count(lua_State *L, lua_Debug *ar)
         return;
     }
     if (!t->over)  // vm_charge() may have brought us here early
-        lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
+        vm_watch(L, VM_STEP);
     if (!t->over && !t->cpu_from_ns) {
         t->cpu_from_ns = now;
         return;
@@ -34676,7 +34690,7 @@ vm_protect(struct vm *vm, lua_CFunction fn, void *arg, struct err *e)
     int rc;
 
     vm->load_until_ns = vm_cpu_ns() + VM_LOAD_CPU_MS * UINT64_C(1000000);
-    lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
+    vm_watch(L, VM_STEP);
     lua_pushcfunction(L, fn);
     lua_pushlightuserdata(L, arg);
     rc = lua_pcall(L, 1, 0, 0);
@@ -34818,7 +34832,7 @@ vm_task_close(struct vm_task *t)
     t->cpu_from_ns = 0;
     t->closed = true;  // a spent budget would leave it without hooks
     t->vm->running = t;
-    lua_sethook(t->L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
+    vm_watch(t->L, VM_STEP);
     lua_closethread(t->L, NULL);
     t->vm->running = outer;
 }
@@ -34955,7 +34969,7 @@ vm_run(struct vm_task *t, const struct vm_call *call)
     t->over = false;
     t->cpu_from_ns = 0;
     lua_settop(L, 0);
-    lua_sethook(L, vm_on_count, LUA_MASKCOUNT, VM_STEP);
+    vm_watch(L, VM_STEP);
     lua_pushcfunction(L, vm_enter);
     lua_pushlightuserdata(L, t);
     return vm_resume(t, 1);
@@ -45361,6 +45375,14 @@ struct try_story {
     bool cut;
 };
 
+/* Which lines of a script have run. */
+struct try_cover {
+    char *name;      // owned
+    uint32_t *hits;  // owned, by line
+    size_t lines;
+    bool loaded;  // as a part of the policy
+};
+
 struct
 try {
     unsigned magic;
@@ -45369,9 +45391,13 @@ try {
     struct mem_arena *arena;
     struct boot boot;
     struct cfg cfg;
-    const char *policy;        // the one that is loaded; NULL: none
-    struct mem_arena *loaded;  // owned: all of that policy
+    const char *policy;         // the one that is loaded; NULL: none
+    bool used;                  // it has seen a request since it was evaluated
+    struct mem_arena *scripts;  // owned: its text
+    struct mem_arena *evaluated;  // owned: what came of it
     struct met_route *met;
+    struct try_cover *cover;  // owned; NULL: lines are not counted
+    size_t cover_n;
     struct mint_key key;           // of every test identity
     struct str ca[PKI_ITEMS_MAX];  // of the one that is being made
     size_t ca_n;
@@ -45809,6 +45835,7 @@ try_run(struct try *t, struct try_story *story, struct req_from *from,
     struct err e;
 
     t->story = story;
+    t->used = true;
     h1_server_feed(h, text.p, text.n);
     h1_server_resume(h);
     err_set(&e, ERR_PEER_GONE, "the request is not complete");
@@ -46342,6 +46369,122 @@ try_core_function(lua_State *L)
     return 2;
 }
 
+/* ---- which lines have run ---- */
+
+static struct try_cover *
+try_cover_find(struct try *t, const char *name)
+{
+    for (size_t i = 0; i < t->cover_n; i++)
+        if (strcmp(t->cover[i].name, name) == 0)
+            return &t->cover[i];
+    return NULL;
+}
+
+/* A line is about to run. Allocates nothing: the hook that it belongs to may
+ * have used up its memory. */
+static void
+try_on_line(lua_State *L, lua_Debug *ar)
+{
+    struct try *t = try_of(L);
+    struct try_cover *c;
+
+    lua_getinfo(L, "S", ar);
+    if (ar->source[0] != '@' || !(c = try_cover_find(t, ar->source + 1)))
+        return;
+    if (ar->currentline > 0 && (size_t)ar->currentline < c->lines)
+        c->hits[ar->currentline]++;
+}
+
+/* Makes room for the lines of the scripts of the policy's folder. */
+static void
+try_cover_scripts(struct try *t)
+{
+    if (!t->env.vm->on_line)
+        return;
+    for (size_t i = 0; i < t->boot.scripts_n; i++) {
+        const struct boot_file *f = &t->boot.scripts[i];
+        const char *name = str_c(t->evaluated, f->name);
+        struct try_cover *c = try_cover_find(t, name);
+
+        if (c || bind_built_in(str_of(name)))
+            continue;
+        t->cover = mem_xrealloc(t->cover, (t->cover_n + 1) * sizeof *c);
+        c = &t->cover[t->cover_n++];
+        *c = (struct try_cover){.name = strdup(name), .lines = 2};
+        for (size_t k = 0; k < f->bytes.n; k++)
+            c->lines += f->bytes.p[k] == '\n';
+        c->hits = mem_xcalloc(c->lines * sizeof *c->hits);
+    }
+}
+
+/* The policy was evaluated: which scripts are a part of it? */
+static void
+try_cover_loaded(struct try *t)
+{
+    for (size_t i = 0; i < t->cover_n; i++)
+        for (size_t k = 0; k < t->cover[i].lines; k++)
+            t->cover[i].loaded = t->cover[i].loaded || t->cover[i].hits[k];
+}
+
+/* core.test_cover(): from now on, lines are counted. */
+static int
+try_core_cover(lua_State *L)
+{
+    struct vm *vm = vm_of(L);
+
+    vm->on_line = try_on_line;
+    vm_watch(vm->L, VM_STEP);
+    return 0;
+}
+
+/* core.test_lines() -> { [script of the policy] = { [line] = how often } } */
+static int
+try_core_lines_run(lua_State *L)
+{
+    struct try *t = try_of(L);
+
+    lua_newtable(L);
+    for (size_t i = 0; i < t->cover_n; i++) {
+        const struct try_cover *c = &t->cover[i];
+
+        if (!c->loaded)
+            continue;
+        lua_newtable(L);
+        for (size_t k = 1; k < c->lines; k++)
+            if (c->hits[k]) {
+                lua_pushinteger(L, c->hits[k]);
+                lua_rawseti(L, -2, (lua_Integer)k);
+            }
+        lua_setfield(L, -2, c->name);
+    }
+    return 1;
+}
+
+static int
+try_dump_add(lua_State *L, const void *p, size_t n, void *data)
+{
+    (void)L;
+    mem_buf_add(data, p, n);
+    return 0;
+}
+
+/* core.test_dump(text) -> its bytecode, which knows where there is code; or
+ * nil. Nothing ever loads it. */
+static int
+try_core_dump(lua_State *L)
+{
+    struct mem_buf *b = bind_text(L);
+    struct str text = bind_str(L, 1);
+
+    if (luaL_loadbufferx(L, text.p, text.n, "=dump", "t") != LUA_OK) {
+        lua_pushnil(L);
+        return 1;
+    }
+    lua_dump(L, try_dump_add, b, 0);
+    lua_pushlstring(L, mem_buf_ptr(b), mem_buf_len(b));
+    return 1;
+}
+
 /* ---- policies and test files ---- */
 
 /* Forgets the policy's own modules; the library stays. */
@@ -46365,58 +46508,119 @@ try_forget_modules(lua_State *L)
     lua_pop(L, 1);
 }
 
-/* Evaluates policy `name` and makes it the one that requests meet. */
+/* Forgets the policy that is loaded, and what came of it. */
+static void
+try_forget_policy(struct try *t)
+{
+    struct vm *vm = t->env.vm;
+
+    luaL_unref(vm->L, LUA_REGISTRYINDEX, vm->pure);
+    luaL_unref(vm->L, LUA_REGISTRYINDEX, vm->hooks);
+    vm->pure = vm->hooks = LUA_NOREF;
+    t->cfg = (struct cfg){0};
+    mem_arena_free(t->evaluated);
+    t->evaluated = mem_arena_new((size_t)1 << 30);
+    t->used = false;
+}
+
+/* The policy's text. It stays in memory: each case evaluates it afresh. */
+static bool
+try_read_policy(struct try *t, const char *name, struct err *e)
+{
+    if (t->policy && strcmp(t->policy, name) == 0)
+        return true;
+    t->policy = NULL;
+    mem_arena_free(t->scripts);
+    t->scripts = mem_arena_new((size_t)1 << 30);
+    t->boot = (struct boot){
+        .role = BOOT_CHECK, .broker_fd = -1, .met_fd = -1, .route_met_fd = -1};
+    return sup_read_scripts(t->scripts, name, &t->boot, e);
+}
+
+/* Calls the policy: what it declares, as JSON. Raises. */
+static struct str
+try_call_policy(lua_State *L, struct try *t)
+{
+    struct vm_load load = {.vm = t->env.vm, .arena = t->evaluated};
+
+    lua_getglobal(L, "require");
+    lua_pushliteral(L, "gateway.policy");
+    lua_call(L, 1, 1);
+    lua_getfield(L, -1, "reset");
+    lua_call(L, 0, 0);
+    try_forget_modules(L);
+    lua_pushcfunction(L, vm_load_policy);
+    lua_pushlightuserdata(L, &load);
+    lua_call(L, 1, 0);
+    return load.json;
+}
+
+/* stack: policy -> JSON. Raises what the policy raises. */
+static int
+try_evaluate(lua_State *L)
+{
+    struct str json = try_call_policy(L, lua_touserdata(L, 1));
+
+    lua_pushlstring(L, json.p, json.n);
+    return 1;
+}
+
+/* Compiles what the policy has declared; from then on requests meet it. */
+static bool
+try_compile(struct try *t, struct str json, struct err *e)
+{
+    struct mem_arena *a = t->evaluated;
+
+    if (!cfg_load(a, str_dup(a, json), &t->cfg, e))
+        return false;
+    t->met = mem_alloc(a, (t->cfg.routes_n + 1) * sizeof *t->met);
+    t->cfg.process.access_log = false;
+    if (!bind_set_new(&t->env, a, e) ||
+        !(t->env.serve = serve_set_new(&t->env, a, t->met, e)))
+        return false;
+    t->env.serve->forward = try_on_forward;
+    t->env.serve->program = try_on_program;
+    t->env.serve->on_over = try_on_over;
+    return true;
+}
+
+/* core.test_policy(name) -> true, or nil and why not. Evaluates the policy and
+ * makes it the one that requests meet: afresh where it has seen a request, so
+ * that no case finds what another one has left in it. */
 static int
 try_core_policy(lua_State *L)
 {
     struct try *t = try_of(L);
     const char *name = luaL_checkstring(L, 1);
-    struct vm_load load = {.vm = t->env.vm};
+    bool same = t->policy && strcmp(t->policy, name) == 0;
     struct err e;
-    bool ok;
 
-    if (t->policy && strcmp(t->policy, name) == 0) {
+    if (same && !t->used) {
         lua_pushboolean(L, 1);
         return 1;
     }
-    t->policy = NULL;
-    t->cfg = (struct cfg){0};
-    mem_arena_free(t->loaded);
-    t->loaded = load.arena = mem_arena_new((size_t)1 << 30);
-    t->boot = (struct boot){
-        .role = BOOT_CHECK, .broker_fd = -1, .met_fd = -1, .route_met_fd = -1};
-    ok = sup_read_scripts(t->loaded, name, &t->boot, &e);
-    if (ok) {
-        lua_getglobal(L, "require");
-        lua_pushliteral(L, "gateway.policy");
-        lua_call(L, 1, 1);
-        lua_getfield(L, -1, "reset");
-        lua_call(L, 0, 0);
-        try_forget_modules(L);
-        lua_pushcfunction(L, vm_load_policy);
-        lua_pushlightuserdata(L, &load);
-        if (lua_pcall(L, 1, 0, 0) != LUA_OK) {
-            lua_pushnil(L);
-            lua_insert(L, -2);
-            return 2;
-        }
-        ok = cfg_load(t->loaded, load.json, &t->cfg, &e);
-    }
-    if (ok) {
-        t->met = mem_alloc(t->loaded, (t->cfg.routes_n + 1) * sizeof *t->met);
-        t->cfg.process.access_log = false;
-        ok = bind_set_new(&t->env, t->loaded, &e) &&
-             (t->env.serve = serve_set_new(&t->env, t->loaded, t->met, &e));
-    }
-    if (!ok) {
+    if (!try_read_policy(t, name, &e)) {
         lua_pushnil(L);
         lua_pushstring(L, e.msg);
         return 2;
     }
-    t->env.serve->forward = try_on_forward;
-    t->env.serve->program = try_on_program;
-    t->env.serve->on_over = try_on_over;
-    t->policy = mem_dup(t->loaded, name, strlen(name));
+    try_forget_policy(t);
+    t->policy = NULL;
+    try_cover_scripts(t);
+    lua_pushcfunction(L, try_evaluate);
+    lua_pushlightuserdata(L, t);
+    if (lua_pcall(L, 1, 1, 0) != LUA_OK) {
+        lua_pushnil(L);
+        lua_insert(L, -2);
+        return 2;
+    }
+    try_cover_loaded(t);
+    if (!try_compile(t, bind_str(L, -1), &e)) {
+        lua_pushnil(L);
+        lua_pushstring(L, e.msg);
+        return 2;
+    }
+    t->policy = mem_dup(t->scripts, name, strlen(name));
     lua_pushboolean(L, 1);
     return 1;
 }
@@ -46566,6 +46770,9 @@ static const luaL_Reg try_core[] = {
     {"test_stand_in", try_core_stand_in},
     {"test_certificate", try_core_certificate},
     {"test_function", try_core_function},
+    {"test_cover", try_core_cover},
+    {"test_lines", try_core_lines_run},
+    {"test_dump", try_core_dump},
     {"write", try_core_write},
     {"print", try_core_print},
     {"warn", try_core_warn},
@@ -46593,6 +46800,8 @@ try_new(void)
     struct err e;
 
     t->arena = mem_arena_new((size_t)1 << 30);
+    t->scripts = mem_arena_new((size_t)1 << 30);
+    t->evaluated = mem_arena_new((size_t)1 << 30);
     must(uv_loop_init(&t->loop) == 0);
     t->env = (struct env){.loop = &t->loop,
                           .boot = &t->boot,
@@ -46600,6 +46809,7 @@ try_new(void)
                           .stubs = &try_stubs};
     must(mint_key_init(&t->key, &e) && mint_key_make(&t->key, &e));
     t->env.vm = vm_new(&t->env, &t->boot, VM_CHECK_BYTES, try_open);
+    t->env.vm->pure = t->env.vm->hooks = LUA_NOREF;
     return t;
 }
 
@@ -46607,9 +46817,15 @@ static void
 try_free(struct try *t)
 {
     vm_free(t->env.vm);
-    mem_arena_free(t->loaded);
     mint_key_fini(&t->key);
     uv_loop_close(&t->loop);
+    for (size_t i = 0; i < t->cover_n; i++) {
+        free(t->cover[i].name);
+        free(t->cover[i].hits);
+    }
+    free(t->cover);
+    mem_arena_free(t->evaluated);
+    mem_arena_free(t->scripts);
     mem_arena_free(t->arena);
     obj_free(t);
 }

@@ -15,8 +15,10 @@
 -- upstreams and the programs are stood in for, by `stub`.
 
 local core <const> = require "gateway.core"
+local coverage <const> = require "gateway.coverage"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
+local results <const> = require "gateway.results"
 local tool <const> = require "gateway.tool"
 local M = {}
 
@@ -203,10 +205,12 @@ function M.request(identity, method, target, opts)
     headers["content-type"] = opts.json ~= nil and "application/json"
       or "application/octet-stream"
   end
-  return core.test_request(identity, {
+  local r = core.test_request(identity, {
     method = method, target = target, headers = headers, body = body,
     raw = opts.raw, stub = stand_ins(opts.stub), listener = opts.listener,
   })
+  coverage.note(method, target, r)
+  return r
 end
 
 
@@ -409,12 +413,6 @@ end
 
 -- ---- running ---------------------------------------------------------------
 
--- An error of a test as one line that begins with file:line.
-local function one_line(message)
-  return (tostring(message):gsub("%s*\n%s*", " | "))
-end
-
-
 -- Reads one test file. Nil and a message where it does not load.
 local function read_file(name)
   file = { name = name, cases = {} }
@@ -433,12 +431,14 @@ local function read_file(name)
 end
 
 
--- Runs one case. Nil, or why it failed.
+-- Runs one case, on a policy that no other case has used. Nil, or why it
+-- failed.
 local function run_case(case, policy_name)
   local ok, message = core.test_policy(policy_name)
   if not ok then
-    return message
+    return tostring(message)
   end
+  coverage.note_routes()
   ok, message = pcall(case.body)
   if ok then
     return nil
@@ -451,42 +451,90 @@ local function run_case(case, policy_name)
 end
 
 
---- Runs test files and prints one line for each failure, and the sum at last.
+-- Runs the cases of one file; adds what came of them to `list`.
+local function run_file(name, opts, list)
+  local function add(case, seconds, problem)
+    list[#list + 1] = {
+      file = name, name = case, ok = not problem, seconds = seconds,
+      message = problem,
+    }
+  end
+  local began = core.now()
+  local read, message = read_file(name)
+  if not read then
+    add("(reading the file)", core.now() - began, tostring(message))
+    return
+  end
+  for _, case in ipairs(read.cases) do
+    if not opts.run or case.name:find(opts.run, 1, true) then
+      began = core.now()
+      local problem = run_case(case, read.policy or opts.policy)
+      add(case.name, core.now() - began, problem)
+    end
+  end
+end
+
+
+-- What a threshold adds to the results: a case for each kind of coverage.
+local function judge_coverage(covered, threshold, list)
+  for _, kind in ipairs { "lines", "policy" } do
+    local found = covered[kind].percent
+    list[#list + 1] = {
+      file = "coverage", name = kind, ok = found >= threshold, seconds = 0,
+      message = found < threshold and ("coverage of %s is %.1f%%, below the"
+        .. " threshold of %s%%"):format(
+        kind == "lines" and "lines" or "the policy", found,
+        tostring(threshold)) or nil,
+    }
+  end
+end
+
+
+--- Runs test files and prints what came of it.
 -- @param names  list of test files
 -- @param opts   { policy = default policy, run = text that a case's name must
---               contain, verbose = true: also a line for each that passes }
+--               contain, verbose = true: also a line for each that passes,
+--               format = "text", "junit" or "json", coverage = true,
+--               threshold = of both kinds of coverage, in percent }
 -- @return the number of failures; 1 where no case ran at all
 function M.run(names, opts)
-  local passed, failed = 0, 0
-  local function report(message)
-    failed = failed + 1
-    core.print("FAIL " .. one_line(message))
-  end
+  local list, tests, failed = {}, {}, 0
+  coverage.start(opts.coverage)
   for _, name in ipairs(names) do
-    local read, message = read_file(name)
-    if not read then
-      report(message)
-    end
-    for _, case in ipairs(read and read.cases or {}) do
-      if not opts.run or case.name:find(opts.run, 1, true) then
-        local problem = run_case(case, read.policy or opts.policy)
-        if problem then
-          report(problem)
-        else
-          passed = passed + 1
-          if opts.verbose then
-            core.print("ok   " .. name .. ": " .. case.name)
-          end
-        end
-      end
-    end
+    tests[name] = true
+    run_file(name, opts, list)
   end
-  if passed + failed == 0 then
-    core.print("FAIL no case ran: nothing was tested")
-    failed = 1
+  if #list == 0 then
+    list[1] = {
+      file = "gateway test", name = "at least one case runs", ok = false,
+      seconds = 0, message = "no case ran: nothing was tested",
+    }
   end
-  core.print(("%d passed, %d failed"):format(passed, failed))
+  local covered = opts.coverage and coverage.result(tests)
+  if opts.threshold then
+    judge_coverage(covered, opts.threshold, list)
+  end
+  for _, result in ipairs(list) do
+    failed = failed + (result.ok and 0 or 1)
+  end
+  results.print(opts.format or "text", list, covered, opts.verbose)
   return failed
+end
+
+
+-- What is wrong with the options, or nil.
+local function misuse_of_options(opts)
+  if opts.threshold then
+    local number = tonumber(opts.threshold)
+    if not number or number < 0 or number > 100 then
+      return ("--threshold takes a percentage from 0 to 100, not '%s'")
+        :format(opts.threshold)
+    end
+    opts.threshold, opts.coverage = number, true
+  end
+  if not results.knows(opts.format) then
+    return ("--format takes text, junit or json, not '%s'"):format(opts.format)
+  end
 end
 
 
@@ -500,13 +548,22 @@ M.main = tool.main {
     { "policy", "FILE", "the policy of tests that name none",
       default = "scripts/gateway.lua" },
     { "run", "TEXT", "only cases whose name contains TEXT" },
+    { "coverage", nil, "which lines of the policy ran, and which decisions of"
+      .. " each route no case has seen" },
+    { "threshold", "PERCENT", "exit code 1 where a coverage is below it" },
+    { "format", "FORMAT", "text, junit or json", default = "text" },
     { "verbose", nil, "a line for each case, not only for failures" },
   },
   examples = {
     "gateway test",
     "gateway test --run traversal scripts/tests/gateway_test.lua",
+    "gateway test --threshold 90 --format junit > report.xml",
   },
   run = function(operands, opts)
+    local wrong = misuse_of_options(opts)
+    if wrong then
+      return nil, wrong
+    end
     local files = #operands > 0 and operands
       or core.glob("scripts/tests/*_test.lua")
     return M.run(files, opts) == 0 and 0 or 1

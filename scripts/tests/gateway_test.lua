@@ -19,6 +19,11 @@ t.case("anyone with a certificate may ask who they are", function()
   t.status(r, 200)
 end)
 
+t.case("nobody may ask for more than that", function()
+  local r = t.request(bob, "GET", "/whoami?full=1")
+  t.refused(r, "query")
+end)
+
 t.case("what no route names is not there", function()
   local r = t.request(alice, "GET", "/secret")
   t.refused(r, "route")
@@ -72,6 +77,12 @@ t.case("ops may set a temperature", function()
     { json = { room = "bath", celsius = 22.5 } })
   t.allowed(r)
   t.status(r, 200)
+end)
+
+t.case("who is not of ops may not set one", function()
+  local r = t.request(bob, "POST", "/v1/setpoint",
+    { json = { room = "bath", celsius = 22.5 } })
+  t.denied(r, "authorize", "has no ou")
 end)
 
 t.case("a document that breaks the schema is refused", function()
