@@ -116,7 +116,7 @@
  *                                                         cli
  *   exec_tell      exec -> bind            exec_flow_ops  exec -> serve
  *   vm_call        vm -> serve             bind_stubs     bind -> work, try
- *   serve_set      serve -> work, try      on_line        vm -> try
+ *   serve_set      serve -> work, try      vm_watcher     vm -> try
  *   (and mem_last_words: a failed must() first writes what log still holds;
  *   what vm_new() opens is bind's or try's, what vm_wake() pushes is bind's)
  *
@@ -33955,6 +33955,11 @@ struct vm_task {
 #define VM_GLOBALS "gateway.globals"
 #define VM_VIEWS "gateway.views"
 
+/* Who is told of each line that is about to run: `gateway test --coverage`. */
+struct vm_watcher {
+    void (*on_line)(lua_State *, lua_Debug *);
+};
+
 struct vm_script {
     const char *name;
     const unsigned char *bytes;
@@ -33977,9 +33982,9 @@ struct vm {
         int ref;
     } spare[VM_SPARE];
     unsigned spares;
-    int hooks, pure;      // references to what finish() returned
-    lua_Hook on_line;     // NULL, or who counts the lines that run
-    struct mem_buf text;  // scratch of bindings; reset by each
+    int hooks, pure;                   // references to what finish() returned
+    const struct vm_watcher *watcher;  // NULL, or who counts lines
+    struct mem_buf text;               // scratch of bindings; reset by each
 };
 
 static const struct vm_script vm_builtin[] = {
@@ -34003,7 +34008,7 @@ static void
 vm_watch(lua_State *L, int steps)
 {
     lua_sethook(L, vm_on_count,
-                LUA_MASKCOUNT | (vm_of(L)->on_line ? LUA_MASKLINE : 0), steps);
+                LUA_MASKCOUNT | (vm_of(L)->watcher ? LUA_MASKLINE : 0), steps);
 }
 
 /* One instruction can copy megabytes: those are counted by their memory, and
@@ -34071,7 +34076,7 @@ vm_on_count(lua_State *L, lua_Debug *ar)
     uint64_t now;
 
     if (ar->event == LUA_HOOKLINE) {
-        vm->on_line(L, ar);
+        vm->watcher->on_line(L, ar);
         return;
     }
     now = t && t->over ? 0 : vm_cpu_ns();
@@ -36280,6 +36285,13 @@ bind_built_in(struct str name)
            vm_builtin_find(name.p + 8, &bytes);
 }
 
+/* The script's whole name; `short_src` is cut. */
+static struct str
+bind_source(const lua_Debug *ar)
+{
+    return str_of(ar->source[0] == '@' ? ar->source + 1 : ar->short_src);
+}
+
 static void bind_push_route_place(lua_State *, const void *owner);
 
 /* "file:line" of the innermost line of the policy; where a hook has returned
@@ -36292,8 +36304,8 @@ bind_push_where(lua_State *L)
 
     for (int i = 0; lua_getstack(L, i, &ar); i++) {
         lua_getinfo(L, "Sl", &ar);
-        if (ar.currentline > 0 && !bind_built_in(str_of(ar.short_src))) {
-            lua_pushfstring(L, "%s:%d", ar.short_src, ar.currentline);
+        if (ar.currentline > 0 && !bind_built_in(bind_source(&ar))) {
+            lua_pushfstring(L, "%s:%d", bind_source(&ar).p, ar.currentline);
             return;
         }
     }
@@ -37533,7 +37545,7 @@ bind_core_where(lua_State *L)
     }
     lua_getinfo(L, "Sl", &ar);
     if (ar.currentline > 0)
-        lua_pushfstring(L, "%s:%d", ar.short_src, ar.currentline);
+        lua_pushfstring(L, "%s:%d", bind_source(&ar).p, ar.currentline);
     else
         lua_pushliteral(L, "");
     return 1;
@@ -46093,6 +46105,22 @@ try_take_texts(lua_State *L, struct pki_identity *id)
     try_take_subject(L, id);
 }
 
+/* The name of the CA that every test identity is of. It is not the client's
+ * own: that may be empty, where a SAN names it. */
+static struct str
+try_ca_name(struct mem_arena *a)
+{
+    struct mint_order *ca = mem_alloc(a, sizeof *ca);
+    struct mem_buf b = {0};
+    struct str name;
+
+    ca->cn = S("test CA");
+    mint_put_subject(&b, ca);
+    name = str_dup(a, (struct str){b.p, b.n});
+    mem_buf_free(&b);
+    return name;
+}
+
 /* core.test_identity{ cn, o, ou, uri, dns, email, ip, spiffe, eku, ca }: a real
  * certificate, made and parsed here; `ca` are the files its CA would be in. */
 static int
@@ -46114,7 +46142,7 @@ try_core_identity(lua_State *L)
     try_order(L, o);
     t->ca_n = 0;
     try_each(L, 1, "ca", o, try_add_ca);
-    ok = mint_make(o, &t->key, &t->key, S(""), &der, &e) &&
+    ok = mint_make(o, &t->key, &t->key, try_ca_name(a), &der, &e) &&
          pki_identity_parse((struct str){der.p, der.n}, NULL, 0, &id, &e);
     mem_buf_free(&der);
     if (!ok)
@@ -46399,7 +46427,7 @@ try_on_line(lua_State *L, lua_Debug *ar)
 static void
 try_cover_scripts(struct try *t)
 {
-    if (!t->env.vm->on_line)
+    if (!t->env.vm->watcher)
         return;
     for (size_t i = 0; i < t->boot.scripts_n; i++) {
         const struct boot_file *f = &t->boot.scripts[i];
@@ -46426,13 +46454,15 @@ try_cover_loaded(struct try *t)
             t->cover[i].loaded = t->cover[i].loaded || t->cover[i].hits[k];
 }
 
+static const struct vm_watcher try_watcher = {.on_line = try_on_line};
+
 /* core.test_cover(): from now on, lines are counted. */
 static int
 try_core_cover(lua_State *L)
 {
     struct vm *vm = vm_of(L);
 
-    vm->on_line = try_on_line;
+    vm->watcher = &try_watcher;
     vm_watch(vm->L, VM_STEP);
     return 0;
 }

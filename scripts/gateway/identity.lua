@@ -70,7 +70,8 @@ end
 
 --- The condition that a hook of the policy is the test of; nil: it is a
 -- function(identity). Fields: text, test, pure; of a combination kind ("any",
--- "all", "none") and parts; of others `values`, function(identity) -> list.
+-- "all", "none") and parts; of others name ("ou"), wanted, and `values`,
+-- function(identity) -> list.
 function M.condition_of(test)
   return by_test[test]
 end
@@ -152,7 +153,7 @@ local function entry(name, label, value, values_of)
     end
     return false, why_not(label, values, value)
   end)
-  new.values = values_of
+  new.values, new.name, new.wanted = values_of, name, value
   return new
 end
 
@@ -296,6 +297,7 @@ function M.dns(...)
     return false, why_not("san.dns", identity.san.dns, wanted)
   end)
   new.values = function(identity) return identity.san.dns end
+  new.name, new.wanted = "dns", wanted
   return new
 end
 
@@ -315,6 +317,7 @@ function M.ca(...)
     return false, "the chain goes through no CA of " .. options.show(wanted), 0
   end)
   new.values = function(identity) return identity.ca end
+  new.name, new.wanted = "ca", wanted
   return new
 end
 
@@ -424,6 +427,7 @@ function M.spiffe(...)
     return true
   end)
   new.values = function(identity) return { identity.spiffe } end
+  new.name, new.wanted = "spiffe", text
   return new
 end
 
@@ -455,7 +459,7 @@ function M.uri(...)
     end
     return false, best, best_near
   end)
-  new.values = uris
+  new.values, new.name, new.wanted = uris, "uri", text
   return new
 end
 

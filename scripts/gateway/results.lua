@@ -1,6 +1,7 @@
 --- The outcome of `gateway test`: as text, as JUnit's XML, as JSON.
 --
--- A result is { file =, name =, ok =, seconds =, message = why it failed }.
+-- A result is { file =, name =, ok =, seconds =, message = why it failed,
+-- as_is = true: the message is not for one line }.
 
 local core <const> = require "gateway.core"
 local coverage <const> = require "gateway.coverage"
@@ -65,7 +66,8 @@ function writers.text(results, covered, verbose)
   local failed = count_failed(results)
   for _, result in ipairs(results) do
     if not result.ok then
-      core.print("FAIL " .. one_line(result.message))
+      core.print("FAIL " .. (result.as_is and "\n" .. result.message .. "\n"
+        or one_line(result.message)))
     elseif verbose then
       core.print("ok   " .. result.file .. ": " .. result.name)
     end

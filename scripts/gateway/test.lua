@@ -16,6 +16,7 @@
 
 local core <const> = require "gateway.core"
 local coverage <const> = require "gateway.coverage"
+local fuzz <const> = require "gateway.fuzz"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local results <const> = require "gateway.results"
@@ -23,7 +24,7 @@ local tool <const> = require "gateway.tool"
 local M = {}
 
 -- The file being read, and its cases so far: { policy =, cases = { … } }.
-local file
+local file = { cases = {}, identities = {} }
 
 -- How many lines a stage is along the way of a request.
 local RAN_HANDLER <const> = { handle = true, respond = true, log = true }
@@ -75,6 +76,16 @@ function M.policy(name)
 end
 
 
+-- Fields of an identity with those that are there unless said otherwise.
+local function completed_fields(fields)
+  local full = { eku = { "clientAuth" } }
+  for name, value in pairs(fields) do
+    full[name] = value
+  end
+  return full
+end
+
+
 --- identity { cn =, ou =, uri =, … }: a client. Every field takes a string or a
 -- list; eku is clientAuth unless given.
 function M.identity(fields)
@@ -82,11 +93,12 @@ function M.identity(fields)
     misuse("t.identity", 'takes a table: t.identity { cn = "alice" }')
   end
   check_fields("t.identity", fields, IDENTITY_FIELDS)
-  local full = { eku = { "clientAuth" } }
-  for name, value in pairs(fields) do
-    full[name] = value
+  file.identities[#file.identities + 1] = fields
+  local ok, made = pcall(core.test_identity, completed_fields(fields))
+  if not ok then
+    misuse("t.identity", (tostring(made):gsub("^.-t%.identity: ", "")))
   end
-  return core.test_identity(full)
+  return made
 end
 
 
@@ -415,7 +427,7 @@ end
 
 -- Reads one test file. Nil and a message where it does not load.
 local function read_file(name)
-  file = { name = name, cases = {} }
+  file = { name = name, cases = {}, identities = {} }
   local chunk, message = core.test_load(name)
   if not chunk then
     return nil, message
@@ -522,19 +534,160 @@ function M.run(names, opts)
 end
 
 
--- What is wrong with the options, or nil.
-local function misuse_of_options(opts)
-  if opts.threshold then
-    local number = tonumber(opts.threshold)
-    if not number or number < 0 or number > 100 then
-      return ("--threshold takes a percentage from 0 to 100, not '%s'")
-        :format(opts.threshold)
+-- ---- fuzzing ---------------------------------------------------------------
+
+-- The policies to fuzz, and the identities that tests of each use. Files that
+-- do not load are reported where they were named.
+local function fuzz_targets(names, opts, named, list)
+  local policies, known = {}, {}
+  local function target(name)
+    if not known[name] then
+      known[name] = { name = name, identities = {} }
+      policies[#policies + 1] = known[name]
     end
-    opts.threshold, opts.coverage = number, true
+    return known[name]
   end
-  if not results.knows(opts.format) then
+  if not named then
+    target(opts.policy)
+  end
+  for _, name in ipairs(names) do
+    local read, message = read_file(name)
+    if not read and named then
+      list[#list + 1] = { file = name, name = "(reading the file)", ok = false,
+        seconds = 0, message = tostring(message) }
+    end
+    local about = read and (read.policy or opts.policy)
+    if read and (named or about == opts.policy) then
+      local identities = target(about).identities
+      table.move(read.identities, 1, #read.identities, #identities + 1,
+        identities)
+    end
+  end
+  return policies
+end
+
+
+-- A policy that has seen nothing yet, with the program's stand-ins.
+local function fuzz_one(target, seconds, seed)
+  local function fresh()
+    return core.test_policy(target.name)
+  end
+  local ok, message = fresh()
+  if not ok then
+    return nil, message
+  end
+  return fuzz.run {
+    seconds = seconds, seed = seed, identities = target.identities,
+    complete = completed_fields, fresh = fresh,
+    request = function(who, model)
+      local spec = fuzz.options_of(model)
+      spec.headers = spec.headers or {}
+      spec.method, spec.target = model.method, fuzz.target(model)
+      spec.stub = stand_ins()
+      return core.test_request(who.identity, spec)
+    end,
+  }
+end
+
+
+-- A word on what was done, on standard error: the results are on the other.
+local function tell_of_fuzzing(name, run)
+  core.warn(("fuzz %s: seed %d: %d requests to %d routes: %d valid, %d invalid,"
+    .. " %d that could not be told"):format(name, run.seed, run.sent, run.goals,
+    run.valid, run.invalid, run.unsure))
+  for _, place in ipairs(run.stood_in) do
+    core.warn(("  %s: authorize was stood in for: no identity of a test or of"
+      .. " its conditions is let in"):format(place))
+  end
+end
+
+
+--- Fuzzes the policies of test files and prints what came of it.
+-- @param names  list of test files, whose identities are used
+-- @param opts   { policy =, fuzz = seconds, seed =, format = }
+-- @param named  true: the policies of these files; else opts.policy alone
+-- @return the number of failures
+function M.fuzz(names, opts, named)
+  local list, failed = {}, 0
+  local policies = fuzz_targets(names, opts, named, list)
+  for _, target in ipairs(policies) do
+    local began = core.now()
+    local run, message = fuzz_one(target, opts.fuzz / #policies, opts.seed)
+    local result = { file = target.name, name = "fuzz", ok = run ~= nil
+      and #run.failures == 0 and run.valid + run.invalid > 0,
+      seconds = core.now() - began }
+    if not run then
+      result.message = tostring(message)
+    elseif not result.ok and #run.failures == 0 then
+      result.message = target.name .. ": no request was judged: nothing was"
+        .. " fuzzed"
+    end
+    if run then
+      tell_of_fuzzing(target.name, run)
+    end
+    for i, failure in ipairs(run and run.failures or {}) do
+      list[#list + 1] = { file = target.name, ok = false, seconds = 0,
+        name = ("fuzz, failure %d"):format(i),
+        message = fuzz.case(failure), as_is = true }
+    end
+    if result.ok or result.message then
+      list[#list + 1] = result
+    end
+  end
+  for _, result in ipairs(list) do
+    failed = failed + (result.ok and 0 or 1)
+  end
+  results.print(opts.format, list, nil, opts.verbose)
+  return failed
+end
+
+
+-- ---- the command -----------------------------------------------------------
+
+local function percentage(text)
+  local number = tonumber(text)
+  return number and number >= 0 and number <= 100 and number or nil
+end
+
+
+local function duration(text)
+  local number = tonumber(text)
+  return number and number > 0 and number <= 86400 and number or nil
+end
+
+
+local function whole(text)
+  return text:find("^%d+$") and math.tointeger(tonumber(text)) or nil
+end
+
+-- What each option's value must be.
+local VALUES <const> = {
+  threshold = { percentage, "a percentage from 0 to 100" },
+  fuzz = { duration, "a number of seconds" },
+  seed = { whole, "a whole number" },
+}
+
+
+-- Reads the options. Returns what is wrong with them, or nil.
+local function misuse_of_options(opts)
+  for name, row in pairs(VALUES) do
+    if opts[name] then
+      local value = row[1](opts[name])
+      if not value then
+        return ("--%s takes %s, not '%s'"):format(name, row[2], opts[name])
+      end
+      opts[name] = value
+    end
+  end
+  if opts.seed and not opts.fuzz then
+    return "--seed goes with --fuzz"
+  elseif opts.fuzz and (opts.run or opts.coverage or opts.threshold) then
+    return "--fuzz runs no cases: leave out --run, --coverage, --threshold"
+  elseif not results.knows(opts.format) then
     return ("--format takes text, junit or json, not '%s'"):format(opts.format)
   end
+  opts.coverage = opts.coverage or opts.threshold ~= nil
+  opts.seed = opts.seed or opts.fuzz and tonumber(core.random(8), 16)
 end
 
 
@@ -551,6 +704,9 @@ M.main = tool.main {
     { "coverage", nil, "which lines of the policy ran, and which decisions of"
       .. " each route no case has seen" },
     { "threshold", "PERCENT", "exit code 1 where a coverage is below it" },
+    { "fuzz", "SECONDS", "instead of the cases: requests made from the schemas"
+      .. " of each route, valid and invalid ones" },
+    { "seed", "NUMBER", "makes the same requests as that run of --fuzz" },
     { "format", "FORMAT", "text, junit or json", default = "text" },
     { "verbose", nil, "a line for each case, not only for failures" },
   },
@@ -558,6 +714,7 @@ M.main = tool.main {
     "gateway test",
     "gateway test --run traversal scripts/tests/gateway_test.lua",
     "gateway test --threshold 90 --format junit > report.xml",
+    "gateway test --fuzz 10 --policy policy.lua",
   },
   run = function(operands, opts)
     local wrong = misuse_of_options(opts)
@@ -566,7 +723,9 @@ M.main = tool.main {
     end
     local files = #operands > 0 and operands
       or core.glob("scripts/tests/*_test.lua")
-    return M.run(files, opts) == 0 and 0 or 1
+    local failed = opts.fuzz and M.fuzz(files, opts, #operands > 0)
+      or not opts.fuzz and M.run(files, opts)
+    return failed == 0 and 0 or 1
   end,
 }
 

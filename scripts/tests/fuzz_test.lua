@@ -1,0 +1,172 @@
+-- The fuzzer finds what it is for: here it is given engines that are wrong.
+-- `gateway test scripts/tests/fuzz_test.lua`
+
+local core = require "gateway.core"
+local fuzz = require "gateway.fuzz"
+local policy = require "gateway.policy"
+local t = require "gateway.test"
+
+t.policy "scripts/gateway.lua"
+
+local function complete(fields)
+  local full = { eku = "clientAuth" }
+  for name, value in pairs(fields) do
+    full[name] = value
+  end
+  return full
+end
+
+
+-- The number of a model's route, as an outcome names it.
+local function number_of(model)
+  for number, route in ipairs(policy.all("routes")) do
+    if route == model.route then
+      return number
+    end
+  end
+end
+
+
+-- Fuzzes with an engine of ours. `answer(model, valid)` is its outcome.
+local function run(answer, seed, most)
+  local targets = {}
+  local found = fuzz.run {
+    seconds = 60, most = most or 150, seed = seed or 7, complete = complete,
+    fresh = function() return true end,
+    request = function(_, model)
+      local valid = fuzz.valid(model)
+      local r = answer(model, valid)
+      r.number, r.reason = number_of(model), r.reason or ""
+      targets[#targets + 1] = model.method .. " " .. fuzz.target(model)
+        .. " " .. tostring(model.body.text)
+      return r
+    end,
+  }
+  return found, targets
+end
+
+
+local function let_in()
+  return { status = 200, stage = "handle" }
+end
+
+
+local function keep_out()
+  return { status = 422, stage = "validate" }
+end
+
+
+local function honest(_, valid)
+  return valid and let_in() or keep_out()
+end
+
+
+t.case("an honest engine has no failure", function()
+  local found = run(honest)
+  t.equal(#found.failures, 0)
+  t.equal({ found.valid > 20, found.invalid > 20 }, { true, true })
+  t.equal(found.goals, 4)
+end)
+
+t.case("an engine that lets everything in is found out, route by route",
+  function()
+    local found = run(let_in, 7, 600)
+    local routes = {}
+    for _, failure in ipairs(found.failures) do
+      t.equal(failure.kind, "passes")
+      t.equal(fuzz.valid(failure.model), false)
+      routes[failure.model.route.path] = true
+    end
+    t.equal(routes, { ["/whoami"] = true, ["/files/{path...}"] = true,
+      ["/v1/setpoint"] = true, ["/v1/logs/{name}"] = true })
+  end)
+
+t.case("an engine that refuses everything is found out", function()
+  local found = run(keep_out)
+  for _, failure in ipairs(found.failures) do
+    t.equal(failure.kind, "refused")
+    t.equal(fuzz.valid(failure.model), true)
+  end
+  t.equal(#found.failures, 4)
+end)
+
+t.case("a check counts as passed validation", function()
+  local found = run(function() return { status = 403, stage = "check" } end)
+  t.equal(found.failures[1].kind, "passes")
+end)
+
+t.case("a refusal by authorize says nothing of the input", function()
+  local found = run(function()
+    return { status = 403, stage = "authorize" }
+  end)
+  t.equal(#found.failures, 0)
+  t.equal(#found.stood_in, 4)
+end)
+
+t.case("a failure is made small", function()
+  local found = run(function(model, valid)
+    if fuzz.target(model):find("lines=1", 1, true) then
+      return let_in()
+    end
+    return honest(model, valid)
+  end, 3, 600)
+  t.equal(#found.failures, 1)
+  local target = fuzz.target(found.failures[1].model)
+  t.equal(#target <= #"/v1/logs/?lines=1&lines=1", true)
+  t.equal(target:find("^/v1/logs/[^?]*%?.*lines=1") ~= nil, true)
+end)
+
+t.case("a document that raises is made small, too", function()
+  local found = run(function(model, valid)
+    local room = type(model.body.value) == "table" and model.body.value.room
+    if room == "attic" then
+      return { status = 500, stage = "handle", reason = "x.lua:1: boom" }
+    end
+    return honest(model, valid)
+  end, 3, 600)
+  t.equal(#found.failures, 1)
+  t.equal(found.failures[1].kind, "raises")
+  t.equal(found.failures[1].model.body.value, { room = "attic" })
+  local text = fuzz.case(found.failures[1])
+  t.equal(text:find('t.case("fuzz 3: POST /v1/setpoint", function()', 1, true)
+    ~= nil, true)
+  t.equal(text:find('[[{\"room\":\"attic\"}]]', 1, true) == nil, true)
+  t.equal(text:find([["{\"room\":\"attic\"}"]], 1, true) ~= nil, true)
+end)
+
+t.case("the same seed makes the same requests", function()
+  local _, first = run(honest, 11)
+  local _, second = run(honest, 11)
+  local _, other = run(honest, 12)
+  local same, differs = true, false
+  for i = 1, math.min(#first, #second, #other, 60) do
+    same = same and first[i] == second[i]
+    differs = differs or first[i] ~= other[i]
+  end
+  t.equal({ same, differs, #first > 20 }, { true, true, true })
+end)
+
+t.case("an identity is made of the conditions", function()
+  local routes = policy.all("routes")
+  t.equal(fuzz.fields_of(routes[1]), { cn = "fuzz" })
+  t.equal(fuzz.fields_of(routes[2]),
+    { cn = "fuzz", uri = "spiffe://example.org/ns/demo/sa/alice" })
+  t.equal(fuzz.fields_of(routes[4]), { cn = "fuzz", ou = "ops",
+    uri = "spiffe://example.org/ns/demo/sa/alice" })
+end)
+
+t.case("wrong by construction is refused by the engine that serves", function()
+  local who = core.test_identity(complete { cn = "alice", ou = "ops",
+    uri = "spiffe://example.org/ns/demo/sa/alice" })
+  local random, tried = fuzz.sequence(5), 0
+  local route = policy.all("routes")[2]
+  for _ = 1, 400 do
+    local model = fuzz.changed(fuzz.good(route, "GET", random), random)
+    if model and (model.segment or model.extra_query) then
+      local r = t.request(who, "GET", fuzz.target(model))
+      tried = tried + 1
+      t.refused(r)
+    end
+  end
+  t.equal(tried > 100, true)
+end)

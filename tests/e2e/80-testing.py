@@ -1,0 +1,340 @@
+"""gateway test, as a user runs it: cases, coverage, formats, fuzzing."""
+
+import json
+import re
+import subprocess
+import xml.etree.ElementTree as xml
+
+import gw
+from gw import equal, gateway_cli, tmpdir, write
+
+HEAD = """
+local gateway = require "gateway"
+local id = require "gateway.identity"
+gateway.listen { address = "127.0.0.1:1", certificate = "-", key = "-",
+  client_ca = "-" }
+"""
+
+# The example of the design, word for word but for `limit`.
+FIRMWARE = HEAD + """
+local flash = gateway.command {
+  name = "flash", program = "/usr/bin/flash", args = { gateway.slot "slot" },
+  slots = { slot = gateway.enum { "a", "b" } }, stdin = "16M",
+}
+gateway.post("/v1/firmware/{slot}", {
+  authorize = id.all(id.spiffe "spiffe://plant.example/ns/*/sa/updater", id.eku "clientAuth"),
+  validate  = { path = { slot = gateway.enum { "a", "b" } },
+                body = gateway.bytes("16M", "application/octet-stream") },
+  handle    = function(request)
+    return flash:stream({ slot = request.path.slot }, { stdin = request.body })   -- chunked, capped
+  end,
+})
+"""
+
+FIRMWARE_TEST = """
+-- scripts/tests/firmware_test.lua
+local t = require "gateway.test"
+local updater = t.identity { uri = "spiffe://plant.example/ns/eu/sa/updater", eku = { "clientAuth" } }
+t.case("updater may flash slot a", function()
+  local r = t.request(updater, "POST", "/v1/firmware/a", { body = "x", stub = { flash = { stdout = "ok" } } })
+  t.allowed(r); t.ran(r, "flash", { slot = "a" })
+end)
+t.case("a guest may not", function()
+  t.denied(t.request(t.identity { cn = "guest" }, "POST", "/v1/firmware/a", { body = "x" }), "authorize")
+end)
+t.case("an encoded slash is no slot", function()
+  t.refused(t.request(updater, "POST", "/v1/firmware/..%2fb", { body = "x" }), "path")
+end)
+"""
+
+# Line 6 is the first below HEAD; the handler of /half has a way never taken.
+HALF = HEAD + """gateway.get("/half", {
+  authorize = id.ou "ops",
+  handle = function(request)
+    if request.method == "HEAD" then
+      return gateway.text "never"
+    end
+    return gateway.text "half"
+  end,
+})
+gateway.get("/all/{n}", {
+  authorize = id.anyone,
+  validate = { path = { n = gateway.integer(1, 9) } },
+  handle = function() return gateway.text "all" end,
+})
+"""
+
+HALF_TEST = """
+local t = require "gateway.test"
+t.case("ops may", function()
+  t.allowed(t.request(t.identity { ou = "ops" }, "GET", "/half"))
+end)
+t.case("one & <two> of \\"three\\" '\\xff' do", function()
+  t.allowed(t.request(t.identity { cn = "a" }, "GET", "/all/1"))
+end)
+"""
+
+COUNTER = HEAD + """
+local count = 0
+gateway.get("/count", { authorize = id.anyone, handle = function()
+  count = count + 1
+  return gateway.text(tostring(count))
+end })
+"""
+
+COUNTER_TEST = """
+local t = require "gateway.test"
+local a = t.identity { cn = "a" }
+for i = 1, 3 do
+  t.case("nobody was here before, " .. i, function()
+    t.equal(t.request(a, "GET", "/count").body, "1")
+    t.equal(t.request(a, "GET", "/count").body, "2")
+  end)
+end
+"""
+
+FAULTY = HEAD + """
+local app = gateway.upstream { "http://127.0.0.1:9", name = "app" }
+gateway.get("/a/{name}", {
+  authorize = id.all(id.spiffe "spiffe://example.org/ns/*/sa/cam", id.ou "ops"),
+  validate = { path = { name = gateway.filename },
+    query = { n = gateway.optional(gateway.integer(1, 100)) } },
+  handle = function(request)
+    if @GUARD@ request.query.n > 40 then return gateway.text "big" end
+    return gateway.text "small"
+  end })
+gateway.post("/b", {
+  authorize = function(identity) return identity:has("cn", "bo"), "no" end,
+  validate = { json = gateway.object { room = gateway.string(1, 8) } },
+  handle = app })
+"""
+
+
+def folder(**files):
+    path = tmpdir("testing")
+    for name, text in files.items():
+        write(path + "/" + name + ".lua", text)
+    return path
+
+
+def run(path, *argv, code=0, policy="policy"):
+    result = gateway_cli("test", "--policy", path + "/" + policy + ".lua",
+                         *argv)
+    result.stdout = result.stdout.decode("utf-8", "replace")
+    result.stderr = result.stderr.decode("utf-8", "replace")
+    equal(result.returncode, code, result.stdout + result.stderr)
+    return result
+
+
+def test_the_example_of_the_design():
+    path = folder(policy=FIRMWARE, some_test=FIRMWARE_TEST)
+    out = run(path, path + "/some_test.lua").stdout
+    equal(out, "3 passed, 0 failed\n")
+    out = run(path, "--coverage", path + "/some_test.lua").stdout
+    assert "policy: 100.0% (3 of 3)" in out, out
+
+
+def test_each_case_has_a_policy_of_its_own():
+    path = folder(policy=COUNTER, some_test=COUNTER_TEST)
+    equal(run(path, path + "/some_test.lua").stdout, "3 passed, 0 failed\n")
+
+
+def test_runs_do_not_meet():
+    path = folder(policy=COUNTER, some_test=COUNTER_TEST)
+    runs = [subprocess.Popen(
+        [gw.BIN, "test", "--policy", path + "/policy.lua",
+         path + "/some_test.lua"], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)]
+    for one in runs:
+        equal((one.communicate()[0], one.returncode),
+              ("3 passed, 0 failed\n", 0))
+
+
+def test_coverage_names_what_is_missing():
+    path = folder(policy=HALF, some_test=HALF_TEST)
+    out = run(path, "--coverage", path + "/some_test.lua").stdout
+    policy = path + "/policy.lua"
+    for line in (
+            "lines: 92.3% (12 of 13)",
+            "  %s: never run: 10" % policy,
+            "policy: 40.0% (2 of 5)",
+            "  %s:6: GET /half: no case in which an identity is refused" %
+            policy,
+            "  %s:6: GET /half: no case in which an input is refused" % policy,
+            "  %s:15: GET /all/{n}: no case in which an input is refused" %
+            policy):
+        assert line + "\n" in out, out
+    assert out.count("/all/{n}") == 1, "id.anyone refuses nobody: " + out
+    assert "some_test" not in out, "tests are no part of the policy: " + out
+
+
+def test_a_refused_path_counts_for_the_route_it_is_near():
+    path = folder(policy=HALF, some_test=HALF_TEST + """
+t.case("no dots", function()
+  t.refused(t.request(t.identity { cn = "a" }, "GET", "/all/%2e%2e"), "path")
+end)""")
+    out = run(path, "--coverage", path + "/some_test.lua").stdout
+    assert "/all/{n}" not in out, out
+
+
+def test_modules_are_covered_as_well():
+    path = folder(policy=HEAD + """
+local helper = require "helper"
+gateway.get("/x", { authorize = id.anyone, handle = helper.answer })
+""", helper="""local gateway = require "gateway"
+return {
+  answer = function() return gateway.text "x" end,
+  other = function()
+    return gateway.text "y"
+  end,
+}
+""", unused="return { 1 }\n", some_test="""
+local t = require "gateway.test"
+t.case("x", function()
+  t.allowed(t.request(t.identity { cn = "a" }, "GET", "/x"))
+end)""")
+    out = run(path, "--coverage", path + "/some_test.lua").stdout
+    assert "  %s/helper.lua: never run: 5\n" % path in out, out
+    assert "unused" not in out, out
+
+
+def test_a_threshold_is_for_both():
+    path = folder(policy=HALF, some_test=HALF_TEST)
+    test = path + "/some_test.lua"
+    run(path, "--threshold", "40", test)
+    out = run(path, "--threshold", "41", test, code=1).stdout
+    assert "FAIL coverage of the policy is 40.0%, below the threshold of 41%" \
+        in out and "coverage of lines" not in out, out
+    out = run(path, "--threshold", "99.5", test, code=1).stdout
+    assert "FAIL coverage of lines is 92.3%, below the threshold of 99.5%" \
+        in out, out
+
+
+def test_junit():
+    path = folder(policy=HALF, some_test=HALF_TEST + """
+t.case("wrong", function()
+  t.denied(t.request(t.identity { cn = "a" }, "GET", "/all/1"))
+end)
+t.case("a bug", function() local x = nil; return x.y end)""")
+    out = run(path, "--format", "junit", "--threshold", "100",
+              path + "/some_test.lua", code=1).stdout
+    root = xml.fromstring(out)
+    equal((root.tag, root.get("tests"), root.get("failures"),
+           root.get("errors")), ("testsuites", "6", "4", "0"))
+    suites = root.findall("testsuite")
+    equal([s.get("name") for s in suites],
+          [path + "/some_test.lua", "coverage"])
+    for suite in suites:
+        cases = suite.findall("testcase")
+        equal(suite.get("tests"), str(len(cases)))
+        equal(suite.get("failures"),
+              str(len([c for c in cases if c.find("failure") is not None])))
+        assert all(float(c.get("time")) >= 0 for c in [suite] + cases)
+    cases = suites[0].findall("testcase")
+    equal(cases[1].get("name"), "one & <two> of \"three\" '?' do")
+    equal([c.get("classname") for c in cases], [path + "/some_test.lua"] * 4)
+    assert "expected denied" in cases[2].find("failure").get("message")
+    assert re.match(re.escape(path) + r"/some_test\.lua:\d+: ",
+                    cases[3].find("failure").text)
+    assert "never run: 10" in suites[1].find("system-out").text
+
+
+def test_json():
+    path = folder(policy=HALF, some_test=HALF_TEST)
+    out = json.loads(run(path, "--format", "json", "--coverage",
+                         path + "/some_test.lua").stdout)
+    equal((out["passed"], out["failed"]), (2, 0))
+    equal([c["ok"] for c in out["cases"]], [True, True])
+    equal(out["coverage"]["lines"]["percent"], 92.3)
+    equal(out["coverage"]["lines"]["files"][0]["missing"], ["10"])
+    equal(out["coverage"]["policy"]["routes"][1]["missing"],
+          ["no case in which an input is refused"])
+
+
+def test_nothing_ran():
+    path = folder(policy=HALF, some_test=HALF_TEST)
+    test = path + "/some_test.lua"
+    out = run(path, "--run", "no such case", test, code=1).stdout
+    assert "no case ran" in out, out
+    root = xml.fromstring(run(path, "--run", "no such case", "--format",
+                              "junit", test, code=1).stdout)
+    equal(root.get("failures"), "1")
+    out = run(path, path + "/none.lua", code=1).stdout
+    assert "none.lua" in out, out
+
+
+def test_wrong_usage():
+    path = folder(policy=HALF, some_test=HALF_TEST)
+    for argv, text in (
+            (["--threshold", "101"], "--threshold takes a percentage"),
+            (["--threshold", "x"], "--threshold takes a percentage"),
+            (["--format", "html"], "--format takes text, junit or json"),
+            (["--fuzz", "0"], "--fuzz takes a number of seconds"),
+            (["--fuzz", "1", "--coverage"], "--fuzz runs no cases"),
+            (["--fuzz", "1", "--seed", "-1"], "--seed takes a whole number"),
+            (["--seed", "1"], "--seed goes with --fuzz")):
+        err = run(path, *argv, path + "/some_test.lua", code=2).stderr
+        assert text in err, err
+
+
+# ---- fuzzing ---------------------------------------------------------------
+
+def cases_of(out):
+    return re.findall(r"^-- .*?^end\)$", out, re.M | re.S)
+
+
+def test_a_hook_that_raises_is_found_and_made_small():
+    path = folder(policy=FAULTY.replace("@GUARD@", ""))
+    result = run(path, "--fuzz", "3", "--seed", "5", code=1)
+    found = cases_of(result.stdout)
+    equal(len(found), 1, result.stdout)
+    assert "policy.lua:13: attempt to compare number with nil" in found[0]
+    assert '"GET", "/a/a")' in found[0], "not the smallest: " + found[0]
+    assert "seed 5: " in result.stderr, result.stderr
+    assert "policy.lua:16: POST /b: authorize was stood in for" in \
+        result.stderr, result.stderr
+    # the case is ready to be used, and passes when the policy is mended
+    write(path + "/found_test.lua",
+          'local t = require "gateway.test"\n' + found[0])
+    out = run(path, path + "/found_test.lua", code=1).stdout
+    assert "0 passed, 1 failed" in out, out
+    write(path + "/mended.lua",
+          FAULTY.replace("@GUARD@", "request.query.n and"))
+    run(path, path + "/found_test.lua", policy="mended")
+    run(path, "--fuzz", "1", policy="mended")
+
+
+def test_identities_of_the_tests_are_used():
+    path = folder(policy=FAULTY.replace("@GUARD@", "request.query.n and"),
+                  some_test="""
+local t = require "gateway.test"
+local bo = t.identity { cn = "bo" }
+t.case("bo", function()
+  t.allowed(t.request(bo, "POST", "/b", { json = { room = "a" } }))
+end)""")
+    err = run(path, "--fuzz", "0.5", path + "/some_test.lua").stderr
+    assert "stood in" not in err, err
+
+
+def test_fuzzing_reports_as_junit():
+    path = folder(policy=FAULTY.replace("@GUARD@", ""))
+    root = xml.fromstring(run(path, "--fuzz", "2", "--seed", "5", "--format",
+                              "junit", code=1).stdout)
+    equal(root.get("failures"), "1")
+    assert "t.case(" in root.find(".//failure").text
+
+
+def test_fuzzing_a_broken_policy_fails():
+    path = folder(policy=HEAD + "x = 1\n")
+    out = run(path, "--fuzz", "1", code=1).stdout
+    assert "policy.lua:6: assignment to global 'x'" in out, out
+    path = folder(policy=HEAD)
+    out = run(path, "--fuzz", "0.2", code=1).stdout
+    assert "no request was judged" in out, out
+
+
+def test_the_demo_policy_stands_fuzzing():
+    result = run("scripts", "--fuzz", "2", policy="gateway")
+    valid, invalid = re.search(r"(\d+) valid, (\d+) invalid",
+                               result.stderr).groups()
+    assert int(valid) > 10 and int(invalid) > 10, result.stderr
