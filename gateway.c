@@ -46384,7 +46384,7 @@ try_core_function(lua_State *L)
     lua_pushvalue(L, 1);
     lua_getinfo(L, ">S", &ar);
     if (ar.linedefined > 0)
-        lua_pushfstring(L, "%s:%d", ar.short_src, ar.linedefined);
+        lua_pushfstring(L, "%s:%d", bind_source(&ar).p, ar.linedefined);
     else
         lua_pushliteral(L, "");
     lua_newtable(L);
