@@ -37154,7 +37154,6 @@ bind_set_raw(lua_State *L, const char *kind, struct str text)
 static void
 bind_push_raws(lua_State *L, const struct bind_request *r)
 {
-    bind_raw_class(L);
     lua_newtable(L);
     lua_newtable(L);
     for (size_t i = 0; i < r->params_n; i++)
@@ -38672,6 +38671,7 @@ bind_open(lua_State *L)
     lua_pop(L, 2);
     bind_class(L, "gateway.identity", bind_identity_index, bind_identity_gc);
     bind_class(L, "gateway.request", bind_request_index, NULL);
+    bind_raw_class(L);
     luaL_newlib(L, bind_core);
     lua_pushlightuserdata(L, NULL);
     lua_setfield(L, -2, "null");
