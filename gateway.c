@@ -30598,6 +30598,7 @@ exec_limits_load(struct exec_command *x)
     exec_limit_add(x, RLIMIT_AS, c->memory, c->memory);
     exec_limit_add(x, RLIMIT_NOFILE, c->files, c->files);
     exec_limit_add(x, RLIMIT_FSIZE, c->file_size, c->file_size);
+    // the last one: a cgroup's pids.max stands for it, see exec_spawn()
     exec_limit_add(x, RLIMIT_NPROC, c->processes, c->processes);
 }
 
@@ -31521,7 +31522,7 @@ exec_spawn(struct exec_run *r, const struct exec_start *s, struct err *e)
         .files = s->files,
         .files_n = s->files_n,
         .limits = c->limits,
-        .limits_n = c->limits_n,
+        .limits_n = c->limits_n - (r->box != NULL),
         .key = {r->broker->pass[0], r->broker->pass[1]},
         .metadata = c->metadata,
         .filter = c->filter,
