@@ -29,12 +29,12 @@ mv ln chmod chown stat od awk cut sort tr wc tee touch date dd find xargs uname 
 kill mktemp timeout nice nproc echo printf test basename dirname readlink realpath
 cmp diff expr seq setpriv unshare nsenter bwrap mount umount strace curl openssl
 python3 cc gcc as ld busybox git ssh tar gzip zip rsync make perl xz"
-$b mount -t tmpfs none mnt
+$b mount -t tmpfs -o mode=755 none mnt
 for name in $names; do
   $b chroot . /usr/bin/busybox cp -L "/usr/bin/$name" /mnt 2>/dev/null
 done
 $b mount --move mnt usr/bin
-$b mount -t tmpfs none usr/sbin
+$b mount -t tmpfs -o mode=755 none usr/sbin
 $b mount -t proc proc proc
 $b mount -t sysfs sys sys
 $b mount -t devtmpfs dev dev
