@@ -25267,12 +25267,12 @@ wall_broker(bool network, bool accepted, struct err *e)
     return ok;
 }
 
-/* Puts in front: setsid(), openat2() for file slots, and clone3() are allowed to
- * who knows `key`, in registers that the calls themselves do not look at. A
- * filter costs more to install than all else of a cage together, so the broker
- * takes it on once, and its children with it; but they must become leaders of a
- * session before they are programs. And there is no other way to be born into a
- * cgroup than clone3(): to be moved into one takes milliseconds. */
+/* Puts in front: setsid(), openat2() for file slots, and clone3() are let
+ * through for who knows `key`, in registers that the calls themselves do not
+ * look at. A filter costs more to install than all else of a cage together, so
+ * the broker takes it on once, and its children with it; but they must become
+ * leaders of a session before they are programs. And there is no other way to
+ * be born into a cgroup than clone3(): to be moved there takes milliseconds. */
 static struct sock_fprog
 wall_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
 {
