@@ -66,6 +66,9 @@ test: ## everything: unit, policy and end-to-end tests, also under ASan and UBSa
 	@$(MAKE) --no-print-directory -j $(JOBS) all asan build/clock/gateway build/hostile/gateway build/unit build/asan/unit build/fuzz/all
 	@exec tests/all.sh
 
+test-vm: build/gateway ## the tests of cgroups and the cage, in a virtual machine
+	@exec tests/vm.sh
+
 debug: build/debug/gateway ## build/debug/gateway: -O0, a Lua that checks its callers
 asan: build/asan/gateway   ## build/asan/gateway: address and undefined behaviour
 tsan: build/tsan/gateway   ## build/tsan/gateway: data races
@@ -116,9 +119,9 @@ clean: ## remove build/ (the libraries stay in the cache)
 	rm -rf build
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all run test debug asan tsan unit lua e2e differential fuzz fuzzers lint lint-now \
+.PHONY: all run test test-vm debug asan tsan unit lua e2e differential fuzz fuzzers lint lint-now \
         fmt rooms bench deps sbom install clean help FORCE
 .DELETE_ON_ERROR:
 

@@ -148,6 +148,7 @@
 #include <linux/filter.h>
 #include <linux/landlock.h>
 #include <linux/openat2.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <malloc.h>
 #include <math.h>
@@ -1263,6 +1264,7 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(EXEC_OK, C, "gateway_exec_runs_total", "{result=\"ok\"}", "Program runs by result.") \
     X(EXEC_FAILED, C, "gateway_exec_runs_total", "{result=\"failed\"}", "")      \
     X(EXEC_TIMEOUT, C, "gateway_exec_runs_total", "{result=\"timeout\"}", "")    \
+    X(EXEC_MEMORY, C, "gateway_exec_runs_total", "{result=\"out_of_memory\"}", "") \
     X(EXEC_REFUSED, C, "gateway_exec_runs_total", "{result=\"refused\"}", "")    \
     X(EXEC_BUSY, C, "gateway_exec_runs_total", "{result=\"queue_full\"}", "")    \
     X(EXEC_OVER, C, "gateway_exec_runs_total", "{result=\"over_identity_limit\"}", "") \
@@ -6851,7 +6853,7 @@ struct cfg_command {
     struct cfg_strs read, write;  // absolute paths it may open, besides
     bool network;                 // may use sockets
     uint32_t timeout_ms, kill_ms, cpu_ms;
-    uint64_t memory, file_size;                  // bytes
+    uint64_t memory, memory_total, file_size;    // bytes
     uint64_t stdin_max, stdout_max, stderr_max;  // bytes; JSON: "stdin" …
     uint32_t files, processes;                   // processes: of the whole uid
     uint32_t concurrency, queue;
@@ -8476,6 +8478,8 @@ cfg_read_command(struct cfg_read *r, yyjson_val *v, void *item)
         NUMBER("timeout_ms", CFG_U32, timeout_ms, 1, CFG_MS_MAX),
         NUMBER("kill_ms", CFG_U32, kill_ms, 0, CFG_MS_MAX),
         NUMBER("memory", CFG_U64, memory, 1 << 20, (uint64_t)1 << 40),
+        NUMBER("memory_total", CFG_U64, memory_total, 1 << 20,
+               (uint64_t)1 << 40),
         NUMBER("cpu_ms", CFG_U32, cpu_ms, 1, CFG_MS_MAX),
         NUMBER("files", CFG_U32, files, 4, 65536),
         NUMBER("processes", CFG_U32, processes, 1, 65536),
@@ -8498,6 +8502,7 @@ cfg_read_command(struct cfg_read *r, yyjson_val *v, void *item)
         .kill_ms = 2000,
         .cpu_ms = 10000,
         .memory = 268435456,
+        .memory_total = 268435456,
         .file_size = 16777216,
         .stdin_max = 1048576,
         .stdout_max = 1048576,
@@ -9862,6 +9867,9 @@ struct boot {
     unsigned generation;      // one more with every reload
     int broker_fd;            // a worker's end to the broker; -1: none
     int audit_fd;             // a broker's struct exec_slab; -1: none
+    bool cgroup;              // a broker's branch of cgroups goes with it
+    int cgroup_fd;            // which is this; -1: none
+    uint64_t clone_key[2];    // a broker's, for wall_filter_keyed()
     int met_fd;               // the slab of struct met_row; -1: none
     unsigned met_slot, met_rows;
     int route_met_fd;  // met_rows × routes of struct met_route; -1: none
@@ -9875,7 +9883,7 @@ enum {
     BOOT_CHANNEL_FD = 3,  // to the supervisor
     BOOT_FD = 4,          // where a child finds its bundle
     BOOT_FIRST_FD = 5,    // then: listeners, admin, met, route_met, broker;
-                          // or a broker's audit slab
+                          // or a broker's audit slab and cgroup
     BOOT_SCRIPTS = 512,   // files
     BOOT_SCRIPT_BYTES = 8 << 20,  // of all scripts together
     BOOT_ENV = 1024,
@@ -9971,6 +9979,9 @@ boot_format(const struct boot *b, struct mem_buf *out)
     boot_put_u32(out, b->route_met_fd >= 0);
     boot_put_u32(out, b->broker_fd >= 0);
     boot_put_u32(out, b->layers);
+    boot_put_u32(out, b->cgroup);
+    for (int i = 0; i < 4; i++)
+        boot_put_u32(out, (uint32_t)(b->clone_key[i / 2] >> i % 2 * 32));
     boot_put_str(out, b->policy);
     boot_put_str(out, b->cfg_json);
     boot_put_u32(out, b->scripts_n);
@@ -10214,6 +10225,7 @@ boot_number_fds(struct mem_arena *a, struct boot *b, bool met, bool route_met,
     b->route_met_fd = route_met ? fd++ : -1;
     b->broker_fd = broker ? fd++ : -1;
     b->audit_fd = b->role == BOOT_BROKER ? fd++ : -1;
+    b->cgroup_fd = b->cgroup ? fd++ : -1;
 }
 
 /* Borrows from `text`. */
@@ -10239,6 +10251,10 @@ boot_parse(struct str text, struct mem_arena *a, struct boot *b, struct err *e)
     route_met = boot_get_u32(&in, 1);
     broker = boot_get_u32(&in, 1);
     b->layers = boot_get_u32(&in, (1u << CFG_LAYERS_N) - 1);
+    b->cgroup = boot_get_u32(&in, b->role == BOOT_BROKER);
+    for (int i = 0; i < 4; i++)
+        b->clone_key[i / 2] |= (uint64_t)boot_get_u32(&in, UINT32_MAX)
+                               << i % 2 * 32;
     b->policy = boot_get_str(&in);
     b->cfg_json = boot_get_str(&in);
     boot_get_scripts(&in, a, b);
@@ -10265,6 +10281,7 @@ boot_fds_end(const struct boot *b)
     n += b->route_met_fd >= 0 ? 1 : 0;
     n += b->broker_fd >= 0 ? 1 : 0;
     n += b->audit_fd >= 0 ? 1 : 0;
+    n += b->cgroup_fd >= 0 ? 1 : 0;
     return (unsigned)n;
 }
 
@@ -24653,7 +24670,8 @@ wall_refuse_terminal(struct wall_filter *f)
 }
 
 /* clone3() has its flags in memory, where a filter cannot look: ENOSYS (above)
- * makes the C library fall back to clone(). */
+ * makes the C library fall back to clone(). The broker alone has the key to it:
+ * wall_filter_keyed(). */
 static void
 wall_refuse_namespaces(struct wall_filter *f)
 {
@@ -25249,43 +25267,27 @@ wall_broker(bool network, bool accepted, struct err *e)
     return ok;
 }
 
-/* The supervisor's, and all its children's. */
-static bool
-wall_supervisor(bool accepted, struct err *e)
-{
-    struct sock_fprog p;
-    bool ok;
-
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0)
-        return accepted ||
-               err_set(e, ERR_CONFIG, "no_new_privs: %s", strerror(errno));
-    if (!wall_filter_supervisor(&p, e))
-        return false;
-    ok = wall_filter_install(&p, accepted, e);
-    free(p.filter);
-    return ok;
-}
-
-/* Puts in front: setsid(), and openat2() for file slots, are allowed to who
- * knows `key`, in registers that the calls themselves do not look at. A filter
- * costs more to install than all else of a cage together, so the broker takes
- * it on once, and its children with it; but they must become leaders of a
- * session before they are programs. */
+/* Puts in front: setsid(), openat2() for file slots, and clone3() are let
+ * through for who knows `key`, in registers that the calls themselves do not
+ * look at. A filter costs more to install than all else of a cage together, so
+ * the broker takes it on once, and its children with it; but they must become
+ * leaders of a session before they are programs. And there is no other way to
+ * be born into a cgroup than clone3(): to be moved there takes milliseconds. */
 static struct sock_fprog
 wall_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
 {
     static const struct {
         uint32_t call, first;  // of the arguments that hold the key
-    } calls[] = {{SYS_setsid, 0}, {SYS_openat2, 4}};
-    struct sock_filter front[2 + 2 * 11] = {
+    } calls[] = {{SYS_setsid, 0}, {SYS_clone3, 2}, {SYS_openat2, 4}};
+    struct sock_filter front[2 + 3 * 11] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, seccomp_arch_native(), 0, 2 * 11)};
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, seccomp_arch_native(), 0, 3 * 11)};
     uint32_t words[4], at;
     size_t n = 2;
     struct sock_filter *all;
 
     memcpy(words, key, sizeof words);  // as they lie in seccomp_data
-    for (size_t k = 0; k < 2; k++) {
+    for (size_t k = 0; k < sizeof calls / sizeof *calls; k++) {
         front[n++] = (struct sock_filter)BPF_STMT(
             BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
         front[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
@@ -25305,6 +25307,25 @@ wall_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
     memcpy(all, front, sizeof front);
     memcpy(all + n, rest->filter, rest->len * sizeof *all);
     return (struct sock_fprog){(unsigned short)(n + rest->len), all};
+}
+
+/* The supervisor's, and all its children's; but for who knows `key`. */
+static bool
+wall_supervisor(const uint64_t key[2], bool accepted, struct err *e)
+{
+    struct sock_fprog p, keyed;
+    bool ok;
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0)
+        return accepted ||
+               err_set(e, ERR_CONFIG, "no_new_privs: %s", strerror(errno));
+    if (!wall_filter_supervisor(&p, e))
+        return false;
+    keyed = wall_filter_keyed(&p, key);
+    ok = wall_filter_install(&keyed, accepted, e);
+    free(p.filter);
+    free(keyed.filter);
+    return ok;
 }
 
 /* For where neither a pid namespace nor Landlock keeps signals in: a program
@@ -25473,9 +25494,9 @@ host_listed(struct str list, char sep, const char *word)
 
 /* A small file of /proc or /sys. Empty: it is not there. */
 static struct str
-host_read(const char *path, char *buf, size_t cap)
+host_read_at(int dir, const char *path, char *buf, size_t cap)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    int fd = openat(dir, path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     size_t n = 0;
     ssize_t r = 1;
 
@@ -25487,6 +25508,12 @@ host_read(const char *path, char *buf, size_t cap)
     if (fd >= 0)
         close(fd);
     return (struct str){buf, n};
+}
+
+static struct str
+host_read(const char *path, char *buf, size_t cap)
+{
+    return host_read_at(AT_FDCWD, path, buf, cap);
 }
 
 /* ---- layers -------------------------------------------------------------- */
@@ -25577,8 +25604,8 @@ static const struct host_layer_about {
     [HOST_CGROUP] = {HOST_EXTRA,
                      "limits hold for each process of a program, not for all "
                      "of them together",
-                     "delegate a cgroup v2 with memory and pids (systemd: "
-                     "Delegate=memory pids)"},
+                     "start it alone in a cgroup v2 of its own, with memory "
+                     "and pids (systemd: Delegate=memory pids)"},
     [HOST_SCOPES] = {HOST_EXTRA,
                      "Landlock does not keep a program from signals and "
                      "abstract sockets of processes of its user",
@@ -25595,6 +25622,7 @@ struct host_have {
     uint32_t landlock_abi;
     bool root_limited;            // a process limit holds for us, also as uid 0
     char why[HOST_LAYERS_N][80];  // of one that is missing
+    char processes_no[80];        // HOST_PROCESSES is due to HOST_CGROUP alone
 };
 
 static bool
@@ -25868,35 +25896,106 @@ host_cgroup_path(struct str cgroup, struct str mounts, char *out, size_t cap)
     return false;
 }
 
-/* A cgroup below ours that limits memory and processes. */
+/* Whether its name says that a service manager keeps it, and it is not given
+ * away: then its files are not ours to write, even if we could. */
 static bool
-host_try_cgroup(struct host_try *t)
+host_cgroup_kept(int dir, const char *path)
+{
+    static const char *const kinds[] = {".service", ".scope", ".slice"};
+    static const char *const marks[] = {"user.delegate", "trusted.delegate"};
+    const char *end = strrchr(path, '.');
+    struct stat st;
+    char yes[4] = "";
+    bool kept = false;
+
+    for (size_t i = 0; end && i < sizeof kinds / sizeof *kinds; i++)
+        kept |= strcmp(end, kinds[i]) == 0;
+    for (size_t i = 0; kept && i < sizeof marks / sizeof *marks; i++)
+        kept = fgetxattr(dir, marks[i], yes, sizeof yes) != 1 || yes[0] != '1';
+    // older than these marks: given to a user who is not root
+    return kept &&
+           (geteuid() == 0 || fstat(dir, &st) != 0 || st.st_uid != geteuid());
+}
+
+/* Whether the list of a cgroup's processes has none but us and `other`. One
+ * that lies outside of our pid namespace is a zero in it. */
+static bool
+host_cgroup_alone(struct str procs, pid_t other)
+{
+    struct str line;
+    uint64_t pid;
+
+    while (procs.n) {
+        str_cut(procs, '\n', &line, &procs);
+        if (line.n && (!str_u64(line, &pid) || pid > INT_MAX ||
+                       ((pid_t)pid != getpid() && (pid_t)pid != other)))
+            return false;
+    }
+    return true;
+}
+
+/* Whether a cgroup below it can be made, given to another user, and killed. */
+static bool
+host_try_cgroup_below(struct host_try *t, int dir)
+{
+    char name[40], path[64];
+    bool ok = true;
+
+    snprintf(name, sizeof name, "gateway.try.%d", (int)getpid());
+    snprintf(path, sizeof path, "%s/cgroup.kill", name);
+    if (mkdirat(dir, name, 0755) != 0)
+        return host_no(t, "a cgroup below ours", errno);
+    if (geteuid() == 0 && fchownat(dir, name, HOST_TRY_UID, HOST_TRY_UID, 0))
+        ok = host_no(t, "a cgroup for another user (CAP_CHOWN)", errno);
+    else if (faccessat(dir, path, W_OK, AT_EACCESS) != 0)
+        ok = host_no(t, "cgroup.kill, of Linux 5.14", errno);
+    unlinkat(dir, name, AT_REMOVEDIR);
+    return ok;
+}
+
+/* The cgroup that we are in, if it is ours: nobody else is in it (but `other`),
+ * nobody else keeps it, and it can limit memory and processes of cgroups below
+ * it. -1: *t says why not. Nothing is changed. */
+static int
+host_cgroup_own(struct host_try *t, pid_t other)
 {
     static char cgroup[8192], mounts[256 << 10];
-    char own[1024], dir[1100], file[1200], text[512];
-    bool ok;
+    char path[1024], text[8192];
+    struct str controllers;
+    int dir;
 
     if (!host_cgroup_path(
             host_read("/proc/self/cgroup", cgroup, sizeof cgroup),
-            host_read("/proc/self/mountinfo", mounts, sizeof mounts), own,
-            sizeof own))
-        return host_no(t, "no cgroup v2 is mounted", 0);
-    snprintf(dir, sizeof dir, "%s/gateway-try-%d", own, (int)getpid());
-    if (mkdir(dir, 0700) != 0)
-        return host_no(t, "a cgroup below ours", errno);
-    snprintf(file, sizeof file, "%s/cgroup.controllers", dir);
-    ok = host_listed(host_read(file, text, sizeof text), ' ', "memory") &&
-         host_listed(host_read(file, text, sizeof text), ' ', "pids");
-    if (!ok)
+            host_read("/proc/self/mountinfo", mounts, sizeof mounts), path,
+            sizeof path))
+        return host_no(t, "no cgroup v2 is mounted", 0) - 1;
+    dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0)
+        return host_no(t, "our cgroup", errno) - 1;
+    str_cut(host_read_at(dir, "cgroup.controllers", text, sizeof text), '\n',
+            &controllers, &(struct str){0});
+    if (!host_listed(controllers, ' ', "memory") ||
+        !host_listed(controllers, ' ', "pids"))
         host_no(t, "cgroup v2 has no memory and pids for us", 0);
-    snprintf(file, sizeof file, "%s/memory.max", dir);
-    if (ok && !host_write(file, "max"))
-        ok = host_no(t, "memory.max", errno);
-    snprintf(file, sizeof file, "%s/pids.max", dir);
-    if (ok && !host_write(file, "max"))
-        ok = host_no(t, "pids.max", errno);
-    rmdir(dir);
-    return ok;
+    else if (!host_cgroup_alone(
+                 host_read_at(dir, "cgroup.procs", text, sizeof text), other))
+        host_no(t, "other processes are in our cgroup", 0);
+    else if (host_cgroup_kept(dir, path))
+        host_no(t, "our cgroup is the service manager's: Delegate= is off", 0);
+    else if (faccessat(dir, "cgroup.procs", W_OK, AT_EACCESS) != 0 ||
+             faccessat(dir, "cgroup.subtree_control", W_OK, AT_EACCESS) != 0)
+        host_no(t, "our cgroup", errno);
+    else if (host_try_cgroup_below(t, dir))
+        return dir;
+    close(dir);
+    return -1;
+}
+
+/* What jail_tree_begin() is going to need. */
+static bool
+host_try_cgroup(struct host_try *t)
+{
+    return host_cgroup_own(t, getppid()) >= 0;
 }
 
 /* Not one process more: the limit is not root's, who has no limit. */
@@ -25978,7 +26077,17 @@ static void
 host_lacks(struct host_have *h, enum host_layer layer, const char *why)
 {
     h->layers &= ~(1u << layer);
-    snprintf(h->why[layer], sizeof h->why[layer], "%s", why);
+    snprintf(h->why[layer], sizeof h->why[layer], "%.79s", why);
+}
+
+/* A cgroup's pids.max holds for everybody. */
+static void
+host_gains_processes(struct host_have *h)
+{
+    snprintf(h->processes_no, sizeof h->processes_no, "%s",
+             h->why[HOST_PROCESSES]);
+    h->why[HOST_PROCESSES][0] = 0;
+    h->layers |= 1u << HOST_PROCESSES;
 }
 
 static void
@@ -26015,10 +26124,18 @@ host_probe(struct host_have *h)
     *t = (struct host_try){.ours = true};
     host_try_run(host_try_processes, t);
     h->root_limited = t->ok;
-    // a cgroup that could be had holds nothing yet: programs are not put in one
-    if (host_has(h, HOST_CGROUP))
-        host_lacks(h, HOST_CGROUP, "programs are not put into a cgroup");
     munmap(t, sizeof *t);
+    if (host_has(h, HOST_CGROUP))
+        host_gains_processes(h);
+}
+
+/* The cgroup that seemed to be ours could not be had. */
+static void
+host_have_no_cgroup(struct host_have *h, const char *why)
+{
+    host_lacks(h, HOST_CGROUP, why);
+    if (h->processes_no[0])
+        host_lacks(h, HOST_PROCESSES, h->processes_no);
 }
 
 /* What is left of it where the children keep our user. */
@@ -26027,7 +26144,7 @@ host_have_no_uid(struct host_have *h)
 {
     if (host_has(h, HOST_UID))
         host_lacks(h, HOST_UID, "process.user is root");
-    if (!h->root_limited)
+    if (!h->root_limited && !host_has(h, HOST_CGROUP))
         host_lacks(h, HOST_PROCESSES, "the limit does not hold for root");
 }
 
@@ -27027,11 +27144,13 @@ host_posture_json(const struct host_finding *all, struct mem_buf *out)
  * it needs is prepared before.
  *
  * Down    host wall cfg log err
- * Entry   jail_cage_enter  jail_spawn  jail_orphans  jail_sweep
+ * Entry   jail_tree_begin  jail_cage_enter  jail_box_new  jail_spawn
+ *         jail_orphans  jail_sweep
  */
 enum {
-    JAIL_FILE_FD = 10,    // a command's file slots are 10, 11, …
-    JAIL_FILES_MAX = 16,  // of them
+    JAIL_BOXES_MAX = 16384,  // cgroups of one broker
+    JAIL_FILE_FD = 10,       // a command's file slots are 10, 11, …
+    JAIL_FILES_MAX = 16,     // of them
     JAIL_LIMITS_MAX = 6,
     JAIL_STACK = 32 << 10,
     JAIL_CAP_ADMIN = 1 << 21,  // CAP_SYS_ADMIN, in the first row
@@ -27574,12 +27693,399 @@ jail_land_allow(int rules, int abi, int fd, uint64_t rights, struct err *e)
     return err_set(e, ERR_EXEC, "Landlock rule: %s", strerror(errno));
 }
 
+/* ---- cgroups: one for each run ----
+ *
+ *     ours, which we were started in, alone
+ *       gateway.self         the supervisor and the workers
+ *       gateway.programs.N   a branch: one broker's, its user's
+ *         self               the broker
+ *         K                  a box: the processes of one run
+ *
+ * Where a cgroup hands controllers down, no process may stay: so the supervisor
+ * steps into a leaf, and a broker into another. What a broker owns is below its
+ * branch, so it (and who takes it over) can move no process out of there, and
+ * changes no limit above its boxes. A branch ends with its broker: then the
+ * supervisor kills what is in it, however it ended, or the next start does.
+ *
+ * To make a box takes a third of a whole run, so one is used again for the same
+ * command, if nothing is left in it that counts: see jail_box_clean().
+ */
+static const char jail_tree_self[] = "gateway.self";
+static const char jail_tree_branch_is[] = "gateway.programs.";
+
+/* The supervisor's hold on its cgroup. */
+struct jail_tree {
+    int own;   // -1: there is none
+    int self;  // the leaf, locked for as long as we live
+    unsigned branches;
+};
+
+static bool
+jail_cgroup_put(int dir, const char *file, const char *text)
+{
+    int fd = openat(dir, file, O_WRONLY | O_CLOEXEC), error;
+    ssize_t n = fd < 0 ? -1 : write(fd, text, strlen(text));
+
+    error = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = error;
+    return n == (ssize_t)strlen(text);
+}
+
+static bool
+jail_cgroup_put_u64(int dir, const char *file, uint64_t n)
+{
+    char text[24];
+
+    snprintf(text, sizeof text, "%" PRIu64, n);
+    return jail_cgroup_put(dir, file, text);
+}
+
+static int
+jail_cgroup_open(int dir, const char *name)
+{
+    return openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/* Kills all in a cgroup, and takes it away with those below it. False: what was
+ * killed is not gone yet. A branch may be its broker's: it becomes ours. */
+static bool
+jail_cgroup_end(int dir, const char *name)
+{
+    int fd = jail_cgroup_open(dir, name), list;
+    DIR *d;
+
+    if (fd < 0)
+        return errno == ENOENT;
+    jail_cgroup_put(fd, "cgroup.kill", "1");
+    (void)!fchown(fd, geteuid(), getegid());
+    list = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    d = list < 0 ? NULL : fdopendir(list);
+    for (struct dirent *f; d && (f = readdir(d));)
+        if (f->d_type == DT_DIR && f->d_name[0] != '.')
+            unlinkat(fd, f->d_name, AT_REMOVEDIR);
+    if (d)
+        closedir(d);
+    close(fd);
+    return unlinkat(dir, name, AT_REMOVEDIR) == 0;
+}
+
+/* Whether the broker of a branch may live. */
+typedef bool jail_tree_lives(void *data, unsigned branch);
+
+/* Ends the branches whose broker is gone. The number of those that are left
+ * because something in them has not ended yet. */
+static unsigned
+jail_tree_prune(const struct jail_tree *t, jail_tree_lives *lives, void *data)
+{
+    size_t prefix = sizeof jail_tree_branch_is - 1;
+    int list = t->own < 0 ? -1 : jail_cgroup_open(t->own, ".");
+    DIR *d = list < 0 ? NULL : fdopendir(list);
+    unsigned left = 0;
+
+    for (struct dirent *f; d && (f = readdir(d));) {
+        uint64_t n;
+
+        if (strncmp(f->d_name, jail_tree_branch_is, prefix) == 0 &&
+            str_u64(str_of(f->d_name + prefix), &n) && n <= UINT_MAX &&
+            !lives(data, (unsigned)n))
+            left += !jail_cgroup_end(t->own, f->d_name);
+    }
+    if (d)
+        closedir(d);
+    return left;
+}
+
+static bool
+jail_tree_nobody(void *data, unsigned branch)
+{
+    (void)data, (void)branch;
+    return false;
+}
+
+/* Gives the cgroup back as it was. Nobody but us is in it any more; what has
+ * been killed is waited for, for at most `ms`. */
+static void
+jail_tree_end(struct jail_tree *t, int ms)
+{
+    if (t->own < 0)
+        return;
+    while (jail_tree_prune(t, jail_tree_nobody, NULL) && ms > 0) {
+        poll(NULL, 0, 5);
+        ms -= 5;
+    }
+    jail_cgroup_put(t->own, "cgroup.subtree_control", "-memory -pids");
+    jail_cgroup_put(t->own, "cgroup.procs", "0");
+    unlinkat(t->own, jail_tree_self, AT_REMOVEDIR);
+    if (t->self >= 0)
+        close(t->self);
+    close(t->own);
+    t->own = t->self = -1;
+}
+
+/* Makes ours of the cgroup that we are in, and ends what a supervisor that was
+ * killed left there. Of two who try it at once, one finds the other's lock. */
+static bool
+jail_tree_begin(struct jail_tree *t, struct err *e)
+{
+    struct host_try why = {0};
+
+    *t = (struct jail_tree){.own = host_cgroup_own(&why, 0), .self = -1};
+    if (t->own < 0)
+        return err_set(e, ERR_CONFIG, "%s%s%s", why.step, why.error ? ": " : "",
+                       why.error ? strerror(why.error) : "");
+    if (mkdirat(t->own, jail_tree_self, 0700) == 0 || errno == EEXIST)
+        t->self = jail_cgroup_open(t->own, jail_tree_self);
+    if (t->self < 0 || flock(t->self, LOCK_EX | LOCK_NB) != 0) {
+        err_set(e, ERR_CONFIG, "%s: %s", jail_tree_self, strerror(errno));
+        if (t->self >= 0)
+            close(t->self);
+        close(t->own);
+        t->own = t->self = -1;
+        return false;
+    }
+    for (int i = 0; jail_tree_prune(t, jail_tree_nobody, NULL) && i < 100; i++)
+        poll(NULL, 0, 5);
+    if (jail_cgroup_put(t->self, "cgroup.procs", "0") &&
+        jail_cgroup_put(t->own, "cgroup.subtree_control", "+memory +pids"))
+        return true;
+    err_set(e, ERR_CONFIG, "cgroup: %s", strerror(errno));
+    jail_tree_end(t, 0);
+    return false;
+}
+
+/* A branch's files that its user writes: what the kernel calls delegation. */
+static bool
+jail_branch_give(int branch, uid_t uid, gid_t gid)
+{
+    return fchown(branch, uid, gid) == 0 &&
+           fchownat(branch, "cgroup.procs", uid, gid, 0) == 0 &&
+           fchownat(branch, "cgroup.subtree_control", uid, gid, 0) == 0;
+}
+
+/* A new branch, for a broker that becomes `uid`. -1: *e says why. */
+static int
+jail_tree_branch(struct jail_tree *t, uid_t uid, gid_t gid, struct err *e)
+{
+    char name[64];
+    int fd;
+
+    snprintf(name, sizeof name, "%s%u", jail_tree_branch_is, ++t->branches);
+    fd = mkdirat(t->own, name, 0755) == 0 ? jail_cgroup_open(t->own, name) : -1;
+    if (fd >= 0 && mkdirat(fd, "self", 0755) == 0 &&
+        jail_cgroup_put(fd, "cgroup.subtree_control", "+memory +pids") &&
+        jail_cgroup_put_u64(fd, "cgroup.max.depth", 1) &&
+        jail_cgroup_put_u64(fd, "cgroup.max.descendants", JAIL_BOXES_MAX) &&
+        (geteuid() == uid || jail_branch_give(fd, uid, gid)))
+        return fd;
+    err_set(e, ERR_CONFIG, "cgroup %s: %s", name, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    jail_cgroup_end(t->own, name);
+    return -1;
+}
+
+/* A broker's first step, while it may. */
+static bool
+jail_branch_enter(int branch, struct err *e)
+{
+    return jail_cgroup_put(branch, "self/cgroup.procs", "0") ||
+           err_set(e, ERR_CONFIG, "cgroup: self: %s", strerror(errno));
+}
+
+struct jail_box {
+    struct jail_box *next;
+    int branch;  // borrowed
+    char name[16];
+    int dir;
+    int events, kills, memory, peak;  // files of it; -1: it has none
+    uint64_t most;                    // bytes, of all runs so far
+};
+
+static void
+jail_box_close(struct jail_box *b)
+{
+    int fds[] = {b->dir, b->events, b->kills, b->memory, b->peak};
+
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    free(b);
+}
+
+/* Takes it away, if nobody is in it any more. */
+static bool
+jail_box_free(struct jail_box *b)
+{
+    if (unlinkat(b->branch, b->name, AT_REMOVEDIR) != 0 && errno == EBUSY)
+        return false;
+    jail_box_close(b);
+    return true;
+}
+
+/* A cgroup without limits. NULL: errno says why. */
+static struct jail_box *
+jail_box_make(int branch, uint64_t number)
+{
+    struct jail_box *b = mem_xcalloc(sizeof *b);
+
+    b->branch = branch;
+    b->dir = b->events = b->kills = b->memory = b->peak = -1;
+    snprintf(b->name, sizeof b->name, "%" PRIu64, number);
+    if (mkdirat(branch, b->name, 0755) == 0)
+        b->dir = jail_cgroup_open(branch, b->name);
+    if (b->dir < 0) {
+        free(b);
+        return NULL;
+    }
+    b->events = openat(b->dir, "cgroup.events", O_RDONLY | O_CLOEXEC);
+    b->kills = openat(b->dir, "memory.events", O_RDONLY | O_CLOEXEC);
+    b->memory = openat(b->dir, "memory.current", O_RDONLY | O_CLOEXEC);
+    b->peak = openat(b->dir, "memory.peak", O_RDONLY | O_CLOEXEC);
+    return b;
+}
+
+/* One whose processes have so much memory together, none of it swapped, and are
+ * so many; where there is no more memory to be had, they end together. */
+static struct jail_box *
+jail_box_new(int branch, uint64_t number, uint64_t memory, unsigned processes,
+             struct err *e)
+{
+    struct jail_box *b = jail_box_make(branch, number);
+    const char *what = "cgroup";
+    bool ok = b != NULL;
+
+    ok = ok && jail_cgroup_put_u64(b->dir, what = "memory.max", memory);
+    ok = ok && (jail_cgroup_put(b->dir, what = "memory.swap.max", "0") ||
+                errno == ENOENT);  // the kernel does not swap
+    ok = ok && jail_cgroup_put(b->dir, what = "memory.oom.group", "1");
+    ok = ok && jail_cgroup_put_u64(b->dir, what = "pids.max", processes);
+    ok = ok && (b->events >= 0 || (what = "cgroup.events", false));
+    if (ok)
+        return b;
+    err_set(e, ERR_EXEC, "%s: %s", what, strerror(errno));
+    if (b)
+        jail_box_free(b);
+    return NULL;
+}
+
+/* Kills all that is in it, whatever they call themselves by now. */
+static void
+jail_box_kill(const struct jail_box *b)
+{
+    jail_cgroup_put(b->dir, "cgroup.kill", "1");
+}
+
+/* A line "NAME N" of a file. */
+static uint64_t
+jail_box_number(struct str text, const char *name)
+{
+    struct str line, word, rest;
+    uint64_t n;
+
+    while (text.n) {
+        str_cut(text, '\n', &line, &text);
+        if (str_cut(line, ' ', &word, &rest) && str_eq(word, str_of(name)) &&
+            str_u64(rest, &n))
+            return n;
+    }
+    return 0;
+}
+
+static struct str
+jail_box_read(int fd, char *buf, size_t cap)
+{
+    ssize_t n = fd < 0 ? -1 : pread(fd, buf, cap, 0);
+
+    while (n > 0 && buf[n - 1] == '\n')
+        n--;
+    return (struct str){buf, n > 0 ? (size_t)n : 0};
+}
+
+/* Nobody is in it. */
+static bool
+jail_box_empty(const struct jail_box *b)
+{
+    char text[256];
+    struct str s = jail_box_read(b->events, text, sizeof text);
+
+    return s.n && !jail_box_number(s, "populated");
+}
+
+/* Did the kernel end processes in it for want of memory? It does so once: such
+ * a box is not used again. */
+static bool
+jail_box_starved(const struct jail_box *b)
+{
+    char text[512];
+
+    return jail_box_number(jail_box_read(b->kills, text, sizeof text),
+                           "oom_kill") > 0;
+}
+
+/* The most memory that this run had, in bytes; 0: not known. The kernel keeps
+ * one mark for all runs, which tells of this one only if it went above. */
+static uint64_t
+jail_box_most(struct jail_box *b)
+{
+    char text[32];
+    uint64_t n;
+
+    if (!str_u64(jail_box_read(b->peak, text, sizeof text), &n) || n <= b->most)
+        return 0;
+    b->most = n;
+    return n;
+}
+
+/* May another run have it? What an earlier one left (of files in memory, which
+ * are counted for who wrote them) must not be more than a sixteenth. */
+static bool
+jail_box_clean(const struct jail_box *b, uint64_t memory)
+{
+    char text[32];
+    uint64_t n;
+
+    return str_u64(jail_box_read(b->memory, text, sizeof text), &n) &&
+           n <= memory / 16;
+}
+
 /* ---- a program ----------------------------------------------------------- */
+
+/* CLONE_INTO_CGROUP, which does not fit in an int. */
+#define JAIL_INTO_CGROUP ((uint64_t)1 << 33)
 
 struct jail_limit {
     int resource;
     struct rlimit value;
 };
+
+/* What the kernel goes by when memory runs out: ours, and a program's, which is
+ * half way from there to the top, so that it ends before we do. */
+struct jail_score {
+    char own[8], program[8];
+};
+
+/* Our own oom_score_adj, open for writing. To be called by a process that is
+ * still dumpable, else the file is root's. -1: it cannot be had. */
+static int
+jail_score_open(struct jail_score *score)
+{
+    int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : pread(fd, score->own, sizeof score->own - 1, 0);
+    long own;
+
+    if (n <= 0) {
+        if (fd >= 0)
+            close(fd);
+        return -1;
+    }
+    score->own[n] = 0;
+    own = strtol(score->own, NULL, 10);
+    snprintf(score->program, sizeof score->program, "%ld",
+             own + (1000 - own) / 2);
+    return fd;
+}
 
 /* Everything a start needs, prepared by the caller; all borrowed. */
 struct jail_spawn {
@@ -27594,13 +28100,18 @@ struct jail_spawn {
     unsigned limits_n;
     int net;                            // a network namespace; else ours
     int rules;                          // of Landlock; else none
-    uint64_t key[2];                    // of wall_filter_keyed()
+    int cgroup;                         // a box's folder; else ours
+    int oom;                            // our own oom_score_adj; else as is
+    const struct jail_score *score;     // what goes in there
+    uint64_t key[2];                    // of the program's filter
+    uint64_t clone_key[2];              // of the supervisor's
     const struct sock_fprog *metadata;  // of seccomp; NULL: none
     const struct sock_fprog *filter;    // of seccomp; NULL: none
     struct sock_filter *signals;        // wall_filter_signals(); NULL: none
     char *stack;                        // JAIL_STACK bytes
     pid_t parent;  // ourselves, as the program's namespace calls us
 
+    int procs;         // the child's own way into the cgroup; else none
     int error;         // out: errno, 0 if the program runs
     const char *step;  // out: what failed
 };
@@ -27651,6 +28162,9 @@ jail_child_try(struct jail_spawn *s)
     s->step = "setsid";
     if (syscall(SYS_setsid, s->key[0], s->key[1]) < 0)
         return false;
+    s->step = "cgroup";
+    if (s->procs > 0 && write(s->procs, "0", 1) != 1)
+        return false;
     s->step = "parent death signal";
     if (prctl(PR_SET_PDEATHSIG, (long)SIGKILL, 0L, 0L, 0L) != 0)
         return false;
@@ -27695,8 +28209,106 @@ jail_child(void *arg)
     _exit(127);
 }
 
+/* How a child is born into a cgroup: clone3() with the key of our filter in the
+ * third and fourth register. It has a stack of its own, so it must not return:
+ * what a function of the C library for this would do, if there were one. */
+#if defined(__x86_64__)
+enum { JAIL_BORN = 1 };
+JAIL_CHILD static long
+jail_clone3(struct clone_args *a, struct jail_spawn *s)
+{
+    register struct jail_spawn *data __asm__("r12") = s;
+    register int (*child)(void *) __asm__("r13") = jail_child;
+    register uint64_t key __asm__("r10") = s->clone_key[1];
+    long r = SYS_clone3;
+
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "mov %%r12, %%rdi\n\t"
+                     "call *%%r13\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "+a"(r)
+                     : "D"(a), "S"(sizeof *a), "d"(s->clone_key[0]), "r"(key),
+                       "r"(data), "r"(child)
+                     : "rcx", "r11", "cc", "memory");
+    return r;
+}
+#elif defined(__aarch64__)
+enum { JAIL_BORN = 1 };
+JAIL_CHILD static long
+jail_clone3(struct clone_args *a, struct jail_spawn *s)
+{
+    register long r __asm__("x0") = (long)a;
+    register long size __asm__("x1") = sizeof *a;
+    register uint64_t key0 __asm__("x2") = s->clone_key[0];
+    register uint64_t key1 __asm__("x3") = s->clone_key[1];
+    register long nr __asm__("x8") = SYS_clone3;
+    register struct jail_spawn *data __asm__("x20") = s;
+    register int (*child)(void *) __asm__("x21") = jail_child;
+
+    __asm__ volatile("svc 0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, 0\n\t"
+                     "mov x0, x20\n\t"
+                     "blr x21\n\t"
+                     "brk 0\n"
+                     "1:"
+                     : "+r"(r)
+                     : "r"(size), "r"(key0), "r"(key1), "r"(nr), "r"(data),
+                       "r"(child)
+                     : "x30", "cc", "memory");
+    return r;
+}
+#else
+enum { JAIL_BORN = 0 };
+static long
+jail_clone3(struct clone_args *a, struct jail_spawn *s)
+{
+    (void)a, (void)s;
+    return -ENOSYS;
+}
+#endif
+
+/* Into the cgroup, or else (another processor, a container's filter) the child
+ * goes there itself: that takes milliseconds, so it is tried but once. */
+static pid_t
+jail_clone(struct jail_spawn *s)
+{
+    static bool cannot = !JAIL_BORN;
+    struct clone_args a = {.flags = CLONE_VM | CLONE_VFORK | JAIL_INTO_CGROUP,
+                           .exit_signal = SIGCHLD,
+                           .stack = (uint64_t)(uintptr_t)s->stack,
+                           .stack_size = JAIL_STACK,
+                           .cgroup = (unsigned)s->cgroup};
+    long pid;
+
+    s->procs = 0;
+    if (s->cgroup > 0 && !cannot) {
+        pid = jail_clone3(&a, s);
+        if (pid != -ENOSYS && pid != -EPERM) {
+            errno = pid < 0 ? (int)-pid : errno;
+            return pid < 0 ? -1 : (pid_t)pid;
+        }
+        cannot = true;
+    }
+    if (s->cgroup > 0) {
+        s->procs = openat(s->cgroup, "cgroup.procs", O_WRONLY | O_CLOEXEC);
+        if (s->procs < 0)
+            return -1;
+    }
+    pid = clone(jail_child, s->stack + JAIL_STACK,
+                CLONE_VM | CLONE_VFORK | SIGCHLD, s);
+    if (s->procs > 0)
+        close(s->procs);
+    return (pid_t)pid;
+}
+
 /* The pid of the running program, leader of its own session and group. -1: it
- * does not run; s->step and s->error say why. */
+ * does not run; s->step and s->error say why. A program inherits our
+ * oom_score_adj: we lift our own while it is born. */
 static pid_t
 jail_spawn(struct jail_spawn *s)
 {
@@ -27704,11 +28316,14 @@ jail_spawn(struct jail_spawn *s)
 
     s->error = 0;
     s->step = "clone";
+    if (s->oom > 0)
+        (void)!pwrite(s->oom, s->score->program, strlen(s->score->program), 0);
     errno = 0;
-    pid = clone(jail_child, s->stack + JAIL_STACK,
-                CLONE_VM | CLONE_VFORK | SIGCHLD, s);
+    pid = jail_clone(s);
     if (pid < 0)
         s->error = errno;
+    if (s->oom > 0)
+        (void)!pwrite(s->oom, s->score->own, strlen(s->score->own), 0);
     if (pid < 0 || !s->error)
         return pid;
     while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
@@ -29926,7 +30541,8 @@ struct exec_command {
     bool file_on_stdin;  // a slot is its stdin, so a body is refused
     bool file_by_name;   // a slot is opened by the program: rules for each run
     struct prog_opens opens;
-    int rules;  // of Landlock, prepared; -1: none, or for each run
+    int rules;               // of Landlock, prepared; -1: none, or for each run
+    struct jail_box *boxes;  // owned: clean ones, for the next runs
 
     unsigned running, waiting;
     struct exec_run *first, *last;  // that wait, in order
@@ -29982,6 +30598,7 @@ exec_limits_load(struct exec_command *x)
     exec_limit_add(x, RLIMIT_AS, c->memory, c->memory);
     exec_limit_add(x, RLIMIT_NOFILE, c->files, c->files);
     exec_limit_add(x, RLIMIT_FSIZE, c->file_size, c->file_size);
+    // the last one: a cgroup's pids.max stands for it, see exec_spawn()
     exec_limit_add(x, RLIMIT_NPROC, c->processes, c->processes);
 }
 
@@ -30351,8 +30968,14 @@ struct exec_broker {
     struct exec_job *jobs;  // owned: the newest first
     uv_timer_t job_timer;   // runs while there are some
     uv_poll_t child_poll, keeper_poll;
-    int child_fd;           // signalfd of SIGCHLD
-    int null;               // stdin where there is none
+    int child_fd;  // signalfd of SIGCHLD
+    int null;      // stdin where there is none
+    int branch;    // of cgroups; -1: programs get none
+    uint64_t boxes_made;
+    struct jail_box *dying;  // owned: what is in them was killed
+    int oom;                 // our oom_score_adj; -1: programs have the same
+    struct jail_score score;
+    uint64_t clone_key[2];
     int children;           // jail_children_open()
     char *stack;            // of jail_spawn()
     unsigned char key[32];  // for secrets in the log; never leaves us
@@ -30418,8 +31041,10 @@ struct exec_run {
     bool stopping;  // SIGTERM was sent
     bool killed;    // SIGKILL was sent
     bool timed_out, truncated, cancelled;
-    int status;  // as waitpid() has it
-    uint64_t ms, cpu_us, rss_kib;
+    bool starved;          // the kernel ended it: its cgroup had no more memory
+    struct jail_box *box;  // owned, while the program lives; NULL: none
+    int status;            // as waitpid() has it
+    uint64_t ms, cpu_us, rss_kib, peak_kib;
 };
 
 /* How a run came out: whether there was one. */
@@ -30439,7 +31064,7 @@ struct exec_job {
 
     /* Once it has ended. */
     enum exec_how how;
-    bool timed_out, truncated;
+    bool timed_out, truncated, starved;
     int status;
     uint64_t ms, cpu_us, rss_kib;
     char why[600];
@@ -30590,6 +31215,8 @@ exec_result_name(const struct exec_run *r)
         return "cancelled";
     if (r->truncated)
         return "truncated";
+    if (r->starved)
+        return "out_of_memory";
     return r->status == 0 ? "ok" : "failed";
 }
 
@@ -30612,6 +31239,8 @@ exec_log_end(const struct exec_run *r)
     log_int(&l, "ms", (int64_t)r->ms);
     log_int(&l, "cpu_ms", (int64_t)((r->cpu_us + 500) / 1000));
     log_int(&l, "max_rss_kib", (int64_t)r->rss_kib);
+    if (r->peak_kib)
+        log_int(&l, "peak_kib", (int64_t)r->peak_kib);
     exec_log_slots(&l, r);
     exec_log_write(r, &l);
 }
@@ -30893,13 +31522,17 @@ exec_spawn(struct exec_run *r, const struct exec_start *s, struct err *e)
         .files = s->files,
         .files_n = s->files_n,
         .limits = c->limits,
-        .limits_n = c->limits_n,
+        .limits_n = c->limits_n - (r->box != NULL),
         .key = {r->broker->pass[0], r->broker->pass[1]},
         .metadata = c->metadata,
         .filter = c->filter,
         .signals = r->broker->mute ? r->broker->signals : NULL,
         .rules = s->rules >= 0 ? s->rules : c->rules,
         .net = c->cfg->network ? -1 : r->broker->cage.empty_net,
+        .cgroup = r->box ? r->box->dir : -1,
+        .oom = r->broker->oom,
+        .score = &r->broker->score,
+        .clone_key = {r->broker->clone_key[0], r->broker->clone_key[1]},
         .stack = r->broker->stack,
         // who is outside of one's pid namespace has no name
         .parent = r->broker->cage.pid ? 0 : getpid()};
@@ -30911,6 +31544,103 @@ exec_spawn(struct exec_run *r, const struct exec_start *s, struct err *e)
         return err_set(e, ERR_EXEC, "%s: %s", j.step, strerror(j.error));
     r->pid = pid;
     return true;
+}
+
+/* ---- a run: its cgroup --------------------------------------------------- */
+
+static struct jail_box *
+exec_box_new(struct exec_broker *b, const struct cfg_command *c, struct err *e)
+{
+    return jail_box_new(b->branch, ++b->boxes_made, c->memory_total,
+                        c->processes, e);
+}
+
+/* One of the command's clean ones, or a new one. */
+static bool
+exec_box_take(struct exec_run *r, struct err *e)
+{
+    struct exec_command *c = r->command;
+
+    if (r->broker->branch < 0)
+        return true;
+    r->box = c->boxes;
+    if (r->box)
+        c->boxes = r->box->next;
+    else
+        r->box = exec_box_new(r->broker, c->cfg, e);
+    return r->box != NULL;
+}
+
+/* Boxes whose processes were killed, and have ended since. */
+static void
+exec_boxes_bury(struct exec_broker *b)
+{
+    for (struct jail_box **at = &b->dying, *x; (x = *at);) {
+        struct jail_box *next = x->next;
+
+        if (jail_box_free(x))
+            *at = next;
+        else
+            at = &x->next;
+    }
+}
+
+/* The program ended, or was never started. What it left in its box ends, too;
+ * an empty one is for the next run. */
+static void
+exec_box_leave(struct exec_run *r)
+{
+    struct exec_broker *b = r->broker;
+    struct jail_box *x = r->box;
+    bool starved;
+
+    r->box = NULL;
+    if (!x)
+        return;
+    r->peak_kib = jail_box_most(x) / 1024;
+    starved = jail_box_starved(x);
+    r->starved = starved && WIFSIGNALED(r->status);
+    if (!starved && jail_box_empty(x) &&
+        jail_box_clean(x, r->command->cfg->memory_total)) {
+        x->next = r->command->boxes;
+        r->command->boxes = x;
+        return;
+    }
+    jail_box_kill(x);
+    x->next = b->dying;
+    b->dying = x;
+    exec_boxes_bury(b);
+}
+
+/* At the end all go; a supervisor sees to what is left. */
+static void
+exec_boxes_end(struct exec_broker *b)
+{
+    for (size_t i = 0; i < b->cfg.commands_n; i++)
+        for (struct jail_box *x; (x = b->commands[i].boxes);) {
+            b->commands[i].boxes = x->next;
+            x->next = b->dying;
+            b->dying = x;
+        }
+    exec_boxes_bury(b);
+    while (b->dying) {
+        struct jail_box *x = b->dying;
+
+        b->dying = x->next;
+        jail_box_close(x);
+    }
+}
+
+/* Tries one before there is anything to run, so that it is now that we fail. */
+static bool
+exec_boxes_begin(struct exec_broker *b, struct err *e)
+{
+    struct exec_command *c = b->commands;
+
+    if (b->branch < 0 || !b->cfg.commands_n)
+        return true;
+    c->boxes = exec_box_new(b, c->cfg, e);
+    return c->boxes || err_prefix(e, "cgroup: ");
 }
 
 /* ---- jobs: what nobody waits for ----------------------------------------- */
@@ -31035,6 +31765,7 @@ exec_job_ended(struct exec_run *r, const char *why)
     must(!r->worker);
     exec_job_close(r, EXEC_RAN, why);
     j->truncated = r->truncated;
+    j->starved = r->starved;
     j->status = r->status;
     j->ms = r->ms;
     j->cpu_us = r->cpu_us;
@@ -31092,6 +31823,7 @@ exec_job_tell(struct exec_worker *w, uint64_t ticket, const struct exec_job *j,
         msg_put_u8(b, (uint8_t)j->how);
         msg_put_u8(b, j->timed_out);
         msg_put_u8(b, j->truncated);
+        msg_put_u8(b, j->starved);
         msg_put_u32(b, WIFEXITED(status) ? (uint32_t)WEXITSTATUS(status) : 0);
         msg_put_u32(b, WIFSIGNALED(status) ? (uint32_t)WTERMSIG(status) : 0);
         msg_put_u64(b, (uint64_t)j->created);
@@ -31243,6 +31975,8 @@ exec_why(const struct exec_run *r, char *why, size_t n)
         snprintf(why, n, "cancelled");
     else if (r->truncated)
         snprintf(why, n, "too much output");
+    else if (r->starved)
+        snprintf(why, n, "out of memory (memory_total)");
     else if (sig == SIGXCPU)
         snprintf(why, n, "CPU time limit");
     else if (sig)
@@ -31265,6 +31999,7 @@ exec_send_end(struct exec_run *r, enum exec_how how, const char *why)
     msg_put_u8(b, (uint8_t)how);
     msg_put_u8(b, r->timed_out);
     msg_put_u8(b, r->truncated);
+    msg_put_u8(b, r->starved);
     msg_put_u32(b, WIFEXITED(r->status) ? (uint32_t)WEXITSTATUS(r->status) : 0);
     msg_put_u32(b, WIFSIGNALED(r->status) ? (uint32_t)WTERMSIG(r->status) : 0);
     msg_put_u64(b, r->ms);
@@ -31396,6 +32131,8 @@ exec_run_kill(struct exec_run *r)
     must(r->state == EXEC_RUNNING && r->pid > 1);
     r->stopping = r->killed = true;
     kill(-r->pid, SIGKILL);
+    if (r->box)
+        jail_box_kill(r->box);
     uv_timer_start(&r->timer, exec_run_on_timer, EXEC_STUCK_MS, 0);
 }
 
@@ -31535,6 +32272,7 @@ exec_run_start(struct exec_run *r)
     ok = exec_wanted(r) || err_set(&e, ERR_EXEC, "cancelled before it started");
     ok = ok && exec_files_open(r, &s, &e) && exec_files_allow(r, &s, &e) &&
          exec_pipes_open(r, &s, &e);
+    ok = ok && exec_box_take(r, &e);
     if (ok && !(recorded = exec_log_start(r)))
         ok = err_set(&e, ERR_EXEC, "the log does not take its record");
     if (ok && !exec_spawn(r, &s, &e))
@@ -31544,6 +32282,7 @@ exec_run_start(struct exec_run *r)
         if (recorded)
             log_at(LOG_ERROR, "exec", "command %.*s: %s",
                    STR_FMT(r->command->cfg->name), e.msg);
+        exec_box_leave(r);
         exec_run_refuse(r, EXEC_REFUSED, e.msg);
         return;
     }
@@ -31614,6 +32353,7 @@ exec_run_reaped(struct exec_run *r, int status, const struct rusage *u)
     r->cpu_us = (uint64_t)(u->ru_utime.tv_sec + u->ru_stime.tv_sec) * 1000000 +
                 (uint64_t)(u->ru_utime.tv_usec + u->ru_stime.tv_usec);
     r->rss_kib = (uint64_t)u->ru_maxrss;
+    exec_box_leave(r);
     exec_stream_close(&r->io[0]);
     exec_run_collect(r);
 }
@@ -31698,6 +32438,7 @@ exec_orphans(struct exec_broker *b)
                "cannot be found");
     if (n > 0 && b->cage.keeper)
         jail_cage_reap(&b->cage);
+    exec_boxes_bury(b);
 }
 
 /* Reaps all that ended. A zombie keeps its number, so its group is killed
@@ -32380,11 +33121,10 @@ exec_cage_whole(const struct exec_broker *b, const struct boot *boot,
     const struct {
         enum host_layer layer;
         bool has;
-    } rows[] = {{HOST_USER_NAMESPACE, c->user},
-                {HOST_PID_NAMESPACE, c->pid},
-                {HOST_NETWORK_NAMESPACE, c->net},
-                {HOST_IPC_NAMESPACE, c->ipc},
-                {HOST_MOUNT_NAMESPACE, c->mount}};
+    } rows[] = {
+        {HOST_USER_NAMESPACE, c->user},   {HOST_PID_NAMESPACE, c->pid},
+        {HOST_NETWORK_NAMESPACE, c->net}, {HOST_IPC_NAMESPACE, c->ipc},
+        {HOST_MOUNT_NAMESPACE, c->mount}, {HOST_CGROUP, b->branch >= 0}};
     struct host_have have = host_have_of(boot);
 
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -32455,10 +33195,11 @@ exec_cage_log(const struct exec_broker *b)
 
     log_at(LOG_INFO, "exec",
            "cage: landlock %d, user_namespace %s, pid_namespace %s, "
-           "network_namespace %s, ipc_namespace %s, mount_namespace %s",
+           "network_namespace %s, ipc_namespace %s, mount_namespace %s, "
+           "cgroup %s",
            b->abi, c->user ? "yes" : "no", c->pid ? "yes" : "no",
            c->net ? "yes" : "no", c->ipc ? "yes" : "no",
-           c->mount ? "yes" : "no");
+           c->mount ? "yes" : "no", b->branch >= 0 ? "yes" : "no");
 }
 
 /* Becomes who programs run as, inside of what namespaces may be had, and gives
@@ -32513,6 +33254,8 @@ exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
                               .abi = jail_land_abi(),
                               .child_fd = -1,
                               .null = -1,
+                              .branch = -1,
+                              .oom = -1,
                               .cage = {.keeper_fd = -1, .empty_net = -1},
                               .children = -1};
     b->arena = mem_arena_new(SIZE_MAX);
@@ -32564,6 +33307,7 @@ exec_broker_end(struct exec_broker *b)
         if (r->state == EXEC_DRAINING)
             exec_run_done(r);
     }
+    exec_boxes_end(b);
 }
 
 static bool
@@ -32611,6 +33355,52 @@ exec_broker_free(struct exec_broker *b)
     mem_arena_free(b->arena);
 }
 
+/* What a broker has besides its channel, where wall_early() leaves it. */
+struct exec_kept {
+    int branch, oom;
+    struct jail_score score;
+    unsigned end;  // the first number after them
+};
+
+/* Into our cgroup, and the files that only a process like this can open: both
+ * before we give up anything. */
+static bool
+exec_keep(struct exec_kept *k, const struct boot *boot, struct err *e)
+{
+    int *const fds[] = {&k->branch, &k->oom};
+
+    *k = (struct exec_kept){.branch = boot->cgroup ? boot->cgroup_fd : -1,
+                            .end = BOOT_CHANNEL_FD + 1};
+    if (k->branch >= 0 && !jail_branch_enter(k->branch, e))
+        return false;
+    k->oom = jail_score_open(&k->score);
+    if (k->oom < 0)
+        log_at(LOG_WARN, "exec",
+               "oom_score_adj cannot be had: when memory runs out, the kernel "
+               "may end us before a program");
+    for (size_t i = 0; i < 2; i++)  // out of the way of each other
+        if (*fds[i] >= 0)
+            *fds[i] = fcntl(*fds[i], F_DUPFD_CLOEXEC, BOOT_FIRST_FD + 2);
+    for (size_t i = 0; i < 2; i++) {
+        if (*fds[i] < 0)
+            continue;
+        if (dup3(*fds[i], (int)k->end, O_CLOEXEC) < 0)
+            return err_set(e, ERR_CONFIG, "descriptor: %s", strerror(errno));
+        *fds[i] = (int)k->end++;
+    }
+    return true;
+}
+
+static void
+exec_kept_give(const struct exec_kept *k, const struct boot *boot,
+               struct exec_broker *b)
+{
+    b->branch = k->branch;
+    b->oom = k->oom;
+    b->score = k->score;
+    memcpy(b->clone_key, boot->clone_key, sizeof b->clone_key);
+}
+
 /* The broker process. Descriptor 3 is its channel to the supervisor. */
 static int
 exec_main(struct boot *boot)
@@ -32623,12 +33413,17 @@ exec_main(struct boot *boot)
     // programs and folders are opened while we still may: they are the policy's
     // word, and may lie where the user we become cannot go
     struct exec_slab *slab;
-    bool ok = exec_slab_map(boot->audit_fd, &slab, &e) && wall_early(4, &e) &&
-              exec_broker_init(b, &loop, uid, boot->cfg_json, &e) &&
-              exec_cage_enter(b, boot, &e) && exec_broker_process(b, &e) &&
-              wall_broker(exec_networked(b),
-                          host_accepted(boot, &b->cfg.process).seccomp, &e);
+    struct exec_kept kept;
+    bool ok = exec_slab_map(boot->audit_fd, &slab, &e) &&
+              exec_keep(&kept, boot, &e) && wall_early(kept.end, &e) &&
+              exec_broker_init(b, &loop, uid, boot->cfg_json, &e);
 
+    if (ok)
+        exec_kept_give(&kept, boot, b);
+    ok = ok && exec_cage_enter(b, boot, &e) && exec_broker_process(b, &e) &&
+         exec_boxes_begin(b, &e) &&
+         wall_broker(exec_networked(b),
+                     host_accepted(boot, &b->cfg.process).seccomp, &e);
     ok = ok && exec_cage_whole(b, boot, &e) && exec_filters_settle(b, boot, &e);
     if (ok) {
         exec_chain_init(&b->chain, slab);  // nothing is forked off any more
@@ -32655,6 +33450,7 @@ struct exec_result {
     int code, signal;
     struct str out, err;
     bool timed_out, truncated;
+    bool starved;  // its processes together had more than memory_total
     uint64_t ms, cpu_us, rss_kib;
 };
 
@@ -32786,6 +33582,7 @@ exec_on_end(struct exec *x, uint64_t ticket, struct msg_in *in, struct err *e)
 
     r.timed_out = msg_get_u8(in);
     r.truncated = msg_get_u8(in);
+    r.starved = msg_get_u8(in);
     r.code = (int)msg_get_u32(in);
     r.signal = (int)msg_get_u32(in);
     r.ms = msg_get_u64(in);
@@ -32804,7 +33601,7 @@ exec_on_end(struct exec *x, uint64_t ticket, struct msg_in *in, struct err *e)
     r.busy = how == EXEC_BUSY;
     r.over = how == EXEC_OVER;
     r.ok = how == EXEC_RAN && !why.n && !r.code && !r.signal && !r.timed_out &&
-           !r.truncated;
+           !r.truncated && !r.starved;
     exec_pending_done(x, p, ticket, &r);
     return true;
 }
@@ -32891,6 +33688,7 @@ exec_read_told(struct msg_in *in, struct exec_told *t)
     how = msg_get_u8(in);
     t->r.timed_out = msg_get_u8(in);
     t->r.truncated = msg_get_u8(in);
+    t->r.starved = msg_get_u8(in);
     t->r.code = (int)msg_get_u32(in);
     t->r.signal = (int)msg_get_u32(in);
     t->created = (int64_t)msg_get_u64(in);
@@ -37811,7 +38609,7 @@ bind_core_sleep(lua_State *L)
 static void
 bind_push_run(lua_State *L, const struct exec_result *r)
 {
-    lua_createtable(L, 0, 11);
+    lua_createtable(L, 0, 12);
     lua_pushboolean(L, r->ok);
     lua_setfield(L, -2, "ok");
     bind_set_str(L, "why", str_of(r->why));
@@ -37825,6 +38623,8 @@ bind_push_run(lua_State *L, const struct exec_result *r)
     lua_setfield(L, -2, "timed_out");
     lua_pushboolean(L, r->truncated);
     lua_setfield(L, -2, "truncated");
+    lua_pushboolean(L, r->starved);
+    lua_setfield(L, -2, "out_of_memory");
     lua_pushboolean(L, r->busy);
     lua_setfield(L, -2, "busy");
     lua_pushboolean(L, r->over);
@@ -37893,6 +38693,7 @@ bind_count_run(const struct exec_result *r)
             : r->busy      ? MET_EXEC_BUSY
             : r->refused   ? MET_EXEC_REFUSED
             : r->timed_out ? MET_EXEC_TIMEOUT
+            : r->starved   ? MET_EXEC_MEMORY
                            : MET_EXEC_FAILED);
 }
 
@@ -42315,6 +43116,8 @@ struct sup_gen {
     unsigned ready;            // workers
     unsigned children;         // alive or with an open channel
     bool told;                 // MSG_DRAIN was sent
+    uid_t uid;                 // the children's
+    gid_t gid;
     bool audit_keyed;
     unsigned char audit_key[EXEC_SUM];
     char *crl_numbers;  // owned: what the next load may not go below
@@ -42331,11 +43134,12 @@ struct sup_child {
     pid_t pid;      // 0: reaped
     struct msg_chan chan;
     bool chan_open, ready, killed;
-    int result;      // what a check wrote; -1: none
-    int audit;       // a broker's struct exec_slab; -1: none
-    unsigned index;  // of a worker, from 1
-    uint64_t given;  // of a broker: workers so far; of a worker: which it was
-    int slot;        // its row of the metrics slab, or -1
+    int result;       // what a check wrote; -1: none
+    int audit;        // a broker's struct exec_slab; -1: none
+    unsigned branch;  // of cgroups, a broker's; 0: none
+    unsigned index;   // of a worker, from 1
+    uint64_t given;   // of a broker: workers so far; of a worker: which it was
+    int slot;         // its row of the metrics slab, or -1
     uint64_t born, heard;
     uint64_t deadline;  // of its draining; 0: none
 };
@@ -42370,7 +43174,9 @@ struct sup {
     struct sup_chain chains[SUP_CHAINS];  // the oldest first
     unsigned chains_n;
     int null_fd, met_fd;
-    int children_fd;  // for jail_orphans()
+    int children_fd;        // for jail_orphans()
+    struct jail_tree tree;  // of cgroups, where we have that layer
+    uint64_t clone_key[2];  // a broker's, to get by our filter
     struct host_seen host;
     unsigned met_rows;
     bool *slots;  // which rows are leased
@@ -43453,8 +44259,8 @@ sup_boot_ticket_key(const struct sup *s, struct mem_arena *a, struct boot *b)
 
 /* One bundle per role, each with what that role needs and nothing more. */
 static bool
-sup_gen_bundles(struct sup_gen *g, const struct cfg *c, const struct boot *all,
-                struct str numbers, struct err *e)
+sup_gen_bundles(const struct sup *s, struct sup_gen *g, const struct cfg *c,
+                const struct boot *all, struct str numbers, struct err *e)
 {
     struct boot b = *all;
 
@@ -43475,6 +44281,8 @@ sup_gen_bundles(struct sup_gen *g, const struct cfg *c, const struct boot *all,
     b.listeners_n = b.upstreams_n = 0;
     b.crl_numbers = S("");
     b.role = BOOT_BROKER;
+    b.cgroup = s->tree.own >= 0;
+    memcpy(b.clone_key, s->clone_key, sizeof b.clone_key);
     g->broker_boot = boot_write(&b, e);
     return g->broker_boot >= 0;
 }
@@ -43556,6 +44364,8 @@ sup_configure(struct sup *s, struct str json, struct err *e)
         !sup_route_slab(s, &c, g, e))
         return false;
     g->have = host.have;
+    g->uid = b->uid;
+    g->gid = b->gid;
     host_warn(&host.have, &c.process);
     host_posture_warn(host.posture);
     sup_boot_env(l->arena, &c, b);
@@ -43564,7 +44374,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->met_rows = s->met_rows;
     b->route_met_fd = g->route_met_fd;
     return sup_gen_bundles(
-        g, &c, b, str_of(s->current ? s->current->crl_numbers : ""), e);
+        s, g, &c, b, str_of(s->current ? s->current->crl_numbers : ""), e);
 }
 
 /* ---- chains of records --------------------------------------------------- */
@@ -43933,16 +44743,39 @@ sup_start_check(struct sup *s, enum boot_role role, int boot_fd, struct err *e)
     return true;
 }
 
+/* Whether the broker of a branch of cgroups is among our children. */
+static bool
+sup_branch_lives(void *data, unsigned branch)
+{
+    struct sup *s = data;
+
+    for (struct sup_child *c = s->children; c; c = c->next)
+        if (c->branch == branch && c->pid)
+            return true;
+    return false;
+}
+
 static bool
 sup_start_broker(struct sup *s, struct sup_gen *g, struct err *e)
 {
     struct sup_child *c = sup_child_new(s, g, BOOT_BROKER, 0);
-    int fds[SUP_FDS];
+    int fds[SUP_FDS], branch = -1;
+    size_t n = BOOT_FIRST_FD;
+    bool ok;
 
     c->audit = exec_slab_new(g->audit_keyed ? g->audit_key : NULL, e);
     fds[BOOT_FD] = g->broker_boot;
-    fds[BOOT_FIRST_FD] = c->audit;
-    if (c->audit < 0 || !sup_child_start(c, fds, BOOT_FIRST_FD + 1, e)) {
+    fds[n++] = c->audit;
+    ok = c->audit >= 0;
+    if (ok && s->tree.own >= 0) {
+        branch = jail_tree_branch(&s->tree, g->uid, g->gid, e);
+        ok = branch >= 0;
+        c->branch = ok ? s->tree.branches : 0;
+        fds[n++] = branch;
+    }
+    ok = ok && sup_child_start(c, fds, n, e);
+    sup_close(branch);
+    if (!ok) {
         sup_child_over(c);
         return false;
     }
@@ -44675,8 +45508,10 @@ sup_reap(struct sup *s)
         if (c)
             sup_on_exit(s, c, status);  // frees it
     }
-    if (stray)
+    if (stray) {
+        jail_tree_prune(&s->tree, sup_branch_lives, s);
         jail_orphans(s->children_fd, sup_known, s);
+    }
     sup_arm(s);
 }
 
@@ -44821,6 +45656,18 @@ sup_reopen_log(void)
     close(fd);
 }
 
+/* The cgroup that we were started in becomes ours, if it may. What seemed so,
+ * and is not to be had, is a missing layer like any other. */
+static void
+sup_tree_begin(struct jail_tree *t, struct host_have *have)
+{
+    struct err e;
+
+    t->own = t->self = -1;
+    if (host_has(have, HOST_CGROUP) && !jail_tree_begin(t, &e))
+        host_have_no_cgroup(have, e.msg);
+}
+
 static bool
 sup_init(struct sup *s, struct err *e)
 {
@@ -44841,8 +45688,12 @@ sup_init(struct sup *s, struct err *e)
          (long)sizeof s->ticket_key);
     s->met_fd = -1;
     s->children_fd = jail_children_open();
+    sup_tree_begin(&s->tree, &s->host.have);
+    must(syscall(SYS_getrandom, s->clone_key, sizeof s->clone_key, 0) ==
+         (long)sizeof s->clone_key);
     // no policy is known yet: the children say whether they can do without
-    if (!wall_supervisor(!host_has(&s->host.have, HOST_SECCOMP), e))
+    if (!wall_supervisor(s->clone_key, !host_has(&s->host.have, HOST_SECCOMP),
+                         e))
         return false;
     s->loop = uv_default_loop();
     if (!s->loop)
@@ -44868,6 +45719,7 @@ sup_fini(struct sup *s)
     sup_close(s->met_fd);
     sup_close(s->null_fd);
     jail_sweep(s->children_fd, SUP_SWEEP_MS);
+    jail_tree_end(&s->tree, SUP_SWEEP_MS);
     sup_close(s->children_fd);
     free(s->slots);
     uv_close((uv_handle_t *)&s->timer, NULL);
@@ -48360,6 +49212,8 @@ struct cli_exec {
     struct exec *exec;
     pid_t broker;
     int sup_fd;  // what the broker takes for its supervisor
+    struct jail_tree tree;
+    uint64_t clone_key[2];
     bool usage;  // what went wrong is on the command line
     bool json;
     int code;
@@ -48477,6 +49331,8 @@ cli_exec_files(struct cli_exec *x, const struct boot *all, int *boot_fd,
 
     b.role = BOOT_BROKER;
     b.scripts_n = b.env_n = b.admin_n = b.listeners_n = b.upstreams_n = 0;
+    b.cgroup = x->tree.own >= 0;
+    memcpy(b.clone_key, x->clone_key, sizeof b.clone_key);
     if (!sup_read_audit_key(x->a, &x->cfg.process, key, &keyed, e))
         return false;
     *audit_fd = exec_slab_new(keyed ? key : NULL, e);
@@ -48513,10 +49369,15 @@ cli_exec_introduce(int sup, int worker)
 static int
 cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
 {
-    int sup[2], worker[2], fds[BOOT_FIRST_FD + 1], type = SOCK_STREAM;
+    int sup[2], worker[2], fds[BOOT_FIRST_FD + 2], type = SOCK_STREAM;
+    int *branch = &fds[BOOT_FIRST_FD + 1];
     bool ok;
 
-    if (!cli_exec_files(x, all, &fds[BOOT_FD], &fds[BOOT_FIRST_FD], e))
+    *branch = -1;
+    if (x->tree.own >= 0)
+        *branch = jail_tree_branch(&x->tree, all->uid, all->gid, e);
+    if ((x->tree.own >= 0 && *branch < 0) ||
+        !cli_exec_files(x, all, &fds[BOOT_FD], &fds[BOOT_FIRST_FD], e))
         return -1;
     type |= SOCK_CLOEXEC | SOCK_NONBLOCK;
     if (socketpair(AF_UNIX, type, 0, sup) != 0 ||
@@ -48527,7 +49388,8 @@ cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
     fds[0] = open("/dev/null", O_RDWR | O_CLOEXEC);
     fds[1] = fds[2] = 2;
     fds[3] = sup[1];
-    x->broker = sup_spawn(BOOT_BROKER, "broker", 0, -1, fds, BOOT_FIRST_FD + 1);
+    x->broker = sup_spawn(BOOT_BROKER, "broker", 0, -1, fds,
+                          BOOT_FIRST_FD + 1 + (*branch >= 0));
     ok = x->broker > 0 && cli_exec_introduce(sup[0], worker[1]);
     if (!ok)
         err_set(e, ERR_EXEC, "broker: %s", strerror(errno));
@@ -48536,6 +49398,7 @@ cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
     close(fds[0]);
     close(fds[BOOT_FD]);
     close(fds[BOOT_FIRST_FD]);
+    sup_close(*branch);
     x->sup_fd = sup[0];
     return ok ? worker[0] : -1;
 }
@@ -48547,14 +49410,14 @@ cli_exec_json(const struct exec_result *r)
 
     mem_buf_printf(&b, "{\"ok\":%s,\"why\":", r->ok ? "true" : "false");
     json_write_str(&b, str_of(r->why));
-    mem_buf_printf(&b,
-                   ",\"ran\":%s,\"code\":%d,\"signal\":%d,\"timed_out\":%s,"
-                   "\"truncated\":%s,\"ms\":%" PRIu64 ",\"cpu_us\":%" PRIu64
-                   ",\"max_rss_kib\":%" PRIu64 ",\"stdout\":",
-                   r->refused || r->busy ? "false" : "true", r->code, r->signal,
-                   r->timed_out ? "true" : "false",
-                   r->truncated ? "true" : "false", r->ms, r->cpu_us,
-                   r->rss_kib);
+    mem_buf_printf(
+        &b,
+        ",\"ran\":%s,\"code\":%d,\"signal\":%d,\"timed_out\":%s,"
+        "\"truncated\":%s,\"out_of_memory\":%s,\"ms\":%" PRIu64
+        ",\"cpu_us\":%" PRIu64 ",\"max_rss_kib\":%" PRIu64 ",\"stdout\":",
+        r->refused || r->busy ? "false" : "true", r->code, r->signal,
+        r->timed_out ? "true" : "false", r->truncated ? "true" : "false",
+        r->starved ? "true" : "false", r->ms, r->cpu_us, r->rss_kib);
     json_write_str(&b, r->out);
     mem_buf_add(&b, ",\"stderr\":", 10);
     json_write_str(&b, r->err);
@@ -48638,6 +49501,7 @@ cli_exec_start(struct cli_exec *x, const struct cli *cli, struct boot *b,
     int fd;
 
     host_survey(&host);
+    sup_tree_begin(&x->tree, &host.have);
     if (!sup_judge(x->a, &x->cfg, &host, b, e) ||
         !prog_program_check(x->command, b->uid, e) ||
         !cli_exec_stdin(x, cli, &in, e))
@@ -48665,19 +49529,24 @@ cli_exec_end(struct cli_exec *x)
         shutdown(x->sup_fd, SHUT_WR);
     for (int ms = 0; x->broker > 0 && ms < CLI_EXEC_END_MS; ms += 5) {
         if (waitpid(x->broker, NULL, WNOHANG) == x->broker)
-            return;
-        poll(NULL, 0, 5);
+            x->broker = 0;
+        else
+            poll(NULL, 0, 5);
     }
     if (x->broker > 0) {
         kill(x->broker, SIGKILL);
         waitpid(x->broker, NULL, 0);
     }
+    jail_tree_end(&x->tree, CLI_EXEC_END_MS);
 }
 
 static int
 cli_exec(const struct cli *cli)
 {
-    struct cli_exec x = {.sup_fd = -1, .code = 1, .json = cli->json};
+    struct cli_exec x = {.sup_fd = -1,
+                         .code = 1,
+                         .json = cli->json,
+                         .tree = {.own = -1, .self = -1}};
     struct learn_ask ask = {.cfg = &x.cfg};
     struct boot b;
     struct err e;
@@ -48706,7 +49575,10 @@ cli_exec(const struct cli *cli)
         mem_arena_free(x.a);
         return x.code;
     }
-    ok = ok && wall_supervisor(true, &e) && cli_exec_start(&x, cli, &b, &e);
+    must(syscall(SYS_getrandom, x.clone_key, sizeof x.clone_key, 0) ==
+         (long)sizeof x.clone_key);
+    ok = ok && wall_supervisor(x.clone_key, true, &e) &&
+         cli_exec_start(&x, cli, &b, &e);
     if (ok)
         uv_run(&x.loop, UV_RUN_DEFAULT);
     else

@@ -40,6 +40,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #include "unit_up.inc"
 #include "unit_msg.inc"
 #include "unit_jail.inc"
+#include "unit_cgroup.inc"
 #include "unit_exec.inc"
 #include "unit_layers.inc"
 #include "unit_guard.inc"  // after unit_exec.inc, which it borrows from
@@ -56,6 +57,7 @@ static const struct {
     {"cfg", unit_cfg},   {"boot", unit_boot},     {"pki", unit_pki},
     {"tls", unit_tls},   {"h1", unit_h1},         {"pp", unit_pp},
     {"up", unit_up},     {"msg", unit_msg},       {"jail", unit_jail},
+    {"cgroup", unit_cgroup},
     {"exec", unit_exec}, {"guard", unit_guard},   {"cli", unit_cli},
     {"lib", unit_lib},   {"sup", unit_sup},       {"layers", unit_layers},
 };

@@ -35,6 +35,7 @@ local SPEC <const> = {
   timeout = { options.seconds, default = 10000 },
   kill_after = { options.seconds, default = 2000 },
   memory = { options.size, default = 268435456 },
+  memory_total = { options.size },
   cpu = { options.seconds, default = 10000 },
   files = { options.integer(4, 65536), default = 64 },
   processes = { options.integer(1, 65536), default = 128 },
@@ -310,8 +311,9 @@ function M.declare(given)
     slots = core.array(slots), env = read.env, cwd = read.cwd,
     read = read.read, write = read.write, network = read.network,
     timeout_ms = read.timeout, kill_ms = read.kill_after,
-    memory = read.memory, cpu_ms = read.cpu, files = read.files,
-    processes = read.processes, file_size = read.file_size,
+    memory = read.memory, memory_total = read.memory_total or read.memory,
+    cpu_ms = read.cpu, files = read.files, processes = read.processes,
+    file_size = read.file_size,
     stdin = read.stdin, stdout = read.stdout, stderr = read.stderr,
     concurrency = read.concurrency, queue = read.queue,
     sha256 = read.sha256:lower(), at = at,
@@ -356,7 +358,8 @@ end
 
 
 -- command:run(slots [, { stdin = "…" }]): runs it and waits. Always a table:
--- ok, why, code, signal, stdout, stderr, timed_out, truncated, usage.
+-- ok, why, code, signal, stdout, stderr, timed_out, truncated, out_of_memory,
+-- usage.
 local function run(self, slots, opts)
   check_call(self, "run", opts)
   return core.exec(self.index, slots or {}, opts)

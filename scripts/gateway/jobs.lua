@@ -74,6 +74,7 @@ local function describe(job, ask)
     text.ok, text.why = result.ok, result.why
     text.code, text.signal = result.code, result.signal
     text.timed_out, text.truncated = result.timed_out, result.truncated
+    text.out_of_memory = result.out_of_memory
     text.usage = result.usage
   end
   local out, err = collect(job, ask)

@@ -124,10 +124,12 @@ local function command_result(given)
     code = given.code or 0, signal = given.signal or 0,
     stdout = given.stdout or "", stderr = given.stderr or "",
     timed_out = given.timed_out or false, truncated = given.truncated or false,
+    out_of_memory = given.out_of_memory or false,
     usage = given.usage or { ms = 1, cpu_ms = 1, rss = 1024 },
   }
   result.why = given.why or result.timed_out and "timeout"
     or result.truncated and "output too long"
+    or result.out_of_memory and "out of memory"
     or result.signal ~= 0 and "signal " .. result.signal
     or result.code ~= 0 and "exit code " .. result.code or ""
   result.ok = given.ok

@@ -36,7 +36,8 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 NGINX = os.environ.get("NGINX") or shutil.which(
     "nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 ASAN = os.environ.get("E2E_ASAN") == "1"
-SLOW = 4 if ASAN else 1  # how much longer everything may take
+# how much longer everything may take
+SLOW = (4 if ASAN else 1) * int(os.environ.get("E2E_SLOW", "1"))
 SOCKET_S = 10 * SLOW
 
 

@@ -11,6 +11,8 @@
  *   witness wait SECONDS           sleep
  *   witness abort                  die by a signal
  *   witness show PATH              open that path, copy it to stdout
+ *   witness hold N                 N children that hold 10 MiB each, at once
+ *   witness fork N                 up to N children at once; say how many
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -228,6 +230,37 @@ show(const char *path)
     return 0;
 }
 
+/* Each child says a byte when it is there, and stays until we have ended. */
+static int
+children(int most, size_t bytes)
+{
+    int n = 0, said[2], stay[2];
+    char c;
+
+    if (pipe(said) != 0 || pipe(stay) != 0)
+        return 5;
+    for (pid_t pid = 1; n < most && pid > 0; n += pid > 0) {
+        pid = fork();
+        if (pid == 0) {
+            char *p = malloc(bytes);
+
+            close(stay[1]);
+            if (!p)
+                _exit(1);
+            for (size_t i = 0; i < bytes; i += 512)
+                p[i] = 1;
+            if (write(said[1], "", 1) != 1 || read(stay[0], &c, 1) != 0)
+                _exit(1);
+            _exit(0);
+        }
+    }
+    for (int i = 0; i < n; i++)
+        if (read(said[0], &c, 1) != 1)
+            return 4;
+    printf("%d\n", n);
+    return 0;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -250,6 +283,10 @@ main(int argc, char **argv)
         abort();
     if (!strcmp(verb, "show"))
         return show(arg);
+    if (!strcmp(verb, "hold"))
+        return children(atoi(arg), 10 << 20);
+    if (!strcmp(verb, "fork"))
+        return children(atoi(arg), 1);
     fprintf(stderr, "witness: what is %s?\n", verb);
     return 2;
 }
