@@ -3044,12 +3044,21 @@ schema_child(yyjson_val *at, yyjson_val *v, yyjson_val **key, size_t *index)
     return NULL;
 }
 
+/* A byte that would break a line or a terminal is written as JSON escapes it:
+ * names come from strangers, and messages go to people. */
 static size_t
 schema_path_byte(char *out, size_t n, size_t cap, char c)
 {
-    if (n + 1 < cap)
-        out[n] = c;
-    return n + 1;
+    static const char hex[] = "0123456789abcdef";
+    unsigned char u = (unsigned char)c;
+    const char escape[] = {'\\', 'u', '0', '0', hex[u >> 4], hex[u & 15]};
+    bool plain = u >= 0x20 && u != 0x7f;
+    size_t len = plain ? 1 : sizeof escape;
+
+    for (size_t i = 0; i < len; i++)
+        if (n + i + 1 < cap)
+            out[n + i] = plain ? c : escape[i];
+    return n + len;
 }
 
 static size_t
@@ -3066,13 +3075,29 @@ schema_path_key(char *out, size_t n, size_t cap, struct str key)
     return n;
 }
 
+/* Ends `n` bytes with NUL; where they did not fit, with "...", cut between
+ * characters. */
+static void
+schema_path_end(char *out, size_t n, size_t cap)
+{
+    size_t cut = cap - 4;
+
+    if (n < cap) {
+        out[n] = 0;
+        return;
+    }
+    while (cut && ((unsigned char)out[cut] & 0xc0) == 0x80)
+        cut--;
+    memcpy(out + cut, "...", 4);
+}
+
 /* The JSON pointer from `root` to `v`, found by stepping down: nothing has to
- * be remembered while all is well. Too long a one ends in "...". */
+ * be remembered while all is well. */
 static void
 schema_path(yyjson_val *root, yyjson_val *v, char *out, size_t cap)
 {
     yyjson_val *at = root, *key;
-    size_t n = 0, index, cut = cap - 4;
+    size_t n = 0, index;
     char number[24];
 
     while (at && at != v && json_type(at) >= YYJSON_TYPE_ARR) {
@@ -3087,13 +3112,24 @@ schema_path(yyjson_val *root, yyjson_val *v, char *out, size_t cap)
         snprintf(number, sizeof number, "%zu", index);
         n = schema_path_key(out, n, cap, str_of(number));
     }
-    if (n < cap) {
-        out[n] = 0;
-        return;
-    }
-    while (cut && ((unsigned char)out[cut] & 0xc0) == 0x80)
-        cut--;
-    memcpy(out + cut, "...", 4);
+    schema_path_end(out, n, cap);
+}
+
+/* A name or a pattern as a message may show it. */
+struct schema_shown {
+    char p[72];
+};
+
+static struct schema_shown
+schema_show(struct str s)
+{
+    struct schema_shown shown;
+    size_t n = 0;
+
+    for (size_t i = 0; i < s.n && n < sizeof shown.p; i++)
+        n = schema_path_byte(shown.p, n, sizeof shown.p, s.p[i]);
+    schema_path_end(shown.p, n, sizeof shown.p);
+    return shown;
 }
 
 /* ---- names ---- */
@@ -4141,8 +4177,8 @@ schema_check_str(struct schema_run *r, const struct schema_string *t,
                                t->max);
     }
     if (t->re && !schema_match(r, t->re, v))
-        return schema_fail(r, v, "pattern", "must match %.*s",
-                           STR_FMT(t->re->text));
+        return schema_fail(r, v, "pattern", "must match %s",
+                           schema_show(t->re->text).p);
     return true;
 }
 
@@ -4356,10 +4392,10 @@ schema_check_required(struct schema_run *r, const struct schema_obj *o,
 
         if (missing)
             return schema_fail(
-                r, v, "required", "lacks the member %.*s",
-                STR_FMT(json_brief(
-                    o->names[w * 64 + (unsigned)__builtin_ctzll(missing)]
-                        .name)));
+                r, v, "required", "lacks the member %s",
+                schema_show(
+                    o->names[w * 64 + (unsigned)__builtin_ctzll(missing)].name)
+                    .p);
     }
     return true;
 }
@@ -4375,10 +4411,10 @@ schema_check_deps(struct schema_run *r, const struct schema_obj *o,
             continue;
         for (size_t k = 0; k < d->needs_n; k++)
             if (!schema_seen(seen, d->needs[k]))
-                return schema_fail(
-                    r, v, d->word, "lacks the member %.*s, which %.*s needs",
-                    STR_FMT(json_brief(o->names[d->needs[k]].name)),
-                    STR_FMT(json_brief(o->names[d->on].name)));
+                return schema_fail(r, v, d->word,
+                                   "lacks the member %s, which %s needs",
+                                   schema_show(o->names[d->needs[k]].name).p,
+                                   schema_show(o->names[d->on].name).p);
         if (d->schema && !schema_eval(r, d->schema, v, SCHEMA_INNER))
             return false;
     }
@@ -4988,8 +5024,8 @@ schema_re_new(struct schema_build *b, yyjson_val *at, const char *word,
     re->code = schema_re_compile(text, &error, &offset);
     if (!re->code) {
         pcre2_get_error_message(error, why, sizeof why);
-        schema_bad(b, at, word, "%.*s: character %zu: %s",
-                   STR_FMT(json_brief(text)), offset + 1, (char *)why);
+        schema_bad(b, at, word, "%s: character %zu: %s", schema_show(text).p,
+                   offset + 1, (char *)why);
         return NULL;
     }
     mem_defer(b->arena, schema_re_free, re->code);
@@ -5019,8 +5055,8 @@ schema_fill_format(struct schema_build *b, struct schema_node *n, yyjson_val *v,
             n->format = &schema_formats[i];
     if (!n->format)
         return schema_bad(b, v, w->name,
-                          "\"%.*s\" is not known: say it with a pattern",
-                          STR_FMT(json_brief(json_str(v))));
+                          "\"%s\" is not known: say it with a pattern",
+                          schema_show(json_str(v)).p);
     return true;
 }
 
@@ -5645,9 +5681,9 @@ schema_fill_ref(struct schema_build *b, struct schema_node *n, yyjson_val *v,
         i++;
     if (i == b->resources_n)
         return schema_bad(b, v, w->name,
-                          "\"%.*s\" is not in this schema: nothing is fetched, "
+                          "\"%s\" is not in this schema: nothing is fetched, "
                           "so put it under $defs",
-                          STR_FMT(json_brief(json_str(v))));
+                          schema_show(json_str(v)).p);
     if (!u.fragment.n)
         target = b->resources[i].v;
     else if (u.fragment.p[0] == '/')
@@ -5656,8 +5692,8 @@ schema_fill_ref(struct schema_build *b, struct schema_node *n, yyjson_val *v,
         target = schema_anchored(b, i, u.fragment);
     there = target ? schema_spot_find(b, target) : NULL;
     if (!there)
-        return schema_bad(b, v, w->name, "\"%.*s\" leads to no schema",
-                          STR_FMT(json_brief(json_str(v))));
+        return schema_bad(b, v, w->name, "\"%s\" leads to no schema",
+                          schema_show(json_str(v)).p);
     *out = there->node;
     return true;
 }
