@@ -1767,6 +1767,34 @@ json_equal(yyjson_val *a, yyjson_val *b)
     return true;
 }
 
+/* One bit of 64, by the length and both ends: keys with different bits are
+ * different. */
+static uint64_t
+json_key_bit(struct str s)
+{
+    unsigned h = (unsigned)s.n;
+
+    if (s.n)
+        h += (unsigned char)s.p[0] * 7u + (unsigned char)s.p[s.n - 1] * 13u;
+    return UINT64_C(1) << h % 64;
+}
+
+/* True: no two keys are equal. False: look closer. */
+static bool
+json_keys_differ(yyjson_val *obj)
+{
+    yyjson_val *k = obj + 1;
+    uint64_t bits = 0, bit;
+    bool alike = false;
+
+    for (size_t i = json_count(obj); i; i--, k = json_next(k + 1)) {
+        bit = json_key_bit(json_str(k));
+        alike |= (bits & bit) != 0;
+        bits |= bit;
+    }
+    return !alike;
+}
+
 /* The second of two equal keys among at most JSON_FEW_KEYS, or NULL. */
 static yyjson_val *
 json_duplicate_few(yyjson_val *obj)
@@ -1774,6 +1802,8 @@ json_duplicate_few(yyjson_val *obj)
     yyjson_val *keys[JSON_FEW_KEYS], *k = obj + 1;
     size_t n = json_count(obj);
 
+    if (json_keys_differ(obj))
+        return NULL;
     for (size_t i = 0; i < n; i++, k = json_next(k + 1)) {
         struct str s = json_str(k);
 
@@ -1835,14 +1865,14 @@ json_check(yyjson_val *root, struct err *e)
     for (yyjson_val *v = root; v < end; v++) {
         unsigned type = json_type(v);
 
-        while (depth && v >= ends[depth - 1])
-            depth--;
         if (type == YYJSON_TYPE_RAW)
             return err_set(e, ERR_SYNTAX,
                            "JSON: a number does not fit 64 bits: send it as a "
                            "string");
         if (type < YYJSON_TYPE_ARR)
             continue;
+        while (depth && v >= ends[depth - 1])
+            depth--;
         if (depth == JSON_DEPTH_MAX)
             return err_set(e, ERR_SYNTAX, "JSON: nested more than %d deep",
                            JSON_DEPTH_MAX);
@@ -2917,9 +2947,15 @@ struct schema_arr {
     bool unique;
 };
 
+/* Both ends of a name, by which names are told apart. */
+struct schema_ends {
+    uint64_t head, tail;
+};
+
 /* A name that `properties`, `required` or a dependent keyword mentions. */
 struct schema_name {
     struct str name;
+    struct schema_ends ends;
     struct schema_node *schema;  // NULL: mentioned only
 };
 
@@ -2969,6 +3005,7 @@ struct schema_enum {
 
 struct schema_node {
     uint8_t types;       // accepted
+    uint8_t plain;       // accepted, and only `num` and `str` have a say
     uint8_t text_types;  // what a text may be read as
     bool typed;          // `type` was written
     bool never;          // the schema `false`
@@ -3134,42 +3171,57 @@ schema_show(struct str s)
 
 /* ---- names ---- */
 
-/* Enough of a name to tell names apart: both ends and the length. The table's
- * seed is chosen so that its own names do not collide; a stranger's name costs
- * one probe and one comparison. */
-static uint32_t
-schema_name_hash(struct str s, uint64_t seed)
+/* Up to eight bytes from either end, which for a name of at most 16 are all. */
+static struct schema_ends
+schema_ends_of(struct str s)
 {
-    uint64_t a = 0, b = 0;
+    struct schema_ends e = {0, 0};
 
     if (s.n >= 8) {
-        memcpy(&a, s.p, 8);
-        memcpy(&b, s.p + s.n - 8, 8);
+        memcpy(&e.head, s.p, 8);
+        memcpy(&e.tail, s.p + s.n - 8, 8);
     } else if (s.n >= 4) {
-        memcpy(&a, s.p, 4);
-        memcpy(&b, s.p + s.n - 4, 4);
+        memcpy(&e.head, s.p, 4);
+        memcpy(&e.tail, s.p + s.n - 4, 4);
     } else if (s.n) {
-        a = (unsigned char)s.p[0] | (uint64_t)(unsigned char)s.p[s.n / 2] << 8;
-        b = (unsigned char)s.p[s.n - 1];
+        e.head = (unsigned char)s.p[0] | (uint64_t)(unsigned char)s.p[s.n / 2]
+                                             << 8;
+        e.tail = (unsigned char)s.p[s.n - 1];
     }
-    a = (a ^ seed) * UINT64_C(0x9e3779b97f4a7c15);
-    a ^= a >> 29;
-    a = (a + b + s.n) * (seed | 1);
-    return (uint32_t)(a >> 32);
+    return e;
 }
 
-static const struct schema_name *
+/* The table's seed is chosen so that its own names do not collide; a stranger's
+ * name costs one probe and one comparison. */
+static uint32_t
+schema_name_hash(struct schema_ends e, size_t n, uint64_t seed)
+{
+    uint64_t h = (e.head ^ seed) * UINT64_C(0x9e3779b97f4a7c15);
+
+    h ^= h >> 29;
+    h = (h + e.tail + n) * (seed | 1);
+    return (uint32_t)(h >> 32);
+}
+
+/* The index of a name plus one; 0 for a stranger. */
+static unsigned
 schema_name_find(const struct schema_obj *o, struct str s)
 {
+    struct schema_ends e;
     uint32_t at;
 
     if (!o->names_n)
-        return NULL;
-    for (at = schema_name_hash(s, o->seed) & o->mask; o->slots[at];
-         at = (at + 1) & o->mask)
-        if (str_eq(o->names[o->slots[at] - 1].name, s))
-            return &o->names[o->slots[at] - 1];
-    return NULL;
+        return 0;
+    e = schema_ends_of(s);
+    for (at = schema_name_hash(e, s.n, o->seed) & o->mask; o->slots[at];
+         at = (at + 1) & o->mask) {
+        const struct schema_name *n = &o->names[o->slots[at] - 1];
+
+        if (n->ends.head == e.head && n->ends.tail == e.tail &&
+            n->name.n == s.n && (s.n <= 16 || memcmp(n->name.p, s.p, s.n) == 0))
+            return o->slots[at];
+    }
+    return 0;
 }
 
 /* Fills the table for one seed; says how many names were pushed aside. */
@@ -3180,7 +3232,8 @@ schema_names_place(struct schema_obj *o)
 
     memset(o->slots, 0, (o->mask + 1) * sizeof *o->slots);
     for (unsigned i = 0; i < o->names_n; i++) {
-        uint32_t at = schema_name_hash(o->names[i].name, o->seed) & o->mask;
+        const struct schema_name *n = &o->names[i];
+        uint32_t at = schema_name_hash(n->ends, n->name.n, o->seed) & o->mask;
 
         for (; o->slots[at]; at = (at + 1) & o->mask)
             aside++;
@@ -4355,22 +4408,21 @@ schema_check_members(struct schema_run *r, const struct schema_walk *w,
     yyjson_val *key = v + 1;
 
     for (size_t i = json_count(v); i; i--, key = json_next(key + 1)) {
-        const struct schema_name *name = schema_name_find(o, json_str(key));
-        bool known = name && name->schema;
+        unsigned at = schema_name_find(o, json_str(key));
+        const struct schema_node *n = at ? o->names[at - 1].schema : NULL;
 
         if (--r->steps < 0)
             return schema_give_up(r, v, "schema", "too much work to check");
-        if (name)
-            w->seen[(name - o->names) / 64] |= UINT64_C(1)
-                                               << (name - o->names) % 64;
-        if (known && !schema_eval(r, name->schema, key + 1, w->below))
+        if (at)
+            w->seen[(at - 1) / 64] |= UINT64_C(1) << (at - 1) % 64;
+        if (n && !schema_eval(r, n, key + 1, w->below))
             return false;
         if (o->key && !schema_eval(r, o->key, key, SCHEMA_OUTER))
             return false;
-        if (!o->patterns_n && known) {
+        if (!o->patterns_n && n) {
             if (w->mark && !schema_push(r, key + 1, false))
                 return false;
-        } else if (!schema_check_other(r, w, key, known)) {
+        } else if (!schema_check_other(r, w, key, n != NULL)) {
             return false;
         }
     }
@@ -4603,15 +4655,13 @@ schema_eval_value(struct schema_run *r, const struct schema_node *n,
     return true;
 }
 
-static bool
-schema_eval(struct schema_run *r, const struct schema_node *n, yyjson_val *v,
-            enum schema_mode mode)
+/* The long way, for what is not plain. */
+__attribute__((noinline)) static bool
+schema_eval_full(struct schema_run *r, const struct schema_node *n,
+                 yyjson_val *v, unsigned type, enum schema_mode mode)
 {
-    unsigned type = schema_type_of(v);
     bool ok;
 
-    if (n->alias)
-        n = n->alias;
     if (r->dead)
         return false;
     if (!(n->types & type) && !schema_wrong_type(r, n, v))
@@ -4624,6 +4674,26 @@ schema_eval(struct schema_run *r, const struct schema_node *n, yyjson_val *v,
     ok = schema_eval_value(r, n, v, type, mode);
     r->depth--;
     return ok && !r->dead;
+}
+
+/* Most values are scalars with a type and a limit or two. Their steps are
+ * counted here, and looked at by what holds them. */
+static bool
+schema_eval(struct schema_run *r, const struct schema_node *n, yyjson_val *v,
+            enum schema_mode mode)
+{
+    unsigned type = schema_type_of(v);
+
+    if (n->alias)
+        n = n->alias;
+    if (!(n->plain & type))
+        return schema_eval_full(r, n, v, type, mode);
+    r->steps--;
+    if (type == SCHEMA_STR)
+        return (!n->str || schema_check_str(r, n->str, v)) && !r->dead;
+    if (type & (SCHEMA_INT | SCHEMA_REAL))
+        return (!n->num || schema_check_num(r, n->num, v)) && !r->dead;
+    return !r->dead;
 }
 
 /* The end of a check that kept a trail: closed objects may hold only what was
@@ -5044,12 +5114,15 @@ schema_fill_pattern(struct schema_build *b, struct schema_node *n,
     return t->re != NULL;
 }
 
+/* An open schema takes it for the note that the standard makes of it. */
 static bool
 schema_fill_format(struct schema_build *b, struct schema_node *n, yyjson_val *v,
                    const struct schema_word *w)
 {
     if (json_type(v) != YYJSON_TYPE_STR)
         return schema_bad(b, v, w->name, "must be a string");
+    if (b->s->open)
+        return true;
     for (size_t i = 0; i < sizeof schema_formats / sizeof *schema_formats; i++)
         if (str_eq(json_str(v), str_of(schema_formats[i].name)))
             n->format = &schema_formats[i];
@@ -5110,6 +5183,7 @@ schema_name_add(struct schema_build *b, struct schema_obj *o, yyjson_val *at)
             memcpy(o->names, old, o->names_n * sizeof *old);
     }
     o->names[o->names_n].name = name;
+    o->names[o->names_n].ends = schema_ends_of(name);
     return o->names_n++;
 }
 
@@ -5229,6 +5303,19 @@ schema_fill_string(struct schema_build *b, struct schema_node *n, yyjson_val *v,
            schema_bad(b, v, w->name, "must be a string");
 }
 
+/* Notes by the standard that read like checks: only an open schema may have
+ * them. */
+static bool
+schema_fill_content(struct schema_build *b, struct schema_node *n,
+                    yyjson_val *v, const struct schema_word *w)
+{
+    if (!b->s->open)
+        return schema_bad(b, v, w->name,
+                          "nothing looks into a string here: take it out, or "
+                          "write format: \"byte\" for base64");
+    return w->kind == SCHEMA_KIND_ONE || schema_fill_string(b, n, v, w);
+}
+
 static bool
 schema_fill_draft(struct schema_build *b, struct schema_node *n, yyjson_val *v,
                   const struct schema_word *w)
@@ -5322,6 +5409,9 @@ static const struct schema_word schema_words[] = {
     {"$anchor", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_string},
     {"$schema", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_draft},
     {"$comment", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_string},
+    {"contentEncoding", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_content},
+    {"contentMediaType", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_content},
+    {"contentSchema", SCHEMA_KIND_ONE, SCHEMA_NODE, 0, schema_fill_content},
     {"title", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_string},
     {"description", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_string},
     {"default", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, NULL},
@@ -5767,6 +5857,8 @@ schema_fill(struct schema_build *b, const struct schema_spot *spot)
     }
     if (!schema_check_idle(b, spot))
         return false;
+    if (!n->value && !n->format && !n->mix)
+        n->plain = n->types & (uint8_t) ~(SCHEMA_ARR | SCHEMA_OBJ);
     m = n->mix;
     n->inplace = m && (m->ref || m->all.n || m->any.n || m->one.n || m->cond);
     if (n->obj)
