@@ -2883,7 +2883,9 @@ enum {
     SCHEMA_STEPS_EACH = 64,       // and for each value in it
     SCHEMA_TRAIL_BASE = 1000000,  // evaluated marks, for any instance
     SCHEMA_TRAIL_EACH = 8,        // and for each value in it
-    SCHEMA_FORMAT_REGEX_MAX = 256
+    SCHEMA_FORMAT_REGEX_MAX = 256,
+    SCHEMA_SHOWN_VALUES = 120,  // of an enum in a message, in bytes
+    SCHEMA_WHY_LINE = 480       // what schema_why_line() needs
 };
 
 enum {
@@ -3945,6 +3947,8 @@ schema_fail(struct schema_run *r, yyjson_val *v, const char *keyword,
     return false;
 }
 
+static const char schema_too_much[] = "too much work to check: send less";
+
 /* The check cannot be finished, so it ends as a failure whatever is above. */
 __attribute__((cold, noinline)) static bool
 schema_give_up(struct schema_run *r, yyjson_val *v, const char *keyword,
@@ -4014,7 +4018,9 @@ schema_match(struct schema_run *r, const struct schema_re *re, yyjson_val *v)
     if (n >= 0)
         return true;
     if (n != PCRE2_ERROR_NOMATCH)
-        schema_give_up(r, v, "pattern", "the pattern takes too many steps");
+        schema_give_up(r, v, "pattern",
+                       "the pattern takes too many steps: send less, or make "
+                       "it simpler");
     return false;
 }
 
@@ -4025,7 +4031,7 @@ schema_push(struct schema_run *r, yyjson_val *v, bool close)
 
     if (r->trail_n == r->trail_cap) {
         if (--r->steps < 0 || r->trail_cap > r->trail_max)
-            return schema_give_up(r, v, "schema", "too much work to check");
+            return schema_give_up(r, v, "schema", schema_too_much);
         r->trail_cap *= 2;
         if (r->trail == r->small) {
             r->trail = mem_xmalloc(r->trail_cap * sizeof *r->trail);
@@ -4130,7 +4136,8 @@ schema_wrong_type(struct schema_run *r, const struct schema_node *n,
         schema_integral(v))
         return true;
     if (n->never)
-        return schema_fail(r, v, "false", "nothing is allowed here");
+        return schema_fail(r, v, "false",
+                           "nothing is allowed here: take it out");
     return schema_fail(r, v, "type", "must be %s",
                        schema_types_text(n->types, wanted, sizeof wanted));
 }
@@ -4152,6 +4159,48 @@ schema_enum_at(const struct schema_enum *en, uint64_t h)
     return low;
 }
 
+/* Values of the schema, not of the instance: they may be shown. */
+static void
+schema_show_value(struct mem_buf *b, const yyjson_val *v)
+{
+    unsigned type = json_type(v);
+
+    if (type == YYJSON_TYPE_STR)
+        mem_buf_printf(b, "\"%s\"", schema_show(json_str(v)).p);
+    else if (type == YYJSON_TYPE_NUM)
+        json_write_num(b, v);
+    else
+        mem_buf_printf(b, "%s",
+                       type == YYJSON_TYPE_NULL           ? "null"
+                       : type == YYJSON_TYPE_OBJ          ? "{...}"
+                       : type == YYJSON_TYPE_ARR          ? "[...]"
+                       : unsafe_yyjson_is_true((void *)v) ? "true"
+                                                          : "false");
+}
+
+__attribute__((cold, noinline)) static bool
+schema_enum_fail(struct schema_run *r, const struct schema_enum *en,
+                 yyjson_val *v)
+{
+    struct mem_buf b = {0};
+    size_t i = 0;
+
+    if (!r->why || r->quiet)
+        return false;
+    for (; i < en->n && mem_buf_len(&b) < SCHEMA_SHOWN_VALUES; i++) {
+        if (i)
+            mem_buf_printf(&b, "%s", i + 1 == en->n ? " or " : ", ");
+        schema_show_value(&b, en->v[i]);
+    }
+    if (i)
+        schema_fail(r, v, en->word, "must be %.*s%s", (int)mem_buf_len(&b),
+                    mem_buf_ptr(&b), i < en->n ? " or another of enum" : "");
+    else
+        schema_fail(r, v, en->word, "enum and const have no value in common");
+    mem_buf_free(&b);
+    return false;
+}
+
 static bool
 schema_check_enum(struct schema_run *r, const struct schema_enum *en,
                   yyjson_val *v)
@@ -4170,9 +4219,7 @@ schema_check_enum(struct schema_run *r, const struct schema_enum *en,
             if (json_equal(en->v[i], v))
                 return true;
     }
-    return schema_fail(r, v, en->word,
-                       en->n == 1 ? "must be the one allowed value"
-                                  : "must be one of the allowed values");
+    return schema_enum_fail(r, en, v);
 }
 
 static bool
@@ -4222,12 +4269,12 @@ schema_check_str(struct schema_run *r, const struct schema_string *t,
         n = schema_code_points(s);
         if (n < t->min)
             return schema_fail(r, v, "minLength",
-                               "must have at least %" PRIu64 " characters",
-                               t->min);
+                               "must have at least %" PRIu64 " character%s",
+                               t->min, t->min == 1 ? "" : "s");
         if (n > t->max)
             return schema_fail(r, v, "maxLength",
-                               "must have at most %" PRIu64 " characters",
-                               t->max);
+                               "must have at most %" PRIu64 " character%s",
+                               t->max, t->max == 1 ? "" : "s");
     }
     if (t->re && !schema_match(r, t->re, v))
         return schema_fail(r, v, "pattern", "must match %s",
@@ -4264,7 +4311,7 @@ schema_check_unique(struct schema_run *r, yyjson_val *v)
         cap *= 2;
     r->steps -= (int64_t)(json_span(v) + cap / 8);
     if (r->steps < 0)
-        return schema_give_up(r, v, "uniqueItems", "too much work to check");
+        return schema_give_up(r, v, "uniqueItems", schema_too_much);
     if (cap > sizeof small / sizeof *small)
         table = mem_xcalloc(cap * sizeof *table);
     for (; n && !twice; n--, item = json_next(item)) {
@@ -4278,7 +4325,8 @@ schema_check_unique(struct schema_run *r, yyjson_val *v)
     if (table != small)
         free(table);
     return !twice || schema_fail(r, twice, "uniqueItems",
-                                 "is there already: items must be unique");
+                                 "is there already: items must be unique, so "
+                                 "take it out");
 }
 
 /* `contains`: counts, and marks the items that fit as evaluated. */
@@ -4301,11 +4349,13 @@ schema_check_contains(struct schema_run *r, const struct schema_arr *a,
     if (hits < a->contains_min)
         return schema_fail(
             r, v, a->contains_min == 1 ? "contains" : "minContains",
-            "must have at least %" PRIu64 " items that fit", a->contains_min);
+            "must have at least %" PRIu64 " item%s of the kind in contains",
+            a->contains_min, a->contains_min == 1 ? "" : "s");
     if (hits > a->contains_max)
         return schema_fail(r, v, "maxContains",
-                           "must have at most %" PRIu64 " items that fit",
-                           a->contains_max);
+                           "must have at most %" PRIu64
+                           " item%s of the kind in contains",
+                           a->contains_max, a->contains_max == 1 ? "" : "s");
     return true;
 }
 
@@ -4343,10 +4393,12 @@ schema_check_arr(struct schema_run *r, const struct schema_node *n,
 
     if (json_count(v) < a->min)
         return schema_fail(r, v, "minItems",
-                           "must have at least %" PRIu64 " items", a->min);
+                           "must have at least %" PRIu64 " item%s", a->min,
+                           a->min == 1 ? "" : "s");
     if (json_count(v) > a->max)
         return schema_fail(r, v, "maxItems",
-                           "must have at most %" PRIu64 " items", a->max);
+                           "must have at most %" PRIu64 " item%s", a->max,
+                           a->max == 1 ? "" : "s");
     if ((a->prefix.n || a->items) && !schema_check_items(r, a, v, below, mark))
         return false;
     if (a->contains && !schema_check_contains(r, a, v, mark))
@@ -4369,7 +4421,7 @@ schema_unknown(struct schema_run *r, yyjson_val *member, bool unevaluated)
     return schema_fail(r, member,
                        unevaluated ? "unevaluatedProperties"
                                    : "additionalProperties",
-                       "is not a member that the schema knows");
+                       "is not a member that the schema knows: take it out");
 }
 
 /* A member that `patternProperties` or `additionalProperties` may speak of;
@@ -4412,7 +4464,7 @@ schema_check_members(struct schema_run *r, const struct schema_walk *w,
         const struct schema_node *n = at ? o->names[at - 1].schema : NULL;
 
         if (--r->steps < 0)
-            return schema_give_up(r, v, "schema", "too much work to check");
+            return schema_give_up(r, v, "schema", schema_too_much);
         if (at)
             w->seen[(at - 1) / 64] |= UINT64_C(1) << (at - 1) % 64;
         if (n && !schema_eval(r, n, key + 1, w->below))
@@ -4492,10 +4544,12 @@ schema_check_obj(struct schema_run *r, const struct schema_node *n,
         seen[i] = 0;
     if (json_count(v) < o->min)
         return schema_fail(r, v, "minProperties",
-                           "must have at least %" PRIu64 " members", o->min);
+                           "must have at least %" PRIu64 " member%s", o->min,
+                           o->min == 1 ? "" : "s");
     if (json_count(v) > o->max)
         return schema_fail(r, v, "maxProperties",
-                           "must have at most %" PRIu64 " members", o->max);
+                           "must have at most %" PRIu64 " member%s", o->max,
+                           o->max == 1 ? "" : "s");
     if (o->unevaluated)
         w.mark = true;
     return schema_check_members(r, &w, v) &&
@@ -4543,15 +4597,20 @@ static bool
 schema_check_one(struct schema_run *r, const struct schema_list *one,
                  yyjson_val *v)
 {
-    size_t hits = 0;
+    size_t first = one->n;
 
-    for (size_t i = 0; i < one->n && hits < 2 && !r->dead; i++)
-        hits += schema_try(r, one->v[i], v, SCHEMA_INNER);
+    for (size_t i = 0; i < one->n && !r->dead; i++) {
+        if (!schema_try(r, one->v[i], v, SCHEMA_INNER))
+            continue;
+        if (first < one->n)
+            return schema_fail(r, v, "oneOf",
+                               "fits alternatives %zu and %zu, must fit one",
+                               first + 1, i + 1);
+        first = i;
+    }
     if (r->dead)
         return false;
-    if (hits > 1)
-        return schema_fail(r, v, "oneOf", "fits more than one alternative");
-    return hits == 1 || schema_none_fits(r, one, v, "oneOf");
+    return first < one->n || schema_none_fits(r, one, v, "oneOf");
 }
 
 /* `not` tells nobody what it evaluated, whichever way it ends. */
@@ -4565,7 +4624,8 @@ schema_check_not(struct schema_run *r, const struct schema_node *no,
     r->trail_n = was;
     if (r->dead)
         return false;
-    return !hit || schema_fail(r, v, "not", "is what the schema rules out");
+    return !hit || schema_fail(r, v, "not",
+                               "is what the schema rules out: send another");
 }
 
 static bool
@@ -4609,7 +4669,8 @@ schema_check_rest(struct schema_run *r, const struct schema_node *rest,
         if (rest->never)
             ok = obj ? schema_unknown(r, child, true)
                      : schema_fail(r, child, "unevaluatedItems",
-                                   "is not an item that the schema knows");
+                                   "is not an item that the schema knows: take "
+                                   "it out");
         else
             ok = schema_eval(r, rest, child, SCHEMA_OUTER) &&
                  schema_push(r, child, false);
@@ -4667,9 +4728,10 @@ schema_eval_full(struct schema_run *r, const struct schema_node *n,
     if (!(n->types & type) && !schema_wrong_type(r, n, v))
         return false;
     if (--r->steps < 0)
-        return schema_give_up(r, v, "schema", "too much work to check");
+        return schema_give_up(r, v, "schema", schema_too_much);
     if (r->depth == SCHEMA_DEPTH_MAX)
-        return schema_give_up(r, v, "$ref", "nested too deep to check");
+        return schema_give_up(r, v, "$ref",
+                              "nested too deep to check: nest less");
     r->depth++;
     ok = schema_eval_value(r, n, v, type, mode);
     r->depth--;
@@ -4717,7 +4779,7 @@ schema_close_all(struct schema_run *r)
             size_t at = (size_t)(child - r->root);
 
             if (--r->steps < 0)
-                ok = schema_give_up(r, v, "schema", "too much work to check");
+                ok = schema_give_up(r, v, "schema", schema_too_much);
             else if (!(bits[at / 64] >> at % 64 & 1))
                 ok = schema_unknown(r, child, true);
         }
@@ -4746,6 +4808,14 @@ schema_check_node(const struct schema *s, const struct schema_node *n,
     if (r.trail != r.small)
         free(r.trail);
     return ok;
+}
+
+/* "/a/0: must be at least 1 (minimum)" */
+static void
+schema_why_line(const struct schema_why *why, char *out, size_t cap)
+{
+    snprintf(out, cap, "%s%s%s (%s)", why->path, why->path[0] ? ": " : "",
+             why->msg, why->keyword);
 }
 
 static bool
@@ -5478,12 +5548,13 @@ static bool
 schema_unknown_word(struct schema_build *b, yyjson_val *key)
 {
     struct str name = json_str(key);
+    struct schema_shown word = schema_show(name);
     const char *near = NULL;
     unsigned best = 3, d;
 
     for (size_t i = 0; i < sizeof schema_foreign / sizeof *schema_foreign; i++)
         if (str_eq(name, str_of(schema_foreign[i].name)))
-            return schema_bad(b, key, NULL, "%s", schema_foreign[i].mend);
+            return schema_bad(b, key, word.p, "%s", schema_foreign[i].mend);
     for (size_t i = 0; i < sizeof schema_words / sizeof *schema_words; i++) {
         d = schema_distance(name, schema_words[i].name);
         if (d < best) {
@@ -5491,7 +5562,7 @@ schema_unknown_word(struct schema_build *b, yyjson_val *key)
             near = schema_words[i].name;
         }
     }
-    return schema_bad(b, key, NULL,
+    return schema_bad(b, key, word.p,
                       near ? "this keyword is not known: did you mean %s?"
                            : "this keyword is not known: take it out%s",
                       near ? near : "");
@@ -5574,7 +5645,7 @@ schema_survey_id(struct schema_build *b, yyjson_val *v, unsigned *base)
     if (!id && b->resources_n)
         return true;
     if (id && json_type(id) != YYJSON_TYPE_STR)
-        return schema_bad(b, id, NULL, "must be a string");
+        return schema_bad(b, id, "$id", "must be a string");
     b->resources = schema_grow(b, b->resources, b->resources_n,
                                &b->resources_cap, sizeof *b->resources);
     r = &b->resources[b->resources_n];
@@ -5583,14 +5654,15 @@ schema_survey_id(struct schema_build *b, yyjson_val *v, unsigned *base)
     if (id) {
         schema_uri_split(json_str(id), &u);
         if (u.fragment.n)
-            return schema_bad(b, id, NULL,
+            return schema_bad(b, id, "$id",
                               "must have no fragment: use $anchor");
         if (b->resources_n)
             r->uri = b->resources[*base].uri;
         r->uri = schema_resolve(b, r->uri, json_str(id));
         for (size_t i = 0; i < b->resources_n; i++)
             if (str_eq(b->resources[i].uri, r->uri))
-                return schema_bad(b, id, NULL, "another schema has it already");
+                return schema_bad(b, id, "$id",
+                                  "another schema has it already");
     }
     *base = (unsigned)b->resources_n++;
     return true;
@@ -5604,11 +5676,12 @@ schema_survey_anchor(struct schema_build *b, yyjson_val *v, unsigned base)
     if (!anchor)
         return true;
     if (json_type(anchor) != YYJSON_TYPE_STR || !json_count(anchor))
-        return schema_bad(b, anchor, NULL, "must be a name");
+        return schema_bad(b, anchor, "$anchor", "must be a name");
     for (size_t i = 0; i < b->anchors_n; i++)
         if (b->anchors[i].base == base &&
             str_eq(b->anchors[i].name, json_str(anchor)))
-            return schema_bad(b, anchor, NULL, "another schema has it already");
+            return schema_bad(b, anchor, "$anchor",
+                              "another schema has it already");
     b->anchors = schema_grow(b, b->anchors, b->anchors_n, &b->anchors_cap,
                              sizeof *b->anchors);
     b->anchors[b->anchors_n++] =
@@ -5632,7 +5705,7 @@ schema_survey_word(struct schema_build *b, yyjson_val *v,
     if (w->kind == SCHEMA_KIND_ONE)
         return schema_survey(b, v, base);
     if (json_type(v) != want)
-        return schema_bad(b, v, NULL, "must be %s of schemas",
+        return schema_bad(b, v, w->name, "must be %s of schemas",
                           map ? "an object" : "a list");
     for (size_t i = json_count(v); i; i--, item = json_next(item)) {
         item += map;
@@ -5825,7 +5898,7 @@ schema_check_idle(struct schema_build *b, const struct schema_spot *spot)
         const struct schema_word *w = schema_word_find(json_str(key));
 
         if (n->typed && !(n->types & about[w->part]))
-            return schema_bad(b, key, NULL,
+            return schema_bad(b, key, w->name,
                               "says nothing about %s: mend this or the type",
                               schema_types_text(n->types, types, sizeof types));
     }
@@ -37730,6 +37803,7 @@ bind_core_schema_check(lua_State *L)
 {
     bool test = lua_gettop(L) > 1;
     struct mem_arena *a = bind_arena(L);
+    char line[SCHEMA_WHY_LINE];
     struct schema_why why;
     struct schema *s = NULL;
     yyjson_val *doc, *v = NULL;
@@ -37743,8 +37817,9 @@ bind_core_schema_check(lua_State *L)
         return 2;
     }
     if (test && !schema_check(s, v, &why)) {
+        schema_why_line(&why, line, sizeof line);
         lua_pushnil(L);
-        lua_pushstring(L, why.msg);
+        lua_pushstring(L, line);
         return 2;
     }
     lua_pushboolean(L, 1);
@@ -48853,6 +48928,7 @@ cli_schema_line(struct mem_arena *a, struct str line, bool open, struct err *e)
 {
     yyjson_val *root, *doc, *instance;
     const struct schema *schema;
+    char text[SCHEMA_WHY_LINE];
     struct schema_why why;
 
     if (!json_parse(a, line, &root, e))
@@ -48865,8 +48941,8 @@ cli_schema_line(struct mem_arena *a, struct str line, bool open, struct err *e)
     schema = schema_compile(a, doc, open, e);
     if (!schema || schema_check(schema, instance, &why))
         return schema != NULL;
-    return err_set(e, ERR_SCHEMA, "%s%s%s (%s)", why.path,
-                   why.path[0] ? ": " : "", why.msg, why.keyword);
+    schema_why_line(&why, text, sizeof text);
+    return err_set(e, ERR_SCHEMA, "%s", text);
 }
 
 static int
