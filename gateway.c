@@ -2884,8 +2884,8 @@ enum {
     SCHEMA_TRAIL_BASE = 1000000,  // evaluated marks, for any instance
     SCHEMA_TRAIL_EACH = 8,        // and for each value in it
     SCHEMA_FORMAT_REGEX_MAX = 256,
-    SCHEMA_SHOWN_VALUES = 120,  // of an enum in a message, in bytes
-    SCHEMA_WHY_LINE = 480       // what schema_why_line() needs
+    SCHEMA_SHOWN_VALUES = 80,  // of an enum in a message, in bytes
+    SCHEMA_WHY_LINE = 480      // what schema_why_line() needs
 };
 
 enum {
@@ -2915,7 +2915,7 @@ struct schema_re {
 };
 
 struct schema_format {
-    const char *name;
+    const char *name, *like;          // and an example
     bool (*ok)(struct str);           // NULL: strings pass
     bool (*num)(const yyjson_val *);  // NULL: numbers pass
 };
@@ -3156,7 +3156,7 @@ schema_path(yyjson_val *root, yyjson_val *v, char *out, size_t cap)
 
 /* A name or a pattern as a message may show it. */
 struct schema_shown {
-    char p[72];
+    char p[96];
 };
 
 static struct schema_shown
@@ -3906,26 +3906,26 @@ schema_format_int64(const yyjson_val *v)
 }
 
 static const struct schema_format schema_formats[] = {
-    {"date-time", schema_format_date_time, NULL},
-    {"date", schema_format_date, NULL},
-    {"time", schema_format_time, NULL},
-    {"duration", schema_format_duration, NULL},
-    {"email", schema_format_email, NULL},
-    {"idn-email", schema_format_idn_email, NULL},
-    {"hostname", schema_format_hostname, NULL},
-    {"ipv4", schema_format_ipv4, NULL},
-    {"ipv6", schema_format_ipv6, NULL},
-    {"uri", schema_format_uri, NULL},
-    {"uri-reference", schema_format_uri_reference, NULL},
-    {"iri", schema_format_iri, NULL},
-    {"iri-reference", schema_format_iri_reference, NULL},
-    {"uuid", schema_format_uuid, NULL},
-    {"json-pointer", schema_format_json_pointer, NULL},
-    {"relative-json-pointer", schema_format_relative_pointer, NULL},
-    {"regex", schema_format_regex, NULL},
-    {"byte", schema_format_byte, NULL},
-    {"int32", NULL, schema_format_int32},
-    {"int64", NULL, schema_format_int64},
+    {"date-time", "2024-02-29T23:59:00Z", schema_format_date_time, NULL},
+    {"date", "2024-02-29", schema_format_date, NULL},
+    {"time", "23:59:00Z", schema_format_time, NULL},
+    {"duration", "P1DT12H", schema_format_duration, NULL},
+    {"email", "a@example.com", schema_format_email, NULL},
+    {"idn-email", "a@example.com", schema_format_idn_email, NULL},
+    {"hostname", "a.example.com", schema_format_hostname, NULL},
+    {"ipv4", "192.0.2.1", schema_format_ipv4, NULL},
+    {"ipv6", "2001:db8::1", schema_format_ipv6, NULL},
+    {"uri", "https://example.com/a", schema_format_uri, NULL},
+    {"uri-reference", "/a?b#c", schema_format_uri_reference, NULL},
+    {"iri", "https://example.com/a", schema_format_iri, NULL},
+    {"iri-reference", "/a?b#c", schema_format_iri_reference, NULL},
+    {"uuid", "123e4567-e89b-12d3-a456-426614174000", schema_format_uuid, NULL},
+    {"json-pointer", "/a/0", schema_format_json_pointer, NULL},
+    {"relative-json-pointer", "1/a", schema_format_relative_pointer, NULL},
+    {"regex", "^[a-z]+$", schema_format_regex, NULL},
+    {"byte", "aGVsbG8=", schema_format_byte, NULL},
+    {"int32", "-2147483648", NULL, schema_format_int32},
+    {"int64", "-9223372036854775808", NULL, schema_format_int64},
 };
 
 /* ---- checking ---- */
@@ -4295,7 +4295,8 @@ schema_check_format(struct schema_run *r, const struct schema_format *f,
         ok = f->num(v);
     }
     return ok ||
-           schema_fail(r, v, "format", "must be in the format %s", f->name);
+           schema_fail(r, v, "format", "must be in the format %s, like %s",
+                       f->name, f->like);
 }
 
 /* Unique by keyed hash: two different items that hash alike are refused, which
