@@ -2884,6 +2884,7 @@ enum {
     SCHEMA_TRAIL_BASE = 1000000,  // evaluated marks, for any instance
     SCHEMA_TRAIL_EACH = 8,        // and for each value in it
     SCHEMA_FORMAT_REGEX_MAX = 256,
+    SCHEMA_RE_WHY = 120,       // bytes of PCRE2's own message
     SCHEMA_SHOWN_VALUES = 80,  // of an enum in a message, in bytes
     SCHEMA_WHY_LINE = 480      // what schema_why_line() needs
 };
@@ -3847,10 +3848,185 @@ schema_format_byte(struct str s)
     return true;
 }
 
-/* What every pattern is compiled with: close to ECMA-262 in Unicode mode. There
- * \d and \w are ASCII and \s is not. */
+/* ---- patterns ---- */
+
+/* An expression of ECMA-262, on its way to PCRE2. */
+struct schema_ecma {
+    struct str text;
+    size_t at;
+    bool set;  // between [ and ]
+};
+
+/* Unicode's general categories, of which PCRE2 knows the short names. */
+static const struct {
+    const char *name, *code;
+} schema_categories[] = {
+    {"Letter", "L"},
+    {"Cased_Letter", "L&"},
+    {"Uppercase_Letter", "Lu"},
+    {"Lowercase_Letter", "Ll"},
+    {"Titlecase_Letter", "Lt"},
+    {"Modifier_Letter", "Lm"},
+    {"Other_Letter", "Lo"},
+    {"Mark", "M"},
+    {"Combining_Mark", "M"},
+    {"Nonspacing_Mark", "Mn"},
+    {"Spacing_Mark", "Mc"},
+    {"Enclosing_Mark", "Me"},
+    {"Number", "N"},
+    {"Decimal_Number", "Nd"},
+    {"digit", "Nd"},
+    {"Letter_Number", "Nl"},
+    {"Other_Number", "No"},
+    {"Punctuation", "P"},
+    {"punct", "P"},
+    {"Connector_Punctuation", "Pc"},
+    {"Dash_Punctuation", "Pd"},
+    {"Open_Punctuation", "Ps"},
+    {"Close_Punctuation", "Pe"},
+    {"Initial_Punctuation", "Pi"},
+    {"Final_Punctuation", "Pf"},
+    {"Other_Punctuation", "Po"},
+    {"Symbol", "S"},
+    {"Math_Symbol", "Sm"},
+    {"Currency_Symbol", "Sc"},
+    {"Modifier_Symbol", "Sk"},
+    {"Other_Symbol", "So"},
+    {"Separator", "Z"},
+    {"Space_Separator", "Zs"},
+    {"Line_Separator", "Zl"},
+    {"Paragraph_Separator", "Zp"},
+    {"Other", "C"},
+    {"Control", "Cc"},
+    {"cntrl", "Cc"},
+    {"Format", "Cf"},
+    {"Surrogate", "Cs"},
+    {"Private_Use", "Co"},
+    {"Unassigned", "Cn"},
+};
+
+/* `n` hexadecimal digits from `from` on, or -1. */
+static int32_t
+schema_ecma_hex(struct str s, size_t from, size_t n)
+{
+    int32_t v = 0;
+
+    if (s.n < from + n)
+        return -1;
+    for (size_t i = from; i < from + n; i++) {
+        if (str_hex_digit(s.p[i]) < 0)
+            return -1;
+        v = v << 4 | str_hex_digit(s.p[i]);
+    }
+    return v;
+}
+
+/* \uXXXX, two of which may be one character, and \u{X}. */
+static bool
+schema_ecma_u(struct schema_ecma *x, struct mem_buf *out)
+{
+    int32_t high = schema_ecma_hex(x->text, x->at + 2, 4), low = -1;
+
+    if (high >= 0xd800 && high < 0xdc00 && x->text.n - x->at >= 12 &&
+        x->text.p[x->at + 6] == '\\' && x->text.p[x->at + 7] == 'u')
+        low = schema_ecma_hex(x->text, x->at + 8, 4);
+    if (low >= 0xdc00 && low < 0xe000) {
+        mem_buf_printf(
+            out, "\\u{%x}",
+            (unsigned)(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00)));
+        x->at += 12;
+        return true;
+    }
+    mem_buf_add(out, "\\u", 2);
+    x->at += 2;
+    return high >= 0 || (x->at < x->text.n && x->text.p[x->at] == '{');
+}
+
+/* \p{Letter} and \P{Letter}; what is no category is left to PCRE2. */
+static bool
+schema_ecma_p(struct schema_ecma *x, struct mem_buf *out)
+{
+    struct str rest = str_from(x->text, x->at + 2), name, tail;
+
+    mem_buf_add(out, x->text.p + x->at, 2);
+    x->at += 2;
+    if (!schema_take(&rest, '{') || !str_cut(rest, '}', &name, &tail))
+        return true;
+    for (size_t i = 0; i < sizeof schema_categories / sizeof *schema_categories;
+         i++)
+        if (str_eq(name, str_of(schema_categories[i].name))) {
+            mem_buf_printf(out, "{%s}", schema_categories[i].code);
+            x->at += name.n + 2;
+        }
+    return true;
+}
+
+/* A backslash and what follows. PCRE2 reads \v and \s otherwise, and letters
+ * that are nothing in ECMA-262: there they are errors, and so here. */
+static bool
+schema_ecma_escape(struct schema_ecma *x, struct mem_buf *out)
+{
+    static const char blank[] = "\\t-\\r\\p{Z}\\u{feff}";
+    size_t n = x->at + 1 < x->text.n ? 2 : 1;
+    char c = n == 2 ? x->text.p[x->at + 1] : 0;
+
+    if (c == 'u')
+        return schema_ecma_u(x, out);
+    if (c == 'p' || c == 'P')
+        return schema_ecma_p(x, out);
+    if (c == 'v')
+        mem_buf_printf(out, "\\x0b");
+    else if (c == 's' && x->set)
+        mem_buf_printf(out, "%s", blank);
+    else if (c == 's' || (c == 'S' && !x->set))
+        mem_buf_printf(out, "[%s%s]", c == 'S' ? "^" : "", blank);
+    else
+        mem_buf_add(out, x->text.p + x->at, n);
+    x->at += n;
+    if (c == 'x')
+        return schema_ecma_hex(x->text, x->at, 2) >= 0;
+    return !schema_is_alpha(c) || strchr("bBcdDfknrsStvwW", c) != NULL;
+}
+
+/* One unit of an expression; false if it is none of ECMA-262. A [ between
+ * brackets is itself, and begins no [:class:]. */
+static bool
+schema_ecma_unit(struct schema_ecma *x, struct mem_buf *out)
+{
+    char c = x->text.p[x->at];
+
+    if (c == '\\')
+        return schema_ecma_escape(x, out);
+    if (c == '[' && x->set)
+        mem_buf_add(out, "\\", 1);
+    mem_buf_add(out, &c, 1);
+    x->set = c == '[' || (x->set && c != ']');
+    x->at++;
+    return true;
+}
+
+/* Where in the expression is the byte `offset` of what PCRE2 has got? */
+static size_t
+schema_ecma_place(struct str s, size_t offset)
+{
+    struct schema_ecma x = {.text = s};
+    struct mem_buf out = {0};
+    size_t from = 0;
+
+    while (x.at < s.n && mem_buf_len(&out) <= offset) {
+        from = x.at;
+        schema_ecma_unit(&x, &out);
+    }
+    if (mem_buf_len(&out) <= offset)
+        from = s.n;
+    mem_buf_free(&out);
+    return from;
+}
+
+/* What every expression is compiled with: ECMA-262 in Unicode mode, and what
+ * PCRE2 has beyond it. There \d and \w are ASCII. */
 static pcre2_code *
-schema_re_compile(struct str s, int *error, size_t *offset)
+schema_re_pcre(struct str s, int *error, size_t *offset)
 {
     pcre2_compile_context *c = pcre2_compile_context_create(NULL);
     pcre2_code *code;
@@ -3862,9 +4038,37 @@ schema_re_compile(struct str s, int *error, size_t *offset)
                PCRE2_EXTRA_ASCII_BSW | PCRE2_EXTRA_ASCII_POSIX);
     code = pcre2_compile((PCRE2_SPTR)s.p, s.n,
                          PCRE2_UTF | PCRE2_UCP | PCRE2_DOLLAR_ENDONLY |
-                             PCRE2_ALLOW_EMPTY_CLASS | PCRE2_NEVER_BACKSLASH_C,
+                             PCRE2_ALLOW_EMPTY_CLASS | PCRE2_NEVER_BACKSLASH_C |
+                             PCRE2_MATCH_UNSET_BACKREF,
                          error, offset, c);
     pcre2_compile_context_free(c);
+    return code;
+}
+
+/* NULL: *why says why, *offset where. */
+static pcre2_code *
+schema_re_compile(struct str s, char why[SCHEMA_RE_WHY], size_t *offset)
+{
+    struct schema_ecma x = {.text = s};
+    struct mem_buf out = {0};
+    pcre2_code *code = NULL;
+    bool ok = true;
+    int error;
+
+    while (ok && x.at < s.n) {
+        *offset = x.at;
+        ok = schema_ecma_unit(&x, &out);
+    }
+    if (!ok)
+        snprintf(why, SCHEMA_RE_WHY, "ECMA-262 has no such escape");
+    else
+        code = schema_re_pcre(
+            (struct str){mem_buf_ptr(&out), mem_buf_len(&out)}, &error, offset);
+    if (ok && !code) {
+        pcre2_get_error_message(error, (PCRE2_UCHAR *)why, SCHEMA_RE_WHY);
+        *offset = schema_ecma_place(s, *offset);
+    }
+    mem_buf_free(&out);
     return code;
 }
 
@@ -3872,13 +4076,13 @@ schema_re_compile(struct str s, int *error, size_t *offset)
 static bool
 schema_format_regex(struct str s)
 {
+    char why[SCHEMA_RE_WHY];
     pcre2_code *code;
     size_t offset;
-    int error;
 
     if (s.n > SCHEMA_FORMAT_REGEX_MAX)
         return false;
-    code = schema_re_compile(s, &error, &offset);
+    code = schema_re_compile(s, why, &offset);
     pcre2_code_free(code);
     return code != NULL;
 }
@@ -5157,16 +5361,14 @@ schema_re_new(struct schema_build *b, yyjson_val *at, const char *word,
               struct str text)
 {
     struct schema_re *re = mem_alloc(b->arena, sizeof *re);
-    PCRE2_UCHAR why[120];
+    char why[SCHEMA_RE_WHY];
     size_t offset;
-    int error;
 
     re->text = text;
-    re->code = schema_re_compile(text, &error, &offset);
+    re->code = schema_re_compile(text, why, &offset);
     if (!re->code) {
-        pcre2_get_error_message(error, why, sizeof why);
         schema_bad(b, at, word, "%s: character %zu: %s", schema_show(text).p,
-                   offset + 1, (char *)why);
+                   offset + 1, why);
         return NULL;
     }
     mem_defer(b->arena, schema_re_free, re->code);
