@@ -3850,6 +3850,15 @@ schema_format_byte(struct str s)
 
 /* ---- patterns ---- */
 
+/* What ECMA-262 calls white space, and what it does not. Each begins with what
+ * cannot end a range and ends with a range, so that a hyphen before it is an
+ * error and one after it itself, as with PCRE2's own. */
+static const char schema_ecma_blanks[] = "\\p{Z}\\ufeff\\t-\\r";
+static const char schema_ecma_solids[] =
+    "\\p{L}\\x00-\\x08\\x0e-\\x1f\\x21-\\x9f\\xa1-\\u167f\\u1681-\\u1fff"
+    "\\u200b-\\u2027\\u202a-\\u202e\\u2030-\\u205e\\u2060-\\u2fff"
+    "\\u3001-\\ud7ff\\ue000-\\ufefe\\uff00-\\u{10ffff}";
+
 /* An expression of ECMA-262, on its way to PCRE2. */
 struct schema_ecma {
     struct str text;
@@ -3921,7 +3930,7 @@ schema_ecma_hex(struct str s, size_t from, size_t n)
     return v;
 }
 
-/* \uXXXX, two of which may be one character, and \u{X}. */
+/* \uXXXX, two of which may be one character. */
 static bool
 schema_ecma_u(struct schema_ecma *x, struct mem_buf *out)
 {
@@ -3930,79 +3939,89 @@ schema_ecma_u(struct schema_ecma *x, struct mem_buf *out)
     if (high >= 0xd800 && high < 0xdc00 && x->text.n - x->at >= 12 &&
         x->text.p[x->at + 6] == '\\' && x->text.p[x->at + 7] == 'u')
         low = schema_ecma_hex(x->text, x->at + 8, 4);
-    if (low >= 0xdc00 && low < 0xe000) {
-        mem_buf_printf(
-            out, "\\u{%x}",
-            (unsigned)(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00)));
-        x->at += 12;
-        return true;
-    }
-    mem_buf_add(out, "\\u", 2);
-    x->at += 2;
-    return high >= 0 || (x->at < x->text.n && x->text.p[x->at] == '{');
+    if (low < 0xdc00 || low >= 0xe000)
+        return false;
+    mem_buf_printf(
+        out, "\\u{%x}",
+        (unsigned)(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00)));
+    x->at += 12;
+    return true;
 }
 
-/* \p{Letter} and \P{Letter}; what is no category is left to PCRE2. */
+/* \p{Letter} and \P{Letter}. */
 static bool
 schema_ecma_p(struct schema_ecma *x, struct mem_buf *out)
 {
     struct str rest = str_from(x->text, x->at + 2), name, tail;
 
-    mem_buf_add(out, x->text.p + x->at, 2);
-    x->at += 2;
     if (!schema_take(&rest, '{') || !str_cut(rest, '}', &name, &tail))
-        return true;
+        return false;
     for (size_t i = 0; i < sizeof schema_categories / sizeof *schema_categories;
-         i++)
-        if (str_eq(name, str_of(schema_categories[i].name))) {
-            mem_buf_printf(out, "{%s}", schema_categories[i].code);
-            x->at += name.n + 2;
-        }
+         i++) {
+        if (!str_eq(name, str_of(schema_categories[i].name)))
+            continue;
+        mem_buf_add(out, x->text.p + x->at, 2);
+        mem_buf_printf(out, "{%s}", schema_categories[i].code);
+        x->at += name.n + 4;
+        return true;
+    }
+    return false;
+}
+
+/* \s and \S, of which PCRE2 has another list, and \v, a class there. Written
+ * as ranges, to stand between brackets too. */
+static bool
+schema_ecma_blank(struct schema_ecma *x, char c, struct mem_buf *out)
+{
+    const char *ranges = c == 'v'   ? "\\x0b"
+                         : c == 's' ? schema_ecma_blanks
+                         : c == 'S' ? schema_ecma_solids
+                                    : NULL;
+
+    if (!ranges)
+        return false;
+    mem_buf_printf(out, x->set ? "%s" : "[%s]", ranges);
+    x->at += 2;
     return true;
 }
 
-/* A backslash and what follows. PCRE2 reads \v and \s otherwise, and letters
- * that are nothing in ECMA-262: there they are errors, and so here. */
-static bool
-schema_ecma_escape(struct schema_ecma *x, struct mem_buf *out)
+/* The length of a "[:name:]" in front, which ends no set; 0 where there is
+ * none. */
+static size_t
+schema_ecma_posix(struct str s)
 {
-    static const char blank[] = "\\t-\\r\\p{Z}\\u{feff}";
-    size_t n = x->at + 1 < x->text.n ? 2 : 1;
-    char c = n == 2 ? x->text.p[x->at + 1] : 0;
+    size_t n = 2;
 
-    if (c == 'u')
-        return schema_ecma_u(x, out);
-    if (c == 'p' || c == 'P')
-        return schema_ecma_p(x, out);
-    if (c == 'v')
-        mem_buf_printf(out, "\\x0b");
-    else if (c == 's' && x->set)
-        mem_buf_printf(out, "%s", blank);
-    else if (c == 's' || (c == 'S' && !x->set))
-        mem_buf_printf(out, "[%s%s]", c == 'S' ? "^" : "", blank);
-    else
-        mem_buf_add(out, x->text.p + x->at, n);
-    x->at += n;
-    if (c == 'x')
-        return schema_ecma_hex(x->text, x->at, 2) >= 0;
-    return !schema_is_alpha(c) || strchr("bBcdDfknrsStvwW", c) != NULL;
+    if (!str_starts(s, S("[:")))
+        return 0;
+    while (n < s.n && (schema_is_alpha(s.p[n]) || s.p[n] == '^'))
+        n++;
+    return str_starts(str_from(s, n), S(":]")) ? n + 2 : 0;
 }
 
-/* One unit of an expression; false if it is none of ECMA-262. A [ between
- * brackets is itself, and begins no [:class:]. */
-static bool
+/* One unit: a character, or a backslash and what follows, taken over as it is
+ * where both mean the same by it. \Q quotes up to \E, in PCRE2 alone. */
+static void
 schema_ecma_unit(struct schema_ecma *x, struct mem_buf *out)
 {
-    char c = x->text.p[x->at];
+    struct str rest = str_from(x->text, x->at);
+    char c = rest.p[0], next = rest.n > 1 ? rest.p[1] : 0;
+    size_t n = 1;
 
-    if (c == '\\')
-        return schema_ecma_escape(x, out);
-    if (c == '[' && x->set)
-        mem_buf_add(out, "\\", 1);
-    mem_buf_add(out, &c, 1);
+    if (c == '\\' && ((next == 'u' && schema_ecma_u(x, out)) ||
+                      ((next | 0x20) == 'p' && schema_ecma_p(x, out)) ||
+                      schema_ecma_blank(x, next, out)))
+        return;
+    if (c == '\\' && next == 'Q')
+        while (n < rest.n && !str_starts(str_from(rest, n), S("\\E")))
+            n++;
+    if (c == '\\' && n < rest.n)
+        n++;
+    if (x->set && schema_ecma_posix(rest))
+        n = schema_ecma_posix(rest);
+    mem_buf_add(out, rest.p, n);
     x->set = c == '[' || (x->set && c != ']');
-    x->at++;
-    return true;
+    x->at += n;
 }
 
 /* Where in the expression is the byte `offset` of what PCRE2 has got? */
@@ -4023,8 +4042,8 @@ schema_ecma_place(struct str s, size_t offset)
     return from;
 }
 
-/* What every expression is compiled with: ECMA-262 in Unicode mode, and what
- * PCRE2 has beyond it. There \d and \w are ASCII. */
+/* What every expression is compiled with: close to ECMA-262 in Unicode mode.
+ * There \d and \w are ASCII. */
 static pcre2_code *
 schema_re_pcre(struct str s, int *error, size_t *offset)
 {
@@ -4051,25 +4070,30 @@ schema_re_compile(struct str s, char why[SCHEMA_RE_WHY], size_t *offset)
 {
     struct schema_ecma x = {.text = s};
     struct mem_buf out = {0};
-    pcre2_code *code = NULL;
-    bool ok = true;
+    pcre2_code *code;
     int error;
 
-    while (ok && x.at < s.n) {
-        *offset = x.at;
-        ok = schema_ecma_unit(&x, &out);
-    }
-    if (!ok)
-        snprintf(why, SCHEMA_RE_WHY, "ECMA-262 has no such escape");
-    else
-        code = schema_re_pcre(
-            (struct str){mem_buf_ptr(&out), mem_buf_len(&out)}, &error, offset);
-    if (ok && !code) {
+    while (x.at < s.n)
+        schema_ecma_unit(&x, &out);
+    code = schema_re_pcre((struct str){mem_buf_ptr(&out), mem_buf_len(&out)},
+                          &error, offset);
+    mem_buf_free(&out);
+    if (!code) {
         pcre2_get_error_message(error, (PCRE2_UCHAR *)why, SCHEMA_RE_WHY);
         *offset = schema_ecma_place(s, *offset);
     }
-    mem_buf_free(&out);
     return code;
+}
+
+/* Letters that PCRE2 knows behind a backslash, and ECMA-262 does not. */
+static bool
+schema_ecma_foreign(struct str s)
+{
+    for (size_t i = 0; i + 1 < s.n; i++)
+        if (s.p[i] == '\\' && schema_is_alpha(s.p[++i]) &&
+            !strchr("bBcdDfknpPrsStuvwWx", s.p[i]))
+            return true;
+    return false;
 }
 
 /* A stranger's expression is compiled and thrown away, and so kept short. */
@@ -4080,7 +4104,7 @@ schema_format_regex(struct str s)
     pcre2_code *code;
     size_t offset;
 
-    if (s.n > SCHEMA_FORMAT_REGEX_MAX)
+    if (s.n > SCHEMA_FORMAT_REGEX_MAX || schema_ecma_foreign(s))
         return false;
     code = schema_re_compile(s, why, &offset);
     pcre2_code_free(code);
@@ -48534,7 +48558,7 @@ static const struct cli_option {
     {CLI_JSON, "--json", NULL, "for machines"},
     {CLI_STDIN, "--stdin", "FILE", "the program's standard input; -: our own"},
     {CLI_OPEN, "--open", NULL,
-     "objects may hold what no schema speaks of, as in the standard"},
+     "as in the standard: open objects, and format is a note"},
     {CLI_HOST, "--host", NULL,
      "what is around the gateway, and how to mend it"},
     {CLI_LEARN, "--learn", NULL,
