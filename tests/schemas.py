@@ -9,6 +9,9 @@ A line of schema_cases.jsonl is one schema and instances: `valid` ones,
 for which the schema does not load, `refused_closed` where only a closed one
 does not; `open` lines are for open schemas alone.
 
+Of the official suite, which tests/setup.sh unpacks from a Debian package, each
+required case must get its verdict, or an error that names a keyword of it.
+
 Then random schemas and instances meet `gateway schema --open`.
 python3-jsonschema is an independent reading of JSON Schema 2020-12, so each
 different verdict is a mistake of one of the two, and printed whole.  Numbers
@@ -20,6 +23,7 @@ forgets one fails.  The last line is `N passed, N failed`.
 import argparse
 import importlib.metadata
 import json
+import os
 import pathlib
 import random
 import subprocess
@@ -180,6 +184,37 @@ def own_cases(binary, is_open):
     return len(lines) - bad, bad
 
 
+def official_cases(binary):
+    """Runs the required cases of the official suite; how many passed and
+    failed.  All but a tenth must get a verdict."""
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    folder = pathlib.Path(cache, "gateway/suite/usr/share/perl5/auto/share/"
+                          "dist/Test-JSON-Schema-Acceptance/tests/draft2020-12")
+    cases = [(group["schema"], test) for path in sorted(folder.glob("*.json"))
+             for group in json.loads(path.read_text()) for test in group["tests"]]
+    if not cases:
+        print("the official suite is not here: tests/setup.sh suite")
+        return 0, 0
+    answers = ask(binary, True, [
+        json.dumps({"schema": schema, "instance": test["data"]})
+        for schema, test in cases])
+    bad = errors = abs(len(answers) - len(cases))
+    for (schema, test), answer in zip(cases, answers):
+        verdict = answer.split(":")[0]
+        good = verdict == ("valid" if test["valid"] else "invalid")
+        if verdict == "error":
+            errors += 1
+            good = any(": %s: " % word in answer for word in words(schema))
+        if not good:
+            bad += 1
+            print("FAIL official: %s: %s\n     %s" % (
+                test["description"], answer, json.dumps(schema)))
+    print("official suite: %d cases, %d of them do not load" % (
+        len(cases), errors))
+    bad += errors > len(cases) / 10
+    return len(cases) - bad, bad
+
+
 def ask(binary, is_open, lines):
     """The answers of `gateway schema` to some lines."""
     done = subprocess.run([binary, "schema"] + ["--open"] * is_open, text=True,
@@ -226,7 +261,8 @@ def main():
             bad += 1
             print("FAIL no %s case has %s" % (
                 "valid" if verdict else "invalid", word))
-    own = own_cases(options.bin, True), own_cases(options.bin, False)
+    own = (own_cases(options.bin, True), own_cases(options.bin, False),
+           official_cases(options.bin))
     good = len(lines) - bad + sum(passed for passed, _ in own)
     bad += sum(failed for _, failed in own)
     print("%d passed, %d failed" % (good, bad))
