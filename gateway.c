@@ -3999,26 +3999,39 @@ schema_ecma_posix(struct str s)
     return str_starts(str_from(s, n), S(":]")) ? n + 2 : 0;
 }
 
-/* One unit: a character, or a backslash and what follows, taken over as it is
- * where both mean the same by it. \Q quotes up to \E, in PCRE2 alone. */
+/* How much in front is taken over as it is: a character, an escape, or what in
+ * PCRE2 alone is read as one: \c and any sign, \Q up to \E, and a comment. */
+static size_t
+schema_ecma_span(struct str s, bool set)
+{
+    size_t n = 1;
+
+    if (set && schema_ecma_posix(s))
+        return schema_ecma_posix(s);
+    if (str_starts(s, S("\\Q"))) {
+        while (n < s.n && !str_starts(str_from(s, n), S("\\E")))
+            n++;
+    } else if (!set && str_starts(s, S("(?#"))) {
+        while (n < s.n && s.p[n] != ')')
+            n++;
+    } else if (s.p[0] == '\\') {
+        n = str_starts(s, S("\\c")) ? 3 : 2;
+    }
+    return n < s.n ? n : s.n;
+}
+
 static void
 schema_ecma_unit(struct schema_ecma *x, struct mem_buf *out)
 {
     struct str rest = str_from(x->text, x->at);
     char c = rest.p[0], next = rest.n > 1 ? rest.p[1] : 0;
-    size_t n = 1;
+    size_t n;
 
     if (c == '\\' && ((next == 'u' && schema_ecma_u(x, out)) ||
                       ((next | 0x20) == 'p' && schema_ecma_p(x, out)) ||
                       schema_ecma_blank(x, next, out)))
         return;
-    if (c == '\\' && next == 'Q')
-        while (n < rest.n && !str_starts(str_from(rest, n), S("\\E")))
-            n++;
-    if (c == '\\' && n < rest.n)
-        n++;
-    if (x->set && schema_ecma_posix(rest))
-        n = schema_ecma_posix(rest);
+    n = schema_ecma_span(rest, x->set);
     mem_buf_add(out, rest.p, n);
     x->set = c == '[' || (x->set && c != ']');
     x->at += n;
@@ -4389,7 +4402,7 @@ schema_enum_at(const struct schema_enum *en, uint64_t h)
 
 /* Values of the schema, not of the instance: they may be shown. */
 static void
-schema_show_value(struct mem_buf *b, const yyjson_val *v)
+schema_show_value(struct mem_buf *b, yyjson_val *v)
 {
     unsigned type = json_type(v);
 
@@ -4399,11 +4412,11 @@ schema_show_value(struct mem_buf *b, const yyjson_val *v)
         json_write_num(b, v);
     else
         mem_buf_printf(b, "%s",
-                       type == YYJSON_TYPE_NULL           ? "null"
-                       : type == YYJSON_TYPE_OBJ          ? "{...}"
-                       : type == YYJSON_TYPE_ARR          ? "[...]"
-                       : unsafe_yyjson_is_true((void *)v) ? "true"
-                                                          : "false");
+                       type == YYJSON_TYPE_NULL   ? "null"
+                       : type == YYJSON_TYPE_OBJ  ? "{...}"
+                       : type == YYJSON_TYPE_ARR  ? "[...]"
+                       : unsafe_yyjson_is_true(v) ? "true"
+                                                  : "false");
 }
 
 __attribute__((cold, noinline)) static bool
