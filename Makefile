@@ -62,7 +62,7 @@ run: ## install what is missing, build, make development certificates, serve
 	@exec tests/demo.sh
 
 test: ## everything: unit, policy and end-to-end tests, also under ASan and UBSan
-	@tests/setup.sh nginx $(TEST_NEEDS) $(FUZZ_NEEDS)
+	@tests/setup.sh nginx suite $(TEST_NEEDS) $(FUZZ_NEEDS)
 	@$(MAKE) --no-print-directory -j $(JOBS) all asan build/clock/gateway build/hostile/gateway build/unit build/asan/unit build/fuzz/all
 	@exec tests/all.sh
 
@@ -104,6 +104,9 @@ rooms: ## is the preface of gateway.c true?
 bench: all ## compare with other servers (BENCH is the runner)
 	$(BENCH) --peers gateway
 
+micro: build/micro ## what it costs to parse and check 1 KiB of JSON
+	build/micro
+
 deps: $(DEPS_STAMPS) ## fetch and build the libraries
 sbom: $(DEPS_STAMPS) ## name, version, sha256 and licence of every library
 	@{ cat $(DEPS_STAMPS); $(foreach l,$(PC_LIBS),echo $l \
@@ -122,11 +125,12 @@ help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: all run test test-vm debug asan tsan unit lua e2e differential fuzz fuzzers lint lint-now \
-        fmt rooms bench deps sbom install clean help FORCE
+        fmt rooms bench micro deps sbom install clean help FORCE
 .DELETE_ON_ERROR:
 
 build/gateway:       WITH = $(CFLAGS) -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 build/unit:          WITH = $(CFLAGS) $(PART)
+build/micro:         WITH = $(CFLAGS) $(PART)
 build/debug/gateway: WITH = -O0 -g3
 build/clock/gateway: WITH = -O0 -UGATEWAY_EPOCH -DGATEWAY_EPOCH=4102444800
 build/hostile/gateway: WITH = -O0 -DGATEWAY_TEST_HOSTILE
@@ -136,7 +140,7 @@ build/tsan/gateway:  WITH = $(TSAN)
 build/fuzz/all:      WITH = $(ASAN) -fsanitize=fuzzer $(PART)
 build/fuzz/all:      CC   = $(CLANG)
 build/debug/% build/asan/% build/tsan/% build/fuzz/all: USED = $(DEBUG_LDLIBS)
-build/gateway build/clock/gateway build/hostile/gateway build/unit: USED = $(DEPS_LIBS)
+build/gateway build/clock/gateway build/hostile/gateway build/unit build/micro: USED = $(DEPS_LIBS)
 
 GATEWAYS = build/gateway build/debug/gateway build/asan/gateway build/tsan/gateway \
            build/clock/gateway build/hostile/gateway
@@ -148,8 +152,9 @@ define compile
 endef
 $(GATEWAYS): gateway.c ; $(compile)
 $(UNITS): tests/unit.c gateway.c $(wildcard tests/*.inc) ; $(compile)
+build/micro: tests/micro.c gateway.c ; $(compile)
 build/fuzz/all: tests/fuzz.c gateway.c $(wildcard tests/*.inc) ; $(compile)
-$(GATEWAYS) $(UNITS) build/fuzz/all: Makefile build/flags build/scripts.inc $(DEBUG_STAMPS)
+$(GATEWAYS) $(UNITS) build/micro build/fuzz/all: Makefile build/flags build/scripts.inc $(DEBUG_STAMPS)
 
 # The Lua that travels in the binary: a row per file, { name, bytes, length }.
 build/scripts.inc: $(SCRIPTS) $(wildcard scripts/gateway)

@@ -1769,6 +1769,34 @@ json_equal(yyjson_val *a, yyjson_val *b)
     return true;
 }
 
+/* One bit of 64, by the length and both ends: keys with different bits are
+ * different. */
+static uint64_t
+json_key_bit(struct str s)
+{
+    unsigned h = (unsigned)s.n;
+
+    if (s.n)
+        h += (unsigned char)s.p[0] * 7u + (unsigned char)s.p[s.n - 1] * 13u;
+    return UINT64_C(1) << h % 64;
+}
+
+/* True: no two keys are equal. False: look closer. */
+static bool
+json_keys_differ(yyjson_val *obj)
+{
+    yyjson_val *k = obj + 1;
+    uint64_t bits = 0, bit;
+    bool alike = false;
+
+    for (size_t i = json_count(obj); i; i--, k = json_next(k + 1)) {
+        bit = json_key_bit(json_str(k));
+        alike |= (bits & bit) != 0;
+        bits |= bit;
+    }
+    return !alike;
+}
+
 /* The second of two equal keys among at most JSON_FEW_KEYS, or NULL. */
 static yyjson_val *
 json_duplicate_few(yyjson_val *obj)
@@ -1776,6 +1804,8 @@ json_duplicate_few(yyjson_val *obj)
     yyjson_val *keys[JSON_FEW_KEYS], *k = obj + 1;
     size_t n = json_count(obj);
 
+    if (json_keys_differ(obj))
+        return NULL;
     for (size_t i = 0; i < n; i++, k = json_next(k + 1)) {
         struct str s = json_str(k);
 
@@ -1837,14 +1867,14 @@ json_check(yyjson_val *root, struct err *e)
     for (yyjson_val *v = root; v < end; v++) {
         unsigned type = json_type(v);
 
-        while (depth && v >= ends[depth - 1])
-            depth--;
         if (type == YYJSON_TYPE_RAW)
             return err_set(e, ERR_SYNTAX,
                            "JSON: a number does not fit 64 bits: send it as a "
                            "string");
         if (type < YYJSON_TYPE_ARR)
             continue;
+        while (depth && v >= ends[depth - 1])
+            depth--;
         if (depth == JSON_DEPTH_MAX)
             return err_set(e, ERR_SYNTAX, "JSON: nested more than %d deep",
                            JSON_DEPTH_MAX);
@@ -2855,7 +2885,10 @@ enum {
     SCHEMA_STEPS_EACH = 64,       // and for each value in it
     SCHEMA_TRAIL_BASE = 1000000,  // evaluated marks, for any instance
     SCHEMA_TRAIL_EACH = 8,        // and for each value in it
-    SCHEMA_FORMAT_REGEX_MAX = 256
+    SCHEMA_FORMAT_REGEX_MAX = 256,
+    SCHEMA_RE_WHY = 120,       // bytes of PCRE2's own message
+    SCHEMA_SHOWN_VALUES = 80,  // of an enum in a message, in bytes
+    SCHEMA_WHY_LINE = 480      // what schema_why_line() needs
 };
 
 enum {
@@ -2885,7 +2918,7 @@ struct schema_re {
 };
 
 struct schema_format {
-    const char *name;
+    const char *name, *like;          // and an example
     bool (*ok)(struct str);           // NULL: strings pass
     bool (*num)(const yyjson_val *);  // NULL: numbers pass
 };
@@ -2919,9 +2952,15 @@ struct schema_arr {
     bool unique;
 };
 
+/* Both ends of a name, by which names are told apart. */
+struct schema_ends {
+    uint64_t head, tail;
+};
+
 /* A name that `properties`, `required` or a dependent keyword mentions. */
 struct schema_name {
     struct str name;
+    struct schema_ends ends;
     struct schema_node *schema;  // NULL: mentioned only
 };
 
@@ -2971,6 +3010,7 @@ struct schema_enum {
 
 struct schema_node {
     uint8_t types;       // accepted
+    uint8_t plain;       // accepted, and only `num` and `str` have a say
     uint8_t text_types;  // what a text may be read as
     bool typed;          // `type` was written
     bool never;          // the schema `false`
@@ -3046,12 +3086,21 @@ schema_child(yyjson_val *at, yyjson_val *v, yyjson_val **key, size_t *index)
     return NULL;
 }
 
+/* A byte that would break a line or a terminal is written as JSON escapes it:
+ * names come from strangers, and messages go to people. */
 static size_t
 schema_path_byte(char *out, size_t n, size_t cap, char c)
 {
-    if (n + 1 < cap)
-        out[n] = c;
-    return n + 1;
+    static const char hex[] = "0123456789abcdef";
+    unsigned char u = (unsigned char)c;
+    const char escape[] = {'\\', 'u', '0', '0', hex[u >> 4], hex[u & 15]};
+    bool plain = u >= 0x20 && u != 0x7f;
+    size_t len = plain ? 1 : sizeof escape;
+
+    for (size_t i = 0; i < len; i++)
+        if (n + i + 1 < cap)
+            out[n + i] = plain ? c : escape[i];
+    return n + len;
 }
 
 static size_t
@@ -3068,13 +3117,29 @@ schema_path_key(char *out, size_t n, size_t cap, struct str key)
     return n;
 }
 
+/* Ends `n` bytes with NUL; where they did not fit, with "...", cut between
+ * characters. */
+static void
+schema_path_end(char *out, size_t n, size_t cap)
+{
+    size_t cut = cap - 4;
+
+    if (n < cap) {
+        out[n] = 0;
+        return;
+    }
+    while (cut && ((unsigned char)out[cut] & 0xc0) == 0x80)
+        cut--;
+    memcpy(out + cut, "...", 4);
+}
+
 /* The JSON pointer from `root` to `v`, found by stepping down: nothing has to
- * be remembered while all is well. Too long a one ends in "...". */
+ * be remembered while all is well. */
 static void
 schema_path(yyjson_val *root, yyjson_val *v, char *out, size_t cap)
 {
     yyjson_val *at = root, *key;
-    size_t n = 0, index, cut = cap - 4;
+    size_t n = 0, index;
     char number[24];
 
     while (at && at != v && json_type(at) >= YYJSON_TYPE_ARR) {
@@ -3089,53 +3154,79 @@ schema_path(yyjson_val *root, yyjson_val *v, char *out, size_t cap)
         snprintf(number, sizeof number, "%zu", index);
         n = schema_path_key(out, n, cap, str_of(number));
     }
-    if (n < cap) {
-        out[n] = 0;
-        return;
-    }
-    while (cut && ((unsigned char)out[cut] & 0xc0) == 0x80)
-        cut--;
-    memcpy(out + cut, "...", 4);
+    schema_path_end(out, n, cap);
+}
+
+/* A name or a pattern as a message may show it. */
+struct schema_shown {
+    char p[96];
+};
+
+static struct schema_shown
+schema_show(struct str s)
+{
+    struct schema_shown shown;
+    size_t n = 0;
+
+    for (size_t i = 0; i < s.n && n < sizeof shown.p; i++)
+        n = schema_path_byte(shown.p, n, sizeof shown.p, s.p[i]);
+    schema_path_end(shown.p, n, sizeof shown.p);
+    return shown;
 }
 
 /* ---- names ---- */
 
-/* Enough of a name to tell names apart: both ends and the length. The table's
- * seed is chosen so that its own names do not collide; a stranger's name costs
- * one probe and one comparison. */
-static uint32_t
-schema_name_hash(struct str s, uint64_t seed)
+/* Up to eight bytes from either end, which for a name of at most 16 are all. */
+static struct schema_ends
+schema_ends_of(struct str s)
 {
-    uint64_t a = 0, b = 0;
+    struct schema_ends e = {0, 0};
 
     if (s.n >= 8) {
-        memcpy(&a, s.p, 8);
-        memcpy(&b, s.p + s.n - 8, 8);
+        memcpy(&e.head, s.p, 8);
+        memcpy(&e.tail, s.p + s.n - 8, 8);
     } else if (s.n >= 4) {
-        memcpy(&a, s.p, 4);
-        memcpy(&b, s.p + s.n - 4, 4);
+        memcpy(&e.head, s.p, 4);
+        memcpy(&e.tail, s.p + s.n - 4, 4);
     } else if (s.n) {
-        a = (unsigned char)s.p[0] | (uint64_t)(unsigned char)s.p[s.n / 2] << 8;
-        b = (unsigned char)s.p[s.n - 1];
+        e.head = (unsigned char)s.p[0] | (uint64_t)(unsigned char)s.p[s.n / 2]
+                                             << 8;
+        e.tail = (unsigned char)s.p[s.n - 1];
     }
-    a = (a ^ seed) * UINT64_C(0x9e3779b97f4a7c15);
-    a ^= a >> 29;
-    a = (a + b + s.n) * (seed | 1);
-    return (uint32_t)(a >> 32);
+    return e;
 }
 
-static const struct schema_name *
+/* The table's seed is chosen so that its own names do not collide; a stranger's
+ * name costs one probe and one comparison. */
+static uint32_t
+schema_name_hash(struct schema_ends e, size_t n, uint64_t seed)
+{
+    uint64_t h = (e.head ^ seed) * UINT64_C(0x9e3779b97f4a7c15);
+
+    h ^= h >> 29;
+    h = (h + e.tail + n) * (seed | 1);
+    return (uint32_t)(h >> 32);
+}
+
+/* The index of a name plus one; 0 for a stranger. */
+static unsigned
 schema_name_find(const struct schema_obj *o, struct str s)
 {
+    struct schema_ends e;
     uint32_t at;
 
     if (!o->names_n)
-        return NULL;
-    for (at = schema_name_hash(s, o->seed) & o->mask; o->slots[at];
-         at = (at + 1) & o->mask)
-        if (str_eq(o->names[o->slots[at] - 1].name, s))
-            return &o->names[o->slots[at] - 1];
-    return NULL;
+        return 0;
+    e = schema_ends_of(s);
+    for (at = schema_name_hash(e, s.n, o->seed) & o->mask; o->slots[at];
+         at = (at + 1) & o->mask) {
+        const struct schema_name *n = &o->names[o->slots[at] - 1];
+
+        if (n->ends.head == e.head && n->ends.tail == e.tail &&
+            n->name.n == s.n && (s.n <= 16 || memcmp(n->name.p, s.p, s.n) == 0))
+            return o->slots[at];
+    }
+    return 0;
 }
 
 /* Fills the table for one seed; says how many names were pushed aside. */
@@ -3146,7 +3237,8 @@ schema_names_place(struct schema_obj *o)
 
     memset(o->slots, 0, (o->mask + 1) * sizeof *o->slots);
     for (unsigned i = 0; i < o->names_n; i++) {
-        uint32_t at = schema_name_hash(o->names[i].name, o->seed) & o->mask;
+        const struct schema_name *n = &o->names[i];
+        uint32_t at = schema_name_hash(n->ends, n->name.n, o->seed) & o->mask;
 
         for (; o->slots[at]; at = (at + 1) & o->mask)
             aside++;
@@ -3758,10 +3850,217 @@ schema_format_byte(struct str s)
     return true;
 }
 
-/* What every pattern is compiled with: close to ECMA-262 in Unicode mode. There
- * \d and \w are ASCII and \s is not. */
+/* ---- patterns ---- */
+
+/* What ECMA-262 calls white space, and what it does not. Each begins with what
+ * cannot end a range and ends with a range, so that a hyphen before it is an
+ * error and one after it itself, as with PCRE2's own. */
+static const char schema_ecma_blanks[] = "\\p{Z}\\ufeff\\t-\\r";
+static const char schema_ecma_solids[] =
+    "\\p{L}\\x00-\\x08\\x0e-\\x1f\\x21-\\x9f\\xa1-\\u167f\\u1681-\\u1fff"
+    "\\u200b-\\u2027\\u202a-\\u202e\\u2030-\\u205e\\u2060-\\u2fff"
+    "\\u3001-\\ud7ff\\ue000-\\ufefe\\uff00-\\u{10ffff}";
+
+/* An expression of ECMA-262, on its way to PCRE2. */
+struct schema_ecma {
+    struct str text;
+    size_t at;
+    bool set;  // between [ and ]
+};
+
+/* Unicode's general categories, of which PCRE2 knows the short names. */
+static const struct {
+    const char *name, *code;
+} schema_categories[] = {
+    {"Letter", "L"},
+    {"Cased_Letter", "L&"},
+    {"Uppercase_Letter", "Lu"},
+    {"Lowercase_Letter", "Ll"},
+    {"Titlecase_Letter", "Lt"},
+    {"Modifier_Letter", "Lm"},
+    {"Other_Letter", "Lo"},
+    {"Mark", "M"},
+    {"Combining_Mark", "M"},
+    {"Nonspacing_Mark", "Mn"},
+    {"Spacing_Mark", "Mc"},
+    {"Enclosing_Mark", "Me"},
+    {"Number", "N"},
+    {"Decimal_Number", "Nd"},
+    {"digit", "Nd"},
+    {"Letter_Number", "Nl"},
+    {"Other_Number", "No"},
+    {"Punctuation", "P"},
+    {"punct", "P"},
+    {"Connector_Punctuation", "Pc"},
+    {"Dash_Punctuation", "Pd"},
+    {"Open_Punctuation", "Ps"},
+    {"Close_Punctuation", "Pe"},
+    {"Initial_Punctuation", "Pi"},
+    {"Final_Punctuation", "Pf"},
+    {"Other_Punctuation", "Po"},
+    {"Symbol", "S"},
+    {"Math_Symbol", "Sm"},
+    {"Currency_Symbol", "Sc"},
+    {"Modifier_Symbol", "Sk"},
+    {"Other_Symbol", "So"},
+    {"Separator", "Z"},
+    {"Space_Separator", "Zs"},
+    {"Line_Separator", "Zl"},
+    {"Paragraph_Separator", "Zp"},
+    {"Other", "C"},
+    {"Control", "Cc"},
+    {"cntrl", "Cc"},
+    {"Format", "Cf"},
+    {"Surrogate", "Cs"},
+    {"Private_Use", "Co"},
+    {"Unassigned", "Cn"},
+};
+
+/* `n` hexadecimal digits from `from` on, or -1. */
+static int32_t
+schema_ecma_hex(struct str s, size_t from, size_t n)
+{
+    int32_t v = 0;
+
+    if (s.n < from + n)
+        return -1;
+    for (size_t i = from; i < from + n; i++) {
+        if (str_hex_digit(s.p[i]) < 0)
+            return -1;
+        v = v << 4 | str_hex_digit(s.p[i]);
+    }
+    return v;
+}
+
+/* \uXXXX, two of which may be one character. */
+static bool
+schema_ecma_u(struct schema_ecma *x, struct mem_buf *out)
+{
+    int32_t high = schema_ecma_hex(x->text, x->at + 2, 4), low = -1;
+
+    if (high >= 0xd800 && high < 0xdc00 && x->text.n - x->at >= 12 &&
+        x->text.p[x->at + 6] == '\\' && x->text.p[x->at + 7] == 'u')
+        low = schema_ecma_hex(x->text, x->at + 8, 4);
+    if (low < 0xdc00 || low >= 0xe000)
+        return false;
+    mem_buf_printf(
+        out, "\\u{%x}",
+        (unsigned)(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00)));
+    x->at += 12;
+    return true;
+}
+
+/* \p{Letter} and \P{Letter}. */
+static bool
+schema_ecma_p(struct schema_ecma *x, struct mem_buf *out)
+{
+    struct str rest = str_from(x->text, x->at + 2), name, tail;
+
+    if (!schema_take(&rest, '{') || !str_cut(rest, '}', &name, &tail))
+        return false;
+    for (size_t i = 0; i < sizeof schema_categories / sizeof *schema_categories;
+         i++) {
+        if (!str_eq(name, str_of(schema_categories[i].name)))
+            continue;
+        mem_buf_add(out, x->text.p + x->at, 2);
+        mem_buf_printf(out, "{%s}", schema_categories[i].code);
+        x->at += name.n + 4;
+        return true;
+    }
+    return false;
+}
+
+/* \s and \S, of which PCRE2 has another list, and \v, a class there. Written
+ * as ranges, to stand between brackets too. */
+static bool
+schema_ecma_blank(struct schema_ecma *x, char c, struct mem_buf *out)
+{
+    const char *ranges = c == 'v'   ? "\\x0b"
+                         : c == 's' ? schema_ecma_blanks
+                         : c == 'S' ? schema_ecma_solids
+                                    : NULL;
+
+    if (!ranges)
+        return false;
+    mem_buf_printf(out, x->set ? "%s" : "[%s]", ranges);
+    x->at += 2;
+    return true;
+}
+
+/* The length of a "[:name:]" in front, which ends no set; 0 where there is
+ * none. */
+static size_t
+schema_ecma_posix(struct str s)
+{
+    size_t n = 2;
+
+    if (!str_starts(s, S("[:")))
+        return 0;
+    while (n < s.n && (schema_is_alpha(s.p[n]) || s.p[n] == '^'))
+        n++;
+    return str_starts(str_from(s, n), S(":]")) ? n + 2 : 0;
+}
+
+/* How much in front is taken over as it is: a character, an escape, or what in
+ * PCRE2 alone is read as one: \c and any sign, \Q up to \E, and a comment. */
+static size_t
+schema_ecma_span(struct str s, bool set)
+{
+    size_t n = 1;
+
+    if (set && schema_ecma_posix(s))
+        return schema_ecma_posix(s);
+    if (str_starts(s, S("\\Q"))) {
+        while (n < s.n && !str_starts(str_from(s, n), S("\\E")))
+            n++;
+    } else if (!set && str_starts(s, S("(?#"))) {
+        while (n < s.n && s.p[n] != ')')
+            n++;
+    } else if (s.p[0] == '\\') {
+        n = str_starts(s, S("\\c")) ? 3 : 2;
+    }
+    return n < s.n ? n : s.n;
+}
+
+static void
+schema_ecma_unit(struct schema_ecma *x, struct mem_buf *out)
+{
+    struct str rest = str_from(x->text, x->at);
+    char c = rest.p[0], next = rest.n > 1 ? rest.p[1] : 0;
+    size_t n;
+
+    if (c == '\\' && ((next == 'u' && schema_ecma_u(x, out)) ||
+                      ((next | 0x20) == 'p' && schema_ecma_p(x, out)) ||
+                      schema_ecma_blank(x, next, out)))
+        return;
+    n = schema_ecma_span(rest, x->set);
+    mem_buf_add(out, rest.p, n);
+    x->set = c == '[' || (x->set && c != ']');
+    x->at += n;
+}
+
+/* Where in the expression is the byte `offset` of what PCRE2 has got? */
+static size_t
+schema_ecma_place(struct str s, size_t offset)
+{
+    struct schema_ecma x = {.text = s};
+    struct mem_buf out = {0};
+    size_t from = 0;
+
+    while (x.at < s.n && mem_buf_len(&out) <= offset) {
+        from = x.at;
+        schema_ecma_unit(&x, &out);
+    }
+    if (mem_buf_len(&out) <= offset)
+        from = s.n;
+    mem_buf_free(&out);
+    return from;
+}
+
+/* What every expression is compiled with: close to ECMA-262 in Unicode mode.
+ * There \d and \w are ASCII. */
 static pcre2_code *
-schema_re_compile(struct str s, int *error, size_t *offset)
+schema_re_pcre(struct str s, int *error, size_t *offset)
 {
     pcre2_compile_context *c = pcre2_compile_context_create(NULL);
     pcre2_code *code;
@@ -3773,23 +4072,56 @@ schema_re_compile(struct str s, int *error, size_t *offset)
                PCRE2_EXTRA_ASCII_BSW | PCRE2_EXTRA_ASCII_POSIX);
     code = pcre2_compile((PCRE2_SPTR)s.p, s.n,
                          PCRE2_UTF | PCRE2_UCP | PCRE2_DOLLAR_ENDONLY |
-                             PCRE2_ALLOW_EMPTY_CLASS | PCRE2_NEVER_BACKSLASH_C,
+                             PCRE2_ALLOW_EMPTY_CLASS | PCRE2_NEVER_BACKSLASH_C |
+                             PCRE2_MATCH_UNSET_BACKREF,
                          error, offset, c);
     pcre2_compile_context_free(c);
     return code;
+}
+
+/* NULL: *why says why, *offset where. */
+static pcre2_code *
+schema_re_compile(struct str s, char why[SCHEMA_RE_WHY], size_t *offset)
+{
+    struct schema_ecma x = {.text = s};
+    struct mem_buf out = {0};
+    pcre2_code *code;
+    int error;
+
+    while (x.at < s.n)
+        schema_ecma_unit(&x, &out);
+    code = schema_re_pcre((struct str){mem_buf_ptr(&out), mem_buf_len(&out)},
+                          &error, offset);
+    mem_buf_free(&out);
+    if (!code) {
+        pcre2_get_error_message(error, (PCRE2_UCHAR *)why, SCHEMA_RE_WHY);
+        *offset = schema_ecma_place(s, *offset);
+    }
+    return code;
+}
+
+/* Letters that PCRE2 knows behind a backslash, and ECMA-262 does not. */
+static bool
+schema_ecma_foreign(struct str s)
+{
+    for (size_t i = 0; i + 1 < s.n; i++)
+        if (s.p[i] == '\\' && schema_is_alpha(s.p[++i]) &&
+            !strchr("bBcdDfknpPrsStuvwWx", s.p[i]))
+            return true;
+    return false;
 }
 
 /* A stranger's expression is compiled and thrown away, and so kept short. */
 static bool
 schema_format_regex(struct str s)
 {
+    char why[SCHEMA_RE_WHY];
     pcre2_code *code;
     size_t offset;
-    int error;
 
-    if (s.n > SCHEMA_FORMAT_REGEX_MAX)
+    if (s.n > SCHEMA_FORMAT_REGEX_MAX || schema_ecma_foreign(s))
         return false;
-    code = schema_re_compile(s, &error, &offset);
+    code = schema_re_compile(s, why, &offset);
     pcre2_code_free(code);
     return code != NULL;
 }
@@ -3817,26 +4149,26 @@ schema_format_int64(const yyjson_val *v)
 }
 
 static const struct schema_format schema_formats[] = {
-    {"date-time", schema_format_date_time, NULL},
-    {"date", schema_format_date, NULL},
-    {"time", schema_format_time, NULL},
-    {"duration", schema_format_duration, NULL},
-    {"email", schema_format_email, NULL},
-    {"idn-email", schema_format_idn_email, NULL},
-    {"hostname", schema_format_hostname, NULL},
-    {"ipv4", schema_format_ipv4, NULL},
-    {"ipv6", schema_format_ipv6, NULL},
-    {"uri", schema_format_uri, NULL},
-    {"uri-reference", schema_format_uri_reference, NULL},
-    {"iri", schema_format_iri, NULL},
-    {"iri-reference", schema_format_iri_reference, NULL},
-    {"uuid", schema_format_uuid, NULL},
-    {"json-pointer", schema_format_json_pointer, NULL},
-    {"relative-json-pointer", schema_format_relative_pointer, NULL},
-    {"regex", schema_format_regex, NULL},
-    {"byte", schema_format_byte, NULL},
-    {"int32", NULL, schema_format_int32},
-    {"int64", NULL, schema_format_int64},
+    {"date-time", "2024-02-29T23:59:00Z", schema_format_date_time, NULL},
+    {"date", "2024-02-29", schema_format_date, NULL},
+    {"time", "23:59:00Z", schema_format_time, NULL},
+    {"duration", "P1DT12H", schema_format_duration, NULL},
+    {"email", "a@example.com", schema_format_email, NULL},
+    {"idn-email", "a@example.com", schema_format_idn_email, NULL},
+    {"hostname", "a.example.com", schema_format_hostname, NULL},
+    {"ipv4", "192.0.2.1", schema_format_ipv4, NULL},
+    {"ipv6", "2001:db8::1", schema_format_ipv6, NULL},
+    {"uri", "https://example.com/a", schema_format_uri, NULL},
+    {"uri-reference", "/a?b#c", schema_format_uri_reference, NULL},
+    {"iri", "https://example.com/a", schema_format_iri, NULL},
+    {"iri-reference", "/a?b#c", schema_format_iri_reference, NULL},
+    {"uuid", "123e4567-e89b-12d3-a456-426614174000", schema_format_uuid, NULL},
+    {"json-pointer", "/a/0", schema_format_json_pointer, NULL},
+    {"relative-json-pointer", "1/a", schema_format_relative_pointer, NULL},
+    {"regex", "^[a-z]+$", schema_format_regex, NULL},
+    {"byte", "aGVsbG8=", schema_format_byte, NULL},
+    {"int32", "-2147483648", NULL, schema_format_int32},
+    {"int64", "-9223372036854775808", NULL, schema_format_int64},
 };
 
 /* ---- checking ---- */
@@ -3857,6 +4189,8 @@ schema_fail(struct schema_run *r, yyjson_val *v, const char *keyword,
     va_end(ap);
     return false;
 }
+
+static const char schema_too_much[] = "too much work to check: send less";
 
 /* The check cannot be finished, so it ends as a failure whatever is above. */
 __attribute__((cold, noinline)) static bool
@@ -3927,7 +4261,9 @@ schema_match(struct schema_run *r, const struct schema_re *re, yyjson_val *v)
     if (n >= 0)
         return true;
     if (n != PCRE2_ERROR_NOMATCH)
-        schema_give_up(r, v, "pattern", "the pattern takes too many steps");
+        schema_give_up(r, v, "pattern",
+                       "the pattern takes too many steps: send less, or make "
+                       "it simpler");
     return false;
 }
 
@@ -3938,7 +4274,7 @@ schema_push(struct schema_run *r, yyjson_val *v, bool close)
 
     if (r->trail_n == r->trail_cap) {
         if (--r->steps < 0 || r->trail_cap > r->trail_max)
-            return schema_give_up(r, v, "schema", "too much work to check");
+            return schema_give_up(r, v, "schema", schema_too_much);
         r->trail_cap *= 2;
         if (r->trail == r->small) {
             r->trail = mem_xmalloc(r->trail_cap * sizeof *r->trail);
@@ -4043,7 +4379,8 @@ schema_wrong_type(struct schema_run *r, const struct schema_node *n,
         schema_integral(v))
         return true;
     if (n->never)
-        return schema_fail(r, v, "false", "nothing is allowed here");
+        return schema_fail(r, v, "false",
+                           "nothing is allowed here: take it out");
     return schema_fail(r, v, "type", "must be %s",
                        schema_types_text(n->types, wanted, sizeof wanted));
 }
@@ -4065,6 +4402,48 @@ schema_enum_at(const struct schema_enum *en, uint64_t h)
     return low;
 }
 
+/* Values of the schema, not of the instance: they may be shown. */
+static void
+schema_show_value(struct mem_buf *b, yyjson_val *v)
+{
+    unsigned type = json_type(v);
+
+    if (type == YYJSON_TYPE_STR)
+        mem_buf_printf(b, "\"%s\"", schema_show(json_str(v)).p);
+    else if (type == YYJSON_TYPE_NUM)
+        json_write_num(b, v);
+    else
+        mem_buf_printf(b, "%s",
+                       type == YYJSON_TYPE_NULL   ? "null"
+                       : type == YYJSON_TYPE_OBJ  ? "{...}"
+                       : type == YYJSON_TYPE_ARR  ? "[...]"
+                       : unsafe_yyjson_is_true(v) ? "true"
+                                                  : "false");
+}
+
+__attribute__((cold, noinline)) static bool
+schema_enum_fail(struct schema_run *r, const struct schema_enum *en,
+                 yyjson_val *v)
+{
+    struct mem_buf b = {0};
+    size_t i = 0;
+
+    if (!r->why || r->quiet)
+        return false;
+    for (; i < en->n && mem_buf_len(&b) < SCHEMA_SHOWN_VALUES; i++) {
+        if (i)
+            mem_buf_printf(&b, "%s", i + 1 == en->n ? " or " : ", ");
+        schema_show_value(&b, en->v[i]);
+    }
+    if (i)
+        schema_fail(r, v, en->word, "must be %.*s%s", (int)mem_buf_len(&b),
+                    mem_buf_ptr(&b), i < en->n ? " or another of enum" : "");
+    else
+        schema_fail(r, v, en->word, "enum and const have no value in common");
+    mem_buf_free(&b);
+    return false;
+}
+
 static bool
 schema_check_enum(struct schema_run *r, const struct schema_enum *en,
                   yyjson_val *v)
@@ -4083,9 +4462,7 @@ schema_check_enum(struct schema_run *r, const struct schema_enum *en,
             if (json_equal(en->v[i], v))
                 return true;
     }
-    return schema_fail(r, v, en->word,
-                       en->n == 1 ? "must be the one allowed value"
-                                  : "must be one of the allowed values");
+    return schema_enum_fail(r, en, v);
 }
 
 static bool
@@ -4135,16 +4512,16 @@ schema_check_str(struct schema_run *r, const struct schema_string *t,
         n = schema_code_points(s);
         if (n < t->min)
             return schema_fail(r, v, "minLength",
-                               "must have at least %" PRIu64 " characters",
-                               t->min);
+                               "must have at least %" PRIu64 " character%s",
+                               t->min, t->min == 1 ? "" : "s");
         if (n > t->max)
             return schema_fail(r, v, "maxLength",
-                               "must have at most %" PRIu64 " characters",
-                               t->max);
+                               "must have at most %" PRIu64 " character%s",
+                               t->max, t->max == 1 ? "" : "s");
     }
     if (t->re && !schema_match(r, t->re, v))
-        return schema_fail(r, v, "pattern", "must match %.*s",
-                           STR_FMT(t->re->text));
+        return schema_fail(r, v, "pattern", "must match %s",
+                           schema_show(t->re->text).p);
     return true;
 }
 
@@ -4161,7 +4538,8 @@ schema_check_format(struct schema_run *r, const struct schema_format *f,
         ok = f->num(v);
     }
     return ok ||
-           schema_fail(r, v, "format", "must be in the format %s", f->name);
+           schema_fail(r, v, "format", "must be in the format %s, like %s",
+                       f->name, f->like);
 }
 
 /* Unique by keyed hash: two different items that hash alike are refused, which
@@ -4177,7 +4555,7 @@ schema_check_unique(struct schema_run *r, yyjson_val *v)
         cap *= 2;
     r->steps -= (int64_t)(json_span(v) + cap / 8);
     if (r->steps < 0)
-        return schema_give_up(r, v, "uniqueItems", "too much work to check");
+        return schema_give_up(r, v, "uniqueItems", schema_too_much);
     if (cap > sizeof small / sizeof *small)
         table = mem_xcalloc(cap * sizeof *table);
     for (; n && !twice; n--, item = json_next(item)) {
@@ -4191,7 +4569,8 @@ schema_check_unique(struct schema_run *r, yyjson_val *v)
     if (table != small)
         free(table);
     return !twice || schema_fail(r, twice, "uniqueItems",
-                                 "is there already: items must be unique");
+                                 "is there already: items must be unique, so "
+                                 "take it out");
 }
 
 /* `contains`: counts, and marks the items that fit as evaluated. */
@@ -4214,11 +4593,13 @@ schema_check_contains(struct schema_run *r, const struct schema_arr *a,
     if (hits < a->contains_min)
         return schema_fail(
             r, v, a->contains_min == 1 ? "contains" : "minContains",
-            "must have at least %" PRIu64 " items that fit", a->contains_min);
+            "must have at least %" PRIu64 " item%s of the kind in contains",
+            a->contains_min, a->contains_min == 1 ? "" : "s");
     if (hits > a->contains_max)
         return schema_fail(r, v, "maxContains",
-                           "must have at most %" PRIu64 " items that fit",
-                           a->contains_max);
+                           "must have at most %" PRIu64
+                           " item%s of the kind in contains",
+                           a->contains_max, a->contains_max == 1 ? "" : "s");
     return true;
 }
 
@@ -4256,10 +4637,12 @@ schema_check_arr(struct schema_run *r, const struct schema_node *n,
 
     if (json_count(v) < a->min)
         return schema_fail(r, v, "minItems",
-                           "must have at least %" PRIu64 " items", a->min);
+                           "must have at least %" PRIu64 " item%s", a->min,
+                           a->min == 1 ? "" : "s");
     if (json_count(v) > a->max)
         return schema_fail(r, v, "maxItems",
-                           "must have at most %" PRIu64 " items", a->max);
+                           "must have at most %" PRIu64 " item%s", a->max,
+                           a->max == 1 ? "" : "s");
     if ((a->prefix.n || a->items) && !schema_check_items(r, a, v, below, mark))
         return false;
     if (a->contains && !schema_check_contains(r, a, v, mark))
@@ -4282,7 +4665,7 @@ schema_unknown(struct schema_run *r, yyjson_val *member, bool unevaluated)
     return schema_fail(r, member,
                        unevaluated ? "unevaluatedProperties"
                                    : "additionalProperties",
-                       "is not a member that the schema knows");
+                       "is not a member that the schema knows: take it out");
 }
 
 /* A member that `patternProperties` or `additionalProperties` may speak of;
@@ -4321,22 +4704,21 @@ schema_check_members(struct schema_run *r, const struct schema_walk *w,
     yyjson_val *key = v + 1;
 
     for (size_t i = json_count(v); i; i--, key = json_next(key + 1)) {
-        const struct schema_name *name = schema_name_find(o, json_str(key));
-        bool known = name && name->schema;
+        unsigned at = schema_name_find(o, json_str(key));
+        const struct schema_node *n = at ? o->names[at - 1].schema : NULL;
 
         if (--r->steps < 0)
-            return schema_give_up(r, v, "schema", "too much work to check");
-        if (name)
-            w->seen[(name - o->names) / 64] |= UINT64_C(1)
-                                               << (name - o->names) % 64;
-        if (known && !schema_eval(r, name->schema, key + 1, w->below))
+            return schema_give_up(r, v, "schema", schema_too_much);
+        if (at)
+            w->seen[(at - 1) / 64] |= UINT64_C(1) << (at - 1) % 64;
+        if (n && !schema_eval(r, n, key + 1, w->below))
             return false;
         if (o->key && !schema_eval(r, o->key, key, SCHEMA_OUTER))
             return false;
-        if (!o->patterns_n && known) {
+        if (!o->patterns_n && n) {
             if (w->mark && !schema_push(r, key + 1, false))
                 return false;
-        } else if (!schema_check_other(r, w, key, known)) {
+        } else if (!schema_check_other(r, w, key, n != NULL)) {
             return false;
         }
     }
@@ -4358,10 +4740,10 @@ schema_check_required(struct schema_run *r, const struct schema_obj *o,
 
         if (missing)
             return schema_fail(
-                r, v, "required", "lacks the member %.*s",
-                STR_FMT(json_brief(
-                    o->names[w * 64 + (unsigned)__builtin_ctzll(missing)]
-                        .name)));
+                r, v, "required", "lacks the member %s",
+                schema_show(
+                    o->names[w * 64 + (unsigned)__builtin_ctzll(missing)].name)
+                    .p);
     }
     return true;
 }
@@ -4377,10 +4759,10 @@ schema_check_deps(struct schema_run *r, const struct schema_obj *o,
             continue;
         for (size_t k = 0; k < d->needs_n; k++)
             if (!schema_seen(seen, d->needs[k]))
-                return schema_fail(
-                    r, v, d->word, "lacks the member %.*s, which %.*s needs",
-                    STR_FMT(json_brief(o->names[d->needs[k]].name)),
-                    STR_FMT(json_brief(o->names[d->on].name)));
+                return schema_fail(r, v, d->word,
+                                   "lacks the member %s, which %s needs",
+                                   schema_show(o->names[d->needs[k]].name).p,
+                                   schema_show(o->names[d->on].name).p);
         if (d->schema && !schema_eval(r, d->schema, v, SCHEMA_INNER))
             return false;
     }
@@ -4406,10 +4788,12 @@ schema_check_obj(struct schema_run *r, const struct schema_node *n,
         seen[i] = 0;
     if (json_count(v) < o->min)
         return schema_fail(r, v, "minProperties",
-                           "must have at least %" PRIu64 " members", o->min);
+                           "must have at least %" PRIu64 " member%s", o->min,
+                           o->min == 1 ? "" : "s");
     if (json_count(v) > o->max)
         return schema_fail(r, v, "maxProperties",
-                           "must have at most %" PRIu64 " members", o->max);
+                           "must have at most %" PRIu64 " member%s", o->max,
+                           o->max == 1 ? "" : "s");
     if (o->unevaluated)
         w.mark = true;
     return schema_check_members(r, &w, v) &&
@@ -4457,15 +4841,20 @@ static bool
 schema_check_one(struct schema_run *r, const struct schema_list *one,
                  yyjson_val *v)
 {
-    size_t hits = 0;
+    size_t first = one->n;
 
-    for (size_t i = 0; i < one->n && hits < 2 && !r->dead; i++)
-        hits += schema_try(r, one->v[i], v, SCHEMA_INNER);
+    for (size_t i = 0; i < one->n && !r->dead; i++) {
+        if (!schema_try(r, one->v[i], v, SCHEMA_INNER))
+            continue;
+        if (first < one->n)
+            return schema_fail(r, v, "oneOf",
+                               "fits alternatives %zu and %zu, must fit one",
+                               first + 1, i + 1);
+        first = i;
+    }
     if (r->dead)
         return false;
-    if (hits > 1)
-        return schema_fail(r, v, "oneOf", "fits more than one alternative");
-    return hits == 1 || schema_none_fits(r, one, v, "oneOf");
+    return first < one->n || schema_none_fits(r, one, v, "oneOf");
 }
 
 /* `not` tells nobody what it evaluated, whichever way it ends. */
@@ -4479,7 +4868,8 @@ schema_check_not(struct schema_run *r, const struct schema_node *no,
     r->trail_n = was;
     if (r->dead)
         return false;
-    return !hit || schema_fail(r, v, "not", "is what the schema rules out");
+    return !hit || schema_fail(r, v, "not",
+                               "is what the schema rules out: send another");
 }
 
 static bool
@@ -4523,7 +4913,8 @@ schema_check_rest(struct schema_run *r, const struct schema_node *rest,
         if (rest->never)
             ok = obj ? schema_unknown(r, child, true)
                      : schema_fail(r, child, "unevaluatedItems",
-                                   "is not an item that the schema knows");
+                                   "is not an item that the schema knows: take "
+                                   "it out");
         else
             ok = schema_eval(r, rest, child, SCHEMA_OUTER) &&
                  schema_push(r, child, false);
@@ -4569,27 +4960,46 @@ schema_eval_value(struct schema_run *r, const struct schema_node *n,
     return true;
 }
 
-static bool
-schema_eval(struct schema_run *r, const struct schema_node *n, yyjson_val *v,
-            enum schema_mode mode)
+/* The long way, for what is not plain. */
+__attribute__((noinline)) static bool
+schema_eval_full(struct schema_run *r, const struct schema_node *n,
+                 yyjson_val *v, unsigned type, enum schema_mode mode)
 {
-    unsigned type = schema_type_of(v);
     bool ok;
 
-    if (n->alias)
-        n = n->alias;
     if (r->dead)
         return false;
     if (!(n->types & type) && !schema_wrong_type(r, n, v))
         return false;
     if (--r->steps < 0)
-        return schema_give_up(r, v, "schema", "too much work to check");
+        return schema_give_up(r, v, "schema", schema_too_much);
     if (r->depth == SCHEMA_DEPTH_MAX)
-        return schema_give_up(r, v, "$ref", "nested too deep to check");
+        return schema_give_up(r, v, "$ref",
+                              "nested too deep to check: nest less");
     r->depth++;
     ok = schema_eval_value(r, n, v, type, mode);
     r->depth--;
     return ok && !r->dead;
+}
+
+/* Most values are scalars with a type and a limit or two. Their steps are
+ * counted here, and looked at by what holds them. */
+static bool
+schema_eval(struct schema_run *r, const struct schema_node *n, yyjson_val *v,
+            enum schema_mode mode)
+{
+    unsigned type = schema_type_of(v);
+
+    if (n->alias)
+        n = n->alias;
+    if (!(n->plain & type))
+        return schema_eval_full(r, n, v, type, mode);
+    r->steps--;
+    if (type == SCHEMA_STR)
+        return (!n->str || schema_check_str(r, n->str, v)) && !r->dead;
+    if (type & (SCHEMA_INT | SCHEMA_REAL))
+        return (!n->num || schema_check_num(r, n->num, v)) && !r->dead;
+    return !r->dead;
 }
 
 /* The end of a check that kept a trail: closed objects may hold only what was
@@ -4613,7 +5023,7 @@ schema_close_all(struct schema_run *r)
             size_t at = (size_t)(child - r->root);
 
             if (--r->steps < 0)
-                ok = schema_give_up(r, v, "schema", "too much work to check");
+                ok = schema_give_up(r, v, "schema", schema_too_much);
             else if (!(bits[at / 64] >> at % 64 & 1))
                 ok = schema_unknown(r, child, true);
         }
@@ -4642,6 +5052,14 @@ schema_check_node(const struct schema *s, const struct schema_node *n,
     if (r.trail != r.small)
         free(r.trail);
     return ok;
+}
+
+/* "/a/0: must be at least 1 (minimum)" */
+static void
+schema_why_line(const struct schema_why *why, char *out, size_t cap)
+{
+    snprintf(out, cap, "%s%s%s (%s)", why->path, why->path[0] ? ": " : "",
+             why->msg, why->keyword);
 }
 
 static bool
@@ -4982,16 +5400,14 @@ schema_re_new(struct schema_build *b, yyjson_val *at, const char *word,
               struct str text)
 {
     struct schema_re *re = mem_alloc(b->arena, sizeof *re);
-    PCRE2_UCHAR why[120];
+    char why[SCHEMA_RE_WHY];
     size_t offset;
-    int error;
 
     re->text = text;
-    re->code = schema_re_compile(text, &error, &offset);
+    re->code = schema_re_compile(text, why, &offset);
     if (!re->code) {
-        pcre2_get_error_message(error, why, sizeof why);
-        schema_bad(b, at, word, "%.*s: character %zu: %s",
-                   STR_FMT(json_brief(text)), offset + 1, (char *)why);
+        schema_bad(b, at, word, "%s: character %zu: %s", schema_show(text).p,
+                   offset + 1, why);
         return NULL;
     }
     mem_defer(b->arena, schema_re_free, re->code);
@@ -5010,19 +5426,22 @@ schema_fill_pattern(struct schema_build *b, struct schema_node *n,
     return t->re != NULL;
 }
 
+/* An open schema takes it for the note that the standard makes of it. */
 static bool
 schema_fill_format(struct schema_build *b, struct schema_node *n, yyjson_val *v,
                    const struct schema_word *w)
 {
     if (json_type(v) != YYJSON_TYPE_STR)
         return schema_bad(b, v, w->name, "must be a string");
+    if (b->s->open)
+        return true;
     for (size_t i = 0; i < sizeof schema_formats / sizeof *schema_formats; i++)
         if (str_eq(json_str(v), str_of(schema_formats[i].name)))
             n->format = &schema_formats[i];
     if (!n->format)
         return schema_bad(b, v, w->name,
-                          "\"%.*s\" is not known: say it with a pattern",
-                          STR_FMT(json_brief(json_str(v))));
+                          "\"%s\" is not known: say it with a pattern",
+                          schema_show(json_str(v)).p);
     return true;
 }
 
@@ -5076,6 +5495,7 @@ schema_name_add(struct schema_build *b, struct schema_obj *o, yyjson_val *at)
             memcpy(o->names, old, o->names_n * sizeof *old);
     }
     o->names[o->names_n].name = name;
+    o->names[o->names_n].ends = schema_ends_of(name);
     return o->names_n++;
 }
 
@@ -5195,6 +5615,19 @@ schema_fill_string(struct schema_build *b, struct schema_node *n, yyjson_val *v,
            schema_bad(b, v, w->name, "must be a string");
 }
 
+/* Notes by the standard that read like checks: only an open schema may have
+ * them. */
+static bool
+schema_fill_content(struct schema_build *b, struct schema_node *n,
+                    yyjson_val *v, const struct schema_word *w)
+{
+    if (!b->s->open)
+        return schema_bad(b, v, w->name,
+                          "nothing looks into a string here: take it out, or "
+                          "write format: \"byte\" for base64");
+    return w->kind == SCHEMA_KIND_ONE || schema_fill_string(b, n, v, w);
+}
+
 static bool
 schema_fill_draft(struct schema_build *b, struct schema_node *n, yyjson_val *v,
                   const struct schema_word *w)
@@ -5288,6 +5721,9 @@ static const struct schema_word schema_words[] = {
     {"$anchor", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_string},
     {"$schema", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_draft},
     {"$comment", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_string},
+    {"contentEncoding", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_content},
+    {"contentMediaType", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_content},
+    {"contentSchema", SCHEMA_KIND_ONE, SCHEMA_NODE, 0, schema_fill_content},
     {"title", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_string},
     {"description", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, schema_fill_string},
     {"default", SCHEMA_KIND_NOTE, SCHEMA_NODE, 0, NULL},
@@ -5354,12 +5790,13 @@ static bool
 schema_unknown_word(struct schema_build *b, yyjson_val *key)
 {
     struct str name = json_str(key);
+    struct schema_shown word = schema_show(name);
     const char *near = NULL;
     unsigned best = 3, d;
 
     for (size_t i = 0; i < sizeof schema_foreign / sizeof *schema_foreign; i++)
         if (str_eq(name, str_of(schema_foreign[i].name)))
-            return schema_bad(b, key, NULL, "%s", schema_foreign[i].mend);
+            return schema_bad(b, key, word.p, "%s", schema_foreign[i].mend);
     for (size_t i = 0; i < sizeof schema_words / sizeof *schema_words; i++) {
         d = schema_distance(name, schema_words[i].name);
         if (d < best) {
@@ -5367,7 +5804,7 @@ schema_unknown_word(struct schema_build *b, yyjson_val *key)
             near = schema_words[i].name;
         }
     }
-    return schema_bad(b, key, NULL,
+    return schema_bad(b, key, word.p,
                       near ? "this keyword is not known: did you mean %s?"
                            : "this keyword is not known: take it out%s",
                       near ? near : "");
@@ -5450,7 +5887,7 @@ schema_survey_id(struct schema_build *b, yyjson_val *v, unsigned *base)
     if (!id && b->resources_n)
         return true;
     if (id && json_type(id) != YYJSON_TYPE_STR)
-        return schema_bad(b, id, NULL, "must be a string");
+        return schema_bad(b, id, "$id", "must be a string");
     b->resources = schema_grow(b, b->resources, b->resources_n,
                                &b->resources_cap, sizeof *b->resources);
     r = &b->resources[b->resources_n];
@@ -5459,14 +5896,15 @@ schema_survey_id(struct schema_build *b, yyjson_val *v, unsigned *base)
     if (id) {
         schema_uri_split(json_str(id), &u);
         if (u.fragment.n)
-            return schema_bad(b, id, NULL,
+            return schema_bad(b, id, "$id",
                               "must have no fragment: use $anchor");
         if (b->resources_n)
             r->uri = b->resources[*base].uri;
         r->uri = schema_resolve(b, r->uri, json_str(id));
         for (size_t i = 0; i < b->resources_n; i++)
             if (str_eq(b->resources[i].uri, r->uri))
-                return schema_bad(b, id, NULL, "another schema has it already");
+                return schema_bad(b, id, "$id",
+                                  "another schema has it already");
     }
     *base = (unsigned)b->resources_n++;
     return true;
@@ -5480,11 +5918,12 @@ schema_survey_anchor(struct schema_build *b, yyjson_val *v, unsigned base)
     if (!anchor)
         return true;
     if (json_type(anchor) != YYJSON_TYPE_STR || !json_count(anchor))
-        return schema_bad(b, anchor, NULL, "must be a name");
+        return schema_bad(b, anchor, "$anchor", "must be a name");
     for (size_t i = 0; i < b->anchors_n; i++)
         if (b->anchors[i].base == base &&
             str_eq(b->anchors[i].name, json_str(anchor)))
-            return schema_bad(b, anchor, NULL, "another schema has it already");
+            return schema_bad(b, anchor, "$anchor",
+                              "another schema has it already");
     b->anchors = schema_grow(b, b->anchors, b->anchors_n, &b->anchors_cap,
                              sizeof *b->anchors);
     b->anchors[b->anchors_n++] =
@@ -5508,7 +5947,7 @@ schema_survey_word(struct schema_build *b, yyjson_val *v,
     if (w->kind == SCHEMA_KIND_ONE)
         return schema_survey(b, v, base);
     if (json_type(v) != want)
-        return schema_bad(b, v, NULL, "must be %s of schemas",
+        return schema_bad(b, v, w->name, "must be %s of schemas",
                           map ? "an object" : "a list");
     for (size_t i = json_count(v); i; i--, item = json_next(item)) {
         item += map;
@@ -5647,9 +6086,9 @@ schema_fill_ref(struct schema_build *b, struct schema_node *n, yyjson_val *v,
         i++;
     if (i == b->resources_n)
         return schema_bad(b, v, w->name,
-                          "\"%.*s\" is not in this schema: nothing is fetched, "
+                          "\"%s\" is not in this schema: nothing is fetched, "
                           "so put it under $defs",
-                          STR_FMT(json_brief(json_str(v))));
+                          schema_show(json_str(v)).p);
     if (!u.fragment.n)
         target = b->resources[i].v;
     else if (u.fragment.p[0] == '/')
@@ -5658,8 +6097,8 @@ schema_fill_ref(struct schema_build *b, struct schema_node *n, yyjson_val *v,
         target = schema_anchored(b, i, u.fragment);
     there = target ? schema_spot_find(b, target) : NULL;
     if (!there)
-        return schema_bad(b, v, w->name, "\"%.*s\" leads to no schema",
-                          STR_FMT(json_brief(json_str(v))));
+        return schema_bad(b, v, w->name, "\"%s\" leads to no schema",
+                          schema_show(json_str(v)).p);
     *out = there->node;
     return true;
 }
@@ -5701,7 +6140,7 @@ schema_check_idle(struct schema_build *b, const struct schema_spot *spot)
         const struct schema_word *w = schema_word_find(json_str(key));
 
         if (n->typed && !(n->types & about[w->part]))
-            return schema_bad(b, key, NULL,
+            return schema_bad(b, key, w->name,
                               "says nothing about %s: mend this or the type",
                               schema_types_text(n->types, types, sizeof types));
     }
@@ -5733,6 +6172,8 @@ schema_fill(struct schema_build *b, const struct schema_spot *spot)
     }
     if (!schema_check_idle(b, spot))
         return false;
+    if (!n->value && !n->format && !n->mix)
+        n->plain = n->types & (uint8_t) ~(SCHEMA_ARR | SCHEMA_OBJ);
     m = n->mix;
     n->inplace = m && (m->ref || m->all.n || m->any.n || m->one.n || m->cond);
     if (n->obj)
@@ -38399,6 +38840,7 @@ bind_core_schema_check(lua_State *L)
 {
     bool test = lua_gettop(L) > 1;
     struct mem_arena *a = bind_arena(L);
+    char line[SCHEMA_WHY_LINE];
     struct schema_why why;
     struct schema *s = NULL;
     yyjson_val *doc, *v = NULL;
@@ -38412,8 +38854,9 @@ bind_core_schema_check(lua_State *L)
         return 2;
     }
     if (test && !schema_check(s, v, &why)) {
+        schema_why_line(&why, line, sizeof line);
         lua_pushnil(L);
-        lua_pushstring(L, why.msg);
+        lua_pushstring(L, line);
         return 2;
     }
     lua_pushboolean(L, 1);
@@ -48980,7 +49423,7 @@ static const struct cli_option {
     {CLI_JSON, "--json", NULL, "for machines"},
     {CLI_STDIN, "--stdin", "FILE", "the program's standard input; -: our own"},
     {CLI_OPEN, "--open", NULL,
-     "objects may hold what no schema speaks of, as in the standard"},
+     "as in the standard: open objects, and format is a note"},
     {CLI_HOST, "--host", NULL,
      "what is around the gateway, and how to mend it"},
     {CLI_LEARN, "--learn", NULL,
@@ -49597,6 +50040,7 @@ cli_schema_line(struct mem_arena *a, struct str line, bool open, struct err *e)
 {
     yyjson_val *root, *doc, *instance;
     const struct schema *schema;
+    char text[SCHEMA_WHY_LINE];
     struct schema_why why;
 
     if (!json_parse(a, line, &root, e))
@@ -49609,8 +50053,8 @@ cli_schema_line(struct mem_arena *a, struct str line, bool open, struct err *e)
     schema = schema_compile(a, doc, open, e);
     if (!schema || schema_check(schema, instance, &why))
         return schema != NULL;
-    return err_set(e, ERR_SCHEMA, "%s%s%s (%s)", why.path,
-                   why.path[0] ? ": " : "", why.msg, why.keyword);
+    schema_why_line(&why, text, sizeof text);
+    return err_set(e, ERR_SCHEMA, "%s", text);
 }
 
 static int

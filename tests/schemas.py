@@ -1,8 +1,19 @@
 #!/usr/bin/env python3
-"""Random schemas and instances to `gateway schema --open` and to jsonschema.
+"""Verdicts of `gateway schema`: own cases, and random ones beside jsonschema.
 
     tests/schemas.py [--bin build/gateway] [--seed N] [--cases N]
 
+A line of schema_cases.jsonl is one schema and instances: `valid` ones,
+`invalid` ones with the path and the keyword that the message must name, and
+`closed`, which are valid in an open schema only.  `refused` names the keyword
+for which the schema does not load, `refused_closed` where only a closed one
+does not; `open` lines are for open schemas alone.
+
+Of the official suite, which tests/setup.sh unpacks from a Debian package, each
+required case must get its verdict, or an error that names a keyword of it.  So
+must those about formats, in a closed schema.
+
+Then random schemas and instances meet `gateway schema --open`.
 python3-jsonschema is an independent reading of JSON Schema 2020-12, so each
 different verdict is a mistake of one of the two, and printed whole.  Numbers
 are such that binary floating point (jsonschema's) and decimal arithmetic
@@ -13,6 +24,8 @@ forgets one fails.  The last line is `N passed, N failed`.
 import argparse
 import importlib.metadata
 import json
+import os
+import pathlib
 import random
 import subprocess
 import sys
@@ -132,6 +145,86 @@ class Maker:
         return schema
 
 
+def expectations(line, is_open):
+    """The instances of a line, and how the answer to each must begin and end;
+    an error names its keyword somewhere."""
+    refused = line.get("refused") or (
+        not is_open and line.get("refused_closed"))
+    if refused:
+        return [(None, "error: schema at #", refused)]
+    wrong = line.get("invalid", [])
+    fine = line.get("valid", [])
+    if is_open:
+        fine = fine + [case[0] for case in line.get("closed", [])]
+    else:
+        wrong = wrong + line.get("closed", [])
+    return [(value, "valid", "valid") for value in fine] + [
+        (value, "invalid: %s" % (path and path + ": "), "(%s)" % keyword)
+        for value, path, keyword in wrong]
+
+
+def own_cases(binary, is_open):
+    """Runs schema_cases.jsonl in one mode; how many passed and failed."""
+    cases = []
+    text = pathlib.Path(__file__).with_name("schema_cases.jsonl").read_text()
+    for line in map(json.loads, text.splitlines()):
+        if is_open or not line.get("open"):
+            cases += [(line, *want) for want in expectations(line, is_open)]
+    lines = [json.dumps({"schema": line["schema"], "instance": value})
+             for line, value, _, _ in cases]
+    answers = ask(binary, is_open, lines)
+    bad = abs(len(answers) - len(lines))
+    for (line, value, begin, end), answer in zip(cases, answers):
+        if not answer.startswith(begin) or end not in (
+                answer if begin.startswith("error") else
+                (answer[-len(end):],)):
+            bad += 1
+            print("FAIL %s (%s): %s\n     wanted %s...%s, got %s" % (
+                line["about"], "open" if is_open else "closed",
+                json.dumps(value), begin, end, answer))
+    return len(lines) - bad, bad
+
+
+def official_cases(binary, pattern, is_open):
+    """Runs files of the official suite; how many cases passed and failed.
+    Most must get a verdict."""
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    folder = pathlib.Path(cache, "gateway/suite/usr/share/perl5/auto/share/"
+                          "dist/Test-JSON-Schema-Acceptance/tests/draft2020-12")
+    groups = [group for path in sorted(folder.glob(pattern))
+              for group in json.loads(path.read_text())]
+    cases = [(group["schema"], test) for group in groups
+             for test in group["tests"]]
+    if not cases:
+        print("the official suite is not here: tests/setup.sh suite")
+        return 0, 0
+    answers = ask(binary, is_open, [
+        json.dumps({"schema": schema, "instance": test["data"]})
+        for schema, test in cases])
+    bad = errors = abs(len(answers) - len(cases))
+    for (schema, test), answer in zip(cases, answers):
+        verdict = answer.split(":")[0]
+        good = verdict == ("valid" if test["valid"] else "invalid")
+        if verdict == "error":
+            errors += 1
+            good = any(": %s: " % word in answer for word in words(schema))
+        if not good:
+            bad += 1
+            print("FAIL official: %s: %s\n     %s" % (
+                test["description"], answer, json.dumps(schema)))
+    print("official suite, %s: %d cases, %d of them do not load" % (
+        pattern, len(cases), errors))
+    bad += errors > len(cases) / 4
+    return len(cases) - bad, bad
+
+
+def ask(binary, is_open, lines):
+    """The answers of `gateway schema` to some lines."""
+    done = subprocess.run([binary, "schema"] + ["--open"] * is_open, text=True,
+                          input="\n".join(lines) + "\n", capture_output=True)
+    return done.stdout.split("\n")[:-1]
+
+
 def words(schema):
     """Every keyword in a schema, and some names of members too."""
     found = set()
@@ -159,9 +252,7 @@ def main():
             wanted.append(validator.is_valid(instance))
             used[wanted[-1]] |= words(schema)
             lines.append(json.dumps({"schema": schema, "instance": instance}))
-    done = subprocess.run([options.bin, "schema", "--open"], text=True,
-                          input="\n".join(lines) + "\n", capture_output=True)
-    answers = done.stdout.splitlines()
+    answers = ask(options.bin, True, lines)
     bad = abs(len(answers) - len(lines))
     for line, want, answer in zip(lines, wanted, answers):
         if answer.split(":")[0] != ("valid" if want else "invalid"):
@@ -173,7 +264,12 @@ def main():
             bad += 1
             print("FAIL no %s case has %s" % (
                 "valid" if verdict else "invalid", word))
-    print("%d passed, %d failed" % (len(lines) - bad, bad))
+    own = (own_cases(options.bin, True), own_cases(options.bin, False),
+           official_cases(options.bin, "*.json", True),
+           official_cases(options.bin, "optional/format/*.json", False))
+    good = len(lines) - bad + sum(passed for passed, _ in own)
+    bad += sum(failed for _, failed in own)
+    print("%d passed, %d failed" % (good, bad))
     return bad != 0
 
 

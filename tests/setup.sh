@@ -1,15 +1,17 @@
 #!/bin/sh
-# setup.sh [nginx] COMMAND-OR-FILE:PACKAGE...
+# setup.sh [nginx] [suite] COMMAND-OR-FILE:PACKAGE...
 # Installs the Debian packages whose command or file is not there, having said
 # which.  Nothing missing: says nothing, does nothing, needs no root.
 set -eu
 
 nginx=
+suite=
 missing=
 for need; do
   have=${need%:*}
   case $have in
     nginx) nginx=yes; continue ;;
+    suite) suite=yes; continue ;;
     /*) [ -e "$have" ] && continue ;;
     *) command -v "$have" >/dev/null && continue ;;
   esac
@@ -32,23 +34,35 @@ if [ -n "$missing" ]; then
     --no-install-recommends $missing >/dev/null
 fi
 
-# The tests want nginx's binary as an upstream, not nginx as a service: where
-# there is none it is unpacked into the cache.  Nothing is installed, started
-# or configured, so an nginx this machine may get later finds it untouched.
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/gateway
-if [ -n "$nginx" ] && [ ! -x /usr/sbin/nginx ] &&
-  [ ! -x "$cache/nginx/usr/sbin/nginx" ] && ! command -v nginx >/dev/null; then
-  echo "gateway: nginx, for the tests, will be unpacked into $cache/nginx"
+
+# unpack PACKAGE NAME: the files of a package to NAME in the cache.  Nothing is
+# installed, started or configured.
+unpack() (
+  echo "gateway: $1, for the tests, will be unpacked into $cache/$2"
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   chmod 755 "$work"
-  cd "$work"
-  apt-get -qq download nginx 2>log || {
+  cd "$work" || exit
+  apt-get -qq download "$1" 2>log || {
     $root apt-get -qq update
-    apt-get -qq download nginx 2>log || { cat log >&2; exit 1; }
+    apt-get -qq download "$1" 2>log || { cat log >&2; exit 1; }
   }
-  dpkg-deb -x nginx_*.deb unpacked
+  dpkg-deb -x "$1"_*.deb unpacked || exit
   mkdir -p "$cache"
-  rm -rf "$cache/nginx"
-  cp -R unpacked "$cache/nginx"
+  rm -rf "${cache:?}/$2"
+  cp -R unpacked "$cache/$2"
+)
+
+# nginx's binary is wanted as an upstream, not nginx as a service: one that this
+# machine may get later finds it untouched.
+if [ -n "$nginx" ] && [ ! -x /usr/sbin/nginx ] &&
+  [ ! -x "$cache/nginx/usr/sbin/nginx" ] && ! command -v nginx >/dev/null; then
+  unpack nginx nginx
+fi
+
+# The official suite of JSON Schema travels in a package of Perl's.  Without it
+# tests/schemas.py says so, and has cases of its own.
+if [ -n "$suite" ] && [ ! -d "$cache/suite" ]; then
+  unpack libtest-json-schema-acceptance-perl suite || true
 fi

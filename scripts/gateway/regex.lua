@@ -95,8 +95,14 @@ function Reader:set(set, item)
 end
 
 
--- \x41, \u0041, \u{41}, \012, \cA, after the backslash; or nil.
+-- \x41, \u0041, \u{41}, \ud83d\ude00, \012, \cA, after the backslash; or nil.
 function Reader:numbered()
+  local high, low =
+    self:take("u([dD][89abAB]%x%x)\\u([dD][c-fC-F]%x%x)")
+  if high then
+    return 0x10000 + (tonumber(high, 16) - 0xD800 << 10)
+      + tonumber(low, 16) - 0xDC00
+  end
   local octal = self:take("(0[0-7]?[0-7]?)")
   if octal then
     return tonumber(octal, 8)

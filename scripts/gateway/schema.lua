@@ -54,6 +54,9 @@ local OTHERS <const> = {
   max = "write maximum, maxLength or maxItems",
   ["$dynamicRef"] = "it is not supported: write $ref",
   ["$recursiveRef"] = "it is not supported: write $ref",
+  contentEncoding = 'nothing looks into a string: write format = "byte"',
+  contentMediaType = "nothing looks into a string: take it out",
+  contentSchema = "nothing looks into a string: take it out",
 }
 
 local TYPES <const> = {
