@@ -47973,6 +47973,21 @@ try_core_load(lua_State *L)
     return 1;
 }
 
+/* core.test_span(function) -> its script, first and last line */
+static int
+try_core_span(lua_State *L)
+{
+    lua_Debug d;
+
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_settop(L, 1);
+    must(lua_getinfo(L, ">S", &d));
+    lua_pushstring(L, bind_source(&d).p);
+    lua_pushinteger(L, d.linedefined);
+    lua_pushinteger(L, d.lastlinedefined);
+    return 3;
+}
+
 /* core.write(text): standard output, where `print` goes to the log */
 static int
 try_core_write(lua_State *L)
@@ -48095,6 +48110,7 @@ static const luaL_Reg try_core[] = {
     {"test_stand_in", try_core_stand_in},
     {"test_certificate", try_core_certificate},
     {"test_function", try_core_function},
+    {"test_span", try_core_span},
     {"test_cover", try_core_cover},
     {"test_lines", try_core_lines_run},
     {"test_dump", try_core_dump},
@@ -49435,7 +49451,7 @@ static const struct cli_option {
 
 struct cli {
     const char *policy, *stdin_path, *key;
-    bool policy_given, json, host, open, running, learn;
+    bool policy_given, json, open, running, learn;
     char **args;  // what is left: operands
     int args_n;
 };
@@ -49446,7 +49462,8 @@ struct cli_command {
     int max;  // operands; -1: any number
     int (*run)(const struct cli *);
     int (*raw)(int argc, char **argv);  // reads its own options instead
-    const char *tool;                   // so does this module's main()
+    const char *tool;                   // so does this module's main(), where
+                                        //   there is no `run`, or no --host
 };
 
 __attribute__((format(printf, 1, 2))) static int
@@ -49618,8 +49635,6 @@ cli_audit(const struct cli *cli)
     struct err e;
     bool ok = true, loaded = false;
 
-    if (!cli->host)
-        return cli_fail("say what to look at: gateway audit --host") + 1;
     a = mem_arena_new((size_t)512 << 20);
     host_survey(&host);
     if (!host_has(&host.have, HOST_UID))
@@ -50320,12 +50335,14 @@ static const struct cli_command cli_commands[] = {
      "  gateway check\n"
      "  gateway check --json my.lua > plain.json\n",
      CLI_POLICY | CLI_JSON, 1, .run = cli_check},
-    {"audit", "--host [POLICY]",
-     "Says which sandbox layers are here, and what around the gateway is not "
-     "as it should be, with the mend. 1: something of medium or high severity.",
+    {"audit", "[POLICY]",
+     "Looks for holes in a policy. With --host: says which sandbox layers are "
+     "here, and what around the gateway is not as it should be, with the mend. "
+     "1: something of medium or high severity.",
      "  gateway audit --host\n"
      "  gateway audit --host --json my.lua\n",
-     CLI_POLICY | CLI_JSON | CLI_HOST, 1, .run = cli_audit},
+     CLI_POLICY | CLI_JSON | CLI_HOST, 1, .run = cli_audit,
+     .tool = "gateway.audit"},
     {"explain", "/path?query",
      "Tells what becomes of one request, decision by decision.",
      .tool = "gateway.explain"},
@@ -50443,7 +50460,6 @@ cli_option_set(struct cli *cli, unsigned bit, const char *value)
         cli->key = value;
     cli->running |= bit == CLI_RUNNING;
     cli->open |= bit == CLI_OPEN;
-    cli->host |= bit == CLI_HOST;
     cli->learn |= bit == CLI_LEARN;
 }
 
@@ -50482,13 +50498,23 @@ cli_parse(const struct cli_command *c, int argc, char **argv, struct cli *cli)
     return 0;
 }
 
+/* Is `option` on the command line? */
+static bool
+cli_has(int argc, char **argv, const char *option)
+{
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], option) == 0)
+            return true;
+    return false;
+}
+
 static int
 cli_command_run(const struct cli_command *c, int argc, char **argv)
 {
     struct cli cli = {.policy = "scripts/gateway.lua"};
     int code;
 
-    if (c->tool)
+    if (c->tool && !(c->run && cli_has(argc, argv, "--host")))
         return try_tool(c->tool, argc - 1, argv + 1);
     for (int i = 1; i < argc && !(c->raw && i > 1); i++) {
         if (strcmp(argv[i], "--") == 0)

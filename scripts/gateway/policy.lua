@@ -47,6 +47,12 @@ function M.aside(func)
 end
 
 
+--- All that has been declared, for tools that look at a policy.
+function M.declared()
+  return book
+end
+
+
 --- Opens a declaration: refuses it once the policy has loaded.
 -- @return "file:line" of the declaration
 function M.declare(what)

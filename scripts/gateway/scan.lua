@@ -258,8 +258,9 @@ end
 --- Checks the policy, the other scripts that declare, and what they require.
 -- @param main   the policy's script name
 -- @param files  table whose keys are script names
+-- @return the scripts: a list of { name, source }
 function M.check(main, files)
-  local names, seen = { main }, {}
+  local names, seen, list = { main }, {}, {}
   for _, name in ipairs(options.sorted_keys(files)) do
     names[#names + 1] = name
   end
@@ -269,6 +270,9 @@ function M.check(main, files)
     local name = names[i]
     local source = not seen[name] and core.source(name)
     seen[name] = true
+    if source then
+      list[#list + 1] = { name = name, source = source }
+    end
     for _, module in ipairs(source and modules_of(name, source) or {}) do
       local path = folder .. module:gsub("%.", "/")
       names[#names + 1] = path .. ".lua"
@@ -276,6 +280,7 @@ function M.check(main, files)
     end
     i = i + 1
   end
+  return list
 end
 
 

@@ -1,0 +1,161 @@
+--- `gateway audit`: looks for holes in a policy, without running it.
+--
+-- The policy is loaded as `gateway check` loads it. Rules then look at what it
+-- has declared (audit_config), at the texts its schemas let through
+-- (audit_input, by exact analysis of patterns), and at the source of its hooks
+-- (audit_hook, by following inputs through it). A comment on the line of a
+-- finding, or alone on the line before, keeps it quiet:
+--
+--     gateway.get("/x", {  -- audit: allow input.no-pattern because it is a note
+
+local config <const> = require "gateway.audit_config"
+local core <const> = require "gateway.core"
+local finding <const> = require "gateway.finding"
+local hook <const> = require "gateway.audit_hook"
+local input <const> = require "gateway.audit_input"
+local luasource <const> = require "gateway.luasource"
+local policy <const> = require "gateway.policy"
+local scan <const> = require "gateway.scan"
+local tool <const> = require "gateway.tool"
+local M = {}
+
+finding.rules {
+  ["audit.allow-without-reason"] = { "medium", "a finding is allowed without a"
+    .. " reason, so it counts", "write: -- audit: allow RULE because …" },
+  ["audit.allow-unknown"] = { "medium", "a comment allows a rule that there is"
+    .. " not", "see gateway audit --rules" },
+  ["audit.allow-unused"] = { "low", "a comment allows what was not found",
+    "delete the comment" },
+}
+
+local Audit = {}
+Audit.__index = Audit
+
+
+--- Adds a finding.
+-- @param severity  instead of the rule's own
+function Audit:add(rule, at, what, severity)
+  self.list:add { rule = rule, at = at, what = what, severity = severity }
+end
+
+
+-- ---- what comments allow ---------------------------------------------------
+
+-- The comments that allow something: { [file:line] = { { rule, why, at } } }.
+local function read_allowed(self, file, comments)
+  for _, comment in ipairs(comments) do
+    local rule, rest = comment.text:match("^%s*audit:%s*allow%s+(%S+)%s*(.*)$")
+    local at = ("%s:%d"):format(file, comment.line)
+    if rule then
+      local why = rest:match("^because%s+(%S.*)$")
+      local known, suggestion = finding.is_rule(rule)
+      if not known then
+        self:add("audit.allow-unknown", at, ("no rule %s%s"):format(rule,
+          suggestion))
+      elseif not why then
+        self:add("audit.allow-without-reason", at, ("%s is allowed without a"
+          .. " reason"):format(rule))
+      end
+      local line = ("%s:%d"):format(file, comment.line
+        + (comment.alone and 1 or 0))
+      self.allowed[line] = self.allowed[line] or {}
+      table.insert(self.allowed[line], { rule = rule, why = why, at = at,
+        used = not known or not why })
+    end
+  end
+end
+
+
+-- Marks what comments allow, and reports those that allow nothing.
+local function suppress(self)
+  for _, found in ipairs(self.list) do
+    for _, row in ipairs(self.allowed[found.at] or {}) do
+      if row.rule == found.rule and row.why then
+        found.suppressed, row.used = row.why, true
+      end
+    end
+  end
+  for _, rows in pairs(self.allowed) do
+    for _, row in ipairs(rows) do
+      if not row.used then
+        self:add("audit.allow-unused", row.at, ("nothing here is %s"):format(
+          row.rule))
+      end
+    end
+  end
+end
+
+
+-- ---- the whole -------------------------------------------------------------
+
+local function read_sources(self, name, book)
+  local sources = {}
+  for _, script in ipairs(scan.check(name, book.files)) do
+    local body, comments = luasource.read(script.name, script.source)
+    sources[script.name] = { body = body, comments = comments }
+    read_allowed(self, script.name, comments)
+  end
+  return sources
+end
+
+
+--- Audits a policy.
+-- @return the findings (finding.lua); or nil and why the policy does not load
+function M.run(name)
+  local ok, message = core.test_policy(name)
+  if not ok then
+    return nil, message
+  end
+  local self = setmetatable({ list = finding.new(), allowed = {} }, Audit)
+  local book = policy.declared()
+  local sources = read_sources(self, name, book)
+  config.check(self, book)
+  local flows = hook.check(self, book, sources)
+  input.check(self, book, flows)
+  suppress(self)
+  return self.list
+end
+
+
+local function options_of()
+  local list = {
+    { "policy", "FILE", "the policy", default = "scripts/gateway.lua" },
+    { "rules", nil, "list all rules, and how to mend what they find" },
+    { "host", nil, "look at what is around the gateway instead; see gateway"
+      .. " audit --host --help" },
+  }
+  return table.move(finding.OPTIONS, 1, #finding.OPTIONS, #list + 1, list)
+end
+
+
+--- The command `gateway audit`.
+M.main = tool.main {
+  name = "audit", operands = "[POLICY]", most = 1,
+  help = "Looks for holes in a policy: inputs that are wider than where they go,"
+    .. " routes that are wider than who may call them, hooks without a decision,"
+    .. " weak settings. Each finding has its place and its mend.",
+  options = options_of(),
+  examples = {
+    "gateway audit", "gateway audit --fail-on medium my.lua",
+    "gateway audit --format sarif my.lua >audit.sarif",
+    "gateway audit --host",
+  },
+  run = function(operands, opts)
+    local misused = finding.misused(opts)
+    if misused then
+      return nil, misused
+    elseif opts.rules then
+      finding.print_rules()
+      return 0
+    end
+    local list, message = M.run(operands[1] or opts.policy)
+    if not list then
+      core.warn("gateway: " .. message)
+      return 1
+    end
+    return list:report(opts)
+  end,
+}
+
+
+return M

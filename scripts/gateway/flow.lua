@@ -1,0 +1,581 @@
+--- Where a client's input goes in a hook: followed through the source.
+--
+-- A hook's tree (luasource.lua) is evaluated with abstract values: the request,
+-- its inputs, commands, upstreams, and "some value made of these inputs". Both
+-- sides of every branch are taken, functions of the policy are followed into,
+-- and what a function of a library makes of an input still counts as that
+-- input. So what is reported may in truth be checked on the way; what is not
+-- reported went through something that cannot be followed (a table that is
+-- filled by a computed key, a coroutine, a metatable).
+
+local luasource <const> = require "gateway.luasource"
+local M = {}
+
+local MAX_CALLS <const> = 6
+local MAX_STEPS <const> = 200000
+
+-- Fields of a request that a schema has seen.
+local PLACES <const> = { path = true, query = true, headers = true }
+-- And those that none has.
+local BARE <const> = { target = true, body = true }
+local RUNS <const> = { run = true, stream = true, job = true }
+local UNKNOWN <const> = { kind = "unknown", inputs = {} }
+
+local Flow = {}
+Flow.__index = Flow
+
+
+local function value(kind, fields)
+  fields = fields or {}
+  fields.kind, fields.inputs = kind, fields.inputs or {}
+  return fields
+end
+
+
+-- All inputs that are in a value, also inside a table.
+local function inputs_of(from, into, depth)
+  into, depth = into or {}, depth or 0
+  for input in pairs(from.inputs) do
+    into[input] = true
+  end
+  for _, field in pairs(from.fields and depth < 5 and from.fields or {}) do
+    inputs_of(field, into, depth + 1)
+  end
+  return into
+end
+
+
+local function made_of(...)
+  local inputs, glued = {}, false
+  for _, part in ipairs { ... } do
+    inputs_of(part, inputs)
+    glued = glued or part.glued
+  end
+  return value("text", { inputs = inputs, glued = glued })
+end
+
+
+local function join(a, b)
+  if not a or a == UNKNOWN then
+    return b
+  elseif b == UNKNOWN or a == b then
+    return a
+  end
+  local both = made_of(a, b)
+  local joined = value(b.kind)
+  for key, field in pairs(b) do
+    joined[key] = field
+  end
+  joined.inputs, joined.glued = both.inputs, a.glued or b.glued
+  return joined
+end
+
+
+-- ---- names -----------------------------------------------------------------
+
+local function scope(outer)
+  return { names = {}, outer = outer }
+end
+
+
+local function find(env, name)
+  while env do
+    if env.names[name] then
+      return env.names[name], env
+    end
+    env = env.outer
+  end
+  return nil
+end
+
+
+-- ---- inputs ----------------------------------------------------------------
+
+-- The one object that stands for an input of the route.
+function Flow:input(where, name, schema)
+  local key = where .. "\0" .. name
+  local inputs = self.route.inputs
+  if not inputs[key] then
+    inputs[key] = { where = where, name = name, schema = schema }
+  end
+  return value("input", { inputs = { [inputs[key]] = true } })
+end
+
+
+-- A member of a JSON document.
+function Flow:member(object, key)
+  local schema = object.schema
+  local inner
+  if type(schema) == "table" and type(schema.properties) == "table" and key then
+    inner = schema.properties[key]
+  end
+  local name = object.name .. (key and "." .. key or "[]")
+  if inner == nil and type(schema) == "table" then
+    inner = key == nil and schema.items or nil
+  end
+  local got = self:input("json", name, inner == nil and true or inner)
+  got.kind, got.schema, got.name = "json", inner, name
+  return got
+end
+
+
+function Flow:field_of_request(name, line)
+  local route = self.route
+  if PLACES[name] then
+    return value("place", { where = name })
+  elseif name == "json" then
+    local schema = route.config and route.config.body.schema
+    local got = self:input("json", "body", schema)
+    got.kind, got.schema, got.name = "json", schema, "body"
+    return got
+  elseif name == "raw" then
+    self:sink("raw", UNKNOWN, line)
+    return value("raw")
+  elseif BARE[name] then
+    return self:input(name, name, true)
+  end
+  return UNKNOWN
+end
+
+
+local function schema_of(route, where, name)
+  local config = route.config
+  if not config then
+    return nil
+  elseif where == "path" then
+    return config.path_schemas[name]
+  end
+  local row = config[where][name]
+  return row and row.schema
+end
+
+
+function Flow:index(object, key, line)
+  if object.kind == "request" then
+    return key and self:field_of_request(key, line) or UNKNOWN
+  elseif object.kind == "place" then
+    local name = key and object.where == "headers" and key:lower() or key
+    return name and self:input(object.where, name,
+      schema_of(self.route, object.where, name)) or UNKNOWN
+  elseif object.kind == "json" then
+    return self:member(object, key)
+  elseif object.kind == "table" and key and object.fields[key] then
+    return object.fields[key]
+  elseif object.kind == "gateway" then
+    return value("builtin", { name = key })
+  elseif object.kind == "raw" then
+    return object
+  end
+  return made_of(object)
+end
+
+
+-- ---- where inputs arrive ---------------------------------------------------
+
+function Flow:sink(kind, from, line, fields)
+  local sink = fields or {}
+  sink.kind, sink.inputs = kind, inputs_of(from)
+  sink.glued = from.glued or false
+  sink.at = ("%s:%d"):format(self.file, line)
+  table.insert(self.route.sinks, sink)
+end
+
+
+local function text_field(from, name)
+  return from.kind == "table" and from.fields[name] or nil
+end
+
+
+-- The fields of a request to an upstream, or of a response.
+function Flow:fields(from, line, kinds)
+  for name, kind in pairs(kinds) do
+    local field = text_field(from, name)
+    if field then
+      self:sink(kind, field, line)
+    end
+  end
+end
+
+
+function Flow:run(command, args, line)
+  for slot, field in pairs(args[1] and args[1].fields or {}) do
+    self:sink("slot", field, line, { command = command.name, slot = slot })
+  end
+  local stdin = args[2] and text_field(args[2], "stdin")
+  if stdin then
+    self:sink("stdin", stdin, line, { command = command.name })
+  end
+  self.route.commands[command.name] = true
+  return value("result")
+end
+
+local FETCHED <const> = {
+  path = "path", query = "query", headers = "header", body = "body",
+}
+local SET <const> = { set = "header", respond_set = "response header" }
+
+
+function Flow:ask(spec, line)
+  self.route.fetches = true
+  if spec and spec.kind == "table" then
+    self:fields(spec, line, FETCHED)
+  elseif spec then
+    self:sink("path", spec, line)
+  end
+  return value("result")
+end
+
+local BUILTINS <const> = {
+  fetch = function(self, args, line)
+    return self:ask(args[2], line)
+  end,
+  log = function(self, args, line)
+    self:sink("log", made_of(table.unpack(args)), line)
+    return UNKNOWN
+  end,
+  response = function(self, args, line)
+    self:fields(args[1] or UNKNOWN, line, { body = "response body",
+      headers = "response header", type = "response header" })
+    return UNKNOWN
+  end,
+  command = function(_, args)
+    local name = args[1] and text_field(args[1], "name")
+    return value("command", { name = name and name.text or "?",
+      fields = { slots = UNKNOWN } })
+  end,
+  upstream = function()
+    return value("upstream")
+  end,
+}
+
+for _, name in ipairs { "text", "json", "problem" } do
+  BUILTINS[name] = function(self, args, line)
+    self:sink("response body", made_of(args[1] or UNKNOWN, args[2] or UNKNOWN),
+      line)
+    if args[3] then
+      self:sink("response header", args[3], line)
+    end
+    return UNKNOWN
+  end
+end
+
+
+-- ---- expressions -----------------------------------------------------------
+
+local EVAL <const> = {}
+
+
+function Flow:eval(node, env)
+  self.steps = self.steps + 1
+  local eval = EVAL[node.kind]
+  if not eval or self.steps > MAX_STEPS then
+    return UNKNOWN
+  end
+  return eval(self, node, env) or UNKNOWN
+end
+
+
+function Flow:eval_all(nodes, env)
+  local values = {}
+  for i, node in ipairs(nodes) do
+    values[i] = self:eval(node, env)
+  end
+  return values
+end
+
+
+function EVAL.name(_, node, env)
+  return find(env, node.name)
+end
+
+
+function EVAL.text(_, node)
+  return value("text", { text = node.value })
+end
+
+
+function EVAL.func(self, node, env)
+  local closure = value("func", { node = node, env = env })
+  self.closures[node] = self.closures[node] or {}
+  table.insert(self.closures[node], closure)
+  return closure
+end
+
+
+function EVAL.table(self, node, env)
+  local made, count = value("table", { fields = {} }), 0
+  for _, item in ipairs(node.items) do
+    local got, key = self:eval(item.value, env), nil
+    if item.key then
+      local name = self:eval(item.key, env)
+      key = name.text
+      for input in pairs(inputs_of(name)) do
+        made.inputs[input] = true
+      end
+    else
+      count = count + 1
+      key = count
+    end
+    if key then
+      made.fields[key] = got
+    else
+      inputs_of(got, made.inputs)
+    end
+  end
+  return made
+end
+
+
+function EVAL.index(self, node, env)
+  local key = self:eval(node.key, env)
+  return self:index(self:eval(node.object, env), key.text, node.line)
+end
+
+
+function EVAL.binary(self, node, env)
+  local left, right = self:eval(node.left, env), self:eval(node.right, env)
+  if node.op == "or" or node.op == "and" then
+    return join(left, right)
+  elseif node.op == ".." then
+    local made = made_of(left, right)
+    made.glued = true
+    return made
+  elseif node.op:find("[<>=]") then
+    return UNKNOWN
+  end
+  return made_of(left, right)
+end
+
+
+function EVAL.unary(self, node, env)
+  local inner = self:eval(node.value, env)
+  return node.op == "-" and made_of(inner) or UNKNOWN
+end
+
+
+-- Calls a function of the policy. The value it returns, all returns joined.
+function Flow:call(func, args)
+  if self.calls >= MAX_CALLS then
+    return made_of(table.unpack(args))
+  end
+  self.calls = self.calls + 1
+  local env = scope(func.env)
+  for i, name in ipairs(func.node.params) do
+    env.names[name] = args[i] or UNKNOWN
+  end
+  local kept = self.returned
+  self.returned = nil
+  self:block(func.node.body, env)
+  local returned = self.returned
+  self.returned, self.calls = kept, self.calls - 1
+  return returned or UNKNOWN
+end
+
+
+function EVAL.call(self, node, env)
+  if node.func.kind == "name" and node.func.name == "require" then
+    local module = node.args[1] and node.args[1].value
+    return module == "gateway" and value("gateway") or UNKNOWN
+  end
+  local func, args = self:eval(node.func, env), self:eval_all(node.args, env)
+  if func.kind == "func" then
+    return self:call(func, args)
+  elseif func.kind == "builtin" and BUILTINS[func.name] then
+    return BUILTINS[func.name](self, args, node.line)
+  end
+  local made = made_of(table.unpack(args))
+  made.glued = made.glued or node.func.kind == "index"
+    and (node.func.key.value == "format" or node.func.key.value == "concat")
+  return made
+end
+
+
+function EVAL.method(self, node, env)
+  local object = self:eval(node.object, env)
+  local args = self:eval_all(node.args, env)
+  if object.kind == "command" and RUNS[node.name] then
+    return self:run(object, args, node.line)
+  elseif object.kind == "upstream" and node.name == "fetch" then
+    return self:ask(args[1], node.line)
+  elseif object.kind == "upstream" and node.name == "to" then
+    self.route.forwards = true
+    local opts = args[1] and args[1].kind == "table" and args[1] or args[2]
+    if args[1] and args[1] ~= opts then
+      self:sink("path", args[1], node.line)
+    end
+    self:fields(opts or UNKNOWN, node.line, SET)
+    return UNKNOWN
+  elseif object.kind == "raw" then
+    if node.name == "check" and args[1] then
+      return self:input("raw", "raw", true)
+    end
+    return object
+  end
+  local made = made_of(object, table.unpack(args))
+  made.glued = made.glued or node.name == "format"
+  return made
+end
+
+
+-- ---- statements ------------------------------------------------------------
+
+local EXECUTE <const> = {}
+
+
+function Flow:block(body, env)
+  for _, statement in ipairs(body) do
+    local execute = EXECUTE[statement.kind]
+    if execute then
+      execute(self, statement, env)
+    end
+  end
+end
+
+
+function EXECUTE.locals(self, node, env)
+  local values = {}
+  for i, name in ipairs(node.names) do
+    local from = node.values[i]
+    if from and from.kind == "func" then
+      env.names[name] = UNKNOWN  -- so that it can call itself
+    end
+    values[i] = from and self:eval(from, env)
+  end
+  for i, name in ipairs(node.names) do
+    env.names[name] = values[i] or #values > 0 and made_of(values[#values])
+      or UNKNOWN
+  end
+end
+
+
+function EXECUTE.assign(self, node, env)
+  for i, target in ipairs(node.targets) do
+    local from = node.values[i]
+    local got = from and self:eval(from, env) or UNKNOWN
+    if target.kind == "name" then
+      local old, where = find(env, target.name)
+      if where then
+        where.names[target.name] = join(old, got)
+      end
+    elseif target.kind == "index" then
+      local object = self:eval(target.object, env)
+      local key = self:eval(target.key, env).text
+      if object.kind == "table" and key then
+        object.fields[key] = join(object.fields[key], got)
+      elseif object.kind == "table" then
+        inputs_of(got, object.inputs)
+      end
+    end
+  end
+end
+
+
+function EXECUTE.call(self, node, env)
+  self:eval(node, env)
+end
+
+EXECUTE.method = EXECUTE.call
+
+
+function EXECUTE.block(self, node, env)
+  self:block(node.body, scope(env))
+end
+
+
+-- Twice, so that what one turn sets, the next one sees.
+function EXECUTE.loop(self, node, env)
+  local inner = scope(env)
+  self:eval(node.cond, inner)
+  self:block(node.body, inner)
+  self:block(node.body, inner)
+end
+
+
+function EXECUTE.choice(self, node, env)
+  for _, branch in ipairs(node.branches) do
+    self:eval(branch.cond, env)
+    self:block(branch.body, scope(env))
+  end
+  self:block(node.otherwise or {}, scope(env))
+end
+
+
+function EXECUTE.each(self, node, env)
+  local inner = scope(env)
+  local from = made_of(table.unpack(self:eval_all(node.values, env)))
+  for _, name in ipairs(node.names) do
+    inner.names[name] = from
+  end
+  self:block(node.body, inner)
+  self:block(node.body, inner)
+end
+
+
+function EXECUTE.give(self, node, env)
+  for _, got in ipairs(self:eval_all(node.values, env)) do
+    self.returned = join(self.returned, got)
+  end
+end
+
+
+-- ---- the whole -------------------------------------------------------------
+
+--- A file's flow: its top level has been evaluated, so that its hooks can be
+-- asked about.
+-- @param body  its tree, as luasource.read() gives it
+function M.new(file, body)
+  local self = setmetatable({
+    file = file, steps = 0, calls = 0, closures = {},
+    route = { inputs = {}, sinks = {}, commands = {} },
+  }, Flow)
+  self:block(body, scope(nil))
+  return self
+end
+
+
+--- The function's node that begins and ends on these lines, or nil.
+function Flow:find(first, last)
+  for node in pairs(self.closures) do
+    if node.line == first and node.last == last then
+      return node
+    end
+  end
+  return nil
+end
+
+
+--- Follows a hook.
+-- @param node   as find() gave it
+-- @param kinds  what its parameters are: { "request", "identity" }
+-- @param route  { config = the route, inputs = {}, sinks = {}, commands = {} },
+--               which is filled
+function Flow:follow(node, kinds, route)
+  for _, closure in ipairs(self.closures[node]) do
+    local args = {}
+    for i, kind in ipairs(kinds) do
+      args[i] = value(kind)
+    end
+    self.route, self.steps, self.calls = route, 0, 0
+    local result = self:call(closure, args)
+    if kinds[1] == "request" and next(inputs_of(result)) then
+      self:sink("response body", result, node.line)
+    end
+  end
+end
+
+
+--- Each function of a file, for rules about their text.
+function Flow:functions()
+  local nodes = {}
+  for node in pairs(self.closures) do
+    nodes[#nodes + 1] = node
+  end
+  table.sort(nodes, function(a, b)
+    return a.line < b.line
+  end)
+  return nodes
+end
+
+M.walk = luasource.walk
+
+return M
