@@ -6,7 +6,7 @@
 -- (audit_hook, by following inputs through it). A comment on the line of a
 -- finding, or alone on the line before, keeps it quiet:
 --
---     gateway.get("/x", {  -- audit: allow input.no-pattern because it is a note
+--     gateway.get("/x", {  -- audit: allow input.stream because it is a note
 
 local config <const> = require "gateway.audit_config"
 local core <const> = require "gateway.core"
@@ -131,9 +131,9 @@ end
 --- The command `gateway audit`.
 M.main = tool.main {
   name = "audit", operands = "[POLICY]", most = 1,
-  help = "Looks for holes in a policy: inputs that are wider than where they go,"
-    .. " routes that are wider than who may call them, hooks without a decision,"
-    .. " weak settings. Each finding has its place and its mend.",
+  help = "Looks for holes in a policy: inputs that are wider than where they "
+    .. "go, routes that are wider than who may call them, hooks without a "
+    .. "decision, weak settings. Each finding has its place and its mend.",
   options = options_of(),
   examples = {
     "gateway audit", "gateway audit --fail-on medium my.lua",

@@ -27,8 +27,8 @@ finding.rules {
   ["tls.plain-upstream"] = { "medium", "requests cross a network in the clear",
     "write https:// and ca, or put the upstream on loopback or a Unix socket" },
   ["sandbox.accept-missing"] = { "medium", "the gateway starts without a layer"
-    .. " of its sandbox", "leave it out of accept_missing; give the machine what"
-    .. " `gateway check` says the layer needs" },
+    .. " of its sandbox", "leave it out of accept_missing; give the machine"
+    .. " what `gateway check` says the layer needs" },
   ["sandbox.root"] = { "high", "workers run as root",
     "name an ordinary user in gateway.process { user = … }" },
   ["sandbox.clock-floor"] = { "low", "a clock that is wrong does not stop"
@@ -40,15 +40,16 @@ finding.rules {
   ["sandbox.no-access-log"] = { "low", "no line says who called what",
     "leave out access_log = false" },
   ["command.network"] = { "medium", "a program that clients drive can reach the"
-    .. " network", "leave out network = true, or say why the program needs it" },
+    .. " network", "leave out network = true; or allow it, and say why" },
   ["command.write"] = { "low", "a program that clients drive may write files",
     "name as little as possible in write, and no folder that holds programs or"
     .. " configuration" },
   ["command.no-audit-key"] = { "info", "records of what was run carry no MAC",
     "give gateway.process { audit_key = … }" },
   ["limits.loose"] = { "low", "a limit is so wide that one client can hold what"
-    .. " others need", "leave it out, for the default, or write a smaller one" },
-  ["identity.anyone"] = { "medium", "every client of the CA reaches an upstream",
+    .. " others need", "leave it out, for the default, or make it smaller" },
+  ["identity.anyone"] = { "medium", "every client of the CA reaches an"
+    .. " upstream",
     "say in authorize who needs it, such as id.spiffe or id.ou" },
   ["identity.any-method"] = { "low", "an upstream is reached with every method",
     "name the methods: gateway.get, or gateway.route({ \"GET\", … }, …)" },
@@ -244,7 +245,6 @@ function M.name_of(route)
 end
 
 
--- Does a forward keep the methods of its requests?
 local function check_who(audit, route)
   local proxy = route.handle.kind == "proxy"
   if proxy and M.open(route) then
@@ -384,8 +384,9 @@ local function check_shadowed(audit, book, route)
       end
     end
     if shadowed then
-      audit:add("route.shadowed", route.at, ("%s: each value of {%s} has a route"
-        .. " of its own, which goes first"):format(M.name_of(route), name))
+      audit:add("route.shadowed", route.at, ("%s: each value of {%s} has a"
+        .. " route of its own, which goes first"):format(M.name_of(route),
+        name))
     end
   end
 end

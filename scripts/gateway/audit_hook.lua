@@ -8,8 +8,8 @@ local luasource <const> = require "gateway.luasource"
 local M = {}
 
 finding.rules {
-  ["hook.may-return-nothing"] = { "medium", "a hook that decides may end without"
-    .. " a decision: the request is then denied with 500",
+  ["hook.may-return-nothing"] = { "medium", "a hook that decides may end"
+    .. " without a decision: the request is then denied with 500",
     "end it with return false, \"why not\"" },
   ["hook.not-boolean"] = { "medium", "a hook that decides returns something"
     .. " else than true or false: the request is then denied with 500",
@@ -21,6 +21,8 @@ finding.rules {
   ["hook.built-path"] = { "low", "a hook builds a path of an upstream from a"
     .. " client's text", "use app:to \"/x/{name}\", whose captures are encoded,"
     .. " or an enum" },
+  ["hook.unseen"] = { "info", "a hook could not be followed through the source",
+    "declare routes at the top level, or in functions that are called there" },
   ["identity.command"] = { "high", "every client of the CA can run a program",
     "say in authorize who needs it, such as id.spiffe or id.ou" },
   ["identity.group"] = { "low", "a group says nothing about who may enter, so a"
@@ -200,20 +202,15 @@ local function follow(audit, flows, book, number, kinds, into)
   local func = book.hooks[number]
   local file, first, last = core.test_span(func)
   local file_flow = flows[file]
-  local node = file_flow and file_flow:find(first, last)
-  if node then
+  local nodes = file_flow and file_flow:find(first, last) or {}
+  for _, node in ipairs(nodes) do
     file_flow:follow(node, kinds, into)
-  elseif file_flow then
-    audit:add("hook.unseen", ("%s:%d"):format(file, first), "this hook could not"
-      .. " be followed through the source")
+  end
+  if file_flow and #nodes == 0 then
+    audit:add("hook.unseen", ("%s:%d"):format(file, first), "this hook could"
+      .. " not be followed through the source")
   end
 end
-
-finding.rules {
-  ["hook.unseen"] = { "info", "a hook could not be followed through the source",
-    "let one function begin and end on lines of its own" },
-}
-
 
 -- What the hooks of a route do with its inputs.
 local function follow_route(audit, flows, book, route)

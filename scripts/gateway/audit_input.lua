@@ -1,9 +1,9 @@
---- Audit rules about what clients send: which texts the schemas let through, and
--- where these arrive.
+--- Audit rules about what clients send: which texts the schemas let through,
+-- and where these arrive.
 --
--- A text is judged by where it goes. What a path, a header or the body can carry
--- at all is known, so that a pattern is not blamed for bytes that the parser
--- refuses anyway.
+-- A text is judged by where it goes. What a path or a header can carry at all
+-- is known, so that a pattern is not blamed for bytes that the parser refuses
+-- anyway.
 
 local config <const> = require "gateway.audit_config"
 local finding <const> = require "gateway.finding"
@@ -25,8 +25,8 @@ finding.rules {
   ["input.redos"] = { "medium", "a value makes the pattern take so many steps"
     .. " that the engine gives up", "write the pattern so that no text can be"
     .. " read in two ways, and add maxLength" },
-  ["input.unjudged"] = { "low", "a pattern cannot be judged, so it counts as one"
-    .. " that lets everything through", "write it without backreferences,"
+  ["input.unjudged"] = { "low", "a pattern cannot be judged, so it counts as"
+    .. " one that lets everything through", "write it without backreferences,"
     .. " lookbehind and the like, or use an enum" },
   ["input.unchecked-query"] = { "medium", "query parameters pass unchecked",
     "declare them in validate.query" },
@@ -94,7 +94,8 @@ end
 
 -- What a finding calls a text: "query parameter 'q'".
 local LABELS <const> = {
-  path = "capture {%s}", query = "query parameter '%s'", headers = "header '%s'",
+  path = "capture {%s}", query = "query parameter '%s'",
+  headers = "header '%s'",
   json = "%s of the JSON body", slot = "slot '%s'", raw = "request.raw",
   body = "the body", target = "request.target",
 }
@@ -156,8 +157,8 @@ local function check_dangers(audit, at, label, schema, place, how, cannot)
       and shape.admits(schema, danger)
     if value then
       audit:add(place .. "." .. danger.id, at, ("%s may hold %s, such as %s,"
-        .. " and reaches %s"):format(label, danger.text, shape.show(value), how),
-        severity)
+        .. " and reaches %s"):format(label, danger.text, shape.show(value),
+        how), severity)
     end
   end
 end
@@ -190,8 +191,8 @@ local function check_slot(audit, command, slot)
   end
   for _, leaf in ipairs(shape.leaves(slot.schema, slot.name)) do
     if slot.dash and shape.admits(leaf.schema, shape.DANGERS[4]) then
-      audit:add("slot.dash", command.at, label .. ": dash = true, and its values"
-        .. " may begin with '-'")
+      audit:add("slot.dash", command.at, label .. ": dash = true, and its"
+        .. " values may begin with '-'")
     end
     if leaf.schema.pattern then
       check_pattern(audit, command.at, label, leaf.schema)
@@ -252,8 +253,8 @@ local function sinks_of(route, flow_route, where, name)
         and name:sub(1, #input.name) == input.name
       if input.where == where and (input.name == name or whole)
         and HOW[sink.kind] then
-        table.insert(found, { kind = sink.kind, glued = sink.glued, at = sink.at,
-          how = ("%s at %s"):format(HOW[sink.kind], sink.at) })
+        table.insert(found, { kind = sink.kind, glued = sink.glued,
+          at = sink.at, how = ("%s at %s"):format(HOW[sink.kind], sink.at) })
       elseif input.where == where and input.name == name then
         table.insert(found, { kind = sink.kind })
       end

@@ -8,7 +8,6 @@
 -- reported went through something that cannot be followed (a table that is
 -- filled by a computed key, a coroutine, a metatable).
 
-local luasource <const> = require "gateway.luasource"
 local M = {}
 
 local MAX_CALLS <const> = 6
@@ -305,7 +304,8 @@ end
 function EVAL.table(self, node, env)
   local made, count = value("table", { fields = {} }), 0
   for _, item in ipairs(node.items) do
-    local got, key = self:eval(item.value, env), nil
+    local got = self:eval(item.value, env)
+    local key
     if item.key then
       local name = self:eval(item.key, env)
       key = name.text
@@ -533,14 +533,16 @@ function M.new(file, body)
 end
 
 
---- The function's node that begins and ends on these lines, or nil.
+--- The nodes of the functions that begin and end on these lines: where several
+-- share a line, all of them.
 function Flow:find(first, last)
+  local found = {}
   for node in pairs(self.closures) do
     if node.line == first and node.last == last then
-      return node
+      found[#found + 1] = node
     end
   end
-  return nil
+  return found
 end
 
 
@@ -563,19 +565,5 @@ function Flow:follow(node, kinds, route)
   end
 end
 
-
---- Each function of a file, for rules about their text.
-function Flow:functions()
-  local nodes = {}
-  for node in pairs(self.closures) do
-    nodes[#nodes + 1] = node
-  end
-  table.sort(nodes, function(a, b)
-    return a.line < b.line
-  end)
-  return nodes
-end
-
-M.walk = luasource.walk
 
 return M

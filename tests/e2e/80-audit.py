@@ -1,0 +1,406 @@
+"""gateway audit: each rule finds a policy that has the hole, and none that has
+not; formats, exit codes, what comments allow."""
+
+import json
+import os
+
+from gw import BIN, equal, sh, tmpdir, write
+
+POLICY = """local gateway = require "gateway"
+local id = require "gateway.identity"
+gateway.process { @PROCESS@ }
+gateway.listen { address = "127.0.0.1:1", certificate = "c", key = "k",
+  client_ca = "a", crl = "l", @LISTEN@ }
+gateway.admin { address = "@ADMIN@" }
+local ops = id.ou "ops"
+local app = gateway.upstream { "http://127.0.0.1:1", name = "app" }
+@MORE@
+"""
+
+CLEAN = {"listen": "", "process": 'audit_key = "k"', "admin": "127.0.0.1:2",
+         "more": ""}
+
+
+def process(text):
+    return {"process": 'audit_key = "k", ' + text}
+
+
+def listen(text):
+    return {"listen": text}
+
+
+def route(options, path="/x/{name}", word="get"):
+    """A route of `options`, by default with a narrow capture."""
+    return 'gateway.%s("%s", { %s })' % (word, path, options)
+
+
+def proxy(schema, more="", target="/i/{name}", path="/x/{name}"):
+    return route("authorize = ops, validate = { path = { name = %s } }, "
+                 'handle = app:to("%s", { %s })' % (schema, target, more), path)
+
+
+def hooked(body, validate="query = { q = gateway.string { pattern = "
+           '"^[a-z]{1,9}$" } }', who="ops", word="get"):
+    return ("gateway.%s(\"/h\", {\n  authorize = %s,\n  validate = { %s },\n"
+            "  handle = function(request, identity)\n    %s\n  end,\n})"
+            % (word, who, validate, body))
+
+
+def query(schema, body="return gateway.text(request.query.q)"):
+    return hooked(body, "query = { q = %s }" % schema)
+
+
+def posted(schema, body='return gateway.text "ok"'):
+    return hooked(body, "json = %s" % schema, word="post")
+
+
+def command(options="", slots="", args="", who="ops", run="x:run {}"):
+    return ("local x = gateway.command { name = \"x\", program = \"/bin/x\", "
+            "args = { %s }, slots = { %s }, %s }\n" % (args, slots, options) +
+            hooked("return gateway.json(%s)" % run, "", who))
+
+
+def slot(schema, arg='gateway.slot "s"'):
+    return command(slots="s = " + schema, args=arg, run='x:run { s = "a" }')
+
+
+def text(pattern):
+    return 'gateway.string { pattern = "%s", maxLength = 64 }' % pattern
+
+
+def decides(body, word="authorize"):
+    return ('gateway.get("/d", { authorize = ops, %s = function(identity)\n'
+            "  %s\nend, handle = app })" % (word, body)).replace(
+                "authorize = ops, authorize", "authorize")
+
+
+FETCH = "return gateway.json(gateway.fetch(app, { path = %s }))"
+PATH = 'return app:to("/a/" .. request.query.q)'
+
+# rule: (its severity here, a policy with the hole, one without)
+RULES = {
+    "tls.no-crl": ("low", {"listen": 'name = "two" }\n'
+                           'gateway.listen { address = "127.0.0.1:3", '
+                           'certificate = "c", key = "k", client_ca = "a"'},
+                   ""),
+    "tls.crl-missing": ("medium", listen('crl_missing = "allow"'),
+                        listen('crl_missing = "deny"')),
+    "tls.crl-expired": ("medium", listen('crl_expired = "allow"'),
+                        listen('crl_expired = "deny"')),
+    "tls.eku-any": ("medium", listen('eku = "any"'),
+                    listen('eku = "clientAuth"')),
+    "tls.explain": ("medium", listen("explain = true"),
+                    listen("explain = false")),
+    "tls.host-check": ("low", listen("host_check = false"),
+                       listen("host_check = true")),
+    "tls.plain-upstream": (
+        "medium", 'gateway.upstream { "http://10.0.0.1:80" }',
+        'gateway.upstream { "https://10.0.0.1", ca = "a", certificate = "c",'
+        ' key = "k" }\ngateway.upstream { "http+unix:/x" }'),
+    "sandbox.accept-missing": (
+        "high", process('accept_missing = { "landlock" }'),
+        process('must_have = { "landlock" }')),
+    "sandbox.root": ("high", process('user = "root"'),
+                     process('user = "nobody"')),
+    "sandbox.clock-floor": ("low", process('clock = "floor"'),
+                            process('clock = "wait"')),
+    "sandbox.admin-exposed": ("medium", {"admin": "0.0.0.0:2"},
+                              {"admin": "unix:/run/x"}),
+    "sandbox.no-access-log": ("low", process("access_log = false"),
+                              process("access_log = true")),
+    "command.network": ("medium", command("network = true"), command()),
+    "command.write": ("low", command('write = { "/var/x" }'), command()),
+    "command.no-audit-key": ("info", dict(process=" ", more=command()),
+                             command()),
+    "limits.loose": ("low", listen('limits = { handshake = 300 }'),
+                     listen('limits = { handshake = 20 }')),
+    "identity.anyone": (
+        "medium", route("authorize = id.anyone, handle = app", "/x"),
+        route("authorize = id.anyone, handle = function() return "
+              'gateway.text "x" end', "/x")),
+    "identity.any-method": ("low", route("authorize = ops, handle = app", "/x",
+                                         "any"),
+                            route("authorize = ops, handle = app", "/x")),
+    "identity.whole-domain": (
+        "low", route('authorize = id.spiffe "spiffe://e.org/**", handle = app',
+                     "/x"),
+        route('authorize = id.spiffe "spiffe://e.org/ns/**", handle = app',
+              "/x")),
+    "identity.command": ("high", command(who="id.any(ops, id.anyone)"),
+                         command(who="id.any(ops, ops)")),
+    "identity.group": ("low", 'gateway.group("/g", {})',
+                       'gateway.group("/g", { authorize = ops })'),
+    "route.falls-through": (
+        "medium", route("authorize = ops, handle = app", "/admin") + "\n" +
+        route("authorize = id.anyone, validate = { path = { p = "
+              "gateway.relative_path } }, handle = function() return "
+              'gateway.text "x" end', "/{p...}", "any"),
+        route("authorize = ops, handle = app", "/admin", "any") + "\n" +
+        route("authorize = id.anyone, validate = { path = { p = "
+              "gateway.relative_path } }, handle = function() return "
+              'gateway.text "x" end', "/{p...}", "any")),
+    "route.shadowed": (
+        "medium", route("authorize = ops, handle = app", "/x/a") + "\n" +
+        proxy('gateway.enum { "a" }'),
+        route("authorize = ops, handle = app", "/x/a") + "\n" +
+        proxy('gateway.enum { "a", "b" }')),
+    "input.no-pattern": ("low", query("gateway.string(1, 9)"),
+                         query(text("^[a-z]+$"))),
+    "input.unanchored": ("medium", query(text("[a-z]+")),
+                         query(text("^[a-z]+$"))),
+    "input.no-max-length": (
+        "low", query('gateway.string { pattern = "^[a-z]+$" }'),
+        query('gateway.string { pattern = "^[a-z]{1,5}$" }')),
+    "input.no-max-items": ("low", posted("gateway.array(gateway.integer)"),
+                           posted("gateway.array(gateway.integer, 0, 9)")),
+    "input.open-object": (
+        "low", posted('gateway.object({}, { additionalProperties = true })'),
+        posted("gateway.object {}")),
+    "input.redos": ("medium", query(text("^([a-z]+)+$")),
+                    query(text("^[a-z]+$"))),
+    "input.unjudged": ("low", query(text("^(a)\\\\1$")), query(text("^aa$"))),
+    "input.unchecked-query": (
+        "medium", route("authorize = ops, validate = { query = "
+                        "gateway.unchecked }, handle = app", "/x"),
+        route("authorize = ops, handle = app", "/x")),
+    "input.stream": (
+        "low", route('authorize = ops, validate = { body = gateway.stream("1K")'
+                     " }, handle = app", "/x", "post"),
+        route('authorize = ops, validate = { body = gateway.bytes("1K")'
+              " }, handle = app", "/x", "post")),
+    "input.odd": ("low", route('authorize = ops, allow = { "semicolon" }, '
+                               "handle = app", "/x"),
+                  route("authorize = ops, handle = app", "/x")),
+    "slot.dash": (
+        "medium", slot(text("^[a-z-]+$"),
+                       'gateway.slot("s", { dash = true })'),
+        slot(text("^[a-z][a-z-]+$"), 'gateway.slot("s", { dash = true })')),
+    "slot.dot-dot": ("medium", slot(text("^[a-z.]+$")),
+                     slot('gateway.file_below("/x", { pattern = "^[a-z.]+$",'
+                          " maxLength = 9 })")),
+    "slot.slash": ("low", slot(text("^[a-z/]+$")), slot(text("^[a-z]+$"))),
+    "slot.backslash": ("low", slot(text("^[a-z\\\\\\\\]+$")),
+                       slot(text("^[a-z]+$"))),
+    "slot.leading-dash": ("low", slot(text("^[a-z-]+$")),
+                          slot(text("^[a-z][a-z-]*$"))),
+    "slot.at": ("medium", slot(text("^[a-z@]+$")),
+                slot(text("^[a-z@]+$"), 'gateway.slot("s", "--who=")')),
+    "slot.pipe": ("medium", slot(text("^[a-z|]+$")), slot(text("^[a-z]+$"))),
+    "slot.colon": ("low", slot(text("^[a-z:]+$")), slot(text("^[a-z]+$"))),
+    "slot.blank": ("low", slot(text("^[a-z ]+$")), slot(text("^[a-z]+$"))),
+    "slot.newline": ("low", slot(text("^[a-z\\\\s]+$")),
+                     slot(text("^[a-z\\t]+$"))),
+    "slot.nul": ("low", slot(text("^[^a-z]+$")), slot(text("^[^a-z\\\\x00]+$"))),
+    "path.slash": ("high", hooked(PATH, "query = { q = %s }"
+                                  % text("^[a-z/]+$")),
+                   hooked(PATH, "query = { q = %s }" % text("^[a-z.]+$"))),
+    "path.dot-dot": ("medium", hooked(PATH, "query = { q = %s }"
+                                      % text("^[a-z.]+$")),
+                     hooked(PATH, "query = { q = %s }" % text("^[a-z]+$"))),
+    "path.backslash": ("medium",
+                       query(text("^[a-z\\\\\\\\]+$"),
+                             FETCH % '("/a/%s"):format(request.query.q)'),
+                       query(text("^[a-z]+$"),
+                             FETCH % '("/a/%s"):format(request.query.q)')),
+    "path.newline": ("low", query(text("^[a-z\\n]+$"), PATH),
+                     proxy(text("^[a-z\\n]+$"))),
+    "path.nul": ("low", query(text("^[a-z\\\\x00]+$"), PATH),
+                 proxy(text("^[a-z\\\\x00]+$"))),
+    "header.newline": (
+        "medium", query(text("^[a-z\\n]+$"), 'return app:to("/x", { set = { ["X-Y"'
+                        "] = request.query.q } })"),
+        query(text("^[a-z]+$"), 'return app:to("/x", { set = { ["X-Y"'
+              "] = request.query.q } })")),
+    "header.nul": (
+        "low", query(text("^[a-z\\\\x00]+$"), 'return gateway.text("x", 200, '
+                     "{ location = request.query.q })"),
+        query(text("^[a-z\\\\x00]+$"), 'return gateway.text("x", 200)')),
+    "hook.may-return-nothing": (
+        "medium", decides('if identity:has("ou", "x") then return true end'),
+        decides('return identity:has("ou", "x"), "no"')),
+    "hook.not-boolean": ("medium", decides("return identity.spiffe"),
+                         decides('return identity.spiffe == "x", "no"')),
+    "hook.always-true": ("medium", decides("return true"),
+                         decides('if identity.spiffe then return true end '
+                                 'return false, "no"')),
+    "hook.raw": ("low", hooked("return gateway.text(request.raw.query)"),
+                 hooked("return gateway.text(request.query.q)")),
+    "hook.built-path": ("low", hooked(PATH),
+                        hooked('return app:to("/a/" .. request.id)')),
+    "hook.unseen": ("info", "pcall(function() %s end)" % hooked(PATH),
+                    hooked(PATH)),
+    "audit.allow-without-reason": (
+        "medium", "-- audit: allow input.stream", ""),
+    "audit.allow-unknown": (
+        "medium", "-- audit: allow input.streem because it is so", ""),
+    "audit.allow-unused": (
+        "low", "-- audit: allow input.stream because it is so", ""),
+}
+
+# In each pair more may be found than the rule; but never by these.
+FOLDER = tmpdir("audit")
+
+
+def policy_of(part):
+    fields = dict(CLEAN, **(part if isinstance(part, dict) else {"more": part}))
+    out = POLICY
+    for name, value in fields.items():
+        out = out.replace("@%s@" % name.upper(), value)
+    return out
+
+
+def audit(part, *args):
+    """(findings, exit code) of a policy."""
+    path = write(os.path.join(FOLDER, "p.lua"), policy_of(part))
+    done = sh(BIN, "audit", "--format", "json", *args, path, check=False)
+    assert done.out.startswith("{"), done.err + policy_of(part)
+    return json.loads(done.out)["findings"], done.returncode
+
+
+def of_rule(part, rule):
+    return [f for f in audit(part)[0] if f["rule"] == rule]
+
+
+def check_rules(names):
+    for rule in names:
+        severity, hole, clean = RULES[rule]
+        found = of_rule(hole, rule)
+        assert found, "%s: not found in\n%s" % (rule, policy_of(hole))
+        equal((rule, found[0]["severity"]), (rule, severity))
+        assert found[0]["file"].endswith("p.lua") and found[0]["line"] > 0, found
+        assert found[0]["what"] and found[0]["mend"], found
+        equal((rule, of_rule(clean, rule)), (rule, []))
+
+
+def test_rules_about_settings():
+    check_rules(r for r in RULES
+                if r.split(".")[0] in ("tls", "sandbox", "command", "limits"))
+
+
+def test_rules_about_identities_and_routes():
+    check_rules(r for r in RULES if r.split(".")[0] in ("identity", "route"))
+
+
+def test_rules_about_inputs():
+    check_rules(r for r in RULES if r.split(".")[0] == "input")
+
+
+def test_rules_about_slots():
+    check_rules(r for r in RULES if r.split(".")[0] == "slot")
+
+
+def test_rules_about_paths_and_headers():
+    check_rules(r for r in RULES if r.split(".")[0] in ("path", "header"))
+
+
+def test_rules_about_hooks_and_comments():
+    check_rules(r for r in RULES if r.split(".")[0] in ("hook", "audit"))
+
+
+def test_each_rule_is_tested():
+    listed = [line.split()[0] for line in sh(BIN, "audit", "--rules").out
+              .splitlines() if not line.startswith(" ")]
+    missing = [r for r in listed if r not in RULES
+               and not r.startswith(("openapi.", "trace.", "live."))]
+    equal(missing, [])
+
+
+def test_the_clean_policy_has_nothing():
+    equal(audit(""), ([], 0))
+
+
+def test_the_shipped_policy_is_clean():
+    done = sh(BIN, "audit", "--fail-on", "medium", check=False)
+    equal(done.returncode, 0, done.out)
+
+
+def test_examples_are_the_shortest():
+    found = of_rule(slot(text("^[a-z.]+$")), "slot.dot-dot")[0]
+    assert 'such as ".."' in found["what"], found
+    found = of_rule(query(text("^ab+/[a-z]+$"), PATH), "path.slash")[0]
+    assert 'such as "ab/a"' in found["what"], found
+
+
+def test_an_input_is_followed_through_functions_and_branches():
+    body = ("local n = request.query.q\n if identity.spiffe then n = n:lower() "
+            'else n = "x" end\n return app:to(build(n))')
+    start = 'local function build(v) return "/a/" .. v .. "/b" end\n'
+    part = start + query(text("^[a-z/]+$"), body)
+    found = of_rule(part, "path.slash")
+    equal(len(found), 1, found)
+    assert "query parameter 'q'" in found[0]["what"], found
+    equal(of_rule(start + query(text("^[a-z/]+$"), body.replace(
+        "build(n)", 'build("x")')), "path.slash"), [])
+
+
+def test_a_command_in_a_helper_counts_for_its_route():
+    part = ('local x = gateway.command { name = "x", program = "/bin/x" }\n'
+            "local function go(c) return c:run {} end\n"
+            + hooked("return gateway.json(go(x))", "", "id.anyone"))
+    found = of_rule(part, "identity.command")
+    equal(len(found), 1, found)
+
+
+def test_what_a_path_cannot_carry_is_no_finding():
+    wide = text("^.+$")
+    rules = {f["rule"] for f in audit(proxy(wide))[0]}
+    assert not rules & {"path.dot-dot", "path.slash", "path.nul"}, rules
+
+
+def test_allowed_with_a_reason():
+    part = route("authorize = id.anyone, handle = app", "/x")
+    found, code = audit(part, "--fail-on", "medium")
+    equal(([f["rule"] for f in found], code), (["identity.anyone"], 1))
+    for allowed in (part + "  -- audit: allow identity.anyone because it is all",
+                    "-- audit: allow identity.anyone because it is all\n" + part):
+        found, code = audit(allowed, "--fail-on", "info")
+        equal(([f["suppressed"] for f in found], code), (["it is all"], 0))
+
+
+def test_allowed_without_a_reason_counts():
+    part = (route("authorize = id.anyone, handle = app", "/x")
+            + "  -- audit: allow identity.anyone")
+    found, code = audit(part, "--fail-on", "medium")
+    equal(sorted(f["rule"] for f in found),
+          ["audit.allow-without-reason", "identity.anyone"])
+    equal(code, 1)
+    assert not any("suppressed" in f for f in found), found
+
+
+def test_fail_on():
+    part = route("authorize = id.anyone, handle = app", "/x")
+    equal([audit(part, "--fail-on", level)[1] for level in
+           ("high", "medium", "low", "info", "never")], [0, 1, 1, 1, 0])
+
+
+def test_sarif():
+    path = write(os.path.join(FOLDER, "s.lua"), policy_of(
+        route("authorize = id.anyone, handle = app", "/x")))
+    done = sh(BIN, "audit", "--format=sarif", path)
+    log = json.loads(done.out)
+    equal(log["version"], "2.1.0")
+    run = log["runs"][0]
+    equal(run["tool"]["driver"]["name"], "gateway audit")
+    for result in run["results"]:
+        rule = run["tool"]["driver"]["rules"][result["ruleIndex"]]
+        equal(rule["id"], result["ruleId"])
+        assert result["message"]["text"] and result["level"] in (
+            "none", "note", "warning", "error"), result
+        place = result["locations"][0]["physicalLocation"]
+        assert place["artifactLocation"]["uri"].endswith("s.lua"), place
+        assert place["region"]["startLine"] >= 1, place
+    equal([r["ruleId"] for r in run["results"]], ["identity.anyone"])
+
+
+def test_mistakes():
+    done = sh(BIN, "audit", "--format", "xml", check=False)
+    equal(done.returncode, 2)
+    assert "there is json, sarif, text" in done.err, done.err
+    equal(sh(BIN, "audit", "--fail-on", "x", check=False).returncode, 2)
+    done = sh(BIN, "audit", "/no/such.lua", check=False)
+    equal(done.returncode, 1)
+    assert "/no/such.lua" in done.err, done.err
+    path = write(os.path.join(FOLDER, "b.lua"), "local x = ")
+    done = sh(BIN, "audit", path, check=False)
+    equal(done.returncode, 1)
+    assert "b.lua:1" in done.err, done.err
