@@ -46788,6 +46788,8 @@ try_stub_fetch(lua_State *L, const struct cfg_upstream *up, int spec)
     lua_setfield(L, -2, "method");
     lua_getfield(L, spec, "path");
     lua_setfield(L, -2, "target");
+    lua_getfield(L, spec, "query");
+    lua_setfield(L, -2, "query");
     lua_getfield(L, spec, "headers");
     lua_setfield(L, -2, "headers");
     lua_getfield(L, spec, "body");

@@ -8,6 +8,7 @@
 --
 --     gateway.get("/x", {  -- audit: allow input.stream because it is a note
 
+local canary <const> = require "gateway.canary"
 local config <const> = require "gateway.audit_config"
 local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
@@ -17,6 +18,7 @@ local luasource <const> = require "gateway.luasource"
 local policy <const> = require "gateway.policy"
 local scan <const> = require "gateway.scan"
 local tool <const> = require "gateway.tool"
+local trace <const> = require "gateway.trace"
 local M = {}
 
 finding.rules {
@@ -100,8 +102,11 @@ end
 
 
 --- Audits a policy.
--- @return the findings (finding.lua); or nil and why the policy does not load
-function M.run(name)
+-- @param opts  { trace = true: also send canaries through its hooks }
+-- @return the findings (finding.lua), and the trace; or nil and why the policy
+--         does not load
+function M.run(name, opts)
+  canary.remember()
   local ok, message = core.test_policy(name)
   if not ok then
     return nil, message
@@ -112,14 +117,17 @@ function M.run(name)
   config.check(self, book)
   local flows = hook.check(self, book, sources)
   input.check(self, book, flows)
+  local rows = opts.trace and trace.run(self, book) or nil
   suppress(self)
-  return self.list
+  return self.list, rows
 end
 
 
 local function options_of()
   local list = {
     { "policy", "FILE", "the policy", default = "scripts/gateway.lua" },
+    { "trace", nil, "also send canaries through the real hooks, and tell where"
+      .. " each arrives and what checked it" },
     { "rules", nil, "list all rules, and how to mend what they find" },
     { "host", nil, "look at what is around the gateway instead; see gateway"
       .. " audit --host --help" },
@@ -136,7 +144,8 @@ M.main = tool.main {
     .. "decision, weak settings. Each finding has its place and its mend.",
   options = options_of(),
   examples = {
-    "gateway audit", "gateway audit --fail-on medium my.lua",
+    "gateway audit", "gateway audit --trace my.lua",
+    "gateway audit --fail-on medium my.lua",
     "gateway audit --format sarif my.lua >audit.sarif",
     "gateway audit --host",
   },
@@ -148,12 +157,15 @@ M.main = tool.main {
       finding.print_rules()
       return 0
     end
-    local list, message = M.run(operands[1] or opts.policy)
+    local list, rows = M.run(operands[1] or opts.policy, opts)
     if not list then
-      core.warn("gateway: " .. message)
+      core.warn("gateway: " .. rows)
       return 1
     end
-    return list:report(opts)
+    if rows and opts.format == "text" then
+      trace.print(rows)
+    end
+    return list:report(opts, { trace = rows })
   end,
 }
 

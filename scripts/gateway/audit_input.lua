@@ -48,7 +48,9 @@ local MENDS <const> = {
 
 -- How bad a danger is in each place; what is not here is harmless there. Values
 -- of slots that hold control characters or begin with "-" are refused when they
--- come, and so are dot segments in a path that a hook has put together.
+-- come, and so are dot segments in a path that a hook has put together, and
+-- control characters in a header: then a request fails that should not have
+-- got so far.
 local SEVERITY <const> = {
   path = {
     ["dot-dot"] = "medium", slash = "high", backslash = "medium",
@@ -59,7 +61,7 @@ local SEVERITY <const> = {
     at = "medium", pipe = "medium", colon = "low", blank = "low",
     newline = "low", nul = "low", backslash = "low",
   },
-  header = { newline = "medium", nul = "low" },
+  header = { newline = "low", nul = "low" },
 }
 
 for place, dangers in pairs(SEVERITY) do
@@ -72,6 +74,9 @@ for place, dangers in pairs(SEVERITY) do
     end
   end
 end
+
+
+M.SEVERITY = SEVERITY
 
 
 -- What cannot arrive by a place, whatever the schema says.

@@ -127,7 +127,7 @@ local function print_text(list, counts)
 end
 
 
-local function print_json(list, counts)
+local function print_json(list, counts, more)
   local findings = {}
   for i, found in ipairs(list) do
     local file, line = place(found.at)
@@ -137,7 +137,11 @@ local function print_json(list, counts)
       suppressed = found.suppressed,
     }
   end
-  core.print(core.encode { findings = core.array(findings), counts = counts })
+  local report = { findings = core.array(findings), counts = counts }
+  for name, value in pairs(more or {}) do
+    report[name] = value
+  end
+  core.print(core.encode(report))
 end
 
 
@@ -224,8 +228,9 @@ end
 
 --- Prints the findings, the worst first.
 -- @param opts  { format =, ["fail-on"] = }, as misused() has checked them
+-- @param more  what the JSON says besides, by name
 -- @return the exit code: 1 where one that is not suppressed is so severe
-function List:report(opts)
+function List:report(opts, more)
   local sorted, counts, code = {}, { suppressed = 0 }, 0
   for _, severity in ipairs(SEVERITIES) do
     counts[severity] = 0
@@ -240,7 +245,7 @@ function List:report(opts)
     end
   end
   table.sort(sorted, before)
-  FORMATS[opts.format](sorted, counts)
+  FORMATS[opts.format](sorted, counts, more)
   return code
 end
 

@@ -128,12 +128,15 @@ function Pattern:admits_first(text)
 end
 
 
---- meets(other): the shortest value that both patterns take, or nil.
-function Pattern:meets(other)
+--- meets(other [, text]): the shortest value that both patterns take, and that
+-- contains the text; or nil.
+function Pattern:meets(other, text)
   if other.why then
     return "", other.why
   end
-  return example(self, other.all, other:shortest())
+  local both = text and automaton.product(other.all,
+    automaton.text(codes_of(text), false)) or other.all
+  return example(self, both, other:shortest())
 end
 
 

@@ -51,6 +51,8 @@ local function danger_pattern(danger)
   return danger.analysis
 end
 
+M.danger_pattern = danger_pattern
+
 
 -- ---- leaves ----------------------------------------------------------------
 
@@ -202,8 +204,10 @@ end
 
 -- Does a value hold the danger?
 local function holds(danger, value)
-  return danger_pattern(danger):accepts(value)
+  return utf8.len(value) ~= nil and danger_pattern(danger):accepts(value)
 end
+
+M.holds = holds
 
 
 --- The shortest value of a leaf that holds a danger; nil: none does. A second
