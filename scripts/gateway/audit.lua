@@ -94,7 +94,7 @@ local function read_sources(self, name, book)
   local sources = {}
   for _, script in ipairs(scan.check(name, book.files)) do
     local body, comments = luasource.read(script.name, script.source)
-    sources[script.name] = { body = body, comments = comments }
+    sources[script.name] = { body = body, folder = name:match("^(.*/)") or "" }
     read_allowed(self, script.name, comments)
   end
   return sources

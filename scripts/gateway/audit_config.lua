@@ -24,6 +24,8 @@ finding.rules {
     .. " helps one that probes", "leave out explain = true; the log says why" },
   ["tls.host-check"] = { "low", "Host may be another name than the one that TLS"
     .. " was made for", "leave out host_check = false" },
+  ["tls.proxy-from-anywhere"] = { "medium", "anyone who can connect may claim"
+    .. " any client address", "let proxy_protocol.from name the balancer" },
   ["tls.plain-upstream"] = { "medium", "requests cross a network in the clear",
     "write https:// and ca, or put the upstream on loopback or a Unix socket" },
   ["sandbox.accept-missing"] = { "medium", "the gateway starts without a layer"
@@ -118,6 +120,12 @@ local function check_listeners(audit, book)
     end
     check_limits(audit, "listener " .. listener.name, listener.at,
       listener.limits, LOOSE)
+    for _, from in ipairs(listener.proxy_from or {}) do
+      if from:find("/0$") then
+        audit:add("tls.proxy-from-anywhere", listener.at,
+          ("listener %s: proxy_protocol from %s"):format(listener.name, from))
+      end
+    end
     if listener.limits.requests == 0 then
       audit:add("limits.loose", listener.at, ("listener %s: a connection may"
         .. " carry any number of requests"):format(listener.name))

@@ -258,13 +258,36 @@ local function check_forwards(audit, route, into)
 end
 
 
+-- The flow of each file; a file that requires another is given what that one
+-- returns.
+local function flows_of(sources)
+  local flows, begun = {}, {}
+  local function get(file)
+    local source = sources[file]
+    if source and not begun[file] then
+      begun[file] = true
+      local folder = source.folder
+      flows[file] = flow.new(file, source.body, function(module)
+        local path = folder .. module:gsub("%.", "/")
+        local other = get(path .. ".lua") or get(path .. "/init.lua")
+        return other and other.value
+      end)
+    end
+    return flows[file]
+  end
+  for file in pairs(sources) do
+    get(file)
+  end
+  return flows
+end
+
+
 --- Applies the rules.
--- @param sources  [file] = { body =, comments = }
+-- @param sources  [file] = { body =, folder = where its modules are }
 -- @return [route] = { inputs =, sinks =, commands = }: what its hooks do
 function M.check(audit, book, sources)
-  local flows, found = {}, {}
+  local flows, found = flows_of(sources), {}
   for file, source in pairs(sources) do
-    flows[file] = flow.new(file, source.body)
     check_decisions(audit, file, source.body)
     check_groups(audit, file, source.body)
   end

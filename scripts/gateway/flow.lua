@@ -294,7 +294,7 @@ end
 
 
 function EVAL.func(self, node, env)
-  local closure = value("func", { node = node, env = env })
+  local closure = value("func", { node = node, env = env, file = self.file })
   self.closures[node] = self.closures[node] or {}
   table.insert(self.closures[node], closure)
   return closure
@@ -363,19 +363,33 @@ function Flow:call(func, args)
   for i, name in ipairs(func.node.params) do
     env.names[name] = args[i] or UNKNOWN
   end
-  local kept = self.returned
-  self.returned = nil
+  local kept, file = self.returned, self.file
+  self.returned, self.file = nil, func.file
   self:block(func.node.body, env)
   local returned = self.returned
-  self.returned, self.calls = kept, self.calls - 1
+  self.returned, self.file, self.calls = kept, file, self.calls - 1
   return returned or UNKNOWN
+end
+
+
+-- What a function that is not the policy's makes of its arguments: it may call
+-- those that are functions.
+function Flow:foreign(args)
+  local made = made_of(table.unpack(args))
+  for _, arg in ipairs(args) do
+    if arg.kind == "func" then
+      made = join(made, self:call(arg, { made, made }))
+    end
+  end
+  return made_of(made)
 end
 
 
 function EVAL.call(self, node, env)
   if node.func.kind == "name" and node.func.name == "require" then
     local module = node.args[1] and node.args[1].value
-    return module == "gateway" and value("gateway") or UNKNOWN
+    return module == "gateway" and value("gateway")
+      or module and self.require(module)
   end
   local func, args = self:eval(node.func, env), self:eval_all(node.args, env)
   if func.kind == "func" then
@@ -383,7 +397,7 @@ function EVAL.call(self, node, env)
   elseif func.kind == "builtin" and BUILTINS[func.name] then
     return BUILTINS[func.name](self, args, node.line)
   end
-  local made = made_of(table.unpack(args))
+  local made = self:foreign(args)
   made.glued = made.glued or node.func.kind == "index"
     and (node.func.key.value == "format" or node.func.key.value == "concat")
   return made
@@ -459,11 +473,11 @@ function EXECUTE.assign(self, node, env)
       end
     elseif target.kind == "index" then
       local object = self:eval(target.object, env)
-      local key = self:eval(target.key, env).text
-      if object.kind == "table" and key then
-        object.fields[key] = join(object.fields[key], got)
+      local key = self:eval(target.key, env)
+      if object.kind == "table" and key.text then
+        object.fields[key.text] = join(object.fields[key.text], got)
       elseif object.kind == "table" then
-        inputs_of(got, object.inputs)
+        inputs_of(key, inputs_of(got, object.inputs))
       end
     end
   end
@@ -522,13 +536,16 @@ end
 
 --- A file's flow: its top level has been evaluated, so that its hooks can be
 -- asked about.
--- @param body  its tree, as luasource.read() gives it
-function M.new(file, body)
+-- @param body      its tree, as luasource.read() gives it
+-- @param require_  require_(module) -> what a module of the policy returns, as
+--                  `self.value` of its flow; or nil
+function M.new(file, body, require_)
   local self = setmetatable({
-    file = file, steps = 0, calls = 0, closures = {},
+    file = file, steps = 0, calls = 0, closures = {}, require = require_,
     route = { inputs = {}, sinks = {}, commands = {} },
   }, Flow)
   self:block(body, scope(nil))
+  self.value, self.returned = self.returned, nil
   return self
 end
 

@@ -219,7 +219,7 @@ end
 
 
 function Parser:func(line, with_self)
-  local params = { with_self and "self" }
+  local params = with_self and { "self" } or {}
   self:expect("(")
   while self.kind ~= ")" do
     params[#params + 1] = self.kind == "..." and "..." or self.value

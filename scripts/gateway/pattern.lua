@@ -197,7 +197,8 @@ function Pattern:redos()
   if not self.machine then
     return nil
   end
-  return redos.find(self.text, self.machine, self.max)
+  self.attack = self.attack or { redos.find(self.text, self.machine, self.max) }
+  return table.unpack(self.attack)
 end
 
 

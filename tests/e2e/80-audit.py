@@ -93,6 +93,9 @@ RULES = {
                     listen("explain = false")),
     "tls.host-check": ("low", listen("host_check = false"),
                        listen("host_check = true")),
+    "tls.proxy-from-anywhere": (
+        "medium", listen('proxy_protocol = { from = { "0.0.0.0/0" } }'),
+        listen('proxy_protocol = { from = { "10.0.0.1/32" } }')),
     "tls.plain-upstream": (
         "medium", 'gateway.upstream { "http://10.0.0.1:80" }',
         'gateway.upstream { "https://10.0.0.1", ca = "a", certificate = "c",'
@@ -227,8 +230,9 @@ RULES = {
                  hooked("return gateway.text(request.query.q)")),
     "hook.built-path": ("low", hooked(PATH),
                         hooked('return app:to("/a/" .. request.id)')),
-    "hook.unseen": ("info", "pcall(function() %s end)" % hooked(PATH),
-                    hooked(PATH)),
+    "hook.unseen": (
+        "info", "setmetatable({}, { __call = function() %s end })()"
+        % hooked(PATH), "pcall(function() %s end)" % hooked(PATH)),
     "audit.allow-without-reason": (
         "medium", "-- audit: allow input.stream", ""),
     "audit.allow-unknown": (
@@ -436,6 +440,25 @@ def test_a_command_in_a_helper_counts_for_its_route():
             "local function go(c) return c:run {} end\n"
             + hooked("return gateway.json(go(x))", "", "id.anyone"))
     found = of_rule(part, "identity.command")
+    equal(len(found), 1, found)
+
+
+def test_a_command_of_a_module_is_known():
+    write(os.path.join(FOLDER, "tools.lua"), """local gateway = require "gateway"
+local M = {}
+M.x = gateway.command { name = "x", program = "/bin/x" }
+function M.path(name)
+  return "/a/" .. name
+end
+return M
+""")
+    found = of_rule('local tools = require "tools"\n' + hooked(
+        "return gateway.json(tools.x:run {})", "", "id.anyone"),
+        "identity.command")
+    equal(len(found), 1, found)
+    found = of_rule('local tools = require "tools"\n' + query(
+        text("^[a-z/]+$"), "return app:to(tools.path(request.query.q))"),
+        "path.slash")
     equal(len(found), 1, found)
 
 
