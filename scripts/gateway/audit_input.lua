@@ -101,11 +101,15 @@ end
 local LABELS <const> = {
   path = "capture {%s}", query = "query parameter '%s'",
   headers = "header '%s'",
-  json = "%s of the JSON body", slot = "slot '%s'", raw = "request.raw",
+  json = "'%s' of the JSON body", slot = "slot '%s'", raw = "request.raw",
   body = "the body", target = "request.target",
 }
 
 local function label_of(input)
+  if input.where == "json" then
+    local member = input.name:match("^body%.?(.+)$")
+    return member and LABELS.json:format(member) or "the JSON body"
+  end
   return LABELS[input.where]:format(input.name)
 end
 

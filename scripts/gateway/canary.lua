@@ -335,13 +335,17 @@ end
 -- @return method, target, options as t.request wants them; the inputs are in
 --         self.inputs
 function Maker:request(route)
-  local method = route.methods[1] == "*" and "GET" or route.methods[1]
+  local method = route.methods[1]
+  if method == "*" then
+    method = route.body.kind == "none" and "GET" or "POST"
+  end
   local opts = { headers = {}, listener = route.listener ~= ""
     and route.listener or nil }
   local target = self:target(route)
   for _, name in ipairs(options.sorted_keys(route.headers)) do
-    opts.headers[name] = tostring(self:value(route.headers[name].schema,
-      "headers", name))
+    local value = self:value(route.headers[name].schema, "headers", name)
+    opts.headers[name] = type(value) == "table" and table.concat(value, ", ")
+      or tostring(value)
   end
   if route.host ~= "" then
     opts.headers.host = route.host:gsub("^%*", "x")

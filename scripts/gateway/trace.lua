@@ -251,7 +251,8 @@ local function trace_route(audit, book, route)
   local row = { at = route.at, route = config.name_of(route), inputs = {} }
   if not r or not identity or not REACHED[r.stage] then
     row.refused = not r and (why or "no identity can be made for it")
-      or ("%d at %s: %s"):format(r.status, r.stage, r.reason or "")
+      or ("%d at %s: %s"):format(r.status, r.stage,
+        (r.reason or ""):match("^[^\n]*"))
     audit:add("trace.not-reached", route.at, ("%s: %s"):format(row.route,
       row.refused))
     return row

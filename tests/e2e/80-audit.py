@@ -377,8 +377,8 @@ gateway.post("/t/{p}", {
         "query parameter 'n'": [],
         "query parameter 'u'": ["query of upstream app"],
         "header 'x-h'": ["the log"],
-        "body.a[] of the JSON body": ["body of upstream app"],
-        "body.digits of the JSON body": ["header x-out of the answer",
+        "'a[]' of the JSON body": ["body of upstream app"],
+        "'digits' of the JSON body": ["header x-out of the answer",
                                          "standard input of x"]})
     equal(inputs["capture {p}"]["schema"], "pattern ^[a-z]{1,9}$")
     hook = inputs["capture {p}"]["hooks"]
