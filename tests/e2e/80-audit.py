@@ -4,7 +4,7 @@ not; formats, exit codes, what comments allow."""
 import json
 import os
 
-from gw import BIN, equal, sh, tmpdir, write
+from gw import BIN, HERE, equal, sh, tmpdir, write
 
 POLICY = """local gateway = require "gateway"
 local id = require "gateway.identity"
@@ -324,6 +324,10 @@ def test_each_rule_is_tested():
     missing = [r for r in listed if r not in RULES and r not in TRACED
                and not r.startswith(("openapi.", "live."))]
     equal(missing, [])
+    with open(os.path.join(HERE, "..", "..", "README.md"),
+              encoding="utf-8") as f:
+        readme = f.read()
+    equal([r for r in RULES if "`%s`" % r not in readme], [])
 
 
 def check_traced(names):
