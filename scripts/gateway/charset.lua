@@ -8,6 +8,7 @@ local M = {}
 
 local LAST <const> = 0x10FFFF
 local CHUNK <const> = 4096
+local BLOCK <const> = 128
 
 -- All of Unicode; a JSON string cannot hold surrogates.
 M.ALL = { 0, 0xD7FF, 0xE000, LAST }
@@ -170,15 +171,29 @@ end
 
 -- ---- sets that the engine knows --------------------------------------------
 
-local asked = {}
+local asked, texts = {}, {}
 
 
+-- All code points from low to high as JSON; whole chunks are kept.
 local function string_of(low, high)
-  local codes = {}
-  for code = low, high do
-    codes[#codes + 1] = utf8.char(code)
+  local text = texts[low] and texts[low][high]
+  if text then
+    return text
   end
-  return core.encode(table.concat(codes))
+  local parts = {}
+  for from = low, high, BLOCK do
+    local codes = {}
+    for code = from, math.min(from + BLOCK - 1, high) do
+      codes[#codes + 1] = code
+    end
+    parts[#parts + 1] = utf8.char(table.unpack(codes))
+  end
+  text = core.encode(table.concat(parts))
+  if high - low >= CHUNK // 2 then
+    texts[low] = texts[low] or {}
+    texts[low][high] = text
+  end
+  return text
 end
 
 
