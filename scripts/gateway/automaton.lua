@@ -10,8 +10,9 @@ local charset <const> = require "gateway.charset"
 local regex <const> = require "gateway.regex"
 local M = {}
 
-local MAX_STATES <const> = 20000
+local MAX_STATES <const> = 30000
 local MAX_NODES <const> = 100000
+local MAX_SETS <const> = 3000  -- nodes that stand for sets of nodes
 local MAX_EDGES <const> = 600000
 local NOT_WORD <const> = charset.negate(regex.WORD)
 
@@ -23,9 +24,10 @@ Automaton.__index = Automaton
 -- @param first   the key of node 1
 -- @param expand  expand(key, add): calls add(set, key) for each edge
 -- @param final   final(key) -> boolean
-local function new(first, expand, final)
+-- @param most    how many nodes there may be; MAX_NODES if not given
+local function new(first, expand, final, most)
   return setmetatable({
-    keys = { first }, numbers = { [first] = 1 }, known = {}, finals = {},
+    most = most or MAX_NODES, keys = { first }, numbers = { [first] = 1 }, known = {}, finals = {},
     count = 0, expand = expand, is_final = final,
   }, Automaton)
 end
@@ -35,7 +37,7 @@ function Automaton:number(key)
   local number = self.numbers[key]
   if not number then
     number = #self.keys + 1
-    if number > MAX_NODES then
+    if number > self.most then
       regex.give_up("its size")
     end
     self.keys[number], self.numbers[key] = key, number
@@ -111,8 +113,11 @@ end
 
 
 function BUILD.set(self, node, from)
-  local begin, to = self:state(), self:state()
-  self:join(from, begin)
+  local begin, to = from, self:state()
+  if self.move[from] then
+    begin = self:state()
+    self:join(from, begin)
+  end
   self.move[begin] = { node.set, to }
   return to
 end
@@ -179,9 +184,7 @@ function BUILD.rep(self, node, from)
     return out
   end
   for _ = node.min + 1, node.max do
-    local begin = self:state()
-    self:join(from, begin)
-    from = self:add(node.node, begin)
+    from = self:add(node.node, from)
     self:join(from, out)
   end
   return out
@@ -392,7 +395,7 @@ local function determined(a, negative)
     end
   end, function(key)
     return any_final(a, nodes_of(key)) ~= negative
-  end)
+  end, MAX_SETS)
 end
 
 

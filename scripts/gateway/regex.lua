@@ -57,6 +57,8 @@ function M.try(func, ...)
     return result, more
   elseif getmetatable(result) == Unjudged then
     return nil, result.why
+  elseif result == "not enough memory" then
+    return nil, "its size"
   end
   error(result, 0)
 end
