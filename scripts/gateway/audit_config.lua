@@ -57,6 +57,8 @@ finding.rules {
     "name the methods: gateway.get, or gateway.route({ \"GET\", … }, …)" },
   ["identity.whole-domain"] = { "low", "every workload of a trust domain counts"
     .. " as the same", "name the path, such as spiffe://domain/ns/x/sa/y" },
+  ["policy.warning"] = { "low", "gateway check warns of something",
+    "do what the warning says" },
   ["route.falls-through"] = { "medium", "a method that a route does not have"
     .. " passes on to a wider route with another authorize",
     "give the wider route the same authorize, or the narrow one all methods" },
@@ -299,7 +301,7 @@ local function is_wider(wide, narrow)
   local a, b = segments_of(wide), segments_of(narrow)
   for i, segment in ipairs(a) do
     if segment:find("%.%.%.}$") then
-      return b[i] ~= nil and wide ~= narrow
+      return b[i] ~= nil and b[i] ~= "" and wide ~= narrow
     elseif not b[i] or segment ~= b[i] and not segment:find("^{") then
       return false
     end
@@ -400,8 +402,19 @@ local function check_shadowed(audit, book, route)
 end
 
 
+-- What the declarations themselves have remarked; eku has a rule of its own.
+local function check_warnings(audit, book)
+  for _, warning in ipairs(book.warnings) do
+    if not warning.text:find("eku =", 1, true) then
+      audit:add("policy.warning", warning.at, warning.text)
+    end
+  end
+end
+
+
 --- Applies the rules.
 function M.check(audit, book)
+  check_warnings(audit, book)
   check_listeners(audit, book)
   check_process(audit, book)
   check_admin(audit, book)

@@ -139,6 +139,22 @@ local function check_pattern(audit, at, label, schema)
 end
 
 
+-- True where a pattern is none in truth: whatever may do harm passes.
+local function is_wide(schema)
+  local p = shape.analyse(schema)
+  if p.why or not p:anchored() then
+    return false  -- which is reported as what it is
+  end
+  for _, danger in ipairs(shape.DANGERS) do
+    if danger.id ~= "newline" and danger.id ~= "nul"
+      and not shape.admits(schema, danger) then
+      return false
+    end
+  end
+  return true
+end
+
+
 -- A text by itself. `sinks`: true where it reaches more than an answer.
 local function check_text(audit, at, label, schema, sinks)
   if shape.is_narrow(schema) then
@@ -147,6 +163,9 @@ local function check_text(audit, at, label, schema, sinks)
   if not schema.pattern then
     audit:add("input.no-pattern", at, label .. " takes any text", sinks
       and "medium" or nil)
+  elseif is_wide(schema) then
+    audit:add("input.no-pattern", at, ("%s: pattern %s takes nearly any text")
+      :format(label, shape.show(schema.pattern)), sinks and "medium" or nil)
   else
     check_pattern(audit, at, label, schema)
   end

@@ -27,8 +27,8 @@ Automaton.__index = Automaton
 -- @param most    how many nodes there may be; MAX_NODES if not given
 local function new(first, expand, final, most)
   return setmetatable({
-    most = most or MAX_NODES, keys = { first }, numbers = { [first] = 1 }, known = {}, finals = {},
-    count = 0, expand = expand, is_final = final,
+    keys = { first }, numbers = { [first] = 1 }, known = {}, finals = {},
+    count = 0, most = most or MAX_NODES, expand = expand, is_final = final,
   }, Automaton)
 end
 

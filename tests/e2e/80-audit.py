@@ -18,7 +18,7 @@ local app = gateway.upstream { "http://127.0.0.1:1", name = "app" }
 """
 
 CLEAN = {"listen": "", "process": 'audit_key = "k"', "admin": "127.0.0.1:2",
-         "more": ""}
+         "more": 'gateway.get("/", { authorize = ops, handle = app })'}
 
 
 def process(text):
@@ -147,6 +147,9 @@ RULES = {
         proxy('gateway.enum { "a" }'),
         route("authorize = ops, handle = app", "/x/a") + "\n" +
         proxy('gateway.enum { "a", "b" }')),
+    "policy.warning": (
+        "low", 'gateway.upstream { "http://10.0.0.1:80" }',
+        'gateway.upstream { "http://10.0.0.1:80", identity_headers = false }'),
     "input.no-pattern": ("low", query("gateway.string(1, 9)"),
                          query(text("^[a-z]+$"))),
     "input.unanchored": ("medium", query(text("[a-z]+")),
@@ -263,7 +266,10 @@ FOLDER = tmpdir("audit")
 
 
 def policy_of(part):
-    fields = dict(CLEAN, **(part if isinstance(part, dict) else {"more": part}))
+    fields = dict(CLEAN)
+    for name, value in (part if isinstance(part, dict)
+                        else {"more": part}).items():
+        fields[name] = fields[name] + "\n" + value if name == "more" else value
     out = POLICY
     for name, value in fields.items():
         out = out.replace("@%s@" % name.upper(), value)
@@ -294,8 +300,8 @@ def check_rules(names):
 
 
 def test_rules_about_settings():
-    check_rules(r for r in RULES
-                if r.split(".")[0] in ("tls", "sandbox", "command", "limits"))
+    check_rules(r for r in RULES if r.split(".")[0] in (
+        "tls", "sandbox", "command", "limits", "policy"))
 
 
 def test_rules_about_identities_and_routes():
@@ -348,8 +354,8 @@ def traced(part):
     path = write(os.path.join(FOLDER, "t.lua"), policy_of(part))
     done = sh(BIN, "audit", "--trace", "--format", "json", path, check=False)
     rows = json.loads(done.out)["trace"]
-    equal(len(rows), 1, rows)
-    return {i["input"]: i for i in rows[0]["inputs"]}, rows[0]
+    equal(len(rows), 2, rows)  # the first is that of every policy here
+    return {i["input"]: i for i in rows[1]["inputs"]}, rows[1]
 
 
 def test_the_trace_says_where_each_input_arrives():
@@ -387,7 +393,7 @@ gateway.post("/t/{p}", {
     equal(inputs["capture {p}"]["schema"], "pattern ^[a-z]{1,9}$")
     hook = inputs["capture {p}"]["hooks"]
     assert len(hook) == 1 and hook[0].startswith("hook at "), hook
-    assert row["at"].endswith("t.lua:11"), row
+    assert row["at"].endswith("t.lua:12"), row
 
 
 def test_a_hook_that_refuses_counts():
@@ -466,6 +472,13 @@ return M
     equal(len(found), 1, found)
 
 
+def test_a_pattern_that_takes_anything_is_none():
+    for pattern, found in (("^.*$", 1), ("^[^a]+$", 1), ("^[^/]+$", 0),
+                           (".*", 0), ("^[ -~]*$", 1), ("^(?!-).*$", 0)):
+        got = of_rule(query(text(pattern)), "input.no-pattern")
+        equal((pattern, len(got)), (pattern, found))
+
+
 def test_what_a_path_cannot_carry_is_no_finding():
     wide = text("^.+$")
     rules = {f["rule"] for f in audit(proxy(wide))[0]}
@@ -515,6 +528,28 @@ def test_sarif():
         assert place["artifactLocation"]["uri"].endswith("s.lua"), place
         assert place["region"]["startLine"] >= 1, place
     equal([r["ruleId"] for r in run["results"]], ["identity.anyone"])
+    check_names(log, SARIF)
+
+
+# The members that SARIF 2.1.0 knows, of those objects that we write.
+SARIF = {"$schema": 1, "version": 1, "runs": {
+    "tool": {"driver": {"name": 1, "rules": {
+        "id": 1, "shortDescription": {"text": 1}, "help": {"text": 1},
+        "defaultConfiguration": {"level": 1},
+        "properties": {"security-severity": 1, "tags": 1}}}},
+    "results": {
+        "ruleId": 1, "ruleIndex": 1, "level": 1, "message": {"text": 1},
+        "locations": {"physicalLocation": {"artifactLocation": {"uri": 1},
+                                           "region": {"startLine": 1}}},
+        "suppressions": {"kind": 1, "justification": 1}}}}
+
+
+def check_names(value, known):
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, dict):
+            equal(sorted(set(one) - set(known)), [])
+            for name, inner in one.items():
+                check_names(inner, known[name])
 
 
 def test_mistakes():
