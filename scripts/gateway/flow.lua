@@ -149,6 +149,19 @@ local function schema_of(route, where, name)
 end
 
 
+-- What a table may hold under a key that is not known: any of its values.
+local function any_field(object)
+  local any = object.any
+  for _, field in pairs(object.fields) do
+    any = join(any, field)
+    if field.kind == "command" then
+      return field
+    end
+  end
+  return any and join(made_of(object), any) or made_of(object)
+end
+
+
 function Flow:index(object, key, line)
   if object.kind == "request" then
     return key and self:field_of_request(key, line) or UNKNOWN
@@ -158,8 +171,8 @@ function Flow:index(object, key, line)
       schema_of(self.route, object.where, name)) or UNKNOWN
   elseif object.kind == "json" then
     return self:member(object, key)
-  elseif object.kind == "table" and key and object.fields[key] then
-    return object.fields[key]
+  elseif object.kind == "table" then
+    return key and object.fields[key] or any_field(object)
   elseif object.kind == "gateway" then
     return value("builtin", { name = key })
   elseif object.kind == "raw" then
@@ -197,6 +210,9 @@ end
 
 
 function Flow:run(command, args, line)
+  if args[1] and not args[1].fields then
+    self:sink("slot", args[1], line, { command = command.name, slot = "?" })
+  end
   for slot, field in pairs(args[1] and args[1].fields or {}) do
     self:sink("slot", field, line, { command = command.name, slot = slot })
   end
@@ -319,6 +335,7 @@ function EVAL.table(self, node, env)
     if key then
       made.fields[key] = got
     else
+      made.any = join(made.any, got)
       inputs_of(got, made.inputs)
     end
   end
@@ -385,6 +402,9 @@ function Flow:foreign(args)
 end
 
 
+local ITERATORS <const> = { pairs = true, ipairs = true }
+
+
 function EVAL.call(self, node, env)
   if node.func.kind == "name" and node.func.name == "require" then
     local module = node.args[1] and node.args[1].value
@@ -392,7 +412,9 @@ function EVAL.call(self, node, env)
       or module and self.require(module)
   end
   local func, args = self:eval(node.func, env), self:eval_all(node.args, env)
-  if func.kind == "func" then
+  if node.func.kind == "name" and ITERATORS[node.func.name] then
+    return args[1]
+  elseif func.kind == "func" then
     return self:call(func, args)
   elseif func.kind == "builtin" and BUILTINS[func.name] then
     return BUILTINS[func.name](self, args, node.line)
@@ -477,6 +499,7 @@ function EXECUTE.assign(self, node, env)
       if object.kind == "table" and key.text then
         object.fields[key.text] = join(object.fields[key.text], got)
       elseif object.kind == "table" then
+        object.any = join(object.any, got)
         inputs_of(key, inputs_of(got, object.inputs))
       end
     end
@@ -516,9 +539,12 @@ end
 
 function EXECUTE.each(self, node, env)
   local inner = scope(env)
-  local from = made_of(table.unpack(self:eval_all(node.values, env)))
-  for _, name in ipairs(node.names) do
-    inner.names[name] = from
+  local values = self:eval_all(node.values, env)
+  local all = made_of(table.unpack(values))
+  local each = values[1] and values[1].kind == "table"
+    and any_field(values[1]) or all
+  for i, name in ipairs(node.names) do
+    inner.names[name] = i == 1 and all or each
   end
   self:block(node.body, inner)
   self:block(node.body, inner)
@@ -576,6 +602,7 @@ function Flow:follow(node, kinds, route)
     end
     self.route, self.steps, self.calls = route, 0, 0
     local result = self:call(closure, args)
+    route.forwards = route.forwards or result.kind == "upstream"
     if kinds[1] == "request" and next(inputs_of(result)) then
       self:sink("response body", result, node.line)
     end

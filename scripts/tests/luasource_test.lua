@@ -204,6 +204,7 @@ local FLOWS <const> = {
   ["local q = request.query local p = q.a if x then p = q.b end"
     .. " return app:to(p)"] = "path query.a; path query.b",
   ["return app:to(id(request.path.p):lower())"] = "path path.p",
+  ["tool:run(request.json)"] = "slot json.body",
   ["tool:run { s = request.json.a.b }"] = "slot json.body.a.b",
   ["for _, v in ipairs(request.json.list) do tool:run { s = v } end"] =
     "slot json.body.list; slot json.body.list",

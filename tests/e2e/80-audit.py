@@ -453,6 +453,29 @@ def test_a_command_in_a_helper_counts_for_its_route():
     equal(len(found), 1, found)
 
 
+def test_commands_in_tables_and_loops_count():
+    make = 'gateway.command { name = %s, program = "/bin/x" }'
+    for part in (
+            "local t = { a = %s }\n" % make % '"a"' + hooked(
+                "return gateway.json(t[identity.spiffe]:run {})", "",
+                "id.anyone"),
+            'local t = {}\nfor _, n in ipairs { "a", "b" } do t[n] = %s end\n'
+            % make % "n" + hooked("return gateway.json(t.a:run {})", "",
+                                  "id.anyone"),
+            "local t = { %s }\nfor _, c in ipairs(t) do %s end" % (
+                make % '"a"', hooked("return gateway.json(c:run {})", "",
+                                     "id.anyone"))):
+        found = of_rule(part, "identity.command")
+        equal(len(found), 1, part)
+
+
+def test_a_handler_that_returns_an_upstream_counts():
+    for body, count in (("return app", 1), ('return app:to "/x"', 1),
+                        ('return gateway.text "x"', 0)):
+        found = of_rule(hooked(body, "", "id.anyone"), "identity.anyone")
+        equal((body, len(found)), (body, count))
+
+
 def test_a_command_of_a_module_is_known():
     write(os.path.join(FOLDER, "tools.lua"), """local gateway = require "gateway"
 local M = {}
