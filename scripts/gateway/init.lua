@@ -143,6 +143,16 @@ local function workers(value)
   return number, 'a whole number from 1 to 256, or "auto"'
 end
 
+
+-- The control socket; false: none.
+local function control(value)
+  if value == false then
+    return "off"
+  end
+  return options.text(value) and value:find("^unix:/[^/]") and value,
+    '"unix:/path", or false'
+end
+
 local PROCESS_SPEC <const> = {
   workers = { workers, default = 1 },
   user = { options.text, default = "nobody" },
@@ -158,6 +168,7 @@ local PROCESS_SPEC <const> = {
   clock = { options.one_of("wait", "floor"), default = "wait" },
   ticket_keys = { options.text, default = "" },
   audit_key = { options.text, default = "" },
+  control = { control, default = "" },
 }
 
 local ADMIN_SPEC <const> = { address = { options.text, required = true } }
