@@ -169,6 +169,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -44121,8 +44122,12 @@ enum {
     SUP_DEPTH = 8,        // folders below the policy's
     SUP_ENTRIES = 20000,  // names looked at while searching for scripts
     SUP_BACKLOG = 4096,
-    SUP_ROWS = 64,    // of the metrics slab, at least
-    SUP_CHAINS = 16,  // that wait for a broker to write down their end
+    SUP_ROWS = 64,       // of the metrics slab, at least
+    SUP_CHAINS = 16,     // that wait for a broker to write down their end
+    SUP_WATCH_MS = 100,  // after an event: who saves writes more than once
+    SUP_WATCH_POLL_MS = 500,
+    SUP_LINKS = 8,  // symbolic links on the way to a file that is watched
+    SUP_TOLD = 16,  // routes that a reload has added or taken, in a line
     SUP_FDS = BOOT_FIRST_FD + BOOT_LISTENERS + BOOT_ADMINS + 3,
     SUP_ELDERS = EXEC_ELDERS_MAX / 2,
 };
@@ -44201,6 +44206,19 @@ struct sup_load {
     unsigned char policy_hash[32];
 };
 
+/* `gateway run --watch`. What counts is not what inotify says, but whether a
+ * script or a file is another than at the last load: so events of other files
+ * are harmless, and one that was missed is made good by the next. */
+struct sup_watch {
+    int fd;                // of inotify, or -1
+    bool repeats;          // looks again and again instead
+    uv_poll_t poll;        // on fd
+    uv_timer_t timer;      // a while after an event, or every SUP_WATCH_POLL_MS
+    struct mem_buf files;  // absolute paths, NUL after each
+    unsigned char scripts_seen[32], files_seen[32];
+    char *routes;  // owned: those of the generation before; NULL: none
+};
+
 /* How the last load went. */
 struct sup_last {
     int64_t at;  // Unix seconds; 0: none is over
@@ -44251,10 +44269,12 @@ struct sup {
     int64_t started;  // Unix seconds
     uint64_t born;
     const struct met_row *rows;  // mapped from met_fd
+    struct sup_watch *watch;     // owned; NULL: without --watch
 };
 
 /* Called upwards, in the order of a generation's life. */
 static void sup_do(struct sup *, enum sup_event);
+static void sup_watch_on_time(uv_timer_t *);
 static void sup_arm(struct sup *);
 static void sup_settle(struct sup *);
 static void sup_load_over(struct sup *, bool ok, uint64_t upto);
@@ -45210,6 +45230,393 @@ sup_route_slab(struct sup *s, const struct cfg *c, struct sup_gen *g,
     return g->route_met_fd >= 0;
 }
 
+/* Of the names and the texts of all scripts; zeroes: they could not be read. */
+static void
+sup_hash_scripts(const struct boot *b, bool ok, unsigned char out[32])
+{
+    struct mem_buf all = {0};
+
+    memset(out, 0, 32);
+    if (!ok)
+        return;
+    for (size_t i = 0; i < b->scripts_n; i++) {
+        msg_put_str(&all, b->scripts[i].name);
+        msg_put_str(&all, b->scripts[i].bytes);
+    }
+    pki_sha256(mem_buf_ptr(&all), mem_buf_len(&all), out);
+    mem_buf_free(&all);
+}
+
+/* ---- what is watched ----------------------------------------------------- */
+
+static char *
+sup_absolute(struct mem_arena *a, struct str file)
+{
+    char cwd[PATH_MAX];
+
+    if (str_starts(file, S("/")) || !getcwd(cwd, sizeof cwd))
+        return mem_printf(a, "%s%.*s", str_starts(file, S("/")) ? "" : "/",
+                          STR_FMT(file));
+    return mem_printf(a, "%s/%.*s", strcmp(cwd, "/") ? cwd : "", STR_FMT(file));
+}
+
+static void
+sup_watch_file(struct sup_watch *w, struct mem_arena *a, struct str file)
+{
+    char *path;
+
+    if (!file.n)
+        return;
+    path = sup_absolute(a, file);
+    mem_buf_add(&w->files, path, strlen(path) + 1);
+}
+
+static void
+sup_watch_site(struct sup_watch *w, struct mem_arena *a,
+               const struct cfg_site *s)
+{
+    for (size_t i = 0; i < s->pairs_n; i++) {
+        sup_watch_file(w, a, s->pairs[i].certificate);
+        sup_watch_file(w, a, s->pairs[i].key);
+    }
+    sup_watch_file(w, a, s->client_ca);
+    for (size_t i = 0; i < s->crl.n; i++)
+        sup_watch_file(w, a, s->crl.v[i]);
+}
+
+static void
+sup_watch_upstream(struct sup_watch *w, struct mem_arena *a,
+                   const struct cfg_upstream *u)
+{
+    sup_watch_file(w, a, u->ca);
+    sup_watch_file(w, a, u->certificate);
+    sup_watch_file(w, a, u->key);
+    for (size_t i = 0; i < u->crl.n; i++)
+        sup_watch_file(w, a, u->crl.v[i]);
+}
+
+/* What identifies the content of a file, but for who reads it. */
+static void
+sup_watch_stat(struct mem_buf *b, const char *path)
+{
+    struct stat st;
+
+    mem_buf_printf(b, "%s ", path);
+    if (stat(path, &st) != 0)
+        mem_buf_printf(b, "%d\n", errno);
+    else
+        mem_buf_printf(b, "%ju %ju %jd %jd.%ld %jd.%ld\n", (uintmax_t)st.st_dev,
+                       (uintmax_t)st.st_ino, (intmax_t)st.st_size,
+                       (intmax_t)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
+                       (intmax_t)st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
+}
+
+/* A fingerprint of the files, and of what is in folders of lists. */
+static void
+sup_watch_look(const struct sup_watch *w, unsigned char out[32])
+{
+    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
+    struct mem_buf b = {0};
+    const char *p = mem_buf_ptr(&w->files), *end = p + mem_buf_len(&w->files);
+    struct stat st;
+    struct err e;
+    char **names;
+    size_t n;
+
+    for (; p < end; p += strlen(p) + 1) {
+        struct sup_scripts s = {.a = a};
+
+        sup_watch_stat(&b, p);
+        if (stat(p, &st) != 0 || !S_ISDIR(st.st_mode) ||
+            !sup_list(&s, p, &names, &n, &e))
+            continue;
+        for (size_t i = 0; i < n; i++)
+            sup_watch_stat(&b, mem_printf(a, "%s/%s", p, names[i]));
+    }
+    pki_sha256(mem_buf_ptr(&b), mem_buf_len(&b), out);
+    mem_buf_free(&b);
+    mem_arena_free(a);
+}
+
+/* Where there is no inotify, or no watch left. */
+static void
+sup_watch_repeat(struct sup *s, int why)
+{
+    struct sup_watch *w = s->watch;
+
+    log_at(LOG_WARN, "sup", "--watch: inotify: %s: looking every %d ms instead",
+           strerror(why), SUP_WATCH_POLL_MS);
+    if (w->fd >= 0)
+        uv_poll_stop(&w->poll);
+    w->repeats = true;
+    uv_timer_start(&w->timer, sup_watch_on_time, SUP_WATCH_POLL_MS,
+                   SUP_WATCH_POLL_MS);
+}
+
+/* A folder that is not there may come: then the one above says so. */
+static void
+sup_watch_dir(struct sup *s, struct mem_arena *a, const char *dir)
+{
+    const uint32_t what = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM |
+                          IN_CREATE | IN_DELETE | IN_ATTRIB | IN_DELETE_SELF |
+                          IN_MOVE_SELF | IN_ONLYDIR;
+    char *above;
+
+    if (s->watch->repeats || inotify_add_watch(s->watch->fd, dir, what) >= 0)
+        return;
+    if (errno == ENOSPC || errno == ENOMEM) {
+        sup_watch_repeat(s, errno);
+    } else if (errno == ENOENT && dir[0] == '/' && dir[1]) {
+        above = str_c(a, str_of(dir));
+        *strrchr(above, '/') = 0;
+        sup_watch_dir(s, a, above[0] ? above : "/");
+    }
+}
+
+/* The folder that a file is in, the file itself where it is one, and the folder
+ * of each link on the way. `path` is absolute. */
+static void
+sup_watch_path(struct sup *s, struct mem_arena *a, const char *path, int links)
+{
+    char *part = str_c(a, str_of(path)), *end = part, *rest, to[PATH_MAX];
+    ssize_t n;
+
+    do {
+        end = strchrnul(end + 1, '/');
+        rest = *end ? end + 1 : end;
+        if (*end)
+            *end = 0;
+        else
+            end = NULL;
+        n = links ? readlink(part, to, sizeof to - 1) : -1;
+        if (n > 0) {
+            to[n] = 0;
+            *strrchr(part, '/') = 0;
+            sup_watch_dir(s, a, part[0] ? part : "/");
+            sup_watch_path(s, a,
+                           mem_printf(a, "%s%s%s%s%s", to[0] == '/' ? "" : part,
+                                      to[0] == '/' ? "" : "/", to,
+                                      rest[0] ? "/" : "", rest),
+                           links - 1);
+            return;
+        }
+        if (end)
+            *end = '/';
+    } while (end);
+    sup_watch_dir(s, a, part);
+    *strrchr(part, '/') = 0;
+    sup_watch_dir(s, a, part[0] ? part : "/");
+}
+
+/* The folders that scripts are looked for in. */
+static void
+sup_watch_tree(struct sup *s, struct sup_scripts *walk, const char *dir,
+               int depth)
+{
+    struct stat st;
+    struct err e;
+    char **names, *path;
+    size_t n;
+
+    sup_watch_dir(s, walk->a, dir);
+    if (depth == SUP_DEPTH || !sup_list(walk, dir, &names, &n, &e))
+        return;
+    for (size_t i = 0; i < n; i++) {
+        path = mem_printf(walk->a, "%s/%s", dir, names[i]);
+        if (lstat(path, &st) == 0 && S_ISDIR(st.st_mode))
+            sup_watch_tree(s, walk, path, depth + 1);
+        else if (S_ISLNK(st.st_mode) && str_ends(str_of(path), S(".lua")))
+            sup_watch_path(s, walk->a, path, SUP_LINKS);
+    }
+}
+
+/* Before anything is read: a change after this is an event. */
+static void
+sup_watch_all(struct sup *s)
+{
+    struct sup_watch *w = s->watch;
+    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
+    struct sup_scripts walk = {.a = a};
+    char *policy = sup_absolute(a, str_of(s->policy)), *slash;
+    const char *end = mem_buf_ptr(&w->files) + mem_buf_len(&w->files);
+
+    sup_watch_path(s, a, policy, SUP_LINKS);
+    slash = strrchr(policy, '/');
+    *slash = 0;
+    sup_watch_tree(s, &walk, policy[0] ? policy : "/", 0);
+    for (const char *p = mem_buf_ptr(&w->files); p < end; p += strlen(p) + 1)
+        sup_watch_path(s, a, p, SUP_LINKS);
+    mem_arena_free(a);
+}
+
+/* A load begins, with these scripts. */
+static void
+sup_watch_scripts(struct sup *s, const unsigned char hash[32])
+{
+    if (s->watch)
+        memcpy(s->watch->scripts_seen, hash, 32);
+}
+
+/* It goes on, with these files, which are read after this. */
+static void
+sup_watch_files(struct sup *s, struct mem_arena *a, const struct cfg *c)
+{
+    struct sup_watch *w = s->watch;
+
+    if (!w)
+        return;
+    w->files.n = w->files.off = 0;
+    sup_watch_file(w, a, c->process.ticket_keys);
+    sup_watch_file(w, a, c->process.audit_key);
+    for (size_t i = 0; i < c->cas.n; i++)
+        sup_watch_file(w, a, c->cas.v[i]);
+    for (size_t i = 0; i < c->listeners_n; i++) {
+        const struct cfg_listener *l = &c->listeners[i];
+
+        sup_watch_site(w, a, &l->own);
+        for (size_t j = 0; j < l->sni_n; j++)
+            sup_watch_site(w, a, &l->sni[j]);
+    }
+    for (size_t i = 0; i < c->upstreams_n; i++)
+        sup_watch_upstream(w, a, &c->upstreams[i]);
+    sup_watch_all(s);
+    sup_watch_look(w, w->files_seen);
+}
+
+/* Is anything other than it was? */
+static void
+sup_watch_on_time(uv_timer_t *t)
+{
+    struct sup *s = t->data;
+    struct sup_watch *w = s->watch;
+    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
+    unsigned char scripts[32], files[32];
+    struct boot b = {0};
+    struct err e;
+    bool ok, policy_too;
+
+    sup_watch_all(s);
+    ok = sup_read_scripts(a, s->policy, &b, &e);
+    sup_hash_scripts(&b, ok, scripts);
+    sup_watch_look(w, files);
+    mem_arena_free(a);
+    policy_too = memcmp(scripts, w->scripts_seen, sizeof scripts) != 0;
+    if (!policy_too && memcmp(files, w->files_seen, sizeof files) == 0)
+        return;
+    s->policy_too |= policy_too;
+    sup_do(s, SUP_EV_HUP);
+}
+
+static void
+sup_watch_on_event(uv_poll_t *p, int status, int events)
+{
+    struct sup *s = p->data;
+    char what[4096];
+
+    (void)status;
+    (void)events;
+    while (read(s->watch->fd, what, sizeof what) > 0) {
+        // that something happened is enough
+    }
+    if (!s->watch->repeats && !uv_is_active((uv_handle_t *)&s->watch->timer))
+        uv_timer_start(&s->watch->timer, sup_watch_on_time, SUP_WATCH_MS, 0);
+}
+
+static void
+sup_watch_init(struct sup *s)
+{
+    struct sup_watch *w = s->watch = mem_xcalloc(sizeof *w);
+
+    must(uv_timer_init(s->loop, &w->timer) == 0);
+    w->timer.data = w->poll.data = s;
+    w->fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    if (w->fd < 0) {
+        sup_watch_repeat(s, errno);
+        return;
+    }
+    must(uv_poll_init(s->loop, &w->poll, w->fd) == 0);
+    uv_poll_start(&w->poll, UV_READABLE, sup_watch_on_event);
+}
+
+/* The loop must turn once more, and then the struct may be freed. */
+static void
+sup_watch_close(struct sup_watch *w)
+{
+    uv_close((uv_handle_t *)&w->timer, NULL);
+    if (w->fd >= 0) {
+        uv_close((uv_handle_t *)&w->poll, NULL);
+        close(w->fd);
+    }
+    mem_buf_free(&w->files);
+    free(w->routes);
+}
+
+/* ---- and what is told of it ---- */
+
+static bool
+sup_has_line(struct str lines, struct str wanted)
+{
+    struct str line;
+
+    while (lines.n) {
+        str_cut(lines, '\n', &line, &lines);
+        if (str_eq(line, wanted))
+            return true;
+    }
+    return false;
+}
+
+/* Those of `lines` that are not in `others`: "+ GET /x". */
+static void
+sup_put_lines(struct mem_buf *b, unsigned *n, char sign, struct str lines,
+              struct str others)
+{
+    struct str line;
+
+    while (lines.n) {
+        str_cut(lines, '\n', &line, &lines);
+        if (!line.n || sup_has_line(others, line) || ++*n > SUP_TOLD)
+            continue;
+        mem_buf_printf(b, "%s %c %.*s", *n > 1 ? "," : ":", sign,
+                       STR_FMT(line));
+    }
+}
+
+/* One line for whoever has just saved a file. */
+static void
+sup_watch_tell(struct sup *s, bool ok)
+{
+    struct sup_watch *w = s->watch;
+    struct str was = str_of(w->routes), is;
+    struct mem_buf b = {0};
+    unsigned n = 0;
+
+    if (!ok) {
+        mem_buf_printf(&b, "gateway: %s", s->why.msg);
+        if (s->current)
+            mem_buf_printf(&b, " (generation %u serves on)",
+                           s->current->number);
+        uv_timer_start(&w->timer, sup_watch_on_time, SUP_WATCH_MS,
+                       w->repeats ? SUP_WATCH_POLL_MS : 0);
+    } else {
+        is = str_of(s->current->routes);
+        mem_buf_printf(&b, "gateway: generation %u serves", s->current->number);
+        if (w->routes) {
+            sup_put_lines(&b, &n, '+', is, was);
+            sup_put_lines(&b, &n, '-', was, is);
+        }
+        if (n > SUP_TOLD)
+            mem_buf_printf(&b, ", and %u more", n - SUP_TOLD);
+        free(w->routes);
+        w->routes = strdup(s->current->routes);
+        must(w->routes != NULL);
+    }
+    mem_buf_printf(&b, "\n");
+    log_flush();
+    (void)!write(log_out.fd, mem_buf_ptr(&b), mem_buf_len(&b));
+    mem_buf_free(&b);
+}
+
 /* ---- generations --------------------------------------------------------- */
 
 static void
@@ -45480,7 +45887,10 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     struct sup_gen *g;
     struct cfg c;
 
-    if (!cfg_load(l->arena, json, &c, e) || !sup_servable(&c, e))
+    if (!cfg_load(l->arena, json, &c, e))
+        return false;
+    sup_watch_files(s, l->arena, &c);
+    if (!sup_servable(&c, e))
         return false;
     g = s->next = sup_gen_new(s);
     g->workers = sup_workers(&c);
@@ -46078,31 +46488,14 @@ sup_enter(struct sup *s, enum sup_state state, uint64_t ms)
     sup_arm(s);
 }
 
-/* Of the names and the texts of all scripts; zeroes: they could not be read. */
-static void
-sup_hash_scripts(const struct boot *b, bool ok, unsigned char out[32])
-{
-    struct mem_buf all = {0};
-
-    memset(out, 0, 32);
-    if (!ok)
-        return;
-    for (size_t i = 0; i < b->scripts_n; i++) {
-        msg_put_str(&all, b->scripts[i].name);
-        msg_put_str(&all, b->scripts[i].bytes);
-    }
-    pki_sha256(mem_buf_ptr(&all), mem_buf_len(&all), out);
-    mem_buf_free(&all);
-}
-
 /* Step 1: the scripts are read, once, and a throw-away process evaluates
  * them. */
 static void
 sup_begin(struct sup *s)
 {
     struct sup_load *l = s->load = mem_xcalloc(sizeof *l);
+    bool ok, anew = s->policy_too || !s->current;
     int fd = -1;
-    bool ok;
 
     s->reload_again = false;
     s->loading = true;
@@ -46112,11 +46505,14 @@ sup_begin(struct sup *s)
         .role = BOOT_CHECK, .met_fd = -1, .route_met_fd = -1, .broker_fd = -1};
     l->boot.layers = s->host.have.layers;
     sup_enter(s, SUP_CHECKING, SUP_STEP_MS);
-    ok = s->policy_too || !s->current
-             ? sup_read_scripts(l->arena, s->policy, &l->boot, &s->why)
-             : sup_keep_scripts(s, l->arena, &l->boot);
+    if (s->watch)
+        sup_watch_all(s);
+    ok = anew ? sup_read_scripts(l->arena, s->policy, &l->boot, &s->why)
+              : sup_keep_scripts(s, l->arena, &l->boot);
     s->policy_too = false;
     sup_hash_scripts(&l->boot, ok, l->policy_hash);
+    if (anew)
+        sup_watch_scripts(s, l->policy_hash);
     if (ok) {
         fd = boot_write(&l->boot, &s->why);
         ok = fd >= 0 && sup_start_check(s, BOOT_CHECK, fd, &s->why);
@@ -46961,6 +47357,8 @@ sup_load_over(struct sup *s, bool ok, uint64_t upto)
         s->last.at = time(NULL);
         s->last.ok = ok;
         snprintf(s->last.why, sizeof s->last.why, "%s", ok ? "" : s->why.msg);
+        if (s->watch)
+            sup_watch_tell(s, ok);
     }
     for (c = s->ctl->conns; c; c = next) {
         next = c->next;
@@ -47115,6 +47513,8 @@ sup_fini(struct sup *s)
     sup_close(s->children_fd);
     free(s->slots);
     ctl_close(s->ctl);
+    if (s->watch)
+        sup_watch_close(s->watch);
     uv_close((uv_handle_t *)&s->timer, NULL);
     for (size_t i = 0; i < sizeof s->signals / sizeof *s->signals; i++)
         uv_close((uv_handle_t *)&s->signals[i], NULL);
@@ -47122,12 +47522,13 @@ sup_fini(struct sup *s)
     uv_loop_close(s->loop);
     free(s->ctl);
     free(s->control);
+    free(s->watch);
     log_flush();
 }
 
 /* `gateway run`: returns the exit code when all children are gone. */
 static int
-sup_main(const char *policy)
+sup_main(const char *policy, bool watch)
 {
     struct sup *s = mem_xcalloc(sizeof *s);
     struct err e;
@@ -47139,6 +47540,8 @@ sup_main(const char *policy)
         free(s);
         return 1;
     }
+    if (watch)
+        sup_watch_init(s);
     sup_begin(s);
     uv_run(s->loop, UV_RUN_DEFAULT);
     code = s->exit_code;
@@ -50534,6 +50937,7 @@ enum cli_option_bit {
     CLI_KEY = 1 << 5,
     CLI_RUNNING = 1 << 6,
     CLI_LEARN = 1 << 7,
+    CLI_WATCH = 1 << 8,
 };
 
 static const struct cli_option {
@@ -50550,6 +50954,8 @@ static const struct cli_option {
      "what is around the gateway, and how to mend it"},
     {CLI_LEARN, "--learn", NULL,
      "trace it outside the cage, and print what to declare"},
+    {CLI_WATCH, "--watch", NULL,
+     "reload when the policy, its modules, certificates or CRLs change"},
     {CLI_KEY, "--key", "FILE", "the policy's audit_key: checks the MACs, too"},
     {CLI_RUNNING, "--running", NULL,
      "the gateway still writes this log: chains without an end are fine"},
@@ -50557,7 +50963,7 @@ static const struct cli_option {
 
 struct cli {
     const char *policy, *stdin_path, *key;
-    bool policy_given, json, open, running, learn;
+    bool policy_given, json, open, running, learn, watch;
     char **args;  // what is left: operands
     int args_n;
 };
@@ -50590,7 +50996,7 @@ cli_fail(const char *fmt, ...)
 static int
 cli_run(const struct cli *c)
 {
-    return sup_main(c->policy);
+    return sup_main(c->policy, c->watch);
 }
 
 /* ---- check --------------------------------------------------------------- */
@@ -51429,12 +51835,14 @@ cli_version(const struct cli *cli)
 
 static const struct cli_command cli_commands[] = {
     {"run", "[POLICY]",
-     "Serves. SIGHUP reloads; SIGUSR1 reloads certificates, keys, CAs and "
+     "Serves. SIGHUP and `gateway reload` reload; SIGUSR1 reloads "
+     "certificates, keys, CAs and "
      "CRLs, but "
      "not the policy; SIGTERM drains, a second one stops at once.",
      "  gateway run\n"
+     "  gateway run --watch my.lua\n"
      "  gateway run /etc/gateway/gateway.lua\n",
-     CLI_POLICY, 1, .run = cli_run},
+     CLI_POLICY | CLI_WATCH, 1, .run = cli_run},
     {"check", "[POLICY]",
      "Loads everything, and prints listeners, routes and "
      "commands. Nothing is bound.",
@@ -51578,6 +51986,7 @@ cli_option_set(struct cli *cli, unsigned bit, const char *value)
     cli->running |= bit == CLI_RUNNING;
     cli->open |= bit == CLI_OPEN;
     cli->learn |= bit == CLI_LEARN;
+    cli->watch |= bit == CLI_WATCH;
 }
 
 /* Options and operands in any order; "--" ends the options. */

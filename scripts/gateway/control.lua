@@ -37,15 +37,14 @@ local function call(opts, word)
     end
   end
   local path, why = named_by(opts.policy)
-  if why then
-    return nil, ("%s; so where its gateway listens cannot be said: give"
-      .. " --control PATH"):format(why)
-  elseif path then
+  if path then
     return core.control(path, word)
   end
-  return nil, ("no gateway runs %s (looked for %s): start it, or give --policy"
+  return nil, ("no gateway runs %s (looked for %s)%s: start it, or give --policy"
     .. " as it was given to `gateway run`, or --control PATH"):format(
-    opts.policy, table.concat(looked, ", "))
+    opts.policy, table.concat(looked, ", "), why
+      and "; a place that the policy names is not known, for it does not load ("
+        .. why .. ")" or "")
 end
 
 
