@@ -38050,6 +38050,70 @@ bind_push_san(lua_State *L, const struct pki_identity *id)
     }
 }
 
+/* What hooks read of an identity, and of a request: the names, the types and
+ * what `gateway docs` says of them. */
+// clang-format off
+#define BIND_IDENTITY_LIST(X)                                                  \
+    X(ID_SUBJECT, "subject", "table<string, string[]>", "its values by type: cn, o, ou, c, … are lists; dn is text, as RFC 4514 writes it") \
+    X(ID_SAN, "san", "table<string, string[]>", "its other names: uri, dns, ip, email, each a list") \
+    X(ID_EKU, "eku", "string[]", "the extended key usages, by name or number") \
+    X(ID_CA, "ca", "string[]", "which of the files that id.ca names its chain goes through") \
+    X(ID_CHAIN, "chain", "string[]", "the subjects of the verified chain")     \
+    X(ID_NOT_BEFORE, "not_before", "integer", "Unix seconds")                  \
+    X(ID_NOT_AFTER, "not_after", "integer", "Unix seconds")                    \
+    X(ID_RESUMED, "resumed", "boolean", "the client came with a ticket instead of its certificate") \
+    X(ID_HAS, "has", "fun(self: identity, field: string, value: string): boolean", "is value one of that field: identity:has(\"ou\", \"ops\")") \
+    X(ID_SPIFFE, "spiffe", "string?", "its SPIFFE ID")                         \
+    X(ID_SERIAL, "serial", "string", "the serial number in hexadecimal")       \
+    X(ID_ISSUER, "issuer", "string", "the issuer's name, as RFC 4514 writes it") \
+    X(ID_FINGERPRINT, "fingerprint", "string", "SHA-256 of the certificate")   \
+    X(ID_SPKI, "spki", "string", "SHA-256 of the public key, as id.spki takes it") \
+    X(ID_KEY, "key", "string", "what kind of key")                             \
+    X(ID_DN, "dn", "string", "subject.dn")
+
+#define BIND_REQUEST_LIST(X)                                                   \
+    X(RQ_PATH, "path", "table<string, any>", "the captures")                   \
+    X(RQ_QUERY, "query", "table<string, any>", "the declared parameters")      \
+    X(RQ_HEADERS, "headers", "table<string, any>", "the declared header fields, by name in any case") \
+    X(RQ_JSON, "json", "any", "the body, where validate.json is declared")     \
+    X(RQ_BODY, "body", "string?", "the body, where gateway.bytes is declared") \
+    X(RQ_STREAM, "stream", "any", "stands for a body that flows: command:stream(…, { stdin = request.stream })") \
+    X(RQ_METHOD, "method", "string", "GET, …")                                 \
+    X(RQ_ID, "id", "string", "its number in the log, and in X-Request-Id")     \
+    X(RQ_TARGET, "target", "string", "as it came")                             \
+    X(RQ_REMOTE, "remote", "string", "the client's address and port")          \
+    X(RQ_TLS, "tls", "table", "version, cipher, server_name")                  \
+    X(RQ_ROUTE, "route", "string", "the route's path, as it is declared")      \
+    X(RQ_IDENTITY, "identity", "identity", "who asks")                         \
+    X(RQ_RAW, "raw", "table", "what was not declared, each value an object that only :check(schema) opens")
+// clang-format on
+
+enum bind_field {
+#define X(id, name, type, help) BIND_##id,
+    BIND_IDENTITY_LIST(X) BIND_REQUEST_LIST(X)
+#undef X
+        BIND_FIELDS
+};
+
+static const struct bind_doc {
+    const char *name, *type, *help;
+} bind_fields[BIND_FIELDS] = {
+#define X(id, name, type, help) {name, type, help},
+    BIND_IDENTITY_LIST(X) BIND_REQUEST_LIST(X)
+#undef X
+};
+
+/* Which of the fields from `first` on, up to and without `end`; `end`: none. */
+static enum bind_field
+bind_field_of(struct str name, enum bind_field first, enum bind_field end)
+{
+    enum bind_field f = first;
+
+    while (f < end && !str_eq(name, str_of(bind_fields[f].name)))
+        f++;
+    return f;
+}
+
 static void
 bind_push_identity_field(lua_State *L, const struct bind_identity *box,
                          struct str field)
@@ -38057,28 +38121,40 @@ bind_push_identity_field(lua_State *L, const struct bind_identity *box,
     const struct pki_identity *id = box->id;
     struct str text;
 
-    if (str_eq(field, S("subject")))
+    switch (bind_field_of(field, BIND_ID_SUBJECT, BIND_RQ_PATH)) {
+    case BIND_ID_SUBJECT:
         bind_push_subject(L, id);
-    else if (str_eq(field, S("san")))
+        break;
+    case BIND_ID_SAN:
         bind_push_san(L, id);
-    else if (str_eq(field, S("eku")))
+        break;
+    case BIND_ID_EKU:
         bind_push_list(L, id->eku.v, id->eku.n);
-    else if (str_eq(field, S("ca")))
+        break;
+    case BIND_ID_CA:
         bind_push_list(L, id->ca.v, id->ca.n);
-    else if (str_eq(field, S("chain")))
+        break;
+    case BIND_ID_CHAIN:
         bind_push_list(L, id->chain, id->chain_n);
-    else if (str_eq(field, S("not_before")))
+        break;
+    case BIND_ID_NOT_BEFORE:
         lua_pushinteger(L, id->not_before);
-    else if (str_eq(field, S("not_after")))
+        break;
+    case BIND_ID_NOT_AFTER:
         lua_pushinteger(L, id->not_after);
-    else if (str_eq(field, S("resumed")))
+        break;
+    case BIND_ID_RESUMED:
         lua_pushboolean(L, box->resumed);
-    else if (str_eq(field, S("has")))
+        break;
+    case BIND_ID_HAS:
         lua_pushcfunction(L, bind_identity_has);
-    else if (bind_identity_text(id, field, &text) && text.n)
-        bind_push_str(L, text);
-    else
-        lua_pushnil(L);
+        break;
+    default:
+        if (bind_identity_text(id, field, &text) && text.n)
+            bind_push_str(L, text);
+        else
+            lua_pushnil(L);
+    }
 }
 
 static int
@@ -38433,45 +38509,84 @@ bind_push_raws(lua_State *L, const struct bind_request *r)
         bind_set_raw(L, "body", r->body);
 }
 
+/* What does not depend on what the route declares. */
+static void
+bind_push_request_fact(lua_State *L, const struct bind_request *r, struct str f)
+{
+    const struct req_from *from = r->req->from;
+
+    switch (bind_field_of(f, BIND_RQ_PATH, BIND_FIELDS)) {
+    case BIND_RQ_METHOD:
+        bind_push_str(L, r->req->method);
+        return;
+    case BIND_RQ_ID:
+        lua_pushlstring(L, r->req->id, REQ_ID);
+        return;
+    case BIND_RQ_TARGET:
+        bind_push_str(L, r->req->target);
+        return;
+    case BIND_RQ_REMOTE:
+        lua_pushstring(L, from->peer);
+        return;
+    case BIND_RQ_TLS:
+        bind_push_tls(L, from);
+        return;
+    case BIND_RQ_ROUTE:
+        if (r->route)
+            bind_push_str(L, r->route->path);
+        else
+            lua_pushnil(L);
+        return;
+    case BIND_RQ_IDENTITY:
+        bind_push_identity(L, from->identity, from->resumed);
+        return;
+    case BIND_RQ_RAW:
+        bind_push_raws(L, r);
+        return;
+    default:
+        lua_pushnil(L);
+    }
+}
+
 static void
 bind_push_request_field(lua_State *L, const struct bind_request *r,
                         struct str f)
 {
     const struct cfg_route *route = r->route;
 
-    if (str_eq(f, S("path")))
+    switch (bind_field_of(f, BIND_RQ_PATH, BIND_FIELDS)) {
+    case BIND_RQ_PATH:
         bind_push_path(L, r);
-    else if (str_eq(f, S("query")))
+        return;
+    case BIND_RQ_QUERY:
         bind_push_inputs(L, route ? route->query : NULL, r->query,
                          route ? route->query_n : 0);
-    else if (str_eq(f, S("headers")))
+        return;
+    case BIND_RQ_HEADERS:
         bind_push_inputs(L, route ? route->headers : NULL, r->headers,
                          route ? route->headers_n : 0);
-    else if (str_eq(f, S("json")) && r->json)
-        bind_push_value(L, r->json);
-    else if (str_eq(f, S("body")) && r->has_body)
-        bind_push_str(L, r->body);
-    else if (str_eq(f, S("stream")) && route &&
-             route->body.kind == CFG_BODY_STREAM)
-        bind_push_body(L);
-    else if (str_eq(f, S("method")))
-        bind_push_str(L, r->req->method);
-    else if (str_eq(f, S("id")))
-        lua_pushlstring(L, r->req->id, REQ_ID);
-    else if (str_eq(f, S("target")))
-        bind_push_str(L, r->req->target);
-    else if (str_eq(f, S("remote")))
-        lua_pushstring(L, r->req->from->peer);
-    else if (str_eq(f, S("tls")))
-        bind_push_tls(L, r->req->from);
-    else if (str_eq(f, S("route")) && route)
-        bind_push_str(L, route->path);
-    else if (str_eq(f, S("identity")))
-        bind_push_identity(L, r->req->from->identity, r->req->from->resumed);
-    else if (str_eq(f, S("raw")))
-        bind_push_raws(L, r);
-    else
-        lua_pushnil(L);
+        return;
+    case BIND_RQ_JSON:
+        if (r->json)
+            bind_push_value(L, r->json);
+        else
+            lua_pushnil(L);
+        return;
+    case BIND_RQ_BODY:
+        if (r->has_body)
+            bind_push_str(L, r->body);
+        else
+            lua_pushnil(L);
+        return;
+    case BIND_RQ_STREAM:
+        if (route && route->body.kind == CFG_BODY_STREAM)
+            bind_push_body(L);
+        else
+            lua_pushnil(L);
+        return;
+    default:
+        bind_push_request_fact(L, r, f);
+    }
 }
 
 static int
@@ -45871,7 +45986,8 @@ sup_route_lines(const struct cfg *c)
                            STR_FMT(t->methods.v[j]));
         mem_buf_printf(&b, " %.*s%.*s\n", STR_FMT(t->host), STR_FMT(t->path));
     }
-    text = strndup(mem_buf_ptr(&b), mem_buf_len(&b));
+    mem_buf_add(&b, "", 1);
+    text = strdup(mem_buf_ptr(&b));
     must(text != NULL);
     mem_buf_free(&b);
     return text;
@@ -49563,6 +49679,43 @@ try_core_glob(lua_State *L)
     return 1;
 }
 
+/* ---- for what writes about it all ---- */
+
+/* core.library() -> the text of each module of the library, by its name */
+static int
+try_core_library(lua_State *L)
+{
+    lua_newtable(L);
+    for (const struct vm_script *v = vm_builtin; v->name; v++) {
+        lua_pushlstring(L, (const char *)v->bytes, v->n);
+        lua_setfield(L, -2, v->name);
+    }
+    return 1;
+}
+
+/* core.fields("request") -> list of { name, type, help }; or "identity" */
+static int
+try_core_fields(lua_State *L)
+{
+    bool request = strcmp(luaL_checkstring(L, 1), "request") == 0;
+    int first = request ? BIND_RQ_PATH : BIND_ID_SUBJECT;
+    int end = request ? BIND_FIELDS : BIND_RQ_PATH;
+
+    lua_newtable(L);
+    for (int i = first; i < end; i++) {
+        const char *const v[] = {bind_fields[i].name, bind_fields[i].type,
+                                 bind_fields[i].help};
+
+        lua_createtable(L, 3, 0);
+        for (int j = 0; j < 3; j++) {
+            lua_pushstring(L, v[j]);
+            lua_rawseti(L, -2, j + 1);
+        }
+        lua_rawseti(L, -2, i - first + 1);
+    }
+    return 1;
+}
+
 /* ---- a running gateway ---- */
 
 /* core.control_places(policy) -> where a gateway that runs it may have its
@@ -49626,6 +49779,8 @@ static const luaL_Reg try_core[] = {
     {"read_file", try_core_read_file},
     {"lines", try_core_lines},
     {"glob", try_core_glob},
+    {"library", try_core_library},
+    {"fields", try_core_fields},
     {"control_places", try_core_control_places},
     {"control", try_core_control},
     {NULL, NULL},
@@ -51912,6 +52067,12 @@ static const struct cli_command cli_commands[] = {
      "  gateway log verify --key audit.key gateway.log.1 gateway.log\n"
      "  journalctl -u gateway | gateway log verify --running -\n",
      CLI_KEY | CLI_RUNNING | CLI_JSON, -1, .run = cli_log},
+    {"docs", "[TOPIC]",
+     "The reference of what policies, tests and commands may say.",
+     .tool = "gateway.docs"},
+    {"completion", "bash|zsh|fish",
+     "Prints what makes a shell complete commands and options.",
+     .tool = "gateway.completion"},
     {"version", "",
      "Everything that is linked in, and which sandbox layers are here.",
      "  gateway version --json\n", CLI_JSON, 0, .run = cli_version},
@@ -52034,6 +52195,19 @@ cli_has(int argc, char **argv, const char *option)
     return false;
 }
 
+static void
+cli_option_json(struct mem_buf *b, const char *sep, const char *name,
+                const char *value, const char *help)
+{
+    mem_buf_printf(b, "%s[", sep);
+    json_write_str(b, str_of(name));
+    mem_buf_printf(b, ",");
+    json_write_str(b, str_of(value));
+    mem_buf_printf(b, ",");
+    json_write_str(b, str_of(help));
+    mem_buf_printf(b, "]");
+}
+
 /* The table of commands as JSON, for what writes about them. */
 static void
 cli_commands_json(struct mem_buf *b)
@@ -52049,14 +52223,11 @@ cli_commands_json(struct mem_buf *b)
 
             if (!(c->options & o->bit))
                 continue;
-            mem_buf_printf(b, "%s[", k++ ? "," : "");
-            json_write_str(b, str_of(o->name + 2));
-            mem_buf_printf(b, ",");
-            json_write_str(b, str_of(o->value));
-            mem_buf_printf(b, ",");
-            json_write_str(b, str_of(o->help));
-            mem_buf_printf(b, "]");
+            cli_option_json(b, k++ ? "," : "", o->name + 2, o->value, o->help);
         }
+        for (size_t j = 0; c->raw && mint_options[j].name; j++)
+            cli_option_json(b, j ? "," : "", mint_options[j].name,
+                            mint_options[j].has_arg ? "VALUE" : "", "");
         mem_buf_printf(b, "],\"name\":");
         json_write_str(b, str_of(c->name));
         mem_buf_printf(b, ",\"operands\":");

@@ -40,8 +40,8 @@ local function call(opts, word)
   if path then
     return core.control(path, word)
   end
-  return nil, ("no gateway runs %s (looked for %s)%s: start it, or give --policy"
-    .. " as it was given to `gateway run`, or --control PATH"):format(
+  return nil, ("no gateway runs %s (looked for %s)%s: start it, or give"
+    .. " --policy as `gateway run` was given it, or --control PATH"):format(
     opts.policy, table.concat(looked, ", "), why
       and "; a place that the policy names is not known, for it does not load ("
         .. why .. ")" or "")
