@@ -52208,6 +52208,18 @@ cli_option_json(struct mem_buf *b, const char *sep, const char *name,
     mem_buf_printf(b, "]");
 }
 
+/* `gateway certs` reads its own; some are in both lists. */
+static void
+cli_raw_json(struct mem_buf *b)
+{
+    const struct option *const lists[] = {mint_options, mint_options_revoke};
+
+    for (size_t i = 0; i < 2; i++)
+        for (const struct option *o = lists[i]; o->name; o++)
+            cli_option_json(b, i || o > lists[0] ? "," : "", o->name,
+                            o->has_arg ? "VALUE" : "", "");
+}
+
 /* The table of commands as JSON, for what writes about them. */
 static void
 cli_commands_json(struct mem_buf *b)
@@ -52225,9 +52237,8 @@ cli_commands_json(struct mem_buf *b)
                 continue;
             cli_option_json(b, k++ ? "," : "", o->name + 2, o->value, o->help);
         }
-        for (size_t j = 0; c->raw && mint_options[j].name; j++)
-            cli_option_json(b, j ? "," : "", mint_options[j].name,
-                            mint_options[j].has_arg ? "VALUE" : "", "");
+        if (c->raw)
+            cli_raw_json(b);
         mem_buf_printf(b, "],\"name\":");
         json_write_str(b, str_of(c->name));
         mem_buf_printf(b, ",\"operands\":");

@@ -280,6 +280,19 @@ function M.api()
 end
 
 
+-- Options without --help, which every command has, and without doubles.
+local function distinct(list)
+  local kept, seen = {}, { help = true }
+  for _, option in ipairs(list) do
+    if not seen[option[1]] then
+      seen[option[1]] = true
+      kept[#kept + 1] = option
+    end
+  end
+  return kept
+end
+
+
 --- Every command: what the C side knows, and what those in Lua say themselves.
 -- @param text  JSON, as main() is given it: argv.commands
 function M.commands(text)
@@ -304,10 +317,7 @@ function M.commands(text)
         examples[#examples + 1] = line:match("^%s*(.*)$")
       end
       command.examples = examples
-      local options_ = command.options
-      if #options_ > 0 and options_[#options_][1] == "help" then
-        options_[#options_] = nil
-      end
+      command.options = distinct(command.options)
     end
   end
   return list
