@@ -484,12 +484,7 @@ local commands  -- as the C side gave them to main()
 
 
 local function run(operands, opts)
-  local api, missing = reference.api()
-  local topic = operands[1]
-  if #missing > 0 then
-    core.warn("gateway: nothing is said about " .. table.concat(missing, ", "))
-    return 1
-  end
+  local api, topic = reference.api(), operands[1]
   if opts.format == "luals" then
     local page, message = luals(api, topic or "gateway")
     if not page then

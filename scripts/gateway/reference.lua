@@ -6,7 +6,8 @@
 --
 --     --- sleep(seconds): waits; other requests go on.
 --
--- Further names may stand before the signature, with commas between them.
+-- Further names may stand before the signature, with commas between them. A
+-- function whose comment does not begin so is for this library alone.
 
 local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
@@ -17,19 +18,11 @@ local M = {}
 local SECTIONS <const> = {
   { name = "gateway", title = "The policy", module = "gateway",
     files = { "init", "route", "schema", "upstream", "command", "jobs",
-      "response" } },
+      "response", "shadow" } },
   { name = "id", title = "Conditions", module = "gateway.identity",
     files = { "identity" } },
   { name = "test", title = "Policy tests", module = "gateway.test",
     files = { "test" } },
-}
-
--- What is public in a module, and not for policies: the tools' own parts.
-local INTERNAL <const> = {
-  ["gateway.identity"] = {
-    is_condition = true, to_condition = true, constructors = true,
-  },
-  ["gateway.test"] = { run = true, main = true },
 }
 
 -- Things that hooks are given, whose fields the C side has.
@@ -218,25 +211,14 @@ local function spec_base(section, name)
 end
 
 
--- The names of a module that a policy may use.
-local function public_names(module)
-  local names = {}
-  local internal = INTERNAL[module] or {}
-  for name in pairs(require(module)) do
-    names[name] = not internal[name] or nil
-  end
-  return names
-end
-
-
 local function read_section(library, spec)
-  local public, items = public_names(spec.module), {}
+  local public, items = require(spec.module), {}
   local seen = {}
   for _, file in ipairs(spec.files) do
     for _, item in ipairs(read_source(library["gateway/" .. file .. ".lua"])) do
       local first = item.names[1]
       local method = spec.name == "gateway" and first:find(":", 1, true)
-      if (public[first] or method) and not seen[first] then
+      if (method or rawget(public, first) ~= nil) and not seen[first] then
         for i, name in ipairs(item.names) do
           seen[name] = true
           item.names[i] = name:find(":", 1, true) and name
@@ -247,28 +229,19 @@ local function read_section(library, spec)
       end
     end
   end
-  local missing = {}
-  for _, name in ipairs(options.sorted_keys(public)) do
-    if not seen[name] then
-      missing[#missing + 1] = spec.module .. "." .. name
-    end
-  end
   return {
     name = spec.name, title = spec.title, module = spec.module, items = items,
-  }, missing
+  }
 end
 
 
 --- Everything about the API.
 -- @return { sections = { { name =, title =, module =, items = … } }, objects =
---         { { name =, text =, fields = { { name, type, help } } } } }, and a
---         list of public names that nothing is said about
+--         { { name =, text =, fields = { { name, type, help } } } } }
 function M.api()
-  local library, sections, missing = core.library(), {}, {}
+  local library, sections = core.library(), {}
   for i, spec in ipairs(SECTIONS) do
-    local lacks
-    sections[i], lacks = read_section(library, spec)
-    table.move(lacks, 1, #lacks, #missing + 1, missing)
+    sections[i] = read_section(library, spec)
   end
   local objects = {}
   for i, object in ipairs(OBJECTS) do
@@ -276,7 +249,7 @@ function M.api()
       name = object.name, text = object.text, fields = core.fields(object.name),
     }
   end
-  return { sections = sections, objects = objects }, missing
+  return { sections = sections, objects = objects }
 end
 
 
