@@ -43647,6 +43647,7 @@ enum {
     CTL_ACCEPTS = 64,  // in one turn of the loop
     CTL_BACKLOG = 64,
     CTL_PARENTS = 64,  // of a caller that are looked at
+    CTL_CALL_S = 10,   // to reach a gateway
     CTL_PLACES = 3,
 };
 
@@ -44153,16 +44154,24 @@ ctl_trusted(int fd, const char *path, struct err *e)
                    (unsigned)who.uid);
 }
 
-/* Says a word. The answer is to be read from *fd. */
+/* Says a word. The answer is to be read from *fd; none within `seconds` (0: for
+ * ever) is the end of it. */
 static bool
-ctl_call(const char *path, const char *word, int *fd, struct err *e)
+ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
+         struct err *e)
 {
+    const struct timeval to = {.tv_sec = CTL_CALL_S},
+                         from = {.tv_sec = (time_t)seconds};
     struct sockaddr_un un;
     char line[CTL_WORD_BYTES + 1];
     int n = snprintf(line, sizeof line, "%s\n", word);
     bool ok = ctl_address(path, &un, e);
 
     *fd = ok ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
+    if (*fd >= 0) {
+        setsockopt(*fd, SOL_SOCKET, SO_SNDTIMEO, &to, sizeof to);
+        setsockopt(*fd, SOL_SOCKET, SO_RCVTIMEO, &from, sizeof from);
+    }
     if (*fd < 0 || connect(*fd, (struct sockaddr *)&un, sizeof un) != 0)
         ok = ok && err_set(e, ERR_NET, "%s: %s", path, strerror(errno));
     ok = ok && ctl_trusted(*fd, path, e);
@@ -45281,7 +45290,7 @@ static bool
 sup_slab(struct sup *s, unsigned workers, struct err *e)
 {
     if (s->met_fd < 0) {
-        s->met_rows = 8 * workers < SUP_ROWS ? SUP_ROWS : 8 * workers;
+        s->met_rows = 1 + (8 * workers < SUP_ROWS ? SUP_ROWS : 8 * workers);
         s->met_fd = sup_slab_new("gateway metrics",
                                  s->met_rows * sizeof(struct met_row), e);
         if (s->met_fd < 0)
@@ -49737,7 +49746,7 @@ try_core_control_places(lua_State *L)
     return 1;
 }
 
-/* core.control(path, word) -> function that waits for the next line of the
+/* core.control(path, word [, seconds]) -> function that waits for the next line of the
  * answer, and returns nil when the other side has hung up; or nil and why */
 static int
 try_core_control(lua_State *L)
@@ -49747,7 +49756,7 @@ try_core_control(lua_State *L)
     struct err e;
     int fd;
 
-    if (!ctl_call(path, word, &fd, &e)) {
+    if (!ctl_call(path, word, (unsigned)luaL_optinteger(L, 3, 0), &fd, &e)) {
         lua_pushnil(L);
         lua_pushstring(L, e.msg);
         return 2;

@@ -12,6 +12,9 @@ local M = {}
 local PATIENCE <const> = 50  -- calls, while the gateway says that it is busy
 local DAY <const> = 86400
 
+-- How long an answer may take; a load that is under way comes first.
+local SECONDS <const> = { status = 10, reload = 120, certificates = 120 }
+
 
 -- The socket that the policy names; nil: none. Nil and why, where the policy
 -- does not load.
@@ -26,19 +29,20 @@ end
 
 -- Calls the gateway of a policy. Nil and why not.
 local function call(opts, word)
+  local seconds = SECONDS[word] or 0
   if opts.control then
-    return core.control((opts.control:gsub("^unix:", "")), word)
+    return core.control((opts.control:gsub("^unix:", "")), word, seconds)
   end
   local looked = core.control_places(opts.policy)
   for _, path in ipairs(looked) do
-    local lines = core.control(path, word)
+    local lines = core.control(path, word, seconds)
     if lines then
       return lines
     end
   end
   local path, why = named_by(opts.policy)
   if path then
-    return core.control(path, word)
+    return core.control(path, word, seconds)
   end
   return nil, ("no gateway runs %s (looked for %s)%s: start it, or give"
     .. " --policy as `gateway run` was given it, or --control PATH"):format(
@@ -59,7 +63,7 @@ local function ask(opts, word)
     local ok, answer = pcall(core.decode, line or "")
     if not ok or type(answer) ~= "table" then
       return nil, line and "the gateway's answer is no JSON"
-        or "the gateway hung up without an answer"
+        or "the gateway hung up, or was silent for too long"
     end
     if answer.ok then
       return answer, lines, line
