@@ -49746,8 +49746,8 @@ try_core_control_places(lua_State *L)
     return 1;
 }
 
-/* core.control(path, word [, seconds]) -> function that waits for the next line of the
- * answer, and returns nil when the other side has hung up; or nil and why */
+/* core.control(path, word [, seconds]) -> function that waits for the next line
+ * of the answer, and returns nil when there is none; or nil and why */
 static int
 try_core_control(lua_State *L)
 {
