@@ -425,6 +425,7 @@ def test_a_stranger_does_not_pass_for_a_gateway():
 
 
 HOSTILE = """
+gateway.upstream { "http+unix:/run/app.sock" }  -- so it has Unix sockets
 local function bytes(hex)
   return (hex:gsub("..", function(h) return string.char(tonumber(h, 16)) end))
 end
@@ -468,7 +469,8 @@ def test_a_worker_may_not():
             args = [a.hex() if isinstance(a, bytes) else a for a in args]
             return g.post_json("/call", [numbers[name], *args]).json()["r"]
 
-        fd = do("socket", socket.AF_UNIX, socket.SOCK_STREAM, 0)
+        fd = do("socket", socket.AF_UNIX, socket.SOCK_STREAM |
+                socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
         assert fd > 0, fd
         equal(do("connect", fd, address, len(address)), 0, "it gets there")
         do("sendto", fd, b"stop\n", 5, socket.MSG_NOSIGNAL, 0, 0)
