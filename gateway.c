@@ -44201,7 +44201,8 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
  *
  * What goes wrong before the last step is one error line and nothing else. The
  * listening sockets are ours: a worker that dies, and a generation that goes,
- * leave the queue of new connections as it is.
+ * leave the queue of new connections as it is. A load begins with a signal, with
+ * a word on the control socket (ctl), or because a file changed (--watch).
  *
  * Entry   sup_main  sup_read_scripts  sup_read_certificates  sup_verify
  *         sup_dates
@@ -46300,7 +46301,7 @@ sup_on_gone(void *data, const struct err *why)
     struct sup_child *c = OBJ(struct sup_child, SUP_CHILD, data);
 
     c->chan_open = false;
-    if (c->pid && why && why->kind != ERR_PEER_GONE) {
+    if (c->pid && !c->killed && why && why->kind != ERR_PEER_GONE) {
         log_at(LOG_ERROR, "sup", "%s is killed: %s", c->name, why->msg);
         c->killed = true;
     }

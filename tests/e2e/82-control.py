@@ -206,6 +206,7 @@ def test_while_it_drains():
             done = cli(g, "stop")
             equal((done.returncode, done.out), (0, "the gateway has ended\n"))
         g.process.wait(5 * SLOW)
+        equal(g.lines('"level":"error"'), [], "what it is told to is no error")
         assert not os.path.exists(path), "the file is still there"
 
 
