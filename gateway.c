@@ -44201,8 +44201,8 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
  *
  * What goes wrong before the last step is one error line and nothing else. The
  * listening sockets are ours: a worker that dies, and a generation that goes,
- * leave the queue of new connections as it is. A load begins with a signal, with
- * a word on the control socket (ctl), or because a file changed (--watch).
+ * leave the queue of new connections as it is. A load begins with a signal, a
+ * word on the control socket (ctl), or because a file changed (--watch).
  *
  * Entry   sup_main  sup_read_scripts  sup_read_certificates  sup_verify
  *         sup_dates
@@ -46636,9 +46636,12 @@ sup_begin(struct sup *s)
     ok = anew ? sup_read_scripts(l->arena, s->policy, &l->boot, &s->why)
               : sup_keep_scripts(s, l->arena, &l->boot);
     s->policy_too = false;
-    sup_hash_scripts(&l->boot, ok, l->policy_hash);
-    if (anew)
+    if (anew) {
+        sup_hash_scripts(&l->boot, ok, l->policy_hash);
         sup_watch_scripts(s, l->policy_hash);
+    } else {
+        memcpy(l->policy_hash, s->current->policy_hash, sizeof l->policy_hash);
+    }
     if (ok) {
         fd = boot_write(&l->boot, &s->why);
         ok = fd >= 0 && sup_start_check(s, BOOT_CHECK, fd, &s->why);

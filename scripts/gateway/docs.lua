@@ -39,7 +39,8 @@ local function command_option(option)
   if option[4] then
     text = ("%s (default %s)"):format(text, option[4])
   end
-  return "--" .. option[1] .. (option[2] ~= "" and " " .. option[2] or ""), text
+  return (option.short and "-" .. option.short .. ", " or "") .. "--"
+    .. option[1] .. (option[2] ~= "" and " " .. option[2] or ""), text
 end
 
 
