@@ -93,11 +93,12 @@
  *   32  serve   from request to answer
  *   33  admin   health and metrics
  *   34  work    a worker
- *   35  sup     the supervisor
- *   36  dial    a client for tools
- *   37  try     tools on a policy
- *   38  learn   what a program needs, by tracing it
- *   39  cli     the commands, and main
+ *   35  ctl     the control socket
+ *   36  sup     the supervisor
+ *   37  dial    a client for tools
+ *   38  try     tools on a policy
+ *   39  learn   what a program needs, by tracing it
+ *   40  cli     the commands, and main
  *
  * Rooms 1 to 12 are words: functions on memory (log writes lines, and boot its
  * bundle). 13 to 18 are protocols: bytes in, calls out, no descriptor, so that
@@ -117,6 +118,7 @@
  *   exec_tell      exec -> bind            exec_flow_ops  exec -> serve
  *   vm_call        vm -> serve             bind_stubs     bind -> work, try
  *   serve_set      serve -> work, try      vm_watcher     vm -> try
+ *   ctl_ops        ctl -> sup
  *   (and mem_last_words: a failed must() first writes what log still holds;
  *   what vm_new() opens is bind's or try's, what vm_wake() pushes is bind's)
  *
@@ -167,6 +169,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -1278,6 +1281,10 @@ err_log(const struct err *e, const char *room, uint64_t conn, const char *doing,
     X(SHADOW_FAILED, C, "gateway_shadow_requests_total", "{result=\"failed\"}", "") \
     X(SHADOW_OPEN, C, "gateway_shadow_requests_total", "{result=\"not_told\"}", "") \
     X(SHADOW_SKIPPED, C, "gateway_shadow_requests_total", "{result=\"over_budget\"}", "") \
+    X(CTL_ANSWERED, C, "gateway_control_calls_total", "{result=\"answered\"}", "Calls of the control socket by result.") \
+    X(CTL_REFUSED, C, "gateway_control_calls_total", "{result=\"refused\"}", "") \
+    X(CTL_BUSY, C, "gateway_control_calls_total", "{result=\"busy\"}", "")     \
+    X(CTL_LATE, C, "gateway_control_calls_total", "{result=\"timeout\"}", "")  \
     X(LOG_DROPPED, C, "gateway_log_lines_dropped_total", "", "Log lines lost because the reader stalled.")
 // clang-format on
 
@@ -7206,6 +7213,7 @@ struct cfg_process {
     bool clock_floor;        // an unset clock reads as the day of the build
     struct str ticket_keys;  // a file; empty: keys of our own, that rotate
     struct str audit_key;    // a file; empty: records carry hashes, no MACs
+    struct str control;      // "unix:/path"; empty: the usual place; "off"
     struct cfg_strs accept_missing, must_have;  // names of cfg_layers
     struct str at;
 };
@@ -8051,6 +8059,22 @@ cfg_check_layers(struct cfg_read *r, const char *key, struct cfg_strs names,
 }
 
 static bool
+cfg_read_control(struct cfg_read *r, yyjson_val *v, void *object)
+{
+    struct cfg_process *p = object;
+    struct cfg_addr addr;
+
+    p->control = cfg_val_str(v);
+    if (!yyjson_is_str(v) || !str_no_control(p->control))
+        return cfg_fail(r, "control must be a string");
+    if (!p->control.n || str_eq(p->control, S("off")))
+        return true;
+    if (!str_starts(p->control, S("unix:")))
+        return cfg_fail(r, "control must be \"unix:/path\", or false");
+    return cfg_addr_parse(p->control, &addr, r->e) || cfg_blame(r);
+}
+
+static bool
 cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
 {
     static const struct cfg_field table[] = {
@@ -8073,6 +8097,7 @@ cfg_read_process(struct cfg_read *r, yyjson_val *v, void *object)
          CFG_PATH_MAX, NULL, false},
         {"audit_key", CFG_STR, CFG_AT(cfg_process, audit_key), 0, CFG_PATH_MAX,
          NULL, false},
+        {"control", CFG_FN, 0, 0, 0, cfg_read_control, false},
         {"accept_missing", CFG_STRS, CFG_AT(cfg_process, accept_missing), 0, 64,
          NULL, false},
         {"must_have", CFG_STRS, CFG_AT(cfg_process, must_have), 0, 64, NULL,
@@ -38025,6 +38050,70 @@ bind_push_san(lua_State *L, const struct pki_identity *id)
     }
 }
 
+/* What hooks read of an identity, and of a request: the names, the types and
+ * what `gateway docs` says of them. */
+// clang-format off
+#define BIND_IDENTITY_LIST(X)                                                  \
+    X(ID_SUBJECT, "subject", "table<string, string[]>", "its values by type: cn, o, ou, c, … are lists; dn is text, as RFC 4514 writes it") \
+    X(ID_SAN, "san", "table<string, string[]>", "its other names: uri, dns, ip, email, each a list") \
+    X(ID_EKU, "eku", "string[]", "the extended key usages, by name or number") \
+    X(ID_CA, "ca", "string[]", "which of the files that id.ca names its chain goes through") \
+    X(ID_CHAIN, "chain", "string[]", "the subjects of the verified chain")     \
+    X(ID_NOT_BEFORE, "not_before", "integer", "Unix seconds")                  \
+    X(ID_NOT_AFTER, "not_after", "integer", "Unix seconds")                    \
+    X(ID_RESUMED, "resumed", "boolean", "the client came with a ticket instead of its certificate") \
+    X(ID_HAS, "has", "fun(self: identity, field: string, value: string): boolean", "is value one of that field: identity:has(\"ou\", \"ops\")") \
+    X(ID_SPIFFE, "spiffe", "string?", "its SPIFFE ID")                         \
+    X(ID_SERIAL, "serial", "string", "the serial number in hexadecimal")       \
+    X(ID_ISSUER, "issuer", "string", "the issuer's name, as RFC 4514 writes it") \
+    X(ID_FINGERPRINT, "fingerprint", "string", "SHA-256 of the certificate")   \
+    X(ID_SPKI, "spki", "string", "SHA-256 of the public key, as id.spki takes it") \
+    X(ID_KEY, "key", "string", "what kind of key")                             \
+    X(ID_DN, "dn", "string", "subject.dn")
+
+#define BIND_REQUEST_LIST(X)                                                   \
+    X(RQ_PATH, "path", "table<string, any>", "the captures")                   \
+    X(RQ_QUERY, "query", "table<string, any>", "the declared parameters")      \
+    X(RQ_HEADERS, "headers", "table<string, any>", "the declared header fields, by name in any case") \
+    X(RQ_JSON, "json", "any", "the body, where validate.json is declared")     \
+    X(RQ_BODY, "body", "string?", "the body, where gateway.bytes is declared") \
+    X(RQ_STREAM, "stream", "any", "stands for a body that flows: command:stream(…, { stdin = request.stream })") \
+    X(RQ_METHOD, "method", "string", "GET, …")                                 \
+    X(RQ_ID, "id", "string", "its number in the log, and in X-Request-Id")     \
+    X(RQ_TARGET, "target", "string", "as it came")                             \
+    X(RQ_REMOTE, "remote", "string", "the client's address and port")          \
+    X(RQ_TLS, "tls", "table", "version, cipher, server_name")                  \
+    X(RQ_ROUTE, "route", "string", "the route's path, as it is declared")      \
+    X(RQ_IDENTITY, "identity", "identity", "who asks")                         \
+    X(RQ_RAW, "raw", "table", "what was not declared, each value an object that only :check(schema) opens")
+// clang-format on
+
+enum bind_field {
+#define X(id, name, type, help) BIND_##id,
+    BIND_IDENTITY_LIST(X) BIND_REQUEST_LIST(X)
+#undef X
+        BIND_FIELDS
+};
+
+static const struct bind_doc {
+    const char *name, *type, *help;
+} bind_fields[BIND_FIELDS] = {
+#define X(id, name, type, help) {name, type, help},
+    BIND_IDENTITY_LIST(X) BIND_REQUEST_LIST(X)
+#undef X
+};
+
+/* Which of the fields from `first` on, up to and without `end`; `end`: none. */
+static enum bind_field
+bind_field_of(struct str name, enum bind_field first, enum bind_field end)
+{
+    enum bind_field f = first;
+
+    while (f < end && !str_eq(name, str_of(bind_fields[f].name)))
+        f++;
+    return f;
+}
+
 static void
 bind_push_identity_field(lua_State *L, const struct bind_identity *box,
                          struct str field)
@@ -38032,28 +38121,40 @@ bind_push_identity_field(lua_State *L, const struct bind_identity *box,
     const struct pki_identity *id = box->id;
     struct str text;
 
-    if (str_eq(field, S("subject")))
+    switch (bind_field_of(field, BIND_ID_SUBJECT, BIND_RQ_PATH)) {
+    case BIND_ID_SUBJECT:
         bind_push_subject(L, id);
-    else if (str_eq(field, S("san")))
+        break;
+    case BIND_ID_SAN:
         bind_push_san(L, id);
-    else if (str_eq(field, S("eku")))
+        break;
+    case BIND_ID_EKU:
         bind_push_list(L, id->eku.v, id->eku.n);
-    else if (str_eq(field, S("ca")))
+        break;
+    case BIND_ID_CA:
         bind_push_list(L, id->ca.v, id->ca.n);
-    else if (str_eq(field, S("chain")))
+        break;
+    case BIND_ID_CHAIN:
         bind_push_list(L, id->chain, id->chain_n);
-    else if (str_eq(field, S("not_before")))
+        break;
+    case BIND_ID_NOT_BEFORE:
         lua_pushinteger(L, id->not_before);
-    else if (str_eq(field, S("not_after")))
+        break;
+    case BIND_ID_NOT_AFTER:
         lua_pushinteger(L, id->not_after);
-    else if (str_eq(field, S("resumed")))
+        break;
+    case BIND_ID_RESUMED:
         lua_pushboolean(L, box->resumed);
-    else if (str_eq(field, S("has")))
+        break;
+    case BIND_ID_HAS:
         lua_pushcfunction(L, bind_identity_has);
-    else if (bind_identity_text(id, field, &text) && text.n)
-        bind_push_str(L, text);
-    else
-        lua_pushnil(L);
+        break;
+    default:
+        if (bind_identity_text(id, field, &text) && text.n)
+            bind_push_str(L, text);
+        else
+            lua_pushnil(L);
+    }
 }
 
 static int
@@ -38408,45 +38509,84 @@ bind_push_raws(lua_State *L, const struct bind_request *r)
         bind_set_raw(L, "body", r->body);
 }
 
+/* What does not depend on what the route declares. */
+static void
+bind_push_request_fact(lua_State *L, const struct bind_request *r, struct str f)
+{
+    const struct req_from *from = r->req->from;
+
+    switch (bind_field_of(f, BIND_RQ_PATH, BIND_FIELDS)) {
+    case BIND_RQ_METHOD:
+        bind_push_str(L, r->req->method);
+        return;
+    case BIND_RQ_ID:
+        lua_pushlstring(L, r->req->id, REQ_ID);
+        return;
+    case BIND_RQ_TARGET:
+        bind_push_str(L, r->req->target);
+        return;
+    case BIND_RQ_REMOTE:
+        lua_pushstring(L, from->peer);
+        return;
+    case BIND_RQ_TLS:
+        bind_push_tls(L, from);
+        return;
+    case BIND_RQ_ROUTE:
+        if (r->route)
+            bind_push_str(L, r->route->path);
+        else
+            lua_pushnil(L);
+        return;
+    case BIND_RQ_IDENTITY:
+        bind_push_identity(L, from->identity, from->resumed);
+        return;
+    case BIND_RQ_RAW:
+        bind_push_raws(L, r);
+        return;
+    default:
+        lua_pushnil(L);
+    }
+}
+
 static void
 bind_push_request_field(lua_State *L, const struct bind_request *r,
                         struct str f)
 {
     const struct cfg_route *route = r->route;
 
-    if (str_eq(f, S("path")))
+    switch (bind_field_of(f, BIND_RQ_PATH, BIND_FIELDS)) {
+    case BIND_RQ_PATH:
         bind_push_path(L, r);
-    else if (str_eq(f, S("query")))
+        return;
+    case BIND_RQ_QUERY:
         bind_push_inputs(L, route ? route->query : NULL, r->query,
                          route ? route->query_n : 0);
-    else if (str_eq(f, S("headers")))
+        return;
+    case BIND_RQ_HEADERS:
         bind_push_inputs(L, route ? route->headers : NULL, r->headers,
                          route ? route->headers_n : 0);
-    else if (str_eq(f, S("json")) && r->json)
-        bind_push_value(L, r->json);
-    else if (str_eq(f, S("body")) && r->has_body)
-        bind_push_str(L, r->body);
-    else if (str_eq(f, S("stream")) && route &&
-             route->body.kind == CFG_BODY_STREAM)
-        bind_push_body(L);
-    else if (str_eq(f, S("method")))
-        bind_push_str(L, r->req->method);
-    else if (str_eq(f, S("id")))
-        lua_pushlstring(L, r->req->id, REQ_ID);
-    else if (str_eq(f, S("target")))
-        bind_push_str(L, r->req->target);
-    else if (str_eq(f, S("remote")))
-        lua_pushstring(L, r->req->from->peer);
-    else if (str_eq(f, S("tls")))
-        bind_push_tls(L, r->req->from);
-    else if (str_eq(f, S("route")) && route)
-        bind_push_str(L, route->path);
-    else if (str_eq(f, S("identity")))
-        bind_push_identity(L, r->req->from->identity, r->req->from->resumed);
-    else if (str_eq(f, S("raw")))
-        bind_push_raws(L, r);
-    else
-        lua_pushnil(L);
+        return;
+    case BIND_RQ_JSON:
+        if (r->json)
+            bind_push_value(L, r->json);
+        else
+            lua_pushnil(L);
+        return;
+    case BIND_RQ_BODY:
+        if (r->has_body)
+            bind_push_str(L, r->body);
+        else
+            lua_pushnil(L);
+        return;
+    case BIND_RQ_STREAM:
+        if (route && route->body.kind == CFG_BODY_STREAM)
+            bind_push_body(L);
+        else
+            lua_pushnil(L);
+        return;
+    default:
+        bind_push_request_fact(L, r, f);
+    }
 }
 
 static int
@@ -43463,7 +43603,588 @@ work_main(struct boot *boot)
     return 0;
 }
 
-/* ==== 35 sup: the supervisor ================================================
+/* ==== 35 ctl: the control socket ============================================
+ *
+ * How `gateway reload`, `stop`, `drain` and `status` reach a supervisor: a Unix
+ * socket, one word a connection, one line of JSON for an answer. A connection
+ * that is told "it goes on" stays open until the process ends.
+ *
+ *     "status\n"  -->
+ *                 <--  {"ok":true, ...}\n
+ *
+ * Nothing is parsed: what came is one of five words, or it is not. The file is
+ * for our own user alone, and the kernel says who calls: our user or root, and
+ * nobody whom we started. (In a container all may be one user, and a worker
+ * that was taken over must not be able to stop us.)
+ *
+ * Down    met log err pki       Up  struct ctl_ops
+ * Entry   ctl_new  ctl_bind  ctl_listen  ctl_answer  ctl_close  ctl_places
+ *         ctl_call (the other side)
+ */
+enum ctl_word {
+    CTL_STATUS,
+    CTL_RELOAD,
+    CTL_CERTIFICATES,
+    CTL_DRAIN,
+    CTL_STOP,
+    CTL_WORDS
+};
+
+static const char *const ctl_words[CTL_WORDS] = {
+    [CTL_STATUS] = "status",
+    [CTL_RELOAD] = "reload",
+    [CTL_CERTIFICATES] = "certificates",
+    [CTL_DRAIN] = "drain",
+    [CTL_STOP] = "stop",
+};
+
+enum {
+    CTL_EAR_MAGIC = 0x43544c45,
+    CTL_CONN_MAGIC = 0x43544c43,
+    CTL_CONNS = 16,      // at a time; one more is told to come again
+    CTL_WORD_MS = 2000,  // to say the word, and to take the answer
+    CTL_WORD_BYTES = 16,
+    CTL_ACCEPTS = 64,  // in one turn of the loop
+    CTL_BACKLOG = 64,
+    CTL_PARENTS = 64,  // of a caller that are looked at
+    CTL_CALL_S = 10,   // to reach a gateway
+    CTL_PLACES = 3,
+};
+
+/* A file that we listen on. */
+struct ctl_ear {
+    unsigned magic;
+    struct ctl *ctl;  // borrowed; NULL: bound, and nobody listens yet
+    int fd;
+    char *path;  // owned
+    dev_t dev;   // of the file: it may be another's by now
+    ino_t ino;
+    uv_poll_t poll;
+};
+
+/* One caller. Freed when its last handle is closed. */
+struct ctl_conn {
+    unsigned magic;
+    struct ctl *ctl;
+    struct ctl_conn *next;
+    int fd, handles;
+    uv_poll_t poll;
+    uv_timer_t timer;
+    enum ctl_word word;
+    bool said;        // the word
+    bool stays;       // open, after the answer, until we end
+    bool closing;     // out of the list already
+    uint64_t ticket;  // the owner's
+    char in[CTL_WORD_BYTES];
+    size_t in_n;
+    struct mem_buf out;
+};
+
+struct ctl_ops {
+    void (*on_word)(void *data, struct ctl_conn *);  // answer, now or later
+};
+
+struct ctl {
+    uv_loop_t *loop;
+    const struct ctl_ops *ops;
+    void *data;
+    struct ctl_ear *ear;  // owned; NULL: there is no control socket
+    struct ctl_conn *conns;
+    unsigned n;
+    uint64_t told_at;  // when a refused caller was last logged
+};
+
+/* ---- who calls ---- */
+
+/* The parent of a process, or 0. */
+static pid_t
+ctl_parent(pid_t pid)
+{
+    char path[32], text[512], *after;
+    ssize_t n;
+    int fd, parent = 0;
+
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    if (n <= 0)
+        return -1;
+    text[n] = 0;
+    after = strrchr(text, ')');  // the name may hold anything
+    return after && sscanf(after + 1, " %*c %d", &parent) == 1 ? parent : -1;
+}
+
+/* Whether `self` has started it, or one of its parents. Where that cannot be
+ * seen, it is taken for true. */
+static bool
+ctl_descends(pid_t pid, pid_t self)
+{
+    for (int i = 0; i < CTL_PARENTS && pid > 0; i++) {
+        if (pid == self)
+            return true;
+        pid = ctl_parent(pid);
+    }
+    return pid != 0;
+}
+
+/* NULL: it may. A caller of another pid namespace has the number 0, and is no
+ * child of ours: those we see. */
+static const char *
+ctl_refused(const struct ucred *who, uid_t uid, pid_t self)
+{
+    if (who->uid != 0 && who->uid != uid)
+        return "it is for the gateway's own user, and root";
+    if (who->pid && ctl_descends(who->pid, self))
+        return "it is not for what the gateway has started itself";
+    return NULL;
+}
+
+/* ---- where ---- */
+
+/* Where a gateway that runs this policy has its socket, if the policy does not
+ * say: in the first of these folders that is its user's own. A link to a policy
+ * is not followed: it may lead elsewhere after an update. */
+static void
+ctl_places(struct mem_arena *a, const char *policy, char *dirs[CTL_PLACES],
+           char **name)
+{
+    const char *run = getenv("XDG_RUNTIME_DIR");
+    unsigned char hash[32];
+    char cwd[PATH_MAX], *path;
+
+    while (strncmp(policy, "./", 2) == 0)
+        policy += 2;
+    path = policy[0] == '/' || !getcwd(cwd, sizeof cwd)
+               ? str_c(a, str_of(policy))
+               : mem_printf(a, "%s/%s", strcmp(cwd, "/") ? cwd : "", policy);
+    pki_sha256(path, strlen(path), hash);
+    *name = mem_printf(a, "%02x%02x%02x%02x%02x%02x%02x%02x", hash[0], hash[1],
+                       hash[2], hash[3], hash[4], hash[5], hash[6], hash[7]);
+    dirs[0] = str_c(a, S("/run/gateway"));
+    dirs[1] = run && run[0] == '/' ? mem_printf(a, "%s/gateway", run) : NULL;
+    dirs[2] = mem_printf(a, "/tmp/gateway-%u", (unsigned)geteuid());
+}
+
+/* A folder that only our own user can change; made, if need be. */
+static bool
+ctl_own_dir(const char *dir)
+{
+    struct stat st;
+
+    if (!dir || (mkdir(dir, 0700) != 0 && errno != EEXIST))
+        return false;
+    return lstat(dir, &st) == 0 && S_ISDIR(st.st_mode) &&
+           st.st_uid == geteuid() && !(st.st_mode & (S_IWGRP | S_IWOTH)) &&
+           access(dir, W_OK | X_OK) == 0;
+}
+
+/* The file in the first such folder; NULL: there is none. */
+static char *
+ctl_default(struct mem_arena *a, const char *policy)
+{
+    char *dirs[CTL_PLACES], *name;
+
+    ctl_places(a, policy, dirs, &name);
+    for (int i = 0; i < CTL_PLACES; i++)
+        if (ctl_own_dir(dirs[i]))
+            return mem_printf(a, "%s/%s", dirs[i], name);
+    return NULL;
+}
+
+/* ---- the file ---- */
+
+static bool
+ctl_address(const char *path, struct sockaddr_un *un, struct err *e)
+{
+    *un = (struct sockaddr_un){.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof un->sun_path)
+        return err_set(e, ERR_CONFIG, "%s: a socket's path is shorter than %zu",
+                       path, sizeof un->sun_path);
+    memcpy(un->sun_path, path, strlen(path));
+    return true;
+}
+
+static void
+ctl_ear_free(struct ctl_ear *ear)
+{
+    struct stat st;
+
+    if (!ear)
+        return;
+    if (ear->ino && lstat(ear->path, &st) == 0 && st.st_dev == ear->dev &&
+        st.st_ino == ear->ino)
+        unlink(ear->path);
+    if (ear->fd >= 0)
+        close(ear->fd);
+    free(ear->path);
+    obj_free(ear);
+}
+
+/* Bound beside its place, and then moved there: it takes over from a gateway
+ * that is about to go, or has died, and nobody finds half of it. */
+static bool
+ctl_place(struct ctl_ear *ear, struct err *e)
+{
+    char *beside;
+    struct sockaddr_un un;
+    struct stat st;
+    mode_t mask;
+    bool ok;
+
+    if (lstat(ear->path, &st) == 0 && !S_ISSOCK(st.st_mode))
+        return err_set(e, ERR_CONFIG, "%s exists, and is not a socket",
+                       ear->path);
+    must(asprintf(&beside, "%s.%d", ear->path, (int)getpid()) > 0);
+    ok = ctl_address(beside, &un, e);
+    if (ok) {
+        unlink(beside);
+        mask = umask(0177);
+        ok = bind(ear->fd, (struct sockaddr *)&un, sizeof un) == 0;
+        umask(mask);
+        ok = ok && listen(ear->fd, CTL_BACKLOG) == 0 &&
+             rename(beside, ear->path) == 0 && lstat(ear->path, &st) == 0;
+        if (!ok)
+            err_set(e, ERR_CONFIG, "%s: %s", ear->path, strerror(errno));
+    }
+    if (ok) {
+        ear->dev = st.st_dev;
+        ear->ino = st.st_ino;
+    } else {
+        unlink(beside);
+    }
+    free(beside);
+    return ok;
+}
+
+/* A socket to listen on, later. */
+static struct ctl_ear *
+ctl_bind(const char *path, struct err *e)
+{
+    struct ctl_ear *ear = obj_new(sizeof *ear, CTL_EAR_MAGIC);
+
+    ear->path = strdup(path);
+    must(ear->path != NULL);
+    ear->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (ear->fd < 0)
+        err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
+    if (ear->fd >= 0 && ctl_place(ear, e))
+        return ear;
+    ctl_ear_free(ear);
+    return NULL;
+}
+
+/* ---- a caller ---- */
+
+static void
+ctl_on_closed(uv_handle_t *h)
+{
+    struct ctl_conn *c = OBJ(struct ctl_conn, CTL_CONN, h->data);
+
+    if (--c->handles)
+        return;
+    close(c->fd);
+    mem_buf_free(&c->out);
+    obj_free(c);
+}
+
+static void
+ctl_hang_up(struct ctl_conn *c)
+{
+    struct ctl_conn **at = &c->ctl->conns;
+
+    if (c->closing)
+        return;
+    c->closing = true;
+    while (*at != c)
+        at = &(*at)->next;
+    *at = c->next;
+    c->ctl->n--;
+    uv_close((uv_handle_t *)&c->poll, ctl_on_closed);
+    uv_close((uv_handle_t *)&c->timer, ctl_on_closed);
+}
+
+static void
+ctl_on_late(uv_timer_t *t)
+{
+    met_inc(MET_CTL_LATE);
+    ctl_hang_up(OBJ(struct ctl_conn, CTL_CONN, t->data));
+}
+
+static void ctl_on_ready(uv_poll_t *, int status, int events);
+
+static void
+ctl_flush(struct ctl_conn *c)
+{
+    ssize_t n = 1;
+
+    while (mem_buf_len(&c->out) && n > 0) {
+        n = send(c->fd, mem_buf_ptr(&c->out), mem_buf_len(&c->out),
+                 MSG_NOSIGNAL);
+        if (n > 0)
+            mem_buf_take(&c->out, (size_t)n);
+        else if (n < 0 && errno == EINTR)
+            n = 1;
+    }
+    if (mem_buf_len(&c->out) && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        uv_poll_start(&c->poll, UV_READABLE | UV_WRITABLE, ctl_on_ready);
+        return;
+    }
+    if (mem_buf_len(&c->out) || !c->stays) {
+        ctl_hang_up(c);
+        return;
+    }
+    uv_timer_stop(&c->timer);
+    uv_poll_start(&c->poll, UV_READABLE, ctl_on_ready);
+}
+
+/* Sends a line, once. `stays`: the connection is a sign of life from then on,
+ * and ends with this process. `c` may be gone after this. */
+static void
+ctl_answer(struct ctl_conn *c, struct str line, bool stays)
+{
+    if (c->closing)
+        return;
+    met_inc(MET_CTL_ANSWERED);
+    c->stays = stays;
+    mem_buf_add(&c->out, line.p, line.n);
+    mem_buf_add(&c->out, "\n", 1);
+    uv_timer_start(&c->timer, ctl_on_late, CTL_WORD_MS, 0);
+    ctl_flush(c);
+}
+
+static void
+ctl_refuse(struct ctl_conn *c, const char *why)
+{
+    char text[128];
+    int n = snprintf(text, sizeof text, "{\"ok\":false,\"error\":\"%s\"}", why);
+
+    ctl_answer(c, (struct str){text, (size_t)n}, false);
+}
+
+/* The line is complete: which word is it? Anything behind it spoils it. */
+static bool
+ctl_word_of(struct str line, enum ctl_word *out)
+{
+    for (int i = 0; i < CTL_WORDS; i++)
+        if (line.n == strlen(ctl_words[i]) + 1 &&
+            memcmp(line.p, ctl_words[i], line.n - 1) == 0 &&
+            line.p[line.n - 1] == '\n') {
+            *out = (enum ctl_word)i;
+            return true;
+        }
+    return false;
+}
+
+/* Whoever says more than its word, or hangs up, is done. */
+static void
+ctl_read(struct ctl_conn *c)
+{
+    ssize_t n = recv(c->fd, c->in + c->in_n, sizeof c->in - c->in_n, 0);
+
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n <= 0 || c->said) {
+        ctl_hang_up(c);
+        return;
+    }
+    c->in_n += (size_t)n;
+    if (!memchr(c->in, '\n', c->in_n) && c->in_n < sizeof c->in)
+        return;
+    c->said = true;
+    uv_timer_stop(&c->timer);
+    if (ctl_word_of((struct str){c->in, c->in_n}, &c->word))
+        c->ctl->ops->on_word(c->ctl->data, c);
+    else
+        ctl_refuse(c, "say one of status, reload, certificates, drain, stop");
+}
+
+static void
+ctl_on_ready(uv_poll_t *h, int status, int events)
+{
+    struct ctl_conn *c = OBJ(struct ctl_conn, CTL_CONN, h->data);
+
+    if (status < 0)
+        ctl_hang_up(c);
+    else if (events & UV_READABLE)
+        ctl_read(c);
+    if (!c->closing && (events & UV_WRITABLE))
+        ctl_flush(c);
+}
+
+static void
+ctl_conn_new(struct ctl *ctl, int fd)
+{
+    struct ctl_conn *c = obj_new(sizeof *c, CTL_CONN_MAGIC);
+
+    c->ctl = ctl;
+    c->fd = fd;
+    must(uv_poll_init(ctl->loop, &c->poll, fd) == 0 &&
+         uv_timer_init(ctl->loop, &c->timer) == 0);
+    c->poll.data = c->timer.data = c;
+    c->handles = 2;
+    c->next = ctl->conns;
+    ctl->conns = c;
+    ctl->n++;
+    uv_timer_start(&c->timer, ctl_on_late, CTL_WORD_MS, 0);
+    uv_poll_start(&c->poll, UV_READABLE, ctl_on_ready);
+}
+
+/* ---- many callers ---- */
+
+/* Without a struct ctl_conn. What a new socket does not take is lost. */
+static void
+ctl_turn_away(int fd, const char *why)
+{
+    char text[128];
+    int n =
+        snprintf(text, sizeof text, "{\"ok\":false,\"error\":\"%s\"}\n", why);
+
+    (void)!send(fd, text, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT);
+    close(fd);
+}
+
+/* A refused caller is worth a line, but not a thousand. */
+static void
+ctl_log_refused(struct ctl *ctl, const struct ucred *who, const char *why)
+{
+    uint64_t now = uv_now(ctl->loop);
+
+    if (ctl->told_at && now - ctl->told_at < 1000)
+        return;
+    ctl->told_at = now;
+    log_at(LOG_WARN, "ctl",
+           "the control socket was called by pid %d, uid %u: %s", (int)who->pid,
+           (unsigned)who->uid, why);
+}
+
+static void
+ctl_admit(struct ctl *ctl, int fd)
+{
+    struct ucred who = {.uid = (uid_t)-1};
+    socklen_t len = sizeof who;
+    const char *why;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) != 0)
+        who.uid = (uid_t)-1;
+    why = ctl_refused(&who, geteuid(), getpid());
+    if (why) {
+        met_inc(MET_CTL_REFUSED);
+        ctl_log_refused(ctl, &who, why);
+        ctl_turn_away(fd, why);
+    } else if (ctl->n >= CTL_CONNS) {
+        met_inc(MET_CTL_BUSY);
+        ctl_turn_away(fd, "busy");
+    } else {
+        ctl_conn_new(ctl, fd);
+    }
+}
+
+static void
+ctl_on_call(uv_poll_t *h, int status, int events)
+{
+    struct ctl_ear *ear = OBJ(struct ctl_ear, CTL_EAR, h->data);
+    int fd;
+
+    (void)events;
+    for (int i = 0; status == 0 && i < CTL_ACCEPTS; i++) {
+        fd = accept4(ear->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0)
+            return;
+        ctl_admit(ear->ctl, fd);
+    }
+}
+
+static void
+ctl_on_ear_closed(uv_handle_t *h)
+{
+    ctl_ear_free(OBJ(struct ctl_ear, CTL_EAR, h->data));
+}
+
+/* From now on `ear`, or nothing, is where we listen. Who has called stays. */
+static void
+ctl_listen(struct ctl *ctl, struct ctl_ear *ear)
+{
+    if (ctl->ear)
+        uv_close((uv_handle_t *)&ctl->ear->poll, ctl_on_ear_closed);
+    ctl->ear = ear;
+    if (!ear)
+        return;
+    ear->ctl = ctl;
+    ear->poll.data = ear;
+    must(uv_poll_init(ctl->loop, &ear->poll, ear->fd) == 0);
+    uv_poll_start(&ear->poll, UV_READABLE, ctl_on_call);
+}
+
+static struct ctl *
+ctl_new(uv_loop_t *loop, const struct ctl_ops *ops, void *data)
+{
+    struct ctl *ctl = mem_xcalloc(sizeof *ctl);
+
+    ctl->loop = loop;
+    ctl->ops = ops;
+    ctl->data = data;
+    return ctl;
+}
+
+/* The loop must turn once more, and then the struct may be freed. */
+static void
+ctl_close(struct ctl *ctl)
+{
+    ctl_listen(ctl, NULL);
+    while (ctl->conns)
+        ctl_hang_up(ctl->conns);
+}
+
+/* ---- the other side ---- */
+
+/* Who answers may be our own user or root; to root, anybody may. */
+static bool
+ctl_trusted(int fd, const char *path, struct err *e)
+{
+    struct ucred who;
+    socklen_t len = sizeof who;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) != 0)
+        return err_set(e, ERR_NET, "%s: %s", path, strerror(errno));
+    if (geteuid() == 0 || who.uid == 0 || who.uid == geteuid())
+        return true;
+    return err_set(e, ERR_NET, "%s: user %u answers there, and not yours", path,
+                   (unsigned)who.uid);
+}
+
+/* Says a word. The answer is to be read from *fd; none within `seconds` (0: for
+ * ever) is the end of it. */
+static bool
+ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
+         struct err *e)
+{
+    const struct timeval to = {.tv_sec = CTL_CALL_S},
+                         from = {.tv_sec = (time_t)seconds};
+    struct sockaddr_un un;
+    char line[CTL_WORD_BYTES + 1];
+    int n = snprintf(line, sizeof line, "%s\n", word);
+    bool ok = ctl_address(path, &un, e);
+
+    *fd = ok ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
+    if (*fd >= 0) {
+        setsockopt(*fd, SOL_SOCKET, SO_SNDTIMEO, &to, sizeof to);
+        setsockopt(*fd, SOL_SOCKET, SO_RCVTIMEO, &from, sizeof from);
+    }
+    if (*fd < 0 || connect(*fd, (struct sockaddr *)&un, sizeof un) != 0)
+        ok = ok && err_set(e, ERR_NET, "%s: %s", path, strerror(errno));
+    ok = ok && ctl_trusted(*fd, path, e);
+    if (ok &&
+        n < (int)sizeof line)  // one who is turned away may be gone by now
+        ok = send(*fd, line, (size_t)n, MSG_NOSIGNAL) == n || errno == EPIPE ||
+             err_set(e, ERR_NET, "%s: %s", path, strerror(errno));
+    if (!ok && *fd >= 0)
+        close(*fd);
+    return ok;
+}
+
+/* ==== 36 sup: the supervisor ================================================
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
@@ -43480,10 +44201,16 @@ work_main(struct boot *boot)
  *
  * What goes wrong before the last step is one error line and nothing else. The
  * listening sockets are ours: a worker that dies, and a generation that goes,
- * leave the queue of new connections as it is.
+ * leave the queue of new connections as it is. A load begins with a signal, a
+ * word on the control socket (ctl), or because a file changed (--watch).
  *
  * Entry   sup_main  sup_read_scripts  sup_read_certificates  sup_verify
+ *         sup_dates
  */
+#ifndef GATEWAY_VERSION
+#define GATEWAY_VERSION "unknown"
+#endif
+
 enum sup_state {
     SUP_CHECKING,
     SUP_VERIFYING,
@@ -43520,8 +44247,12 @@ enum {
     SUP_DEPTH = 8,        // folders below the policy's
     SUP_ENTRIES = 20000,  // names looked at while searching for scripts
     SUP_BACKLOG = 4096,
-    SUP_ROWS = 64,    // of the metrics slab, at least
-    SUP_CHAINS = 16,  // that wait for a broker to write down their end
+    SUP_ROWS = 64,       // of the metrics slab, at least
+    SUP_CHAINS = 16,     // that wait for a broker to write down their end
+    SUP_WATCH_MS = 100,  // after an event: who saves writes more than once
+    SUP_WATCH_POLL_MS = 500,
+    SUP_LINKS = 8,  // symbolic links on the way to a file that is watched
+    SUP_TOLD = 16,  // routes that a reload has added or taken, in a line
     SUP_FDS = BOOT_FIRST_FD + BOOT_LISTENERS + BOOT_ADMINS + 3,
     SUP_ELDERS = EXEC_ELDERS_MAX / 2,
 };
@@ -43564,6 +44295,11 @@ struct sup_gen {
     bool audit_keyed;
     unsigned char audit_key[EXEC_SUM];
     char *crl_numbers;  // owned: what the next load may not go below
+    char *dates;        // owned, JSON: when its certificates expire
+    char *routes;       // owned: one a line
+    unsigned char policy_hash[32];
+    struct ctl_ear *ear;  // owned, until it serves
+    bool ear_kept;        // the control socket stays where it is
 };
 
 /* Freed when it is reaped and its channel is closed. */
@@ -43582,6 +44318,7 @@ struct sup_child {
     unsigned branch;  // of cgroups, a broker's; 0: none
     unsigned index;   // of a worker, from 1
     uint64_t given;   // of a broker: workers so far; of a worker: which it was
+    uint64_t served;  // requests in its row of the slab, before it
     int slot;         // its row of the metrics slab, or -1
     uint64_t born, heard;
     uint64_t deadline;  // of its draining; 0: none
@@ -43591,6 +44328,27 @@ struct sup_child {
 struct sup_load {
     struct mem_arena *arena;
     struct boot boot;
+    unsigned char policy_hash[32];
+};
+
+/* `gateway run --watch`. What counts is not what inotify says, but whether a
+ * script or a file is another than at the last load: so events of other files
+ * are harmless, and one that was missed is made good by the next. */
+struct sup_watch {
+    int fd;                // of inotify, or -1
+    bool repeats;          // looks again and again instead
+    uv_poll_t poll;        // on fd
+    uv_timer_t timer;      // a while after an event, or every SUP_WATCH_POLL_MS
+    struct mem_buf files;  // absolute paths, NUL after each
+    unsigned char scripts_seen[32], files_seen[32];
+    char *routes;  // owned: those of the generation before; NULL: none
+};
+
+/* How the last load went. */
+struct sup_last {
+    int64_t at;  // Unix seconds; 0: none is over
+    bool ok;
+    char why[sizeof((struct err *)0)->msg];
 };
 
 /* A chain of records that ended with its broker, and is in no other yet. */
@@ -43628,12 +44386,23 @@ struct sup {
     bool reload_again;
     bool policy_too;  // the next load reads the scripts, and not files alone
     int exit_code;
+    struct ctl *ctl;
+    char *control;   // owned: the usual place; NULL: there is none
+    uint64_t loads;  // begun
+    bool loading;    // the last one of them is not over
+    struct sup_last last;
+    int64_t started;  // Unix seconds
+    uint64_t born;
+    const struct met_row *rows;  // mapped from met_fd
+    struct sup_watch *watch;     // owned; NULL: without --watch
 };
 
 /* Called upwards, in the order of a generation's life. */
 static void sup_do(struct sup *, enum sup_event);
+static void sup_watch_on_time(uv_timer_t *);
 static void sup_arm(struct sup *);
 static void sup_settle(struct sup *);
+static void sup_load_over(struct sup *, bool ok, uint64_t upto);
 
 /* ---- files --------------------------------------------------------------- */
 
@@ -44500,18 +45269,36 @@ sup_slab_new(const char *name, size_t bytes, struct err *e)
     return fd;
 }
 
+/* The last row is our own; the others are there to be looked at. */
+static bool
+sup_slab_map(struct sup *s, struct err *e)
+{
+    size_t bytes = s->met_rows * sizeof(struct met_row);
+    struct met_row *p =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, s->met_fd, 0);
+
+    if (p == MAP_FAILED)
+        return err_set(e, ERR_CONFIG, "metrics: %s", strerror(errno));
+    s->slots[s->met_rows - 1] = true;
+    met_attach(p, s->met_rows - 1);
+    s->rows = p;
+    return true;
+}
+
 /* One slab for the life of the supervisor, made with the first generation: rows
  * for its workers, and for those of earlier ones that still drain. */
 static bool
 sup_slab(struct sup *s, unsigned workers, struct err *e)
 {
     if (s->met_fd < 0) {
-        s->met_rows = 8 * workers < SUP_ROWS ? SUP_ROWS : 8 * workers;
+        s->met_rows = 1 + (8 * workers < SUP_ROWS ? SUP_ROWS : 8 * workers);
         s->met_fd = sup_slab_new("gateway metrics",
                                  s->met_rows * sizeof(struct met_row), e);
         if (s->met_fd < 0)
             return false;
         s->slots = mem_xcalloc(s->met_rows * sizeof *s->slots);
+        if (!sup_slab_map(s, e))
+            return false;
     }
     return workers <= s->met_rows / 2 ||
            err_set(e, ERR_CONFIG,
@@ -44568,6 +45355,393 @@ sup_route_slab(struct sup *s, const struct cfg *c, struct sup_gen *g,
     return g->route_met_fd >= 0;
 }
 
+/* Of the names and the texts of all scripts; zeroes: they could not be read. */
+static void
+sup_hash_scripts(const struct boot *b, bool ok, unsigned char out[32])
+{
+    struct mem_buf all = {0};
+
+    memset(out, 0, 32);
+    if (!ok)
+        return;
+    for (size_t i = 0; i < b->scripts_n; i++) {
+        msg_put_str(&all, b->scripts[i].name);
+        msg_put_str(&all, b->scripts[i].bytes);
+    }
+    pki_sha256(mem_buf_ptr(&all), mem_buf_len(&all), out);
+    mem_buf_free(&all);
+}
+
+/* ---- what is watched ----------------------------------------------------- */
+
+static char *
+sup_absolute(struct mem_arena *a, struct str file)
+{
+    char cwd[PATH_MAX];
+
+    if (str_starts(file, S("/")) || !getcwd(cwd, sizeof cwd))
+        return mem_printf(a, "%s%.*s", str_starts(file, S("/")) ? "" : "/",
+                          STR_FMT(file));
+    return mem_printf(a, "%s/%.*s", strcmp(cwd, "/") ? cwd : "", STR_FMT(file));
+}
+
+static void
+sup_watch_file(struct sup_watch *w, struct mem_arena *a, struct str file)
+{
+    char *path;
+
+    if (!file.n)
+        return;
+    path = sup_absolute(a, file);
+    mem_buf_add(&w->files, path, strlen(path) + 1);
+}
+
+static void
+sup_watch_site(struct sup_watch *w, struct mem_arena *a,
+               const struct cfg_site *s)
+{
+    for (size_t i = 0; i < s->pairs_n; i++) {
+        sup_watch_file(w, a, s->pairs[i].certificate);
+        sup_watch_file(w, a, s->pairs[i].key);
+    }
+    sup_watch_file(w, a, s->client_ca);
+    for (size_t i = 0; i < s->crl.n; i++)
+        sup_watch_file(w, a, s->crl.v[i]);
+}
+
+static void
+sup_watch_upstream(struct sup_watch *w, struct mem_arena *a,
+                   const struct cfg_upstream *u)
+{
+    sup_watch_file(w, a, u->ca);
+    sup_watch_file(w, a, u->certificate);
+    sup_watch_file(w, a, u->key);
+    for (size_t i = 0; i < u->crl.n; i++)
+        sup_watch_file(w, a, u->crl.v[i]);
+}
+
+/* What identifies the content of a file, but for who reads it. */
+static void
+sup_watch_stat(struct mem_buf *b, const char *path)
+{
+    struct stat st;
+
+    mem_buf_printf(b, "%s ", path);
+    if (stat(path, &st) != 0)
+        mem_buf_printf(b, "%d\n", errno);
+    else
+        mem_buf_printf(b, "%ju %ju %jd %jd.%ld %jd.%ld\n", (uintmax_t)st.st_dev,
+                       (uintmax_t)st.st_ino, (intmax_t)st.st_size,
+                       (intmax_t)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
+                       (intmax_t)st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
+}
+
+/* A fingerprint of the files, and of what is in folders of lists. */
+static void
+sup_watch_look(const struct sup_watch *w, unsigned char out[32])
+{
+    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
+    struct mem_buf b = {0};
+    const char *p = mem_buf_ptr(&w->files), *end = p + mem_buf_len(&w->files);
+    struct stat st;
+    struct err e;
+    char **names;
+    size_t n;
+
+    for (; p < end; p += strlen(p) + 1) {
+        struct sup_scripts s = {.a = a};
+
+        sup_watch_stat(&b, p);
+        if (stat(p, &st) != 0 || !S_ISDIR(st.st_mode) ||
+            !sup_list(&s, p, &names, &n, &e))
+            continue;
+        for (size_t i = 0; i < n; i++)
+            sup_watch_stat(&b, mem_printf(a, "%s/%s", p, names[i]));
+    }
+    pki_sha256(mem_buf_ptr(&b), mem_buf_len(&b), out);
+    mem_buf_free(&b);
+    mem_arena_free(a);
+}
+
+/* Where there is no inotify, or no watch left. */
+static void
+sup_watch_repeat(struct sup *s, int why)
+{
+    struct sup_watch *w = s->watch;
+
+    log_at(LOG_WARN, "sup", "--watch: inotify: %s: looking every %d ms instead",
+           strerror(why), SUP_WATCH_POLL_MS);
+    if (w->fd >= 0)
+        uv_poll_stop(&w->poll);
+    w->repeats = true;
+    uv_timer_start(&w->timer, sup_watch_on_time, SUP_WATCH_POLL_MS,
+                   SUP_WATCH_POLL_MS);
+}
+
+/* A folder that is not there may come: then the one above says so. */
+static void
+sup_watch_dir(struct sup *s, struct mem_arena *a, const char *dir)
+{
+    const uint32_t what = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM |
+                          IN_CREATE | IN_DELETE | IN_ATTRIB | IN_DELETE_SELF |
+                          IN_MOVE_SELF | IN_ONLYDIR;
+    char *above;
+
+    if (s->watch->repeats || inotify_add_watch(s->watch->fd, dir, what) >= 0)
+        return;
+    if (errno == ENOSPC || errno == ENOMEM) {
+        sup_watch_repeat(s, errno);
+    } else if (errno == ENOENT && dir[0] == '/' && dir[1]) {
+        above = str_c(a, str_of(dir));
+        *strrchr(above, '/') = 0;
+        sup_watch_dir(s, a, above[0] ? above : "/");
+    }
+}
+
+/* The folder that a file is in, the file itself where it is one, and the folder
+ * of each link on the way. `path` is absolute. */
+static void
+sup_watch_path(struct sup *s, struct mem_arena *a, const char *path, int links)
+{
+    char *part = str_c(a, str_of(path)), *end = part, *rest, to[PATH_MAX];
+    ssize_t n;
+
+    do {
+        end = strchrnul(end + 1, '/');
+        rest = *end ? end + 1 : end;
+        if (*end)
+            *end = 0;
+        else
+            end = NULL;
+        n = links ? readlink(part, to, sizeof to - 1) : -1;
+        if (n > 0) {
+            to[n] = 0;
+            *strrchr(part, '/') = 0;
+            sup_watch_dir(s, a, part[0] ? part : "/");
+            sup_watch_path(s, a,
+                           mem_printf(a, "%s%s%s%s%s", to[0] == '/' ? "" : part,
+                                      to[0] == '/' ? "" : "/", to,
+                                      rest[0] ? "/" : "", rest),
+                           links - 1);
+            return;
+        }
+        if (end)
+            *end = '/';
+    } while (end);
+    sup_watch_dir(s, a, part);
+    *strrchr(part, '/') = 0;
+    sup_watch_dir(s, a, part[0] ? part : "/");
+}
+
+/* The folders that scripts are looked for in. */
+static void
+sup_watch_tree(struct sup *s, struct sup_scripts *walk, const char *dir,
+               int depth)
+{
+    struct stat st;
+    struct err e;
+    char **names, *path;
+    size_t n;
+
+    sup_watch_dir(s, walk->a, dir);
+    if (depth == SUP_DEPTH || !sup_list(walk, dir, &names, &n, &e))
+        return;
+    for (size_t i = 0; i < n; i++) {
+        path = mem_printf(walk->a, "%s/%s", dir, names[i]);
+        if (lstat(path, &st) == 0 && S_ISDIR(st.st_mode))
+            sup_watch_tree(s, walk, path, depth + 1);
+        else if (S_ISLNK(st.st_mode) && str_ends(str_of(path), S(".lua")))
+            sup_watch_path(s, walk->a, path, SUP_LINKS);
+    }
+}
+
+/* Before anything is read: a change after this is an event. */
+static void
+sup_watch_all(struct sup *s)
+{
+    struct sup_watch *w = s->watch;
+    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
+    struct sup_scripts walk = {.a = a};
+    char *policy = sup_absolute(a, str_of(s->policy)), *slash;
+    const char *end = mem_buf_ptr(&w->files) + mem_buf_len(&w->files);
+
+    sup_watch_path(s, a, policy, SUP_LINKS);
+    slash = strrchr(policy, '/');
+    *slash = 0;
+    sup_watch_tree(s, &walk, policy[0] ? policy : "/", 0);
+    for (const char *p = mem_buf_ptr(&w->files); p < end; p += strlen(p) + 1)
+        sup_watch_path(s, a, p, SUP_LINKS);
+    mem_arena_free(a);
+}
+
+/* A load begins, with these scripts. */
+static void
+sup_watch_scripts(struct sup *s, const unsigned char hash[32])
+{
+    if (s->watch)
+        memcpy(s->watch->scripts_seen, hash, 32);
+}
+
+/* It goes on, with these files, which are read after this. */
+static void
+sup_watch_files(struct sup *s, struct mem_arena *a, const struct cfg *c)
+{
+    struct sup_watch *w = s->watch;
+
+    if (!w)
+        return;
+    w->files.n = w->files.off = 0;
+    sup_watch_file(w, a, c->process.ticket_keys);
+    sup_watch_file(w, a, c->process.audit_key);
+    for (size_t i = 0; i < c->cas.n; i++)
+        sup_watch_file(w, a, c->cas.v[i]);
+    for (size_t i = 0; i < c->listeners_n; i++) {
+        const struct cfg_listener *l = &c->listeners[i];
+
+        sup_watch_site(w, a, &l->own);
+        for (size_t j = 0; j < l->sni_n; j++)
+            sup_watch_site(w, a, &l->sni[j]);
+    }
+    for (size_t i = 0; i < c->upstreams_n; i++)
+        sup_watch_upstream(w, a, &c->upstreams[i]);
+    sup_watch_all(s);
+    sup_watch_look(w, w->files_seen);
+}
+
+/* Is anything other than it was? */
+static void
+sup_watch_on_time(uv_timer_t *t)
+{
+    struct sup *s = t->data;
+    struct sup_watch *w = s->watch;
+    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
+    unsigned char scripts[32], files[32];
+    struct boot b = {0};
+    struct err e;
+    bool ok, policy_too;
+
+    sup_watch_all(s);
+    ok = sup_read_scripts(a, s->policy, &b, &e);
+    sup_hash_scripts(&b, ok, scripts);
+    sup_watch_look(w, files);
+    mem_arena_free(a);
+    policy_too = memcmp(scripts, w->scripts_seen, sizeof scripts) != 0;
+    if (!policy_too && memcmp(files, w->files_seen, sizeof files) == 0)
+        return;
+    s->policy_too |= policy_too;
+    sup_do(s, SUP_EV_HUP);
+}
+
+static void
+sup_watch_on_event(uv_poll_t *p, int status, int events)
+{
+    struct sup *s = p->data;
+    char what[4096];
+
+    (void)status;
+    (void)events;
+    while (read(s->watch->fd, what, sizeof what) > 0) {
+        // that something happened is enough
+    }
+    if (!s->watch->repeats && !uv_is_active((uv_handle_t *)&s->watch->timer))
+        uv_timer_start(&s->watch->timer, sup_watch_on_time, SUP_WATCH_MS, 0);
+}
+
+static void
+sup_watch_init(struct sup *s)
+{
+    struct sup_watch *w = s->watch = mem_xcalloc(sizeof *w);
+
+    must(uv_timer_init(s->loop, &w->timer) == 0);
+    w->timer.data = w->poll.data = s;
+    w->fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    if (w->fd < 0) {
+        sup_watch_repeat(s, errno);
+        return;
+    }
+    must(uv_poll_init(s->loop, &w->poll, w->fd) == 0);
+    uv_poll_start(&w->poll, UV_READABLE, sup_watch_on_event);
+}
+
+/* The loop must turn once more, and then the struct may be freed. */
+static void
+sup_watch_close(struct sup_watch *w)
+{
+    uv_close((uv_handle_t *)&w->timer, NULL);
+    if (w->fd >= 0) {
+        uv_close((uv_handle_t *)&w->poll, NULL);
+        close(w->fd);
+    }
+    mem_buf_free(&w->files);
+    free(w->routes);
+}
+
+/* ---- and what is told of it ---- */
+
+static bool
+sup_has_line(struct str lines, struct str wanted)
+{
+    struct str line;
+
+    while (lines.n) {
+        str_cut(lines, '\n', &line, &lines);
+        if (str_eq(line, wanted))
+            return true;
+    }
+    return false;
+}
+
+/* Those of `lines` that are not in `others`: "+ GET /x". */
+static void
+sup_put_lines(struct mem_buf *b, unsigned *n, char sign, struct str lines,
+              struct str others)
+{
+    struct str line;
+
+    while (lines.n) {
+        str_cut(lines, '\n', &line, &lines);
+        if (!line.n || sup_has_line(others, line) || ++*n > SUP_TOLD)
+            continue;
+        mem_buf_printf(b, "%s %c %.*s", *n > 1 ? "," : ":", sign,
+                       STR_FMT(line));
+    }
+}
+
+/* One line for whoever has just saved a file. */
+static void
+sup_watch_tell(struct sup *s, bool ok)
+{
+    struct sup_watch *w = s->watch;
+    struct str was = str_of(w->routes), is;
+    struct mem_buf b = {0};
+    unsigned n = 0;
+
+    if (!ok) {
+        mem_buf_printf(&b, "gateway: %s", s->why.msg);
+        if (s->current)
+            mem_buf_printf(&b, " (generation %u serves on)",
+                           s->current->number);
+        uv_timer_start(&w->timer, sup_watch_on_time, SUP_WATCH_MS,
+                       w->repeats ? SUP_WATCH_POLL_MS : 0);
+    } else {
+        is = str_of(s->current->routes);
+        mem_buf_printf(&b, "gateway: generation %u serves", s->current->number);
+        if (w->routes) {
+            sup_put_lines(&b, &n, '+', is, was);
+            sup_put_lines(&b, &n, '-', was, is);
+        }
+        if (n > SUP_TOLD)
+            mem_buf_printf(&b, ", and %u more", n - SUP_TOLD);
+        free(w->routes);
+        w->routes = strdup(s->current->routes);
+        must(w->routes != NULL);
+    }
+    mem_buf_printf(&b, "\n");
+    log_flush();
+    (void)!write(log_out.fd, mem_buf_ptr(&b), mem_buf_len(&b));
+    mem_buf_free(&b);
+}
+
 /* ---- generations --------------------------------------------------------- */
 
 static void
@@ -44600,6 +45774,9 @@ sup_gen_free(struct sup_gen *g)
     free(g->sockets);
     free(g->respawn);
     free(g->crl_numbers);
+    free(g->dates);
+    free(g->routes);
+    ctl_ear_free(g->ear);
     explicit_bzero(g->audit_key, sizeof g->audit_key);
     free(g);
 }
@@ -44633,7 +45810,11 @@ sup_gen_clone(struct sup *s, const struct sup_gen *old, struct err *e)
     g->sockets = memcpy(mem_xmalloc(bytes), old->sockets, bytes);
     g->respawn = mem_xcalloc(g->workers * sizeof *g->respawn);
     g->crl_numbers = strdup(old->crl_numbers);
-    must(g->crl_numbers != NULL);
+    g->dates = strdup(old->dates);
+    g->routes = strdup(old->routes);
+    must(g->crl_numbers && g->dates && g->routes);
+    g->ear = NULL;
+    g->ear_kept = true;
     g->broker = NULL;
     g->ready = g->children = 0;
     g->told = false;
@@ -44775,6 +45956,53 @@ sup_kill_ms(const struct cfg *c)
     return most;
 }
 
+/* The control socket of a generation: the one that is there, or one that is
+ * bound, and used when it serves. Without a place for the usual one we do
+ * without; one that the policy names must be. */
+static bool
+sup_gen_control(struct sup *s, struct sup_gen *g, const struct cfg_process *p,
+                struct err *e)
+{
+    struct mem_arena *a = s->load->arena;
+    const char *is = s->ctl->ear ? s->ctl->ear->path : NULL, *want;
+
+    want = !p->control.n                  ? s->control
+           : str_eq(p->control, S("off")) ? NULL
+                                          : str_c(a, str_from(p->control, 5));
+    g->ear_kept = is && want ? strcmp(is, want) == 0 : is == want;
+    if (g->ear_kept || !want)
+        return true;
+    g->ear = ctl_bind(want, e);
+    if (g->ear)
+        return true;
+    if (p->control.n)
+        return err_prefix(e, "%.*s: control: ", STR_FMT(p->at));
+    log_at(LOG_WARN, "sup", "no control socket: %s", e->msg);
+    return true;
+}
+
+/* What two generations are compared by, and what an author knows a route by. */
+static char *
+sup_route_lines(const struct cfg *c)
+{
+    struct mem_buf b = {0};
+    char *text;
+
+    for (size_t i = 0; i < c->routes_n; i++) {
+        const struct cfg_route *t = &c->routes[i];
+
+        for (size_t j = 0; j < t->methods.n; j++)
+            mem_buf_printf(&b, "%s%.*s", j ? "," : "",
+                           STR_FMT(t->methods.v[j]));
+        mem_buf_printf(&b, " %.*s%.*s\n", STR_FMT(t->host), STR_FMT(t->path));
+    }
+    mem_buf_add(&b, "", 1);
+    text = strdup(mem_buf_ptr(&b));
+    must(text != NULL);
+    mem_buf_free(&b);
+    return text;
+}
+
 /* From the plain configuration to a generation that could be started. */
 static bool
 sup_configure(struct sup *s, struct str json, struct err *e)
@@ -44785,7 +46013,10 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     struct sup_gen *g;
     struct cfg c;
 
-    if (!cfg_load(l->arena, json, &c, e) || !sup_servable(&c, e))
+    if (!cfg_load(l->arena, json, &c, e))
+        return false;
+    sup_watch_files(s, l->arena, &c);
+    if (!sup_servable(&c, e))
         return false;
     g = s->next = sup_gen_new(s);
     g->workers = sup_workers(&c);
@@ -44804,8 +46035,10 @@ sup_configure(struct sup *s, struct str json, struct err *e)
         !sup_read_audit_key(l->arena, &c.process, g->audit_key, &g->audit_keyed,
                             e) ||
         !sup_gen_sockets(s, g, &c, e) || !sup_slab(s, g->workers, e) ||
-        !sup_route_slab(s, &c, g, e))
+        !sup_route_slab(s, &c, g, e) || !sup_gen_control(s, g, &c.process, e))
         return false;
+    g->routes = sup_route_lines(&c);
+    memcpy(g->policy_hash, l->policy_hash, sizeof g->policy_hash);
     g->have = host.have;
     g->uid = b->uid;
     g->gid = b->gid;
@@ -45068,7 +46301,7 @@ sup_on_gone(void *data, const struct err *why)
     struct sup_child *c = OBJ(struct sup_child, SUP_CHILD, data);
 
     c->chan_open = false;
-    if (c->pid && why && why->kind != ERR_PEER_GONE) {
+    if (c->pid && !c->killed && why && why->kind != ERR_PEER_GONE) {
         log_at(LOG_ERROR, "sup", "%s is killed: %s", c->name, why->msg);
         c->killed = true;
     }
@@ -45278,6 +46511,12 @@ sup_introduce(struct sup *s, struct sup_child *worker)
     }
 }
 
+static uint64_t
+sup_row(const struct sup *s, const struct sup_child *c, enum met_id id)
+{
+    return __atomic_load_n(&s->rows[c->slot].v[id], __ATOMIC_RELAXED);
+}
+
 static bool
 sup_start_worker(struct sup *s, struct sup_gen *g, unsigned index,
                  struct err *e)
@@ -45292,6 +46531,7 @@ sup_start_worker(struct sup *s, struct sup_gen *g, unsigned index,
         c->slot >= 0 || err_set(e, ERR_CONFIG,
                                 "too many workers of earlier generations still "
                                 "drain: try again when they are done");
+    c->served = ok ? sup_row(s, c, MET_REQUESTS) : 0;
     ok = ok && (g->broker_boot < 0 || sup_connect_broker(g, c, &broker, e));
     fds[BOOT_FD] = g->worker_boot;
     for (size_t i = 0; i < g->sockets_n; i++)
@@ -45380,19 +46620,28 @@ static void
 sup_begin(struct sup *s)
 {
     struct sup_load *l = s->load = mem_xcalloc(sizeof *l);
+    bool ok, anew = s->policy_too || !s->current;
     int fd = -1;
-    bool ok;
 
     s->reload_again = false;
+    s->loading = true;
+    s->loads++;
     l->arena = mem_arena_new((size_t)256 << 20);
     l->boot = (struct boot){
         .role = BOOT_CHECK, .met_fd = -1, .route_met_fd = -1, .broker_fd = -1};
     l->boot.layers = s->host.have.layers;
     sup_enter(s, SUP_CHECKING, SUP_STEP_MS);
-    ok = s->policy_too || !s->current
-             ? sup_read_scripts(l->arena, s->policy, &l->boot, &s->why)
-             : sup_keep_scripts(s, l->arena, &l->boot);
+    if (s->watch)
+        sup_watch_all(s);
+    ok = anew ? sup_read_scripts(l->arena, s->policy, &l->boot, &s->why)
+              : sup_keep_scripts(s, l->arena, &l->boot);
     s->policy_too = false;
+    if (anew) {
+        sup_hash_scripts(&l->boot, ok, l->policy_hash);
+        sup_watch_scripts(s, l->policy_hash);
+    } else {
+        memcpy(l->policy_hash, s->current->policy_hash, sizeof l->policy_hash);
+    }
     if (ok) {
         fd = boot_write(&l->boot, &s->why);
         ok = fd >= 0 && sup_start_check(s, BOOT_CHECK, fd, &s->why);
@@ -45456,7 +46705,8 @@ sup_start_all(struct sup *s, struct sup_gen *g, struct err *e)
     return true;
 }
 
-/* Keeps what the process wrote for the one that will look at the next load. */
+/* Keeps what the process wrote: first what the one that will look at the next
+ * load must know, and behind a NUL what people want to. */
 static bool
 sup_keep_numbers(struct sup *s)
 {
@@ -45465,8 +46715,11 @@ sup_keep_numbers(struct sup *s)
     bool ok = sup_result(s, s->checker->result, a, &text);
 
     if (ok) {
+        size_t n = strlen(text.p);
+
         s->next->crl_numbers = strdup(text.p);
-        must(s->next->crl_numbers != NULL);
+        s->next->dates = strdup(n < text.n ? text.p + n + 1 : "[]");
+        must(s->next->crl_numbers && s->next->dates);
     }
     mem_arena_free(a);
     return ok;
@@ -45527,7 +46780,7 @@ sup_notify(const char *text)
 }
 
 static void
-sup_log_ready(const struct sup_gen *g)
+sup_log_ready(const struct sup_gen *g, const char *control)
 {
     struct mem_buf missing = {0};
     struct log_line l;
@@ -45538,6 +46791,7 @@ sup_log_ready(const struct sup_gen *g)
     log_int(&l, "pid", getpid());
     log_int(&l, "generation", g->number);
     log_int(&l, "workers", g->workers);
+    log_str(&l, "control", str_of(control));
     if (log_key(&l, "missing_layers"))
         log_raw(&l, mem_buf_ptr(&missing), mem_buf_len(&missing));
     sup_log_addresses(&l, "listeners", g, 0, g->listeners_n);
@@ -45575,10 +46829,14 @@ sup_switch(struct sup *s)
         sup_elders_trim(s);
     }
     sup_sockets_trim(s);
+    if (!s->current->ear_kept)
+        ctl_listen(s->ctl, s->current->ear);
+    s->current->ear = NULL;
+    sup_log_ready(s->current, s->ctl->ear ? s->ctl->ear->path : "");
+    sup_notify("READY=1");
+    sup_load_over(s, true, s->loads);
     if (old && !old->children)
         sup_gen_free(old);
-    sup_log_ready(s->current);
-    sup_notify("READY=1");
     sup_settle(s);
 }
 
@@ -45628,6 +46886,7 @@ sup_abandon(struct sup *s)
         log_at(LOG_ERROR, "sup", "cannot start: %s", s->why.msg);
         s->exit_code = 1;
     }
+    sup_load_over(s, false, s->loads);
     sup_drop_next(s);
     if (s->current) {
         sup_settle(s);
@@ -45706,6 +46965,8 @@ sup_drain(struct sup *s)
         log_end(&l);
     }
     sup_notify("STOPPING=1");
+    err_set(&s->why, ERR_CONFIG, "it drains");
+    sup_load_over(s, false, UINT64_MAX);
     sup_drop_next(s);
     if (s->current)
         sup_tell_drain(s, s->current);
@@ -46082,6 +47343,218 @@ sup_on_signal(uv_signal_t *h, int signum)
         sup_do(s, SUP_EV_TERM);
 }
 
+/* ---- control ------------------------------------------------------------- */
+
+static const char *
+sup_state_name(enum sup_state state)
+{
+    static const char *const names[SUP_STATES] = {
+        [SUP_CHECKING] = "loading",  [SUP_VERIFYING] = "loading",
+        [SUP_STARTING] = "loading",  [SUP_UP] = "serving",
+        [SUP_DRAINING] = "draining", [SUP_STOPPING] = "stopping",
+    };
+
+    return names[state];
+}
+
+static void
+sup_put_date(struct mem_buf *b, const char *key, int64_t at)
+{
+    char text[32];
+
+    pki_date_text(at, text);
+    mem_buf_printf(b, ",\"%s\":\"%s\"", key, text);
+}
+
+static void
+sup_put_str(struct mem_buf *b, const char *key, const char *text)
+{
+    mem_buf_printf(b, ",\"%s\":", key);
+    json_write_str(b, str_of(text));
+}
+
+static void
+sup_put_addresses(struct mem_buf *b, const char *key, const struct sup_gen *g,
+                  size_t from, size_t to)
+{
+    mem_buf_printf(b, ",\"%s\":[", key);
+    for (size_t i = from; i < to; i++) {
+        mem_buf_printf(b, "%s", i > from ? "," : "");
+        json_write_str(b, g->sockets[i]->bound);
+    }
+    mem_buf_printf(b, "]");
+}
+
+/* Of the generation that serves, and of those that drain. */
+static void
+sup_put_workers(struct mem_buf *b, const struct sup *s)
+{
+    const char *sep = "";
+
+    mem_buf_printf(b, ",\"workers\":[");
+    for (const struct sup_child *c = s->children; c; c = c->next) {
+        if (c->role != BOOT_WORKER || !c->pid)
+            continue;
+        mem_buf_printf(
+            b,
+            "%s{\"index\":%u,\"pid\":%d,\"generation\":%u,\"ready\":%s,"
+            "\"draining\":%s,\"connections\":%" PRIu64 ",\"requests\":%" PRIu64
+            "}",
+            sep, c->index, (int)c->pid, c->gen->number,
+            c->ready ? "true" : "false", c->gen->told ? "true" : "false",
+            sup_row(s, c, MET_CONNS_OPEN),
+            sup_row(s, c, MET_REQUESTS) - c->served);
+        sep = ",";
+    }
+    mem_buf_printf(b, "]");
+}
+
+static void
+sup_put_last(struct mem_buf *b, const struct sup_last *last)
+{
+    mem_buf_printf(b, ",\"last_load\":");
+    if (!last->at) {
+        mem_buf_printf(b, "null");
+        return;
+    }
+    mem_buf_printf(b, "{\"ok\":%s", last->ok ? "true" : "false");
+    sup_put_date(b, "at", last->at);
+    if (!last->ok)
+        sup_put_str(b, "error", last->why);
+    mem_buf_printf(b, "}");
+}
+
+/* What `gateway status` shows. */
+static void
+sup_put_status(struct mem_buf *b, const struct sup *s)
+{
+    const struct sup_gen *g = s->current;
+    struct mem_arena *a = mem_arena_new(64 << 10);
+    uint64_t n = 0;
+
+    for (unsigned i = 0; s->rows && i < s->met_rows; i++)
+        n += __atomic_load_n(&s->rows[i].v[MET_REQUESTS], __ATOMIC_RELAXED);
+    mem_buf_printf(b, "{\"ok\":true,\"pid\":%d", (int)getpid());
+    sup_put_str(b, "version", GATEWAY_VERSION);
+    sup_put_str(b, "state", sup_state_name(s->state));
+    sup_put_date(b, "started", s->started);
+    mem_buf_printf(b, ",\"uptime\":%" PRIu64 ",\"requests\":%" PRIu64,
+                   (uv_now(s->loop) - s->born) / 1000, n);
+    sup_put_str(b, "policy", s->policy);
+    if (g) {
+        mem_buf_printf(b, ",\"generation\":%u,\"policy_sha256\":\"%.*s\"",
+                       g->number, STR_FMT(str_hex(a, g->policy_hash, 32)));
+        sup_put_addresses(b, "listeners", g, 0, g->listeners_n);
+        sup_put_addresses(b, "admin", g, g->listeners_n, g->sockets_n);
+        mem_buf_printf(b, ",\"missing_layers\":");
+        host_write_missing(&g->have, true, b);
+        mem_buf_printf(b, ",\"certificates\":%s", g->dates);
+    }
+    sup_put_workers(b, s);
+    sup_put_last(b, &s->last);
+    mem_buf_printf(b, "}");
+    mem_arena_free(a);
+}
+
+static void
+sup_answer_load(const struct sup *s, struct ctl_conn *c, bool ok)
+{
+    struct mem_buf b = {0};
+
+    if (ok) {
+        mem_buf_printf(&b, "{\"ok\":true,\"generation\":%u}",
+                       s->current->number);
+    } else {
+        mem_buf_printf(&b, "{\"ok\":false");
+        sup_put_str(&b, "error", s->why.msg);
+        mem_buf_printf(&b, "}");
+    }
+    ctl_answer(c, (struct str){mem_buf_ptr(&b), mem_buf_len(&b)}, false);
+    mem_buf_free(&b);
+}
+
+/* A load is over; s->why says how, where it failed. Told to those who wait for
+ * it: for one of the first `upto`. (A switch after a broker's death is none,
+ * and nobody waits for it.) */
+static void
+sup_load_over(struct sup *s, bool ok, uint64_t upto)
+{
+    struct ctl_conn *c, *next;
+
+    if (s->loading) {
+        s->loading = false;
+        s->last.at = time(NULL);
+        s->last.ok = ok;
+        snprintf(s->last.why, sizeof s->last.why, "%s", ok ? "" : s->why.msg);
+        if (s->watch)
+            sup_watch_tell(s, ok);
+    }
+    for (c = s->ctl->conns; c; c = next) {
+        next = c->next;
+        if (c->ticket && c->ticket <= upto)
+            sup_answer_load(s, c, ok);
+    }
+}
+
+/* Answered by the load that begins now; or, where one is under way and may have
+ * read what was there before, by the one after it. */
+static void
+sup_control_reload(struct sup *s, struct ctl_conn *c)
+{
+    if (s->state >= SUP_DRAINING) {
+        ctl_refuse(c, "it drains");
+        return;
+    }
+    s->policy_too |= c->word == CTL_RELOAD;
+    c->ticket = s->loads + 1;
+    sup_do(s, SUP_EV_HUP);
+}
+
+/* `c` stays open, and its end says that we are gone. */
+static void
+sup_control_end(struct sup *s, struct ctl_conn *c)
+{
+    char text[80];
+    uint32_t ms = s->current && c->word == CTL_DRAIN ? s->current->drain_ms : 0;
+    int n = snprintf(text, sizeof text, "{\"ok\":true,\"at_most_ms\":%u}", ms);
+    bool stop = c->word == CTL_STOP;
+
+    ctl_answer(c, (struct str){text, (size_t)n}, true);
+    if (s->state < SUP_DRAINING)
+        sup_do(s, SUP_EV_TERM);
+    if (stop && s->state == SUP_DRAINING)
+        sup_do(s, SUP_EV_TERM);
+}
+
+static void
+sup_on_word(void *data, struct ctl_conn *c)
+{
+    struct sup *s = data;
+    struct mem_buf b = {0};
+
+    if (c->word == CTL_RELOAD || c->word == CTL_CERTIFICATES) {
+        sup_control_reload(s, c);
+    } else if (c->word == CTL_STATUS) {
+        sup_put_status(&b, s);
+        ctl_answer(c, (struct str){mem_buf_ptr(&b), mem_buf_len(&b)}, false);
+    } else {
+        sup_control_end(s, c);
+    }
+    mem_buf_free(&b);
+}
+
+static void
+sup_control_init(struct sup *s)
+{
+    static const struct ctl_ops ops = {.on_word = sup_on_word};
+    struct mem_arena *a = mem_arena_new(64 << 10);
+    char *path = ctl_default(a, s->policy);
+
+    s->control = path ? strdup(path) : NULL;
+    s->ctl = ctl_new(s->loop, &ops, s);
+    mem_arena_free(a);
+}
+
 /* ---- start and end ------------------------------------------------------- */
 
 /* A log nobody reads must not stop us: stderr becomes non-blocking. Opened
@@ -46141,6 +47614,9 @@ sup_init(struct sup *s, struct err *e)
     s->loop = uv_default_loop();
     if (!s->loop)
         return err_set(e, ERR_CONFIG, "no event loop: %s", strerror(errno));
+    s->born = uv_now(s->loop);
+    s->started = time(NULL);
+    sup_control_init(s);
     must(uv_timer_init(s->loop, &s->timer) == 0);
     s->timer.data = s;
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
@@ -46165,17 +47641,23 @@ sup_fini(struct sup *s)
     jail_tree_end(&s->tree, SUP_SWEEP_MS);
     sup_close(s->children_fd);
     free(s->slots);
+    ctl_close(s->ctl);
+    if (s->watch)
+        sup_watch_close(s->watch);
     uv_close((uv_handle_t *)&s->timer, NULL);
     for (size_t i = 0; i < sizeof s->signals / sizeof *s->signals; i++)
         uv_close((uv_handle_t *)&s->signals[i], NULL);
     uv_run(s->loop, UV_RUN_DEFAULT);
     uv_loop_close(s->loop);
+    free(s->ctl);
+    free(s->control);
+    free(s->watch);
     log_flush();
 }
 
 /* `gateway run`: returns the exit code when all children are gone. */
 static int
-sup_main(const char *policy)
+sup_main(const char *policy, bool watch)
 {
     struct sup *s = mem_xcalloc(sizeof *s);
     struct err e;
@@ -46187,6 +47669,8 @@ sup_main(const char *policy)
         free(s);
         return 1;
     }
+    if (watch)
+        sup_watch_init(s);
     sup_begin(s);
     uv_run(s->loop, UV_RUN_DEFAULT);
     code = s->exit_code;
@@ -46270,7 +47754,82 @@ sup_verify(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
     return true;
 }
 
-/* ==== 36 dial: a client for tools ============================================
+/* ---- when certificates expire -------------------------------------------- */
+
+enum { SUP_DATES = 256 };  // that are told; more are left out
+
+/* The first certificate of a file, or the one that expires first. */
+static void
+sup_put_expiry(struct mem_buf *b, size_t *n, struct str file, struct str pem,
+               const char *what, struct str name, bool all)
+{
+    struct mem_arena *a = mem_arena_new(PKI_ANCHORS_ARENA);
+    struct pki_cert c, first = {0};
+    struct str *der;
+    char date[32], who[160];
+    size_t count;
+    struct err e;
+
+    if (pem.n && *n < SUP_DATES &&
+        pki_pem_read(a, pem, "CERTIFICATE", &der, &count, &e))
+        for (size_t i = 0; i < (all ? count : 1); i++)
+            if (pki_cert_parse(der[i], &c, &e) &&
+                (!first.der.p || c.not_after < first.not_after))
+                first = c;
+    if (first.der.p) {
+        pki_date_text(first.not_after, date);
+        pki_subject_text(&first, who, sizeof who);
+        mem_buf_printf(b, "%s{\"of\":\"%s\",\"name\":", *n ? "," : "", what);
+        json_write_str(b, name);
+        mem_buf_printf(b, ",\"file\":");
+        json_write_str(b, file);
+        sup_put_str(b, "subject", who);
+        mem_buf_printf(b, ",\"not_after\":\"%s\"}", date);
+        ++*n;
+    }
+    mem_arena_free(a);
+}
+
+static void
+sup_put_site_dates(struct mem_buf *b, size_t *n, const struct cfg_site *s,
+                   const struct boot_site *files, struct str name)
+{
+    for (size_t i = 0; i < s->pairs_n; i++)
+        sup_put_expiry(b, n, s->pairs[i].certificate,
+                       files->pairs[i].certificate, "certificate", name, false);
+    if (s->client_ca.n)
+        sup_put_expiry(b, n, s->client_ca, files->client_ca, "client_ca", name,
+                       true);
+}
+
+/* A JSON list, for people; made where certificates are parsed anyway. */
+static void
+sup_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
+{
+    size_t n = 0;
+
+    mem_buf_printf(out, "[");
+    for (size_t i = 0; i < c->listeners_n; i++) {
+        const struct cfg_listener *l = &c->listeners[i];
+        const struct boot_site *files = b->listeners[i].sites;
+
+        sup_put_site_dates(out, &n, &l->own, files, l->name);
+        for (size_t j = 0; j < l->sni_n; j++)
+            sup_put_site_dates(out, &n, &l->sni[j], files + j + 1,
+                               l->sni[j].name);
+    }
+    for (size_t i = 0; i < c->upstreams_n; i++) {
+        const struct cfg_upstream *u = &c->upstreams[i];
+
+        sup_put_expiry(out, &n, u->certificate, b->upstreams[i].certificate,
+                       "upstream certificate", u->name, false);
+        sup_put_expiry(out, &n, u->ca, b->upstreams[i].trust.client_ca,
+                       "upstream ca", u->name, true);
+    }
+    mem_buf_printf(out, "]");
+}
+
+/* ==== 37 dial: a client for tools ============================================
  *
  * `gateway audit --live` asks a service as its clients would: over TCP, plain
  * or with TLS and any certificate, good or bad. It waits for each answer: a
@@ -46655,7 +48214,7 @@ dial_open(lua_State *L)
     lua_setfield(L, -2, "dial");
 }
 
-/* ==== 37 try: tools on a policy ==============================================
+/* ==== 38 try: tools on a policy ==============================================
  *
  * The commands that are written in Lua (scripts/gateway/test.lua and others):
  * a policy's real hooks, schemas, routes and parser, without network, clock or
@@ -48010,6 +49569,26 @@ try_core_print(lua_State *L)
     return 0;
 }
 
+/* core.flush(): what was written goes out now */
+static int
+try_core_flush(lua_State *L)
+{
+    (void)L;
+    fflush(stdout);
+    return 0;
+}
+
+/* core.pause(seconds): waits, and everything with it */
+static int
+try_core_pause(lua_State *L)
+{
+    double seconds = luaL_checknumber(L, 1);
+
+    if (seconds > 0 && seconds <= 3600)
+        poll(NULL, 0, (int)(seconds * 1000));
+    return 0;
+}
+
 /* core.warn(text): a line of standard error */
 static int
 try_core_warn(lua_State *L)
@@ -48065,13 +49644,27 @@ try_lines_next(lua_State *L)
     return 1;
 }
 
+/* A file that is closed when it is collected, and none yet. */
+static FILE **
+try_lines_new(lua_State *L)
+{
+    FILE **f = lua_newuserdatauv(L, sizeof *f, 0);
+
+    *f = NULL;
+    lua_createtable(L, 0, 1);
+    lua_pushcfunction(L, try_lines_close);
+    lua_setfield(L, -2, "__gc");
+    lua_setmetatable(L, -2);
+    return f;
+}
+
 /* core.lines(name; "-": standard input) -> function that returns the next line
  * or nil; or nil and why */
 static int
 try_core_lines(lua_State *L)
 {
     const char *name = luaL_checkstring(L, 1);
-    FILE **f = lua_newuserdatauv(L, sizeof *f, 0);
+    FILE **f = try_lines_new(L);
 
     *f = strcmp(name, "-") == 0 ? stdin : fopen(name, "re");
     if (!*f) {
@@ -48079,10 +49672,6 @@ try_core_lines(lua_State *L)
         lua_pushfstring(L, "%s: %s", name, strerror(errno));
         return 2;
     }
-    lua_createtable(L, 0, 1);
-    lua_pushcfunction(L, try_lines_close);
-    lua_setfield(L, -2, "__gc");
-    lua_setmetatable(L, -2);
     lua_pushcclosure(L, try_lines_next, 1);
     return 1;
 }
@@ -48103,6 +49692,85 @@ try_core_glob(lua_State *L)
     return 1;
 }
 
+/* ---- for what writes about it all ---- */
+
+/* core.library() -> the text of each module of the library, by its name */
+static int
+try_core_library(lua_State *L)
+{
+    lua_newtable(L);
+    for (const struct vm_script *v = vm_builtin; v->name; v++) {
+        lua_pushlstring(L, (const char *)v->bytes, v->n);
+        lua_setfield(L, -2, v->name);
+    }
+    return 1;
+}
+
+/* core.fields("request") -> list of { name, type, help }; or "identity" */
+static int
+try_core_fields(lua_State *L)
+{
+    bool request = strcmp(luaL_checkstring(L, 1), "request") == 0;
+    int first = request ? BIND_RQ_PATH : BIND_ID_SUBJECT;
+    int end = request ? BIND_FIELDS : BIND_RQ_PATH;
+
+    lua_newtable(L);
+    for (int i = first; i < end; i++) {
+        const char *const v[] = {bind_fields[i].name, bind_fields[i].type,
+                                 bind_fields[i].help};
+
+        lua_createtable(L, 3, 0);
+        for (int j = 0; j < 3; j++) {
+            lua_pushstring(L, v[j]);
+            lua_rawseti(L, -2, j + 1);
+        }
+        lua_rawseti(L, -2, i - first + 1);
+    }
+    return 1;
+}
+
+/* ---- a running gateway ---- */
+
+/* core.control_places(policy) -> where a gateway that runs it may have its
+ * control socket */
+static int
+try_core_control_places(lua_State *L)
+{
+    struct try *t = try_of(L);
+    char *dirs[CTL_PLACES], *name;
+    lua_Integer n = 0;
+
+    ctl_places(t->arena, luaL_checkstring(L, 1), dirs, &name);
+    lua_newtable(L);
+    for (int i = 0; i < CTL_PLACES; i++)
+        if (dirs[i]) {
+            lua_pushfstring(L, "%s/%s", dirs[i], name);
+            lua_rawseti(L, -2, ++n);
+        }
+    return 1;
+}
+
+/* core.control(path, word [, seconds]) -> function that waits for the next line
+ * of the answer, and returns nil when there is none; or nil and why */
+static int
+try_core_control(lua_State *L)
+{
+    const char *path = luaL_checkstring(L, 1), *word = luaL_checkstring(L, 2);
+    FILE **f = try_lines_new(L);
+    struct err e;
+    int fd;
+
+    if (!ctl_call(path, word, (unsigned)luaL_optinteger(L, 3, 0), &fd, &e)) {
+        lua_pushnil(L);
+        lua_pushstring(L, e.msg);
+        return 2;
+    }
+    *f = fdopen(fd, "re");
+    must(*f != NULL);
+    lua_pushcclosure(L, try_lines_next, 1);
+    return 1;
+}
+
 static const luaL_Reg try_core[] = {
     {"test_request", try_core_request},
     {"test_identity", try_core_identity},
@@ -48118,10 +49786,16 @@ static const luaL_Reg try_core[] = {
     {"test_dump", try_core_dump},
     {"write", try_core_write},
     {"print", try_core_print},
+    {"flush", try_core_flush},
+    {"pause", try_core_pause},
     {"warn", try_core_warn},
     {"read_file", try_core_read_file},
     {"lines", try_core_lines},
     {"glob", try_core_glob},
+    {"library", try_core_library},
+    {"fields", try_core_fields},
+    {"control_places", try_core_control_places},
+    {"control", try_core_control},
     {NULL, NULL},
 };
 
@@ -48174,12 +49848,13 @@ try_free(struct try *t)
 }
 
 struct try_args {
-    const char *module;
+    const char *module, *command, *commands;
     char **argv;
     int argc, code;
 };
 
-/* require(module).main(list of arguments) -> exit code */
+/* require(module).main(list of arguments) -> exit code. The list has two names
+ * besides: `command`, and `commands`, what the C side knows of all of them. */
 static int
 try_call_main(lua_State *L)
 {
@@ -48189,7 +49864,11 @@ try_call_main(lua_State *L)
     lua_pushstring(L, a->module);
     lua_call(L, 1, 1);
     lua_getfield(L, -1, "main");
-    lua_createtable(L, a->argc, 0);
+    lua_createtable(L, a->argc, 2);
+    lua_pushstring(L, a->command);
+    lua_setfield(L, -2, "command");
+    lua_pushstring(L, a->commands);
+    lua_setfield(L, -2, "commands");
     for (int i = 0; i < a->argc; i++) {
         lua_pushstring(L, a->argv[i]);
         lua_rawseti(L, -2, i + 1);
@@ -48199,12 +49878,12 @@ try_call_main(lua_State *L)
     return 0;
 }
 
-/* A command that is written in Lua; `argv` are what comes after its name.
- * Returns the exit code. */
+/* A command that is written in Lua; `argv` begins with its name. Returns the
+ * exit code. `commands`: JSON, or NULL. */
 static int
-try_tool(const char *module, int argc, char **argv)
+try_tool(const char *module, const char *commands, int argc, char **argv)
 {
-    struct try_args a = {module, argv, argc, 0};
+    struct try_args a = {module, argv[0], commands, argv + 1, argc - 1, 0};
     struct try *t;
     const char *msg;
 
@@ -48225,7 +49904,7 @@ try_tool(const char *module, int argc, char **argv)
     return a.code;
 }
 
-/* ==== 38 learn: what a program needs, by tracing it ==========================
+/* ==== 39 learn: what a program needs, by tracing it ==========================
  *
  * `gateway exec --learn`: one declared command is run under ptrace, with the
  * arguments, environment, limits and user that it has as the broker's, but
@@ -49409,7 +51088,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
     return ok ? 0 : 1;
 }
 
-/* ==== 39 cli: the commands, and main ========================================
+/* ==== 40 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
@@ -49417,10 +51096,6 @@ learn_run(const struct learn_ask *ask, struct boot *b)
  *
  * Entry   main
  */
-#ifndef GATEWAY_VERSION
-#define GATEWAY_VERSION "unknown"
-#endif
-
 enum cli_option_bit {
     CLI_POLICY = 1 << 0,
     CLI_JSON = 1 << 1,
@@ -49430,6 +51105,7 @@ enum cli_option_bit {
     CLI_KEY = 1 << 5,
     CLI_RUNNING = 1 << 6,
     CLI_LEARN = 1 << 7,
+    CLI_WATCH = 1 << 8,
 };
 
 static const struct cli_option {
@@ -49446,6 +51122,8 @@ static const struct cli_option {
      "what is around the gateway, and how to mend it"},
     {CLI_LEARN, "--learn", NULL,
      "trace it outside the cage, and print what to declare"},
+    {CLI_WATCH, "--watch", NULL,
+     "reload when the policy, its modules, certificates or CRLs change"},
     {CLI_KEY, "--key", "FILE", "the policy's audit_key: checks the MACs, too"},
     {CLI_RUNNING, "--running", NULL,
      "the gateway still writes this log: chains without an end are fine"},
@@ -49453,7 +51131,7 @@ static const struct cli_option {
 
 struct cli {
     const char *policy, *stdin_path, *key;
-    bool policy_given, json, open, running, learn;
+    bool policy_given, json, open, running, learn, watch;
     char **args;  // what is left: operands
     int args_n;
 };
@@ -49486,7 +51164,7 @@ cli_fail(const char *fmt, ...)
 static int
 cli_run(const struct cli *c)
 {
-    return sup_main(c->policy);
+    return sup_main(c->policy, c->watch);
 }
 
 /* ---- check --------------------------------------------------------------- */
@@ -50325,12 +52003,14 @@ cli_version(const struct cli *cli)
 
 static const struct cli_command cli_commands[] = {
     {"run", "[POLICY]",
-     "Serves. SIGHUP reloads; SIGUSR1 reloads certificates, keys, CAs and "
+     "Serves. SIGHUP and `gateway reload` reload; SIGUSR1 reloads "
+     "certificates, keys, CAs and "
      "CRLs, but "
      "not the policy; SIGTERM drains, a second one stops at once.",
      "  gateway run\n"
+     "  gateway run --watch my.lua\n"
      "  gateway run /etc/gateway/gateway.lua\n",
-     CLI_POLICY, 1, .run = cli_run},
+     CLI_POLICY | CLI_WATCH, 1, .run = cli_run},
     {"check", "[POLICY]",
      "Loads everything, and prints listeners, routes and "
      "commands. Nothing is bound.",
@@ -50360,6 +52040,17 @@ static const struct cli_command cli_commands[] = {
     {"routes", "[CERT.pem ...]",
      "Says who may do what, by route; with certificates, as a matrix.",
      .tool = "gateway.routes"},
+    {"status", "",
+     "Says how a running gateway is: workers, the last reload, certificates.",
+     .tool = "gateway.control"},
+    {"reload", "",
+     "Has a running gateway load its policy and certificates anew, and waits.",
+     .tool = "gateway.control"},
+    {"drain", "",
+     "Has a running gateway finish what it serves, and waits for its end.",
+     .tool = "gateway.control"},
+    {"stop", "", "Has a running gateway end at once.",
+     .tool = "gateway.control"},
     {"certs", "init|server|client|revoke DIR ... | doctor CERT.pem ...",
      "Makes a development CA, its certificates and its revocation list; says "
      "why a client would be refused.",
@@ -50389,6 +52080,12 @@ static const struct cli_command cli_commands[] = {
      "  gateway log verify --key audit.key gateway.log.1 gateway.log\n"
      "  journalctl -u gateway | gateway log verify --running -\n",
      CLI_KEY | CLI_RUNNING | CLI_JSON, -1, .run = cli_log},
+    {"docs", "[TOPIC]",
+     "The reference of what policies, tests and commands may say.",
+     .tool = "gateway.docs"},
+    {"completion", "bash|zsh|fish",
+     "Prints what makes a shell complete commands and options.",
+     .tool = "gateway.completion"},
     {"version", "",
      "Everything that is linked in, and which sandbox layers are here.",
      "  gateway version --json\n", CLI_JSON, 0, .run = cli_version},
@@ -50463,6 +52160,7 @@ cli_option_set(struct cli *cli, unsigned bit, const char *value)
     cli->running |= bit == CLI_RUNNING;
     cli->open |= bit == CLI_OPEN;
     cli->learn |= bit == CLI_LEARN;
+    cli->watch |= bit == CLI_WATCH;
 }
 
 /* Options and operands in any order; "--" ends the options. */
@@ -50510,6 +52208,78 @@ cli_has(int argc, char **argv, const char *option)
     return false;
 }
 
+static void
+cli_option_json(struct mem_buf *b, const char *sep, const char *name,
+                const char *value, const char *help)
+{
+    mem_buf_printf(b, "%s[", sep);
+    json_write_str(b, str_of(name));
+    mem_buf_printf(b, ",");
+    json_write_str(b, str_of(value));
+    mem_buf_printf(b, ",");
+    json_write_str(b, str_of(help));
+    mem_buf_printf(b, "]");
+}
+
+/* `gateway certs` reads its own; some are in both lists. */
+static void
+cli_raw_json(struct mem_buf *b)
+{
+    const struct option *const lists[] = {mint_options, mint_options_revoke};
+
+    for (size_t i = 0; i < 2; i++)
+        for (const struct option *o = lists[i]; o->name; o++)
+            cli_option_json(b, i || o > lists[0] ? "," : "", o->name,
+                            o->has_arg ? "VALUE" : "", "");
+}
+
+/* The table of commands as JSON, for what writes about them. */
+static void
+cli_commands_json(struct mem_buf *b)
+{
+    const size_t n = sizeof cli_options / sizeof *cli_options;
+
+    for (size_t i = 0; i < cli_commands_n; i++) {
+        const struct cli_command *c = &cli_commands[i];
+
+        mem_buf_printf(b, "%s{\"options\":[", i ? "," : "[");
+        for (size_t j = 0, k = 0; j < n; j++) {
+            const struct cli_option *o = &cli_options[j];
+
+            if (!(c->options & o->bit))
+                continue;
+            cli_option_json(b, k++ ? "," : "", o->name + 2, o->value, o->help);
+        }
+        if (c->raw)
+            cli_raw_json(b);
+        mem_buf_printf(b, "],\"name\":");
+        json_write_str(b, str_of(c->name));
+        mem_buf_printf(b, ",\"operands\":");
+        json_write_str(b, str_of(c->operands));
+        mem_buf_printf(b, ",\"help\":");
+        json_write_str(b, str_of(c->help));
+        mem_buf_printf(b, ",\"examples\":");
+        json_write_str(b, str_of(c->examples));
+        mem_buf_printf(b, ",\"tool\":");
+        json_write_str(b, str_of(c->tool));
+        mem_buf_printf(b, "}");
+    }
+    mem_buf_printf(b, "]");
+}
+
+static int
+cli_tool(const struct cli_command *c, int argc, char **argv)
+{
+    struct mem_buf b = {0};
+    int code;
+
+    cli_commands_json(&b);
+    mem_buf_add(&b, "", 1);
+    code = try_tool(c->tool, mem_buf_ptr(&b), argc, argv);
+    mem_buf_free(&b);
+    return code;
+}
+
 static int
 cli_command_run(const struct cli_command *c, int argc, char **argv)
 {
@@ -50517,7 +52287,7 @@ cli_command_run(const struct cli_command *c, int argc, char **argv)
     int code;
 
     if (c->tool && !(c->run && cli_has(argc, argv, "--host")))
-        return try_tool(c->tool, argc - 1, argv + 1);
+        return cli_tool(c, argc, argv);
     for (int i = 1; i < argc && !(c->raw && i > 1); i++) {
         if (strcmp(argv[i], "--") == 0)
             break;
@@ -50595,6 +52365,10 @@ cli_role_verify(struct mem_arena *a, struct boot *b)
     ok = ok && wall_uncap_reader(&e) &&
          wall_raise(WALL_VERIFY, &fence, accept, &e) &&
          sup_verify(&c, b, &numbers, &e);
+    if (ok) {
+        mem_buf_add(&numbers, "", 1);
+        sup_dates(&c, b, &numbers);
+    }
     wall_report();
     log_flush();
     code = cli_answer(

@@ -47,6 +47,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 #include "unit_cli.inc"
 #include "unit_lib.inc"
 #include "unit_sup.inc"
+#include "unit_ctl.inc"
 
 static const struct {
     const char *room;
@@ -60,6 +61,7 @@ static const struct {
     {"cgroup", unit_cgroup},
     {"exec", unit_exec}, {"guard", unit_guard},   {"cli", unit_cli},
     {"lib", unit_lib},   {"sup", unit_sup},       {"layers", unit_layers},
+    {"ctl", unit_ctl},
 };
 
 static bool

@@ -22,37 +22,63 @@ local response <const> = require "gateway.response"
 local schema <const> = require "gateway.schema"
 local M = {}
 
-local SPEC <const> = {
-  name = { options.text, required = true },
-  program = { options.text, required = true },
-  args = { options.table, default = {} },
-  slots = { options.table, default = {} },
-  env = { options.text_map, default = {} },
-  cwd = { options.text, default = "/" },
-  read = { options.files, default = core.array {} },
-  write = { options.files, default = core.array {} },
-  network = { options.boolean, default = false },
-  timeout = { options.seconds, default = 10000 },
-  kill_after = { options.seconds, default = 2000 },
-  memory = { options.size, default = 268435456 },
-  memory_total = { options.size },
-  cpu = { options.seconds, default = 10000 },
-  files = { options.integer(4, 65536), default = 64 },
-  processes = { options.integer(1, 65536), default = 128 },
-  file_size = { options.size, default = 16777216 },
-  stdin = { options.size, default = 1048576 },
-  stdout = { options.size, default = 1048576 },
-  stderr = { options.size, default = 65536 },
-  concurrency = { options.integer(1, 1024), default = 4 },
-  queue = { options.integer(0, 65536), default = 16 },
-  sha256 = { options.text, default = "" },
-}
+local SPEC <const> = options.spec("gateway.command", {
+  name = { options.text, required = true,
+    help = "what hooks, logs and tests call it" },
+  program = { options.text, required = true,
+    help = "an absolute path; no shell, no set-uid" },
+  args = { options.table, default = {},
+    help = 'strings and gateway.slot "name"' },
+  slots = { options.table, default = {},
+    help = "a schema for each slot" },
+  env = { options.text_map, default = {},
+    help = "the whole environment" },
+  cwd = { options.text, default = "/",
+    help = "working directory" },
+  read = { options.files, default = core.array {},
+    help = "more files and folders that it may read" },
+  write = { options.files, default = core.array {},
+    help = "folders that it may write in" },
+  network = { options.boolean, default = false,
+    help = "it may have sockets, and the machine's network" },
+  timeout = { options.seconds, default = 10000,
+    help = "then SIGTERM" },
+  kill_after = { options.seconds, default = 2000,
+    help = "then SIGKILL" },
+  memory = { options.size, default = 268435456,
+    help = "of each process" },
+  memory_total = { options.size,
+    help = "of all processes of a run together, where cgroups are" },
+  cpu = { options.seconds, default = 10000,
+    help = "computing time of each process" },
+  files = { options.integer(4, 65536), default = 64,
+    help = "open ones of each process" },
+  processes = { options.integer(1, 65536), default = 128,
+    help = "at a time" },
+  file_size = { options.size, default = 16777216,
+    help = "of each file that it writes" },
+  stdin = { options.size, default = 1048576,
+    help = "bytes, at most" },
+  stdout = { options.size, default = 1048576,
+    help = "bytes that are kept" },
+  stderr = { options.size, default = 65536,
+    help = "bytes that are kept" },
+  concurrency = { options.integer(1, 1024), default = 4,
+    help = "runs at a time" },
+  queue = { options.integer(0, 65536), default = 16,
+    help = "runs that wait for their turn" },
+  sha256 = { options.text, default = "",
+    help = "of the program: it is copied at start, and that copy runs" },
+})
 
-local SLOT_SPEC <const> = {
-  prefix = { options.text, default = "" },
-  dash = { options.boolean, default = false },
-  secret = { options.boolean, default = false },
-}
+local SLOT_SPEC <const> = options.spec("gateway.slot", {
+  prefix = { options.text, default = "",
+    help = 'in front of the value: "--size="' },
+  dash = { options.boolean, default = false,
+    help = 'the value may begin with "-"' },
+  secret = { options.boolean, default = false,
+    help = "only its hash is logged" },
+})
 
 -- Variables by which a loader or an interpreter can be made to run something.
 -- A '*' stands for any end.
@@ -357,7 +383,7 @@ local function check_call(self, way, opts)
 end
 
 
--- command:run(slots [, { stdin = "…" }]): runs it and waits. Always a table:
+--- command:run(slots [, { stdin = "…" }]): runs it and waits. Always a table:
 -- ok, why, code, signal, stdout, stderr, timed_out, truncated, out_of_memory,
 -- usage.
 local function run(self, slots, opts)
@@ -376,7 +402,7 @@ local function not_started(result)
 end
 
 
--- command:stream(slots [, { stdin =, status =, content_type =, headers = }]):
+--- command:stream(slots [, { stdin =, status =, content_type =, headers = }]):
 -- an answer whose body is what the program writes, while it runs. `stdin` is a
 -- string, or request.stream where the route's body is gateway.stream(max).
 local function stream(self, slots, opts)
@@ -402,7 +428,7 @@ local function stream(self, slots, opts)
 end
 
 
--- command:job(slots [, { stdin = "…" }]): starts it and does not wait. The
+--- command:job(slots [, { stdin = "…" }]): starts it and does not wait. The
 -- answer is 202, and its Location is where gateway.jobs tells how it is.
 local function job(self, slots, opts)
   check_call(self, "job", opts)

@@ -31,25 +31,42 @@ local M = {}
 
 -- ---- process and listeners -------------------------------------------------
 
-local LIMITS_SPEC <const> = {
-  handshake = { options.seconds, default = 10000, json = "handshake_ms" },
-  head = { options.seconds, default = 10000, json = "head_ms" },
-  body_idle = { options.seconds, default = 30000, json = "body_ms" },
-  write_idle = { options.seconds, default = 30000, json = "write_ms" },
-  idle = { options.seconds, default = 75000, json = "idle_ms" },
-  head_size = { options.size, default = 16384, json = "head_bytes" },
-  head_fields = { options.integer(1, 10000), default = 100 },
-  uri_size = { options.size, default = 8192, json = "uri_bytes" },
-  body_size = { options.size, default = 1048576, json = "body_bytes" },
-  connections = { options.integer(1, 1000000), default = 10000 },
-  handshakes = { options.integer(1, 1000000), default = 100 },
-  per_identity = { options.integer(1, 1000000), default = 200 },
-  requests = { options.integer(0, 4294967295), default = 10000 },
-  pipeline = { options.size, default = 65536, json = "pipeline_bytes" },
-  query_params = { options.integer(0, 10000), default = 100 },
-  hook_cpu = { options.seconds, default = 100, json = "hook_cpu_ms" },
-  hook_time = { options.seconds, default = 30000, json = "hook_time_ms" },
-}
+local LIMITS_SPEC <const> = options.spec("gateway.listen: limits", {
+  handshake = { options.seconds, default = 10000, json = "handshake_ms",
+    help = "for a TLS handshake" },
+  head = { options.seconds, default = 10000, json = "head_ms",
+    help = "for a request's head" },
+  body_idle = { options.seconds, default = 30000, json = "body_ms",
+    help = "between two parts of a request's body" },
+  write_idle = { options.seconds, default = 30000, json = "write_ms",
+    help = "for a client to take more of an answer" },
+  idle = { options.seconds, default = 75000, json = "idle_ms",
+    help = "between two requests of a connection" },
+  head_size = { options.size, default = 16384, json = "head_bytes",
+    help = "bytes of a head" },
+  head_fields = { options.integer(1, 10000), default = 100,
+    help = "fields of a head" },
+  uri_size = { options.size, default = 8192, json = "uri_bytes",
+    help = "bytes of a request's target" },
+  body_size = { options.size, default = 1048576, json = "body_bytes",
+    help = "bytes of a body that is buffered" },
+  connections = { options.integer(1, 1000000), default = 10000,
+    help = "open at a time, in each worker" },
+  handshakes = { options.integer(1, 1000000), default = 100,
+    help = "under way at a time, in each worker" },
+  per_identity = { options.integer(1, 1000000), default = 200,
+    help = "connections of one client, in each worker" },
+  requests = { options.integer(0, 4294967295), default = 10000,
+    help = "of one connection, which then closes; 0: no end" },
+  pipeline = { options.size, default = 65536, json = "pipeline_bytes",
+    help = "bytes of requests that came before their turn" },
+  query_params = { options.integer(0, 10000), default = 100,
+    help = "parameters of a query" },
+  hook_cpu = { options.seconds, default = 100, json = "hook_cpu_ms",
+    help = "computing time of one hook" },
+  hook_time = { options.seconds, default = 30000, json = "hook_time_ms",
+    help = "of one hook, waiting and all" },
+})
 
 local LATER <const> = "comes with a later version"
 
@@ -92,46 +109,75 @@ local function tickets(value)
   return nil, "true, false or { lifetime = …, rotate = … }"
 end
 
-local LISTEN_SPEC <const> = {
-  name = { options.text },
-  address = { options.text, required = true },
-  certificate = { files },
-  key = { files },
-  certificates = { options.table },
-  client_ca = { options.text, required = true },
-  sni = { options.table, default = {} },
-  sni_strict = { options.boolean, default = false },
-  tickets = { tickets, default = true },
-  explain = { options.boolean, default = false },
-  log_identity = { options.boolean, default = false },
-  limits = { options.table, default = {} },
-  crl = { options.files, default = core.array {} },
-  crl_missing = { options.one_of("deny", "allow"), default = "deny" },
-  crl_expired = { options.one_of("deny", "allow"), default = "deny" },
-  host_check = { options.boolean, default = true },
-  strip_headers = { options.texts, default = core.array {} },
-  proxy_protocol = { options.table },
-  eku = { any_purpose, default = false },
-  depth = { options.integer(1, 9), default = 9 },
-}
+local LISTEN_SPEC <const> = options.spec("gateway.listen", {
+  name = { options.text,
+    help = "what routes and logs call it; if not given, its address" },
+  address = { options.text, required = true,
+    help = '"127.0.0.1:8443", "[::1]:8443", "*:8443" or "unix:/path"' },
+  certificate = { files,
+    help = "PEM: the server's, its intermediates after it" },
+  key = { files,
+    help = "PEM: the key of each certificate, in the same order" },
+  certificates = { options.table,
+    help = "the same, as a list of { certificate =, key = }" },
+  client_ca = { options.text, required = true,
+    help = "PEM: who may have issued the clients' certificates" },
+  sni = { options.table, default = {},
+    help = "by server name, another certificate, client_ca or crl" },
+  sni_strict = { options.boolean, default = false,
+    help = "refuse server names that sni does not have" },
+  tickets = { tickets, default = true,
+    help = "whether clients may resume; { lifetime =, rotate = }" },
+  explain = { options.boolean, default = false,
+    help = "tell clients why they were refused" },
+  log_identity = { options.boolean, default = false,
+    help = "a line for each new client, so that a log can be run again" },
+  limits = { options.table, default = {},
+    help = "see gateway.listen: limits" },
+  crl = { options.files, default = core.array {},
+    help = "lists of revoked certificates: files, or folders of *.crl" },
+  crl_missing = { options.one_of("deny", "allow"), default = "deny",
+    help = "a certificate that no list covers" },
+  crl_expired = { options.one_of("deny", "allow"), default = "deny",
+    help = "a list past its nextUpdate" },
+  host_check = { options.boolean, default = true,
+    help = "answer 421 where Host is not the TLS server name" },
+  strip_headers = { options.texts, default = core.array {},
+    help = 'more fields that no client may send: names, or "X-Team-*"' },
+  proxy_protocol = { options.table,
+    help = '{ from = { "10.0.0.0/8" } }: balancers that announce clients' },
+  eku = { any_purpose, default = false, shown = '"clientAuth"',
+    help = "what clients' certificates must be issued for" },
+  depth = { options.integer(1, 9), default = 9,
+    help = "certificates above a client's, at most" },
+})
 
-local CERTIFICATE_SPEC <const> = {
-  certificate = { options.text, required = true },
-  key = { options.text, required = true },
-}
+local CERTIFICATE_SPEC <const> = options.spec("gateway.listen: certificates", {
+  certificate = { options.text, required = true,
+    help = "PEM: the server's, its intermediates after it" },
+  key = { options.text, required = true,
+    help = "PEM: its key" },
+})
 
-local SNI_SPEC <const> = {
-  certificate = { files },
-  key = { files },
-  certificates = { options.table },
-  client_ca = { options.text, default = "" },
-  crl = { lists },
-}
+local SNI_SPEC <const> = options.spec("gateway.listen: sni", {
+  certificate = { files,
+    help = "PEM: for this name" },
+  key = { files,
+    help = "PEM: its key" },
+  certificates = { options.table,
+    help = "the same, as a list of { certificate =, key = }" },
+  client_ca = { options.text, default = "",
+    help = "PEM: who may have issued the certificates of its clients" },
+  crl = { lists,
+    help = "lists of that client_ca; false: none" },
+})
 
-local TICKETS_SPEC <const> = {
-  lifetime = { options.seconds, default = 8 * 3600 * 1000 },
-  rotate = { options.seconds, default = 8 * 3600 * 1000 },
-}
+local TICKETS_SPEC <const> = options.spec("gateway.listen: tickets", {
+  lifetime = { options.seconds, default = 8 * 3600 * 1000,
+    help = "since the client last showed its certificate" },
+  rotate = { options.seconds, default = 8 * 3600 * 1000,
+    help = "how often the key changes" },
+})
 
 
 -- Workers: a number, or "auto" for one a processor, which is 0 in JSON.
@@ -143,24 +189,51 @@ local function workers(value)
   return number, 'a whole number from 1 to 256, or "auto"'
 end
 
-local PROCESS_SPEC <const> = {
-  workers = { workers, default = 1 },
-  user = { options.text, default = "nobody" },
-  group = { options.text, default = "" },
-  access_log = { options.boolean, default = true },
-  log_level = {
-    options.one_of("debug", "info", "warn", "error"), default = "info",
-  },
-  lua_memory = { options.size, default = 67108864 },
-  drain = { options.seconds, default = 30000 },
-  accept_missing = { options.texts, default = core.array {} },
-  must_have = { options.texts, default = core.array {} },
-  clock = { options.one_of("wait", "floor"), default = "wait" },
-  ticket_keys = { options.text, default = "" },
-  audit_key = { options.text, default = "" },
-}
 
-local ADMIN_SPEC <const> = { address = { options.text, required = true } }
+-- The control socket; false: none.
+local function control(value)
+  if value == false then
+    return "off"
+  end
+  local path = options.text(value) and value:find("^unix:/[^/]") and value
+  return path or nil, '"unix:/path", or false'
+end
+
+local PROCESS_SPEC <const> = options.spec("gateway.process", {
+  workers = { workers, default = 1,
+    help = 'processes that serve; "auto": one a processor' },
+  user = { options.text, default = "nobody",
+    help = "whom they become, where gateway is started as root" },
+  group = { options.text, default = "",
+    help = "their group; if not given, the user's" },
+  access_log = { options.boolean, default = true,
+    help = "a line for each request" },
+  log_level = { options.one_of("debug", "info", "warn", "error"),
+    default = "info",
+    help = "the least that is logged" },
+  lua_memory = { options.size, default = 67108864,
+    help = "of one worker's scripts" },
+  drain = { options.seconds, default = 30000,
+    help = "how long a drain or reload waits for requests" },
+  accept_missing = { options.texts, default = core.array {},
+    help = "floor layers that this machine may lack" },
+  must_have = { options.texts, default = core.array {},
+    help = "extra layers and posture that stop the start if missing" },
+  clock = { options.one_of("wait", "floor"), default = "wait",
+    help = "while the clock is not set: wait, or take the day of the build" },
+  ticket_keys = { options.text, default = "",
+    help = "a file of keys that replicas share" },
+  audit_key = { options.text, default = "",
+    help = "a file: audit records carry MACs under this key" },
+  control = { control, default = "",
+    help = "its control socket; false: none. If not given, it is in "
+      .. "/run/gateway, $XDG_RUNTIME_DIR/gateway or /tmp/gateway-UID" },
+})
+
+local ADMIN_SPEC <const> = options.spec("gateway.admin", {
+  address = { options.text, required = true,
+    help = '"127.0.0.1:9443" or "unix:/path": in the clear, to whoever asks' },
+})
 
 
 --- process { workers =, user =, … }: how the program runs; at most once.
@@ -251,7 +324,10 @@ local function read_tickets(at, what, read)
 end
 
 
-local PROXY_SPEC <const> = { from = { options.texts, required = true } }
+local PROXY_SPEC <const> = options.spec("gateway.listen: proxy_protocol", {
+  from = { options.texts, required = true,
+    help = "whose connections begin with a PROXY header; others are refused" },
+})
 
 
 -- A listener, as the configuration wants it.
@@ -297,15 +373,24 @@ function M.listen(given)
 end
 
 
-local TCP_SPEC <const> = {
-  listen = { options.table, required = true },
-  authorize = { route.anything },
-  to = { route.anything, required = true },
-  idle = { options.seconds, default = 3600000 },
-  half_idle = { options.seconds, default = 60000 },
-  alpn = { options.texts, default = core.array {} },
-  log = { route.anything },
-}
+local TCP_SPEC <const> = options.spec("gateway.tcp", {
+  listen = { options.table, required = true,
+    help = "as gateway.listen takes it" },
+  authorize = { route.anything,
+    type = "condition or function(identity)", help = "who; required" },
+  to = { route.anything, required = true,
+    type = '"tcp://HOST:PORT", "unix:/PATH", or an upstream of such targets',
+    help = "where to" },
+  idle = { options.seconds, default = 3600000,
+    help = "without a byte in either direction" },
+  half_idle = { options.seconds, default = 60000,
+    help = "the same, when one direction has ended" },
+  alpn = { options.texts, default = core.array {},
+    help = "protocols that are offered to clients" },
+  log = { route.anything,
+    type = "function, or list of functions",
+    help = "called at the end, (request, response, decision)" },
+})
 
 
 --- tcp { listen = { … }, authorize =, to = }: any protocol over TCP, for whom
@@ -398,19 +483,25 @@ M.fetch = upstream.fetch
 --- sleep(seconds): waits; other requests go on.
 M.sleep = core.sleep
 
---- now(): monotonic seconds. time(): seconds since 1970.
+--- now(): seconds of a clock that never goes back.
 M.now = core.now
+
+--- time(): seconds since 1970.
 M.time = core.time
 
 --- random(n): n random hexadecimal digits.
 M.random = core.random
 
---- null: the JSON null. list(t): marks a table as a JSON array, also if empty.
+--- null: the JSON null.
 M.null = core.null
+
+--- list(t): marks a table as a JSON array, also if it is empty.
 M.list = core.array
 
---- encode(value), decode(text): JSON and back.
+--- encode(value): a value as JSON text.
 M.encode = core.encode
+
+--- decode(text): JSON text as a value.
 M.decode = core.decode
 
 local LEVELS <const> = { debug = true, info = true, warn = true, error = true }

@@ -16,17 +16,28 @@ local response <const> = require "gateway.response"
 local route <const> = require "gateway.route"
 local M = {}
 
-local SPEC <const> = {
-  path = { options.text, default = "/jobs" },
-  keep = { options.seconds, default = 600000 },
-  max = { options.integer(1, 4096), default = 64 },
-  per_identity = { options.integer(1, 4096), default = 8 },
-  output = { options.size, default = 1048576 },
-  authorize = { route.anything },
-  others = { route.anything },
-  host = { route.anything },
-  listener = { route.anything },
-}
+local SPEC <const> = options.spec("gateway.jobs", {
+  path = { options.text, default = "/jobs",
+    help = "GET path/ID tells, DELETE path/ID ends it" },
+  keep = { options.seconds, default = 600000,
+    help = "after its end" },
+  max = { options.integer(1, 4096), default = 64,
+    help = "kept at a time" },
+  per_identity = { options.integer(1, 4096), default = 8,
+    help = "of one client" },
+  output = { options.size, default = 1048576,
+    help = "of one job, at most 256M" },
+  authorize = { route.anything,
+    type = "condition or function(identity)",
+    help = "who may ask; if not given, id.anyone" },
+  others = { route.anything,
+    type = "condition or function(identity)",
+    help = "who may see and end the jobs of others; if not given, nobody" },
+  host = { route.anything,
+    type = "a string", help = "only for this Host" },
+  listener = { route.anything,
+    type = "a string", help = "only on this listener" },
+})
 
 local OUTPUT_MAX <const> = 2 ^ 28
 local PAUSE <const> = 0.05

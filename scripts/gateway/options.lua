@@ -15,6 +15,11 @@
 local core <const> = require "gateway.core"
 local M = {}
 
+--- Every spec by name, for what writes about them: `gateway docs`. A row's
+-- `help` says what the option is for; `type`, what it takes, where the reader
+-- does not say it.
+M.specs = {}
+
 local MAX_LEVELS <const> = 60
 local MAX_SECONDS <const> = 24 * 3600
 local UNITS <const> = { [""] = 1, K = 2 ^ 10, M = 2 ^ 20, G = 2 ^ 30 }
@@ -40,6 +45,14 @@ end
 -- @param at  where the declaration stands, or nil for the caller's own place
 function M.fail(at, what, message)
   error(("%s: %s: %s"):format(at or M.where(), what, message), 0)
+end
+
+
+--- Notes a spec under the name of its declaration: "gateway.listen".
+-- @return the spec
+function M.spec(name, spec)
+  M.specs[name] = spec
+  return spec
 end
 
 

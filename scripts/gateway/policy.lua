@@ -14,7 +14,7 @@ local PROCESS_DEFAULT <const> = {
   workers = 1, user = "nobody", group = "", access_log = true,
   log_level = "info", lua_memory = 67108864, drain_ms = 30000,
   ticket_keys = "",
-  audit_key = "",
+  audit_key = "", control = "",
   accept_missing = core.array {}, must_have = core.array {},
 }
 
@@ -138,6 +138,12 @@ function M.hook(func, pure)
     book.pure[number] = true
   end
   return number
+end
+
+
+--- What gateway.process says of the control socket: "", "off", "unix:/path".
+function M.control()
+  return (book.process or PROCESS_DEFAULT).control
 end
 
 

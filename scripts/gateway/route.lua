@@ -32,41 +32,73 @@ local function anything(value)
   return value
 end
 
-local SPEC <const> = {
-  authorize = { anything },
-  validate = { options.table, default = {} },
-  check = { anything },
-  handle = { anything, required = true },
-  respond = { anything },
-  log = { anything },
-  limits = { options.table, default = {} },
-  allow = { options.table, default = {} },
-  host = { options.text, default = "" },
-  listener = { options.text, default = "" },
+local SPEC <const> = options.spec("route", {
+  authorize = { anything,
+    type = "condition or function(identity)",
+    help = "who may call it; required, here or in the group" },
+  validate = { options.table, default = {},
+    help = "what: see route: validate" },
+  check = { anything,
+    type = "function, or list of functions",
+    help = "what neither of both can say: (request, identity)" },
+  handle = { anything, required = true,
+    type = "function(request, identity), upstream, or upstream:to(…)",
+    help = "the work" },
+  respond = { anything,
+    type = "function, or list of functions",
+    help = "returns the response, changed: (request, response)" },
+  log = { anything,
+    type = "function, or list of functions",
+    help = "when all is over: (request, response, decision)" },
+  limits = { options.table, default = {},
+    help = "see route: limits" },
+  allow = { options.table, default = {},
+    help = 'a list of odd things to let through, such as "semicolon"' },
+  host = { options.text, default = "",
+    help = "only for this Host" },
+  listener = { options.text, default = "",
+    help = "only on this listener" },
   limit = { later = "comes with a later version (rate limits)" },
-  client_ca = { options.text },
-  upgrade = { anything },
-}
+  client_ca = { options.text,
+    help = "PEM: the client's chain must go through one of these" },
+  upgrade = { anything,
+    type = "a string, or a list of them",
+    help = '"websocket": a tunnel, if the upstream agrees' },
+})
 
-local GROUP_SPEC <const> = {
+local GROUP_SPEC <const> = options.spec("gateway.group", {
   authorize = SPEC.authorize, check = SPEC.check, respond = SPEC.respond,
   log = SPEC.log, limits = SPEC.limits, allow = SPEC.allow, host = SPEC.host,
   listener = SPEC.listener, limit = SPEC.limit, client_ca = SPEC.client_ca,
-}
+})
 
-local VALIDATE_SPEC <const> = {
-  path = { options.table, default = {} },
-  query = { options.table, default = {} },
-  headers = { options.table, default = {} },
-  json = { anything },
-  body = { anything },
-}
+local VALIDATE_SPEC <const> = options.spec("route: validate", {
+  path = { options.table, default = {},
+    help = "a schema for each capture" },
+  query = { options.table, default = {},
+    help = "a schema for each parameter; or gateway.unchecked" },
+  headers = { options.table, default = {},
+    help = "a schema for each header field that hooks read" },
+  json = { anything,
+    type = "a schema", help = "of a JSON body" },
+  body = { anything,
+    type = "gateway.bytes(max) or gateway.stream(max)", help = "another body" },
+})
 
-local LIMITS_SPEC <const> = {
-  hook_cpu = { options.seconds }, hook_time = { options.seconds },
-  body_idle = { options.seconds }, write_idle = { options.seconds },
-  body_size = { options.size }, upgrade_idle = { options.seconds },
-}
+local LIMITS_SPEC <const> = options.spec("route: limits", {
+  hook_cpu = { options.seconds,
+    help = "computing time of one hook" },
+  hook_time = { options.seconds,
+    help = "of one hook, waiting and all" },
+  body_idle = { options.seconds,
+    help = "between two parts of a request's body" },
+  write_idle = { options.seconds,
+    help = "for a client to take more of an answer" },
+  body_size = { options.size,
+    help = "bytes of a body" },
+  upgrade_idle = { options.seconds,
+    help = "of a tunnel without a byte" },
+})
 
 local NO_GROUP <const> = {
   prefix = "", authorize = {}, check = {}, respond = {}, log = {}, limits = {},
@@ -490,6 +522,12 @@ end
 
 -- ---- the functions a policy calls ------------------------------------------
 
+--- get, post, put, patch, delete, head, options(path, options): a route for
+-- that method; GET answers HEAD, too. A path is segments, `{name}` for one, and
+-- `{name...}` for the rest, at the end.
+-- @param options  in the order in which a request meets them
+
+--- any(path, options): a route for every method.
 local WORDS <const> = {
   get = "GET", post = "POST", put = "PUT", patch = "PATCH", delete = "DELETE",
   head = "HEAD", options = "OPTIONS", any = "*",
@@ -509,6 +547,10 @@ end
 
 
 local Group = {}
+
+--- group:get, group:post, group:put, group:patch, group:delete, group:head,
+-- group:options, group:any, group:route, group:group(…): as those of gateway,
+-- within the group.
 
 -- A group's methods take `self`; `v1.get(…)` with a dot is a common slip.
 local function check_self(self, word)

@@ -22,13 +22,18 @@ local function share(value)
   return nil, "a number above 0 and up to 1"
 end
 
-local SPEC <const> = {
-  policy = { options.text, required = true },
-  sample = { share, default = MILLION },
-  cpu = { share, default = MILLION // 10 },
-  hook_cpu = { options.seconds, default = 20 },
-  memory = { options.size, default = 33554432 },
-}
+local SPEC <const> = options.spec("gateway.shadow", {
+  policy = { options.text, required = true,
+    help = "its file; may stand without a name" },
+  sample = { share, default = MILLION, shown = "1",
+    help = "share of the requests that it is asked about" },
+  cpu = { share, default = MILLION // 10, shown = "0.1",
+    help = "share of a processor that it may take" },
+  hook_cpu = { options.seconds, default = 20,
+    help = "computing time of one hook" },
+  memory = { options.size, default = 33554432,
+    help = "of its scripts, in each worker" },
+})
 
 
 --- shadow(file or { file, sample =, cpu =, hook_cpu =, memory = }): at most

@@ -18,6 +18,9 @@ local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
 local M = {}
 
+--- Every tool that was required, by its name: what main() was given.
+M.specs = {}
+
 local COLUMN <const> = 18  -- where the help of an option begins
 local WIDTH <const> = 80
 
@@ -144,6 +147,7 @@ end
 --              run = function(operands, opts) that returns an exit code, or nil
 --              and what is wrong with the command line }
 function M.main(spec)
+  M.specs[spec.name] = spec
   return function(argv)
     for _, word in ipairs(argv) do
       if word == "--" then

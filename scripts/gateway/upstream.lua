@@ -12,33 +12,55 @@ local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local M = {}
 
-local SPEC <const> = {
-  name = { options.text },
-  connect_timeout = { options.seconds },  -- its default depends: see declare
-  head_timeout = { options.seconds, default = 30000 },
-  idle_timeout = { options.seconds, default = 30000 },
-  keepalive_timeout = { options.seconds, default = 60000 },
-  keepalive = { options.integer(0, 10000), default = 64 },
-  identity_headers = { options.boolean },
-  ca = { options.text },
-  certificate = { options.text },
-  key = { options.text },
-  server_name = { options.text },
-  server_spiffe = { options.text },
-  crl = { options.files, default = core.array {} },
-  crl_missing = { options.one_of("deny", "allow"), default = "deny" },
-  crl_expired = { options.one_of("deny", "allow"), default = "deny" },
-  client_cert_chain = { options.boolean, default = false },
-  proxy_protocol = { options.one_of("v1", "v2") },
+local SPEC <const> = options.spec("gateway.upstream", {
+  name = { options.text,
+    help = "what logs and tests call it; if not given, its first target" },
+  connect_timeout = { options.seconds,
+    help = "1 s; 2 s for https://" },
+  head_timeout = { options.seconds, default = 30000,
+    help = "for the head of an answer" },
+  idle_timeout = { options.seconds, default = 30000,
+    help = "between two parts of an answer" },
+  keepalive_timeout = { options.seconds, default = 60000,
+    help = "an idle connection is kept for that long" },
+  keepalive = { options.integer(0, 10000), default = 64,
+    help = "idle connections that a worker keeps" },
+  identity_headers = { options.boolean,
+    help = "send Client-Cert and X-Forwarded-Client-Cert" },
+  ca = { options.text,
+    help = "PEM: who may have issued the server's certificate; required for "
+      .. "https://" },
+  certificate = { options.text,
+    help = "PEM: our own client certificate" },
+  key = { options.text,
+    help = "PEM: its key" },
+  server_name = { options.text,
+    help = "the name that the server's certificate must have" },
+  server_spiffe = { options.text,
+    help = "the SPIFFE ID that it must have" },
+  crl = { options.files, default = core.array {},
+    help = "lists of revoked certificates: files, or folders of *.crl" },
+  crl_missing = { options.one_of("deny", "allow"), default = "deny",
+    help = "a certificate that no list covers" },
+  crl_expired = { options.one_of("deny", "allow"), default = "deny",
+    help = "a list past its nextUpdate" },
+  client_cert_chain = { options.boolean, default = false,
+    help = "send Client-Cert-Chain, too" },
+  proxy_protocol = { options.one_of("v1", "v2"),
+    help = "announce the client to a tcp:// or unix: target" },
   health = { later = "comes with a later version" },
-}
+})
 
-local TO_SPEC <const> = {
-  set = { options.text_map, default = {} },
-  remove = { options.texts, default = core.array {} },
-  respond_set = { options.text_map, default = {} },
-  respond_remove = { options.texts, default = core.array {} },
-}
+local TO_SPEC <const> = options.spec("app:to", {
+  set = { options.text_map, default = {},
+    help = "header fields to send; values are templates" },
+  remove = { options.texts, default = core.array {},
+    help = "header fields to leave out" },
+  respond_set = { options.text_map, default = {},
+    help = "header fields of the answer" },
+  respond_remove = { options.texts, default = core.array {},
+    help = "header fields to take from the answer" },
+})
 
 -- What a template may name besides the route's captures: of a list, the first
 -- entry.
@@ -248,7 +270,7 @@ local function to(self, target, opts)
 end
 
 
--- app:fetch(…) is gateway.fetch(app, …).
+--- app:fetch(path | request): gateway.fetch(app, …).
 local function fetch(self, request)
   if getmetatable(self) ~= Upstream then
     options.fail(nil, "gateway.fetch",

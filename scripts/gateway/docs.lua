@@ -1,0 +1,539 @@
+--- `gateway docs`: the reference of the policy API and of the commands, as
+-- text, Markdown, a manual page, or annotations for lua-language-server.
+
+local core <const> = require "gateway.core"
+local options <const> = require "gateway.options"
+local reference <const> = require "gateway.reference"
+local tool <const> = require "gateway.tool"
+local M = {}
+
+local WIDTH <const> = 78
+
+
+-- Words in lines of at most WIDTH, each behind `indent` blanks.
+local function wrap(text, indent)
+  local lines, line = {}, ""
+  local left = (" "):rep(indent)
+  for word in text:gmatch("%S+") do
+    if line ~= "" and indent + utf8.len(line) + 1 + utf8.len(word) > WIDTH then
+      lines[#lines + 1] = left .. line
+      line = word
+    else
+      line = line == "" and word or line .. " " .. word
+    end
+  end
+  lines[#lines + 1] = left .. line
+  return table.concat(lines, "\n")
+end
+
+
+-- "a whole number from 1 to 9; default 9".
+local function type_text(option)
+  return option.type .. (option.required and "; required" or "")
+    .. (option.default and "; default " .. option.default or "")
+end
+
+
+local function command_option(option)
+  local text = option[3]
+  if option[4] then
+    text = ("%s (default %s)"):format(text, option[4])
+  end
+  return (option.short and "-" .. option.short .. ", " or "") .. "--"
+    .. option[1] .. (option[2] ~= "" and " " .. option[2] or ""), text
+end
+
+
+local function command_line(command)
+  return ("gateway %s%s%s"):format(command.name,
+    #command.options > 0 and " [options]" or "",
+    command.operands ~= "" and " " .. command.operands or "")
+end
+
+
+-- ---- a format is a few functions, each of which returns text ----------------
+
+local text <const> = {
+  title = function(name, what)
+    return ("%s  %s\n\n"):format(name:upper(), what)
+  end,
+  head = function(head)
+    return head .. "\n"
+  end,
+  para = function(what)
+    return wrap(what, 4) .. "\n\n"
+  end,
+  group = function(name)
+    return "    " .. name .. "\n"
+  end,
+  row = function(name, what, more)
+    return ("      %s\n%s\n"):format(name, wrap(
+      what .. (more and " (" .. more .. ")" or ""), 10))
+  end,
+  rows_end = "\n",
+  code = function(line)
+    return "    " .. line .. "\n"
+  end,
+}
+
+
+local function md(s)
+  return (s:gsub("[|<*_]", "\\%0"))
+end
+
+local markdown <const> = {
+  title = function(name, what)
+    return ("## %s: `%s`\n\n"):format(what, name)
+  end,
+  head = function(head)
+    return ("### `%s`\n\n"):format(head)
+  end,
+  para = function(what)
+    return md(what) .. "\n\n"
+  end,
+  group = function(name)
+    return ("**%s**\n\n| | | |\n|---|---|---|\n"):format(md(name))
+  end,
+  row = function(name, what, more)
+    return ("| `%s` | %s | %s |\n"):format(name, md(what), md(more or ""))
+  end,
+  rows_end = "\n",
+  code = function(line)
+    return "    " .. line .. "\n"
+  end,
+}
+
+
+-- Text for groff: what it would take for commands, or for other signs.
+local function roff(s)
+  s = s:gsub("\\", "\\e"):gsub("%-", "\\-"):gsub("^([.'])", "\\&%1")
+  return (s:gsub("[\u{80}-\u{10ffff}]", "%0"))
+end
+
+-- One sentence may fill several lines, none of which is a request.
+local function roff_text(s)
+  return (roff(s):gsub("\n([.'])", "\n\\&%1"))
+end
+
+local man <const> = {
+  title = function(name, what)
+    return (".SH \"%s\"\n.I %s\n"):format(roff(what:upper()), roff(name))
+  end,
+  head = function(head)
+    return (".SS \"%s\"\n"):format((roff(head):gsub('"', '\\(dq')))
+  end,
+  para = function(what)
+    return roff_text(what) .. "\n"
+  end,
+  group = function(name)
+    return (".PP\n.I %s\n"):format(roff(name))
+  end,
+  row = function(name, what, more)
+    return (".TP\n.B %s\n%s\n"):format(roff(name), roff_text(
+      what .. (more and " (" .. more .. ")" or "")))
+  end,
+  rows_end = "",
+  code = function(line)
+    return (".PP\n.nf\n%s\n.fi\n"):format(roff_text(line))
+  end,
+}
+
+local FORMATS <const> = { text = text, markdown = markdown, man = man }
+
+
+-- ---- pages, in any of these ------------------------------------------------
+
+local function write_item(f, out, item)
+  local names = item.names
+  local heads = {}
+  for i, name in ipairs(names) do
+    heads[i] = name .. (i == #names and item.signature or "")
+  end
+  out[#out + 1] = f.head(table.concat(heads, ", "))
+  out[#out + 1] = f.para((item.text:gsub("^%l", string.upper)))
+  if #item.params > 0 then
+    out[#out + 1] = f.group("arguments")
+    for _, param in ipairs(item.params) do
+      out[#out + 1] = f.row(param[1], param[2])
+    end
+    out[#out + 1] = f.rows_end
+  end
+  for _, spec in ipairs(item.specs) do
+    out[#out + 1] = f.group("options of " .. spec.name)
+    for _, option in ipairs(spec.options) do
+      out[#out + 1] = f.row(option.name, option.help, type_text(option))
+    end
+    out[#out + 1] = f.rows_end
+  end
+end
+
+
+local function write_object(f, out, object)
+  out[#out + 1] = f.head(object.name)
+  out[#out + 1] = f.para(object.text)
+  out[#out + 1] = f.group("fields")
+  for _, field in ipairs(object.fields) do
+    out[#out + 1] = f.row(field[1], field[3], field[2])
+  end
+  out[#out + 1] = f.rows_end
+end
+
+
+local function write_command(f, out, command)
+  out[#out + 1] = f.head(command_line(command))
+  out[#out + 1] = f.para(command.help)
+  if #command.options > 0 and command.options[1][3] ~= "" then
+    out[#out + 1] = f.group("options")
+    for _, option in ipairs(command.options) do
+      out[#out + 1] = f.row(command_option(option))
+    end
+    out[#out + 1] = f.rows_end
+  end
+  for _, example in ipairs(command.examples) do
+    out[#out + 1] = f.code(example)
+  end
+  out[#out + 1] = f.rows_end
+end
+
+
+-- What there is to write: { title, name, write, thing, names }, in its order.
+local function pages(api, commands)
+  local list = {}
+  local function add(section, title, write, thing, names)
+    list[#list + 1] = {
+      section = section, title = title, write = write, thing = thing,
+      names = names,
+    }
+  end
+  for i, section in ipairs(api.sections) do
+    for _, item in ipairs(section.items) do
+      add(section.name, section.title, write_item, item, item.names)
+    end
+    for _, object in ipairs(i == 2 and api.objects or {}) do
+      add("objects", "What hooks are given", write_object, object,
+        { object.name })
+    end
+  end
+  for _, command in ipairs(commands) do
+    add("commands", "Commands", write_command, command,
+      { "gateway " .. command.name })
+  end
+  return list
+end
+
+
+-- Is `topic` the page's section, one of its names, or the last part of one?
+local function is_about(page, topic)
+  for _, name in ipairs(page.names) do
+    if name == topic or name:match("[^.: ]+$") == topic then
+      return true
+    end
+  end
+  return page.section == topic
+end
+
+
+-- A topic's pages; nil and a message where there are none.
+local function choose(list, topic)
+  if not topic then
+    return list
+  end
+  local chosen, known = {}, {}
+  for _, page in ipairs(list) do
+    if is_about(page, topic) then
+      chosen[#chosen + 1] = page
+    end
+    known[page.section] = true
+    for _, name in ipairs(page.names) do
+      known[name:match("[^.: ]+$")] = true
+    end
+  end
+  if #chosen == 0 then
+    return nil, ("there is nothing about '%s'%s"):format(topic,
+      options.suggest(topic, known))
+  end
+  return chosen
+end
+
+
+local function write_pages(f, list)
+  local out, section = {}, nil
+  for _, page in ipairs(list) do
+    if page.section ~= section then
+      section = page.section
+      out[#out + 1] = f.title(section, page.title)
+    end
+    page.write(f, out, page.thing)
+  end
+  return table.concat(out)
+end
+
+
+local MAN_HEAD <const> = [[
+.TH GATEWAY 1
+.SH NAME
+gateway \- a mutual\-TLS gateway with policies in Lua
+.SH SYNOPSIS
+.B gateway
+.I COMMAND
+[options]
+.SH DESCRIPTION
+Every client must present a certificate. Every request meets a policy, a Lua
+script that says who may call which route with which input. Then the route
+forwards to an upstream, answers from Lua, or runs a program out of a table that
+was frozen at start. What no route allows is refused.
+]]
+local MAN_TAIL <const> = [[
+.SH "EXIT STATUS"
+0: fine. 1: what was asked about is not fine. 2: wrong usage.
+]]
+
+
+-- ---- lua-language-server ---------------------------------------------------
+
+-- Types of options, by the words that readers and rows say them with.
+local LUALS <const> = {
+  { "^a string, or a list", "string|string[]" }, { "^a string$", "string" },
+  { "^true or false$", "boolean" },
+  { "^a whole number.* or ", "integer|string" },
+  { "^a whole number", "integer" }, { "^a number", "number" },
+  { "^a size", "integer|string" }, { "^a list of strings$", "string[]" },
+  { "^a table of names and strings$", "table<string, string>" },
+  { "^a table$", "table" }, { "^a file", "string|string[]" },
+  { '^"', "string|boolean" }, { "^true, false or", "boolean|table" },
+  { "^condition or function", "gateway.condition|fun(identity: identity):"
+    .. " boolean, any" },
+  { "^function, or list", "function|function[]" },
+}
+
+
+local function luals_type(words)
+  local names = words:match("^one of (.*)$")
+  if names then
+    return (names:gsub("[^, ]+", '"%0"'):gsub(", ", "|"))
+  end
+  for _, row in ipairs(LUALS) do
+    if words:find(row[1]) then
+      return row[2]
+    end
+  end
+  return "any"
+end
+
+
+local function class_name(spec)
+  local name = spec:gsub(": ", "."):gsub(":", ".")
+  return (name:find("^gateway%.") and name or "gateway." .. name) .. ".options"
+end
+
+-- How an option's value is made of tables that have a spec of their own.
+local MADE_OF <const> = {
+  certificates = "%s[]", sni = "table<string, %s>", tickets = "boolean|%s",
+}
+
+
+local function option_type(spec, option)
+  local inner = spec.name .. ": " .. option.name
+  if options.specs[inner] then
+    return (MADE_OF[option.name] or "%s"):format(class_name(inner))
+  end
+  return luals_type(option.type)
+end
+
+
+local function write_class(out, spec)
+  out[#out + 1] = "---@class " .. class_name(spec.name)
+  for _, option in ipairs(spec.options) do
+    out[#out + 1] = ("---@field %s%s %s %s"):format(option.name,
+      option.required and "" or "?", option_type(spec, option),
+      option.help .. (option.default and " (default " .. option.default .. ")"
+        or ""))
+  end
+  out[#out + 1] = ""
+end
+
+
+local KEYWORDS <const> = {
+  ["function"] = true, ["end"] = true, ["if"] = true, ["and"] = true,
+  ["or"] = true, ["not"] = true, ["nil"] = true, ["in"] = true,
+}
+
+
+-- The parameters in a list such as "path [, options]": name and optional?
+local function split_parameters(flat)
+  local list = {}
+  for at, word in flat:gmatch("()([%w_.]+)") do
+    local before = flat:sub(1, at - 1)
+    local _, opened = before:gsub("%[", "")
+    local _, closed = before:gsub("%]", "")
+    if word == "..." then
+      local last = list[#list]
+      list[last and not before:find(",%s*$") and #list or #list + 1] = {
+        "...", true,
+      }
+    elseif not before:find("|%s*$") then  -- another form of the one before
+      list[#list + 1] = {
+        KEYWORDS[word] and word .. "_" or word, opened > closed,
+      }
+    end
+  end
+  return list
+end
+
+
+-- The parameters that a signature shows; nil: it is no function.
+local function parameters(item)
+  local inside = item.signature:match("^%((.*)%)")
+  if inside then
+    return split_parameters((inside:gsub("%b{}", "options")
+      :gsub('%b""', "value"):gsub("…", "...")))
+  elseif item.signature == "" then
+    return nil
+  end
+  return { { item.signature:find("^ {") and "options" or "value", false } }
+end
+
+
+-- What a function of a module returns.
+local RETURNS <const> = {
+  ["gateway.upstream"] = "gateway.app", ["gateway.command"] = "gateway.command",
+  ["gateway.group"] = "gateway.group",
+}
+
+
+local function write_function(out, name, item, returns)
+  out[#out + 1] = "---" .. item.text
+  local params = parameters(item)
+  if not params then
+    out[#out + 1] = ("---@type %s\n%s = nil\n"):format(returns, name)
+    return
+  end
+  local words = {}
+  for i, param in ipairs(params) do
+    words[i] = param[1]
+    local class = param[1] == "options" and item.specs[1]
+      and class_name(item.specs[1].name)
+    out[#out + 1] = ("---@param %s%s %s"):format(param[1],
+      param[2] and param[1] ~= "..." and "?" or "", class or "any")
+  end
+  out[#out + 1] = ("---@return %s\nfunction %s(%s) end\n"):format(returns,
+    name, table.concat(words, ", "))
+end
+
+
+local function write_objects(out, objects)
+  for _, object in ipairs(objects) do
+    out[#out + 1] = "---@class " .. object.name
+    for _, field in ipairs(object.fields) do
+      out[#out + 1] = ("---@field %s %s %s"):format(field[1], field[2],
+        field[3])
+    end
+    out[#out + 1] = ""
+  end
+  out[#out + 1] = "---@class gateway.condition"
+  out[#out + 1] = "---@overload fun(identity: identity): boolean, string?\n"
+end
+
+
+-- The annotations of one module: a file that only an editor reads.
+local function luals(api, name)
+  local out, known = {}, {}
+  for _, section in ipairs(api.sections) do
+    known[section.name] = section
+  end
+  local section = known[name]
+  if not section then
+    return nil, ("there are no annotations of '%s'%s"):format(name,
+      options.suggest(name, known))
+  end
+  local root = section.module:match("[%w_]+$")
+  out[1] = "---@meta " .. section.module .. "\n"
+  if name == "gateway" then
+    write_objects(out, api.objects)
+  end
+  local classes = { [root] = true }
+  for _, item in ipairs(section.items) do
+    for _, spec in ipairs(item.specs) do
+      if not classes[spec.name] then
+        classes[spec.name] = true
+        write_class(out, spec)
+      end
+    end
+  end
+  out[#out + 1] = ("---@class %s\nlocal %s = {}\n"):format(section.module, root)
+  for _, item in ipairs(section.items) do
+    for _, full in ipairs(item.names) do
+      local object = full:match("^([%w_]+):")
+      if object and not classes[object] then
+        classes[object] = true
+        out[#out + 1] = ("---@class gateway.%s\nlocal %s = {}\n"):format(object,
+          object)
+      end
+      write_function(out, object and full or root .. "."
+        .. full:match("[^.]+$"), item, RETURNS[full]
+        or name == "id" and "gateway.condition" or "any")
+    end
+  end
+  out[#out + 1] = "return " .. root
+  return table.concat(out, "\n") .. "\n"
+end
+
+
+-- ---- the command -----------------------------------------------------------
+
+local commands  -- as the C side gave them to main()
+
+
+local function run(operands, opts)
+  local api, topic = reference.api(), operands[1]
+  if opts.format == "luals" then
+    local page, message = luals(api, topic or "gateway")
+    if not page then
+      return nil, message
+    end
+    core.write(page)
+    return 0
+  end
+  local format = FORMATS[opts.format]
+  if not format then
+    return nil, ("there is no format '%s'%s"):format(opts.format,
+      options.suggest(opts.format, { text = true, markdown = true, man = true,
+        luals = true }))
+  end
+  local list, message = choose(pages(api, reference.commands(commands)), topic)
+  if not list then
+    return nil, message
+  end
+  local page = write_pages(format, list)
+  core.write(format == man and MAN_HEAD .. page .. MAN_TAIL or page)
+  return 0
+end
+
+
+local main <const> = tool.main {
+  name = "docs", operands = "[TOPIC]", most = 1,
+  help = "The reference of what policies, tests and commands may say. TOPIC:"
+    .. " gateway, id, test, objects, commands, or a name such as listen.",
+  options = {
+    { "format", "FORMAT", "text, markdown, man, or luals: annotations for"
+      .. " lua-language-server, one file for each of gateway, id and test",
+      default = "text" },
+  },
+  examples = {
+    "gateway docs listen",
+    "gateway docs --format man >gateway.1",
+    "gateway docs --format luals >.luals/gateway.lua",
+    "gateway docs --format luals id >.luals/gateway/identity.lua",
+  },
+  run = run,
+}
+
+
+--- The command `gateway docs`.
+function M.main(argv)
+  commands = argv.commands
+  return main(argv)
+end
+
+
+return M
