@@ -11,7 +11,7 @@
 #
 # To add a library: its name in LIBS, its _ROW, its _BUILD.
 
-LIBS = wolfssl uv lua llhttp yyjson pcre2 cares seccomp
+LIBS = wolfssl uv lua llhttp yyjson pcre2 cares seccomp yaml
 DEBUG_LIBS = lua_debug
 
 # library     Debian's source, minimum, licence, its names in pkg-config
@@ -24,6 +24,7 @@ yyjson_ROW  = yyjson   0.10   MIT           yyjson
 pcre2_ROW   = pcre2    10.43  BSD-3-Clause  libpcre2-8
 cares_ROW   = c-ares   1.34   MIT           libcares
 seccomp_ROW = libseccomp 2.5.4 LGPL-2.1-only libseccomp
+yaml_ROW    = libyaml  0.2.5  MIT           yaml-0.1
 
 SUITES      = sid forky trixie
 DEPS_FLAGS  = -O2 -fPIE -fno-omit-frame-pointer -fstack-protector-strong \
@@ -157,6 +158,15 @@ rm -f arch-syscall-dump.c
 : >configure.h
 archive "-I. -I../include -D_GNU_SOURCE -DHAVE_LINUX_SECCOMP_H" *.c
 cp ../include/seccomp.h ../include/seccomp-syscalls.h $$OUT/include/
+endef
+
+# The parser alone: neither its writer nor its trees.
+define yaml_BUILD
+cd src
+archive "-I. -I../include -DYAML_DECLARE_STATIC -DYAML_VERSION_MAJOR=0 \
+  -DYAML_VERSION_MINOR=2 -DYAML_VERSION_PATCH=5 \
+  -DYAML_VERSION_STRING='\"$$VERSION\"'" api.c parser.c reader.c scanner.c
+cp ../include/yaml.h $$OUT/include/
 endef
 
 # ---- end of the settings; below is how a row becomes a static library ------

@@ -65,43 +65,44 @@
  *    4  err     the one error value
  *    5  met     counters and histograms
  *    6  json    yyjson behind our limits
- *    7  uri     request targets
- *    8  hdr     header fields
- *    9  schema  JSON Schema 2020-12, compiled
- *   10  route   which route a request is for
- *   11  cfg     the plain configuration
- *   12  boot    what a child starts from
- *   13  req     one exchange
- *   14  pki     certificates: parsing, verdicts, identities
- *   15  mint    making certificates, keys and lists: `gateway certs`
- *   16  tls     wolfSSL over two buffers
- *   17  h1      HTTP/1.1, both sides
- *   18  pp      PROXY protocol headers
- *   19  sock    a stream with an output queue and deadlines
- *   20  conn    one client connection
- *   21  up      upstream connections
- *   22  proxy   a request, carried to an upstream and back
- *   23  msg     typed frames between our processes
- *   24  wall    what our own processes give up
- *   25  host    what this machine has, and what is around us
- *   26  jail    the cage around a program
- *   27  prog    which programs, arguments and values are let through
- *   28  exec    programs, and nothing but the declared ones
- *   29  vm      the Lua state
- *   30  lib     string and table functions that cannot run away
- *   31  bind    what scripts can see
- *   32  serve   from request to answer
- *   33  admin   health and metrics
- *   34  work    a worker
- *   35  ctl     the control socket
- *   36  sup     the supervisor
- *   37  dial    a client for tools
- *   38  try     tools on a policy
- *   39  learn   what a program needs, by tracing it
- *   40  cli     the commands, and main
+ *    7  doc     YAML and JSON documents, with the line of everything
+ *    8  uri     request targets
+ *    9  hdr     header fields
+ *   10  schema  JSON Schema 2020-12, compiled
+ *   11  route   which route a request is for
+ *   12  cfg     the plain configuration
+ *   13  boot    what a child starts from
+ *   14  req     one exchange
+ *   15  pki     certificates: parsing, verdicts, identities
+ *   16  mint    making certificates, keys and lists: `gateway certs`
+ *   17  tls     wolfSSL over two buffers
+ *   18  h1      HTTP/1.1, both sides
+ *   19  pp      PROXY protocol headers
+ *   20  sock    a stream with an output queue and deadlines
+ *   21  conn    one client connection
+ *   22  up      upstream connections
+ *   23  proxy   a request, carried to an upstream and back
+ *   24  msg     typed frames between our processes
+ *   25  wall    what our own processes give up
+ *   26  host    what this machine has, and what is around us
+ *   27  jail    the cage around a program
+ *   28  prog    which programs, arguments and values are let through
+ *   29  exec    programs, and nothing but the declared ones
+ *   30  vm      the Lua state
+ *   31  lib     string and table functions that cannot run away
+ *   32  bind    what scripts can see
+ *   33  serve   from request to answer
+ *   34  admin   health and metrics
+ *   35  work    a worker
+ *   36  ctl     the control socket
+ *   37  sup     the supervisor
+ *   38  dial    a client for tools
+ *   39  try     tools on a policy
+ *   40  learn   what a program needs, by tracing it
+ *   41  cli     the commands, and main
  *
- * Rooms 1 to 12 are words: functions on memory (log writes lines, and boot its
- * bundle). 13 to 18 are protocols: bytes in, calls out, no descriptor, so that
+ * Rooms 1 to 13 are words: functions on memory (log writes lines, and boot its
+ * bundle). 14 to 19 are protocols: bytes in, calls out, no descriptor, so that
  * two of them can be tested back to back (but mint writes the files of `gateway
  * certs`). Everything is static and defined before use, so a call upwards does
  * not compile. The only stairs up are function pointers, declared in the lower
@@ -208,6 +209,7 @@
 #include <wolfssl/wolfcrypt/random.h>
 #include <wolfssl/wolfcrypt/rsa.h>
 #include <wolfssl/wolfcrypt/sha256.h>
+#include <yaml.h>
 #include <yyjson.h>
 
 #include <lauxlib.h>
@@ -2010,7 +2012,610 @@ json_write_num(struct mem_buf *b, const yyjson_val *v)
         mem_buf_printf(b, "%" PRIu64, v->uni.u64);
 }
 
-/* ==== 7 uri: request targets ================================================
+/* ==== 7 doc: YAML and JSON documents, with the line of everything ===========
+ *
+ * What an OpenAPI file is read by. A document becomes a tree in an arena; each
+ * value and each key knows its line. YAML is read as JSON in another spelling:
+ * one document, keys that are texts, none of them twice, no tags and no merge
+ * keys. A plain scalar is null, a truth, a number as JSON writes it, or a text
+ * (`no` and `1.2.3` are texts). What YAML calls a number and JSON does not
+ * (`007`, `0x1f`, `.inf`) is refused: readers disagree about it. An alias
+ * stands for a copy, and copies count, so that nine lines do not become a
+ * billion nodes.
+ *
+ * Entry   doc_parse
+ */
+enum {
+    DOC_BYTES_MAX = 2 << 20,
+    DOC_DEPTH_MAX = 64,
+    DOC_NODES_MAX = 100000,  // an alias is as many as it stands for
+    DOC_ANCHORS_MAX = 256
+};
+
+enum doc_kind { DOC_VALUE, DOC_LIST, DOC_MAP };
+
+struct doc_item {
+    struct str key;  // of a map
+    uint32_t line;   // of the key; in a list, of the item
+    const struct doc_node *node;
+};
+
+struct doc_node {
+    enum doc_kind kind;
+    uint32_t line;
+    yyjson_val *value;  // of DOC_VALUE
+    struct doc_item *items;
+    size_t n;
+    size_t size;    // nodes: itself, and those below
+    size_t height;  // containers within containers; 0: no container
+};
+
+/* A list or map whose end has not come yet. */
+struct doc_open {
+    struct doc_node *node;
+    size_t cap, before;  // room for items; nodes of the document before it
+    bool keyed;          // a key is there, its value is not
+    struct str anchor;
+};
+
+struct doc_anchor {
+    struct str name;
+    const struct doc_node *node;
+};
+
+struct doc_build {
+    struct mem_arena *arena;  // borrowed
+    struct str name;          // of the file, for messages
+    struct err *e;
+    const struct doc_node *root;
+    size_t size;  // nodes so far
+    struct doc_open open[DOC_DEPTH_MAX];
+    unsigned depth;
+    struct doc_anchor anchors[DOC_ANCHORS_MAX];
+    size_t anchors_n;
+};
+
+/* "api.yaml:12: ...". Always false. */
+__attribute__((format(printf, 3, 4))) static bool
+doc_bad(struct doc_build *b, uint32_t line, const char *fmt, ...)
+{
+    char msg[300];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(msg, sizeof msg, fmt, ap);
+    va_end(ap);
+    return err_set(b->e, ERR_CONFIG, "%.*s:%u: %s", STR_FMT(b->name),
+                   (unsigned)line, msg);
+}
+
+/* The line in which byte `at` stands. */
+static uint32_t
+doc_line_of(struct str text, size_t at)
+{
+    uint32_t line = 1;
+
+    for (size_t i = 0; i < at && i < text.n; i++)
+        line += text.p[i] == '\n';
+    return line;
+}
+
+/* ---- the tree ---- */
+
+static bool
+doc_count(struct doc_build *b, uint32_t line, size_t n)
+{
+    b->size += n;
+    return b->size <= DOC_NODES_MAX ||
+           doc_bad(b, line, "more than %d values, aliases written out",
+                   DOC_NODES_MAX);
+}
+
+static bool
+doc_deep(struct doc_build *b, uint32_t line, size_t height)
+{
+    return b->depth + height <= DOC_DEPTH_MAX ||
+           doc_bad(b, line, "nested more than %d deep", DOC_DEPTH_MAX);
+}
+
+/* Is the next thing a key? */
+static bool
+doc_at_key(const struct doc_build *b)
+{
+    const struct doc_open *o = b->depth ? &b->open[b->depth - 1] : NULL;
+
+    return o && o->node->kind == DOC_MAP && !o->keyed;
+}
+
+/* The item that is being filled, in the innermost container. */
+static struct doc_item *
+doc_item(struct doc_build *b, struct doc_open *o)
+{
+    struct doc_node *n = o->node;
+    struct doc_item *more;
+
+    if (n->n == o->cap) {
+        o->cap = o->cap ? 2 * o->cap : 4;
+        more = mem_alloc(b->arena, o->cap * sizeof *more);
+        if (n->n)
+            memcpy(more, n->items, n->n * sizeof *more);
+        n->items = more;
+    }
+    return &n->items[n->n];
+}
+
+static void
+doc_key(struct doc_build *b, struct str key, uint32_t line)
+{
+    struct doc_open *o = &b->open[b->depth - 1];
+    struct doc_item *i = doc_item(b, o);
+
+    i->key = key;
+    i->line = line;
+    o->keyed = true;
+}
+
+/* A finished value takes its place. */
+static void
+doc_add(struct doc_build *b, const struct doc_node *node)
+{
+    struct doc_open *o;
+    struct doc_item *i;
+
+    if (!b->depth) {
+        b->root = node;
+        return;
+    }
+    o = &b->open[b->depth - 1];
+    i = doc_item(b, o);
+    if (o->node->kind == DOC_LIST)
+        i->line = node->line;
+    i->node = node;
+    o->node->n++;
+    if (o->node->height <= node->height)
+        o->node->height = node->height + 1;
+    o->keyed = false;
+}
+
+static struct doc_node *
+doc_node_new(struct doc_build *b, enum doc_kind kind, uint32_t line)
+{
+    struct doc_node *n = mem_alloc(b->arena, sizeof *n);
+
+    n->kind = kind;
+    n->line = line;
+    n->size = 1;
+    n->height = kind != DOC_VALUE;
+    return n;
+}
+
+static bool
+doc_begin(struct doc_build *b, enum doc_kind kind, struct str anchor,
+          uint32_t line)
+{
+    if (!doc_deep(b, line, 1))
+        return false;
+    b->open[b->depth++] = (struct doc_open){
+        .node = doc_node_new(b, kind, line),
+        .before = b->size,
+        .anchor = anchor,
+    };
+    return doc_count(b, line, 1);
+}
+
+static int
+doc_item_compare(const void *x, const void *y)
+{
+    const struct doc_item *a = *(const struct doc_item *const *)x;
+    const struct doc_item *b = *(const struct doc_item *const *)y;
+    int d =
+        memcmp(a->key.p, b->key.p, a->key.n < b->key.n ? a->key.n : b->key.n);
+
+    if (d || a->key.n != b->key.n)
+        return d ? d : (a->key.n > b->key.n) - (a->key.n < b->key.n);
+    return (a > b) - (a < b);
+}
+
+static bool
+doc_keys_differ(struct doc_build *b, const struct doc_node *map)
+{
+    const struct doc_item **v =
+        mem_alloc(b->arena, (map->n + 1) * sizeof(struct doc_item *));
+
+    for (size_t i = 0; i < map->n; i++)
+        v[i] = &map->items[i];
+    qsort(v, map->n, sizeof *v, doc_item_compare);
+    for (size_t i = 1; i < map->n; i++)
+        if (str_eq(v[i - 1]->key, v[i]->key))
+            return doc_bad(
+                b, v[i]->line, "\"%.*s\" is there twice: first in line %u",
+                STR_FMT(json_brief(v[i]->key)), (unsigned)v[i - 1]->line);
+    return true;
+}
+
+/* Anchors are known from their value's end on, so none can hold itself. */
+static bool
+doc_anchor_add(struct doc_build *b, struct str name,
+               const struct doc_node *node)
+{
+    if (!name.n)
+        return true;
+    if (b->anchors_n == DOC_ANCHORS_MAX)
+        return doc_bad(b, node->line, "more than %d anchors", DOC_ANCHORS_MAX);
+    for (size_t i = 0; i < b->anchors_n; i++)
+        if (str_eq(b->anchors[i].name, name))
+            return doc_bad(b, node->line, "anchor &%.*s is there twice",
+                           STR_FMT(json_brief(name)));
+    b->anchors[b->anchors_n++] = (struct doc_anchor){name, node};
+    return true;
+}
+
+static bool
+doc_end(struct doc_build *b)
+{
+    struct doc_open *o = &b->open[--b->depth];
+
+    if (o->node->kind == DOC_MAP && !doc_keys_differ(b, o->node))
+        return false;
+    o->node->size = b->size - o->before;
+    doc_add(b, o->node);
+    return doc_anchor_add(b, o->anchor, o->node);
+}
+
+static bool
+doc_value(struct doc_build *b, yyjson_val *v, struct str anchor, uint32_t line)
+{
+    struct doc_node *n = doc_node_new(b, DOC_VALUE, line);
+
+    n->value = v;
+    doc_add(b, n);
+    return doc_count(b, line, 1) && doc_anchor_add(b, anchor, n);
+}
+
+/* ---- YAML ---- */
+
+static yyjson_val *
+doc_text(struct mem_arena *a, struct str s)
+{
+    yyjson_val *v = mem_alloc(a, sizeof *v);
+
+    v->tag = (uint64_t)s.n << YYJSON_TAG_BIT | YYJSON_TYPE_STR;
+    v->uni.str = mem_dup(a, s.p, s.n);
+    return v;
+}
+
+/* Digits with one dot at most, and an exponent. */
+static bool
+doc_is_decimal(struct str s)
+{
+    size_t i = 0, digits = 0, dots = 0, from;
+
+    for (; i < s.n && (isdigit((unsigned char)s.p[i]) || s.p[i] == '.'); i++)
+        s.p[i] == '.' ? dots++ : digits++;
+    if (!digits || dots > 1)
+        return false;
+    if (i < s.n && (s.p[i] | 0x20) == 'e') {
+        i++;
+        i += i < s.n && (s.p[i] == '-' || s.p[i] == '+');
+        for (from = i; i < s.n && isdigit((unsigned char)s.p[i]);)
+            i++;
+        if (i == from)
+            return false;
+    }
+    return i == s.n;
+}
+
+/* Does YAML's core schema call it a number? */
+static bool
+doc_is_number(struct str s)
+{
+    if (s.n && (s.p[0] == '-' || s.p[0] == '+'))
+        s = str_from(s, 1);
+    if (str_eqi(s, S(".inf")) || str_eqi(s, S(".nan")))
+        return true;
+    if (s.n > 2 && s.p[0] == '0' && (s.p[1] == 'x' || s.p[1] == 'o')) {
+        for (size_t i = 2; i < s.n; i++)
+            if (!isxdigit((unsigned char)s.p[i]))
+                return false;
+        return true;
+    }
+    return doc_is_decimal(s);
+}
+
+/* What a scalar without quotes is. */
+static bool
+doc_plain(struct doc_build *b, struct str s, uint32_t line, yyjson_val **out)
+{
+    static const struct {
+        const char *word;
+        uint64_t tag;
+    } words[] = {
+        {"", YYJSON_TYPE_NULL},
+        {"~", YYJSON_TYPE_NULL},
+        {"null", YYJSON_TYPE_NULL},
+        {"Null", YYJSON_TYPE_NULL},
+        {"NULL", YYJSON_TYPE_NULL},
+        {"true", YYJSON_TYPE_BOOL | YYJSON_SUBTYPE_TRUE},
+        {"True", YYJSON_TYPE_BOOL | YYJSON_SUBTYPE_TRUE},
+        {"TRUE", YYJSON_TYPE_BOOL | YYJSON_SUBTYPE_TRUE},
+        {"false", YYJSON_TYPE_BOOL | YYJSON_SUBTYPE_FALSE},
+        {"False", YYJSON_TYPE_BOOL | YYJSON_SUBTYPE_FALSE},
+        {"FALSE", YYJSON_TYPE_BOOL | YYJSON_SUBTYPE_FALSE},
+    };
+    struct err why;
+
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (str_eq(s, str_of(words[i].word))) {
+            *out = mem_alloc(b->arena, sizeof **out);
+            (*out)->tag = words[i].tag;
+            return true;
+        }
+    if (!doc_is_number(s)) {
+        *out = doc_text(b->arena, s);
+        return true;
+    }
+    return json_parse(b->arena, s, out, &why) ||
+           doc_bad(b, line,
+                   "%.*s is no number as JSON writes it: write one, or put it "
+                   "in quotes",
+                   STR_FMT(json_brief(s)));
+}
+
+static struct str
+doc_anchor_of(struct doc_build *b, const yaml_char_t *anchor)
+{
+    if (!anchor)
+        return (struct str){NULL, 0};
+    return str_dup(b->arena, str_of((const char *)anchor));
+}
+
+static bool
+doc_on_scalar(struct doc_build *b, const yaml_event_t *ev, uint32_t line)
+{
+    struct str s = {(const char *)ev->data.scalar.value,
+                    ev->data.scalar.length};
+    bool plain = ev->data.scalar.style == YAML_PLAIN_SCALAR_STYLE;
+    yyjson_val *v;
+
+    if (ev->data.scalar.tag)
+        return doc_bad(b, line, "a tag (!) is not read: leave it out");
+    if (doc_at_key(b)) {
+        if (plain && str_eq(s, S("<<")))
+            return doc_bad(b, line,
+                           "a merge key (<<) is not read: write its keys out");
+        if (plain && !s.n)
+            return doc_bad(b, line, "a key is missing");
+        if (ev->data.scalar.anchor)
+            return doc_bad(b, line, "an anchor on a key is not read");
+        doc_key(b, str_dup(b->arena, s), line);
+        return true;
+    }
+    if (!plain)
+        v = doc_text(b->arena, s);
+    else if (!doc_plain(b, s, line, &v))
+        return false;
+    return doc_value(b, v, doc_anchor_of(b, ev->data.scalar.anchor), line);
+}
+
+static bool
+doc_on_alias(struct doc_build *b, const yaml_event_t *ev, uint32_t line)
+{
+    struct str name = str_of((const char *)ev->data.alias.anchor);
+
+    if (doc_at_key(b))
+        return doc_bad(b, line, "an alias as a key is not read");
+    for (size_t i = 0; i < b->anchors_n; i++)
+        if (str_eq(b->anchors[i].name, name)) {
+            doc_add(b, b->anchors[i].node);
+            return doc_count(b, line, b->anchors[i].node->size) &&
+                   doc_deep(b, line, b->anchors[i].node->height);
+        }
+    return doc_bad(b, line, "*%.*s: no anchor of that name ends before it",
+                   STR_FMT(json_brief(name)));
+}
+
+static bool
+doc_on_start(struct doc_build *b, enum doc_kind kind, const yaml_char_t *anchor,
+             const yaml_char_t *tag, uint32_t line)
+{
+    if (tag)
+        return doc_bad(b, line, "a tag (!) is not read: leave it out");
+    if (doc_at_key(b))
+        return doc_bad(b, line, "a key must be a text");
+    return doc_begin(b, kind, doc_anchor_of(b, anchor), line);
+}
+
+static bool
+doc_on_document(struct doc_build *b, const yaml_event_t *ev, uint32_t line)
+{
+    const yaml_version_directive_t *v =
+        ev->data.document_start.version_directive;
+
+    if (b->root)
+        return doc_bad(b, line, "a second document begins: keep one a file");
+    return !v || v->minor == 2 ||
+           doc_bad(b, line, "this is read as YAML 1.2: leave %%YAML out");
+}
+
+static bool
+doc_on_event(struct doc_build *b, const yaml_event_t *ev)
+{
+    uint32_t line = (uint32_t)ev->start_mark.line + 1;
+
+    switch (ev->type) {
+    case YAML_DOCUMENT_START_EVENT:
+        return doc_on_document(b, ev, line);
+    case YAML_ALIAS_EVENT:
+        return doc_on_alias(b, ev, line);
+    case YAML_SCALAR_EVENT:
+        return doc_on_scalar(b, ev, line);
+    case YAML_SEQUENCE_START_EVENT:
+        return doc_on_start(b, DOC_LIST, ev->data.sequence_start.anchor,
+                            ev->data.sequence_start.tag, line);
+    case YAML_MAPPING_START_EVENT:
+        return doc_on_start(b, DOC_MAP, ev->data.mapping_start.anchor,
+                            ev->data.mapping_start.tag, line);
+    case YAML_SEQUENCE_END_EVENT:
+    case YAML_MAPPING_END_EVENT:
+        return doc_end(b);
+    default:  // the ends of the stream, the end of the document
+        return true;
+    }
+}
+
+/* What libyaml found wrong. */
+static bool
+doc_broken(struct doc_build *b, const yaml_parser_t *p, struct str text)
+{
+    uint32_t line = p->error == YAML_READER_ERROR
+                        ? doc_line_of(text, p->problem_offset)
+                        : (uint32_t)p->problem_mark.line + 1;
+
+    if (!p->context || p->error == YAML_READER_ERROR)
+        return doc_bad(b, line, "%s", p->problem);
+    return doc_bad(b, line, "%s (%s that begins in line %zu)", p->problem,
+                   p->context, p->context_mark.line + 1);
+}
+
+static bool
+doc_read_yaml(struct doc_build *b, struct str text)
+{
+    yaml_parser_t parser;
+    yaml_event_t ev;
+    bool ok = true, more = true;
+
+    must(yaml_parser_initialize(&parser));
+    yaml_parser_set_encoding(&parser, YAML_UTF8_ENCODING);
+    yaml_parser_set_input_string(&parser, (const unsigned char *)text.p,
+                                 text.n);
+    while (ok && more) {
+        if (!yaml_parser_parse(&parser, &ev)) {
+            ok = doc_broken(b, &parser, text);
+            break;
+        }
+        more = ev.type != YAML_STREAM_END_EVENT;
+        ok = doc_on_event(b, &ev);
+        yaml_event_delete(&ev);
+    }
+    yaml_parser_delete(&parser);
+    return ok;
+}
+
+/* ---- JSON ---- */
+
+/* yyjson says what is there; where, is found by going along in the text. */
+struct doc_json {
+    struct doc_build *b;
+    struct str left;
+    uint32_t line;
+};
+
+/* To the next value, key or bracket. */
+static void
+doc_json_skip(struct doc_json *j)
+{
+    while (j->left.n && strchr(" \t\r\n,:", j->left.p[0])) {
+        j->line += j->left.p[0] == '\n';
+        j->left = str_from(j->left, 1);
+    }
+}
+
+/* Past a text, a number or a word. */
+static void
+doc_json_pass(struct doc_json *j)
+{
+    struct str s = j->left;
+    size_t i = 1;
+
+    if (s.p[0] == '"') {
+        while (i < s.n && s.p[i] != '"')
+            i += s.p[i] == '\\' ? 2 : 1;
+        i++;
+    } else {
+        while (i < s.n && !strchr(" \t\r\n,:]}", s.p[i]))
+            i++;
+    }
+    j->left = str_from(s, i);
+}
+
+static bool
+doc_json_value(struct doc_json *j, yyjson_val *v)
+{
+    unsigned type = json_type(v);
+    size_t n = type >= YYJSON_TYPE_ARR ? json_count(v) : 0;
+    struct str none = {NULL, 0};
+
+    doc_json_skip(j);
+    if (type < YYJSON_TYPE_ARR) {
+        doc_json_pass(j);
+        if (type == YYJSON_TYPE_RAW)
+            return doc_bad(j->b, j->line, "a number does not fit 64 bits");
+        return doc_value(j->b, v, none, j->line);
+    }
+    if (!doc_begin(j->b, type == YYJSON_TYPE_ARR ? DOC_LIST : DOC_MAP, none,
+                   j->line))
+        return false;
+    j->left = str_from(j->left, 1);
+    for (v++; n; n--, v = json_next(v)) {
+        if (type == YYJSON_TYPE_OBJ) {
+            doc_json_skip(j);
+            doc_key(j->b, json_str(v), j->line);
+            doc_json_pass(j);
+            v++;
+        }
+        if (!doc_json_value(j, v))
+            return false;
+    }
+    doc_json_skip(j);
+    j->left = str_from(j->left, 1);
+    return doc_end(j->b);
+}
+
+static void
+doc_json_free(void *doc)
+{
+    yyjson_doc_free(doc);
+}
+
+static bool
+doc_read_json(struct doc_build *b, struct str text)
+{
+    struct doc_json j = {b, text, 1};
+    yyjson_read_err why;
+    yyjson_doc *doc;
+
+    doc = yyjson_read_opts(mem_dup(b->arena, text.p, text.n), text.n,
+                           YYJSON_READ_BIGNUM_AS_RAW, NULL, &why);
+    if (!doc)
+        return doc_bad(b, doc_line_of(text, why.pos), "%s", why.msg);
+    mem_defer(b->arena, doc_json_free, doc);
+    return doc_json_value(&j, doc->root);
+}
+
+/* Reads a file's text: JSON where its name ends in .json, else YAML. The tree
+ * lives as long as the arena, of which it takes less than 64 MiB. */
+static bool
+doc_parse(struct mem_arena *a, struct str text, struct str name,
+          const struct doc_node **root, struct err *e)
+{
+    struct doc_build *b = mem_alloc(a, sizeof *b);
+
+    *root = NULL;
+    b->arena = a;
+    b->name = name;
+    b->e = e;
+    if (text.n > DOC_BYTES_MAX)
+        return doc_bad(b, 1, "larger than %d MiB", DOC_BYTES_MAX >> 20);
+    if (!(str_ends(name, S(".json")) ? doc_read_json(b, text)
+                                     : doc_read_yaml(b, text)))
+        return false;
+    if (!b->root)
+        return doc_bad(b, 1, "nothing there");
+    *root = b->root;
+    return true;
+}
+
+/* ==== 8 uri: request targets ================================================
  *
  * Bytes from the request line in, one meaning out. Whatever two parsers might
  * read in two ways is refused, never repaired: an encoded slash, dot segments,
@@ -2489,7 +3094,7 @@ uri_write_query(struct mem_buf *b, const struct uri_param *v, size_t n)
     }
 }
 
-/* ==== 8 hdr: header fields ==================================================
+/* ==== 9 hdr: header fields ==================================================
  *
  * Ordered, several values a name, names lower case from the door on: every
  * comparison after that is a length and a memcmp. Questions that are asked of
@@ -2861,7 +3466,7 @@ hdr_identity(struct str name)
     }
 }
 
-/* ==== 9 schema: JSON Schema 2020-12, compiled ===============================
+/* ==== 10 schema: JSON Schema 2020-12, compiled ===============================
  *
  * A schema becomes a graph of nodes at load, and a check walks the instance and
  * the graph together. What the draft calls annotations (which members and items
@@ -6633,7 +7238,7 @@ schema_may_begin(const struct schema *s, struct str begin)
     return schema_takes_text(s) && schema_node_may(s, s->root, begin, 0);
 }
 
-/* ==== 10 route: which route a request is for ================================
+/* ==== 11 route: which route a request is for ================================
  *
  * A tree of path segments. At each segment a literal beats a capture, and a
  * capture beats a tail; if what follows does not fit, the next best is tried.
@@ -7115,7 +7720,7 @@ route_match(const struct route_table *t, struct str host, unsigned listener,
     return hit->allow ? ROUTE_WRONG_METHOD : ROUTE_NONE;
 }
 
-/* ==== 11 cfg: the plain configuration =======================================
+/* ==== 12 cfg: the plain configuration =======================================
  *
  * A policy is Lua, and evaluates once to one JSON document: listeners, routes,
  * commands, limits, with every default written out. Supervisor, workers and
@@ -10251,7 +10856,7 @@ cfg_print(const struct cfg *c, FILE *f)
     }
 }
 
-/* ==== 12 boot: what a child starts from ====================================
+/* ==== 13 boot: what a child starts from ====================================
  *
  * The supervisor hands each child one sealed memory file: the scripts as they
  * were read once, the plain configuration, the certificates, the variables the
@@ -10815,7 +11420,7 @@ boot_settle(void)
         malloc_trim(0);
 }
 
-/* ==== 13 req: one exchange ==================================================
+/* ==== 14 req: one exchange ==================================================
  *
  * A request and its answer, the same for every HTTP version. The codec that
  * made it (h1) fills the request half and owns the object; the room that
@@ -11023,7 +11628,7 @@ req_queued(struct req *r)
     return r->wire->queued(r);
 }
 
-/* ==== 14 pki: certificates ==================================================
+/* ==== 15 pki: certificates ==================================================
  *
  * DER in, verdict and identity out. The reader is our own and strict: one value
  * has one encoding, so that what we decide on is what the issuer signed. It
@@ -15615,7 +16220,7 @@ pki_cache_verify(struct pki_cache *c, const struct pki_rules *rules,
     return true;
 }
 
-/* ==== 15 mint: making certificates ==========================================
+/* ==== 16 mint: making certificates ==========================================
  *
  * What `gateway certs` writes, for development, tests and small sites: a CA,
  * certificates for servers and clients, revocation lists; and its doctor, which
@@ -17278,7 +17883,7 @@ mint_command(int argc, char **argv)
     return 2;
 }
 
-/* ==== 16 tls: wolfSSL over two buffers ======================================
+/* ==== 17 tls: wolfSSL over two buffers ======================================
  *
  * Sans-I/O: ciphertext in by tls_feed(), ciphertext out by tls_ops.on_cipher.
  * Both sides: what clients connect to, and what connects to https upstreams.
@@ -19154,7 +19759,7 @@ tls_client_keep(struct tls *t, struct tls_session *kept)
     wolfSSL_SESSION_free(own);
 }
 
-/* ==== 17 h1: HTTP/1.1, both sides ===========================================
+/* ==== 18 h1: HTTP/1.1, both sides ===========================================
  *
  * Sans-I/O: bytes in, calls out. llhttp parses with every lenient flag off;
  * before it sees a head, h1_scan() has refused what RFC 9112 lets a parser
@@ -20743,7 +21348,7 @@ h1_client_eof(struct h1_client *c, struct err *e)
                               : "before its answer was complete");
 }
 
-/* ==== 18 pp: PROXY protocol headers =========================================
+/* ==== 19 pp: PROXY protocol headers =========================================
  *
  * What HAProxy's load balancers, and others, say before a connection's first
  * byte: who is at its other end. Version 1 is a line of text, version 2 is
@@ -21150,7 +21755,7 @@ pp_write_v2(struct mem_buf *b, struct pp_ends ends, const struct pp_tls *tls)
     mem_buf_free(&rest);
 }
 
-/* ==== 19 sock: a stream with an output queue and deadlines ==================
+/* ==== 20 sock: a stream with an output queue and deadlines ==================
  *
  * What client and upstream connections have in common: one libuv stream, TCP
  * or Unix, bytes gathered in `out` and sent by sock_flush(), a deadline that
@@ -21519,7 +22124,7 @@ sock_close(struct sock *s)
         uv_close(&s->h.handle, sock_on_closed);
 }
 
-/* ==== 20 conn: one client connection ========================================
+/* ==== 21 conn: one client connection ========================================
  *
  * A socket, its TLS session (none on the admin address), and the codec. The
  * only room that touches a client's socket: below it, tls and h1 see bytes.
@@ -22519,7 +23124,7 @@ conn_cut_tunnels(struct conn_set *set)
             h1_tunnel_cut(c->h1, &e);
 }
 
-/* ==== 21 up: upstream connections ===========================================
+/* ==== 22 up: upstream connections ===========================================
  *
  * A pool for each upstream and worker: resolve, connect, keep alive, pick the
  * target with the fewest calls. A call is one request and its answer over one
@@ -23745,7 +24350,7 @@ up_free(struct up_set *set)
     uv_close((uv_handle_t *)&set->ares_timer, NULL);
 }
 
-/* ==== 22 proxy: a request, carried to an upstream and back ==================
+/* ==== 23 proxy: a request, carried to an upstream and back ==================
  *
  * Glue between a req and an up_call. Nothing is copied through: the request's
  * head is written afresh from what was parsed and checked, the answer's from
@@ -24270,7 +24875,7 @@ proxy_start(struct proxy *p)
     up_go(p->call);
 }
 
-/* ==== 23 msg: typed frames between our processes ============================
+/* ==== 24 msg: typed frames between our processes ============================
  *
  * A channel is a socketpair that carries frames: a header, then its body.
  *
@@ -24787,7 +25392,7 @@ msg_chan_on_closed(uv_handle_t *h)
     c->ops->on_gone(c->data, c->failed ? &c->why : NULL);
 }
 
-/* ==== 24 wall: what our own processes give up ===============================
+/* ==== 25 wall: what our own processes give up ===============================
  *
  * For good, and in this order: wall_early() before anything else, wall_drop()
  * once a process has read its bundle, and then its wall: the files and ports it
@@ -25850,7 +26455,7 @@ wall_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
     return wall_filter_end(&f, "programs (files)", out, e);
 }
 
-/* ==== 25 host: what this machine has, and what is around us =================
+/* ==== 26 host: what this machine has, and what is around us =================
  *
  * Layers: what the kernel grants of what walls and cages are made of. Each is
  * tried by host_probe() in a throw-away child, once, before any of it is relied
@@ -27597,7 +28202,7 @@ host_posture_json(const struct host_finding *all, struct mem_buf *out)
     mem_buf_add(out, "]", 1);
 }
 
-/* ==== 26 jail: the cage around a program ====================================
+/* ==== 27 jail: the cage around a program ====================================
  *
  * Prepared once, when the broker starts: jail_cage_enter() makes namespaces and
  * a view of the file system for all programs. Then, for each run, jail_spawn()
@@ -28916,7 +29521,7 @@ jail_sweep(int children, int ms)
     return false;
 }
 
-/* ==== 27 prog: which programs, arguments and values are let through ==========
+/* ==== 28 prog: which programs, arguments and values are let through ==========
  *
  * By name and by content: what starts another program or reads more into its
  * arguments than they say does not load, or only as the table of guards has it.
@@ -30940,7 +31545,7 @@ prog_advise(const struct cfg_command *c, struct mem_buf *out)
     mem_arena_free(a);
 }
 
-/* ==== 28 exec: programs, and nothing but the declared ones ==================
+/* ==== 29 exec: programs, and nothing but the declared ones ==================
  *
  *     worker                              broker
  *     exec_start --- MSG_EXEC_RUN ------> table, slots checked again, record
@@ -35157,7 +35762,7 @@ exec_verify_end(struct exec_verify *v)
         exec_fault(v, v->at, EXEC_MISSING, "there is no record in this log");
 }
 
-/* ==== 29 vm: the Lua state ==================================================
+/* ==== 30 vm: the Lua state ==================================================
  *
  * One lua_State a worker: boot, sandbox, memory cap, CPU budget. A request's
  * hooks run in a coroutine of their own, a task, one after the other, and may
@@ -36306,7 +36911,7 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
     return true;
 }
 
-/* ==== 30 lib: string and table functions that cannot run away ===============
+/* ==== 31 lib: string and table functions that cannot run away ===============
  *
  * A debug hook does not fire inside a C function, so one string.find() with an
  * unlucky pattern could hold the loop for ever. These replace the functions of
@@ -37514,7 +38119,7 @@ static const luaL_Reg lib_tab_functions[] = {
     {NULL, NULL},
 };
 
-/* ==== 31 bind: what scripts can see =========================================
+/* ==== 32 bind: what scripts can see =========================================
  *
  * "gateway.core", the functions that the Lua library is built on, and the
  * objects that hooks are given: request, identity, raw values. Objects are
@@ -38958,6 +39563,67 @@ bind_core_source(lua_State *L)
     return 1;
 }
 
+/* core.folder() -> the policy's folder, with its slash; "" for the working
+ * directory */
+static int
+bind_core_folder(lua_State *L)
+{
+    bind_push_str(L, vm_policy_folder(vm_of(L)->boot));
+    return 1;
+}
+
+/* A document's node as a Lua value. The table at `lines` gets a table for each
+ * list and map: [key] is the line of that key or item, [0] its own.
+ * stack: ... -> ..., value */
+static void
+bind_push_doc(lua_State *L, const struct doc_node *n, int lines)
+{
+    luaL_checkstack(L, 8, "document too deep");
+    if (n->kind == DOC_VALUE) {
+        bind_push_value(L, n->value);
+        return;
+    }
+    lua_newtable(L);
+    lua_newtable(L);
+    lua_pushinteger(L, n->line);
+    lua_rawseti(L, -2, 0);
+    for (size_t i = 0; i < n->n; i++) {
+        if (n->kind == DOC_MAP)
+            bind_push_str(L, n->items[i].key);
+        else
+            lua_pushinteger(L, (lua_Integer)i + 1);
+        lua_pushvalue(L, -1);
+        lua_pushinteger(L, n->items[i].line);
+        lua_rawset(L, -4);
+        bind_push_doc(L, n->items[i].node, lines);
+        lua_rawset(L, -4);
+    }
+    lua_pushvalue(L, -2);
+    lua_insert(L, -2);
+    lua_rawset(L, lines);
+    if (n->kind == DOC_LIST)
+        bind_mark_array(L);
+}
+
+/* core.yaml(text, name) -> value, lines (see bind_push_doc); or nil and why */
+static int
+bind_core_yaml(lua_State *L)
+{
+    struct str text = bind_str(L, 1), name = bind_str(L, 2);
+    const struct doc_node *root;
+    struct err e;
+
+    if (!doc_parse(bind_arena(L), text, name, &root, &e)) {
+        lua_pushnil(L);
+        lua_pushstring(L, e.msg);
+        return 2;
+    }
+    lua_newtable(L);
+    bind_push_doc(L, root, lua_gettop(L));
+    lua_insert(L, -2);
+    return 2;
+}
+
 /* core.absolute(path): from the working directory; no look at the disk */
 static int
 bind_core_absolute(lua_State *L)
@@ -40010,6 +40676,8 @@ static const luaL_Reg bind_core[] = {
     {"built_in", bind_core_built_in},
     {"no_raw", bind_core_no_raw},
     {"source", bind_core_source},
+    {"folder", bind_core_folder},
+    {"yaml", bind_core_yaml},
     {"absolute", bind_core_absolute},
     {"schema_check", bind_core_schema_check},
     {"schema_test", bind_core_schema_check},
@@ -40088,7 +40756,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
     return true;
 }
 
-/* ==== 32 serve: from request to answer ======================================
+/* ==== 33 serve: from request to answer ======================================
  *
  * The order of a request, and nothing else. Each step either goes on, waits
  * for something that calls serve_go() again, or ends the exchange.
@@ -42338,7 +43006,7 @@ serve_set_new(struct env *env, struct mem_arena *boot, struct met_route *met,
     return set;
 }
 
-/* ==== 33 admin: health and metrics ==========================================
+/* ==== 34 admin: health and metrics ==========================================
  *
  * Plain HTTP on an address that the policy declares; any worker answers for
  * all, from the shared slab.
@@ -42553,7 +43221,7 @@ static const struct req_ops admin_ops = {
     .on_time = admin_on_nothing,
 };
 
-/* ==== 34 work: a worker =====================================================
+/* ==== 35 work: a worker =====================================================
  *
  * Inherits listening sockets, scripts and certificates, opens nothing by name
  * (but what c-ares reads), serves until it is told to drain. One loop, one Lua
@@ -43603,7 +44271,7 @@ work_main(struct boot *boot)
     return 0;
 }
 
-/* ==== 35 ctl: the control socket ============================================
+/* ==== 36 ctl: the control socket ============================================
  *
  * How `gateway reload`, `stop`, `drain` and `status` reach a supervisor: a Unix
  * socket, one word a connection, one line of JSON for an answer. A connection
@@ -44184,7 +44852,7 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
     return ok;
 }
 
-/* ==== 36 sup: the supervisor ================================================
+/* ==== 37 sup: the supervisor ================================================
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
@@ -44480,11 +45148,13 @@ sup_read_secret(struct mem_arena *a, const char *path, struct str *out,
     return true;
 }
 
-/* The scripts found so far. */
+/* The scripts found so far, and the documents that they may name. */
 struct sup_scripts {
     struct mem_arena *a;
     struct boot_file *v;  // BOOT_SCRIPTS of them
     size_t n, bytes, entries;
+    char **documents;  // SUP_ENTRIES of them
+    size_t documents_n;
 };
 
 static bool
@@ -44557,6 +45227,13 @@ sup_list(struct sup_scripts *s, const char *dir, char ***names, size_t *n,
     return true;
 }
 
+static bool
+sup_is_document(struct str name)
+{
+    return str_ends(name, S(".yaml")) || str_ends(name, S(".yml")) ||
+           str_ends(name, S(".json"));
+}
+
 /* All *.lua below `dir`. A linked file is followed (a ConfigMap is made of
  * them), a linked folder is not (it could lead in circles). */
 static bool
@@ -44581,12 +45258,54 @@ sup_scan(struct sup_scripts *s, const char *dir, int depth, struct err *e)
         } else if (str_ends(str_of(names[i]), S(".lua"))) {
             if (!sup_add_script(s, path, e))
                 return false;
+        } else if (sup_is_document(str_of(names[i]))) {
+            s->documents[s->documents_n++] = path;
         }
     }
     return true;
 }
 
-/* The policy and every *.lua in its folder and below. */
+/* Does `text` hold `name` at the end of a quoted string? */
+static bool
+sup_quotes(struct str text, struct str name)
+{
+    const char *p;
+
+    while ((p = memmem(text.p, text.n, name.p, name.n))) {
+        const char *after = p + name.n;
+
+        if (p > text.p && strchr("\"'/", p[-1]) && after < text.p + text.n &&
+            (*after == '"' || *after == '\''))
+            return true;
+        text = str_from(text, (size_t)(after - text.p));
+    }
+    return false;
+}
+
+/* Of the documents found, those that a script names. The others may be
+ * anybody's, and are not even opened. */
+static bool
+sup_add_documents(struct sup_scripts *s, const char *dir, struct err *e)
+{
+    size_t scripts = s->n, skip = strcmp(dir, ".") ? strlen(dir) : 0;
+    bool wanted;
+
+    for (size_t i = 0; i < s->documents_n; i++) {
+        const char *path = s->documents[i], *name = path + skip;
+
+        wanted = false;
+        while (*name == '/')
+            name++;
+        for (size_t k = 0; k < scripts && !wanted; k++)
+            wanted = sup_quotes(s->v[k].bytes, str_of(name));
+        if (wanted && !sup_add_script(s, path, e))
+            return false;
+    }
+    return true;
+}
+
+/* The policy, every *.lua in its folder and below, and the documents that they
+ * name. */
 static bool
 sup_read_scripts(struct mem_arena *a, const char *policy, struct boot *b,
                  struct err *e)
@@ -44604,7 +45323,8 @@ sup_read_scripts(struct mem_arena *a, const char *policy, struct boot *b,
     dir = slash == policy ? str_c(a, S("/"))
           : slash ? str_c(a, (struct str){policy, (size_t)(slash - policy)})
                   : str_c(a, S("."));
-    if (!sup_scan(&s, dir, 0, e))
+    s.documents = mem_alloc(a, SUP_ENTRIES * sizeof *s.documents);
+    if (!sup_scan(&s, dir, 0, e) || !sup_add_documents(&s, dir, e))
         return false;
     b->policy = str_dup(a, str_of(policy));
     b->scripts = s.v;
@@ -47829,7 +48549,7 @@ sup_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
     mem_buf_printf(out, "]");
 }
 
-/* ==== 37 dial: a client for tools ============================================
+/* ==== 38 dial: a client for tools ============================================
  *
  * `gateway audit --live` asks a service as its clients would: over TCP, plain
  * or with TLS and any certificate, good or bad. It waits for each answer: a
@@ -48214,7 +48934,7 @@ dial_open(lua_State *L)
     lua_setfield(L, -2, "dial");
 }
 
-/* ==== 38 try: tools on a policy ==============================================
+/* ==== 39 try: tools on a policy ==============================================
  *
  * The commands that are written in Lua (scripts/gateway/test.lua and others):
  * a policy's real hooks, schemas, routes and parser, without network, clock or
@@ -49904,7 +50624,7 @@ try_tool(const char *module, const char *commands, int argc, char **argv)
     return a.code;
 }
 
-/* ==== 39 learn: what a program needs, by tracing it ==========================
+/* ==== 40 learn: what a program needs, by tracing it ==========================
  *
  * `gateway exec --learn`: one declared command is run under ptrace, with the
  * arguments, environment, limits and user that it has as the broker's, but
@@ -51088,7 +51808,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
     return ok ? 0 : 1;
 }
 
-/* ==== 40 cli: the commands, and main ========================================
+/* ==== 41 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1

@@ -10,6 +10,7 @@
 #include "fuzz_boot.inc"
 #include "fuzz_chain.inc"
 #include "fuzz_crl.inc"
+#include "fuzz_doc.inc"
 #include "fuzz_elf.inc"
 #include "fuzz_h1.inc"
 #include "fuzz_hdr.inc"
@@ -31,16 +32,17 @@ static const struct {
     const char *name;
     int (*run)(const uint8_t *, size_t);
 } fuzz_targets[] = {
-    {"answer", fuzz_target_answer},   {"boot", fuzz_target_boot},
-    {"chain", fuzz_target_chain},     {"crl", fuzz_target_crl},
-    {"elf", fuzz_target_elf},         {"h1", fuzz_target_h1},
-    {"hdr", fuzz_target_hdr},         {"hello", fuzz_target_hello},
-    {"json", fuzz_target_json},       {"lib", fuzz_target_lib},
-    {"log", fuzz_target_log},         {"mounts", fuzz_target_mounts},
-    {"msg", fuzz_target_msg},         {"pki", fuzz_target_pki},
-    {"pp", fuzz_target_pp},           {"schema", fuzz_target_schema},
-    {"slot", fuzz_target_slot},       {"ticket", fuzz_target_ticket},
-    {"upgrade", fuzz_target_upgrade}, {"uri", fuzz_target_uri},
+    {"answer", fuzz_target_answer}, {"boot", fuzz_target_boot},
+    {"chain", fuzz_target_chain},   {"crl", fuzz_target_crl},
+    {"doc", fuzz_target_doc},       {"elf", fuzz_target_elf},
+    {"h1", fuzz_target_h1},         {"hdr", fuzz_target_hdr},
+    {"hello", fuzz_target_hello},   {"json", fuzz_target_json},
+    {"lib", fuzz_target_lib},       {"log", fuzz_target_log},
+    {"mounts", fuzz_target_mounts}, {"msg", fuzz_target_msg},
+    {"pki", fuzz_target_pki},       {"pp", fuzz_target_pp},
+    {"schema", fuzz_target_schema}, {"slot", fuzz_target_slot},
+    {"ticket", fuzz_target_ticket}, {"upgrade", fuzz_target_upgrade},
+    {"uri", fuzz_target_uri},
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *, size_t);

@@ -27,6 +27,7 @@ unit_check(bool ok, const char *what, const char *file, int line)
 
 #include "unit_core.inc"
 #include "unit_json.inc"  // before unit_schema.inc, which borrows from it
+#include "unit_doc.inc"
 #include "unit_uri.inc"
 #include "unit_hdr.inc"
 #include "unit_schema.inc"
@@ -53,7 +54,8 @@ static const struct {
     const char *room;
     void (*run)(void);
 } unit_rooms[] = {
-    {"core", unit_core}, {"json", unit_json},     {"uri", unit_uri},
+    {"core", unit_core}, {"json", unit_json},     {"doc", unit_doc},
+    {"uri", unit_uri},
     {"hdr", unit_hdr},   {"schema", unit_schema}, {"route", unit_route},
     {"cfg", unit_cfg},   {"boot", unit_boot},     {"pki", unit_pki},
     {"tls", unit_tls},   {"h1", unit_h1},         {"pp", unit_pp},
