@@ -469,6 +469,14 @@ for _, name in ipairs {
 end
 
 
+--- openapi "api.yaml", openapi { file =, handlers =, upstream =, authorize =,
+-- … }: routes and schemas straight from an OpenAPI document. The module is for
+-- those who use it.
+function M.openapi(given)
+  return require "gateway.openapi".declare(given)
+end
+
+
 -- ---- for hooks -------------------------------------------------------------
 
 M.text = response.text
@@ -522,10 +530,10 @@ end
 
 -- ---- slips -----------------------------------------------------------------
 
-local NOT_YET <const> = { openapi = true, limit = true }
+local NOT_YET <const> = { limit = true }
 
 
--- Reading what is not there: gateway.gett(…), gateway.openapi(…).
+-- Reading what is not there: gateway.gett(…), gateway.limit(…).
 local function missing(_, name)
   if NOT_YET[name] then
     options.fail(nil, "gateway." .. name, LATER)

@@ -81,6 +81,8 @@ local VALIDATE_SPEC <const> = options.spec("route: validate", {
     help = "a schema for each header field that hooks read" },
   json = { anything,
     type = "a schema", help = "of a JSON body" },
+  types = { options.texts,
+    help = "of that body, in place of application/json" },
   body = { anything,
     type = "gateway.bytes(max) or gateway.stream(max)", help = "another body" },
 })
@@ -380,15 +382,33 @@ local function check_body_methods(at, what, kind, methods, allow)
 end
 
 
+-- The media types of a JSON body: application/json, or those that are said.
+local function read_json_types(at, what, validate)
+  local types = validate.types or { "application/json" }
+  for i, media in ipairs(types) do
+    types[i] = media:lower()
+    if not types[i]:find("^[%w.+-]+/[%w.-]*%+?json$") then
+      options.fail(at, what, ("validate.types: %s is no JSON: write one such as"
+        .. ' "application/merge-patch+json"'):format(options.show(media)))
+    end
+  end
+  return core.array(types)
+end
+
+
 local function read_body(at, what, validate, methods, max, allow)
   if validate.json ~= nil and validate.body ~= nil then
     options.fail(at, what, "the body is declared twice: validate.json and"
       .. " validate.body")
   end
+  if validate.types and validate.json == nil then
+    options.fail(at, what, "validate.types goes with validate.json; those of"
+      .. ' another body go into it: gateway.bytes("1M", "image/png")')
+  end
   if validate.json ~= nil then
     check_body_methods(at, what, "validate.json", methods, allow)
     return {
-      kind = "json", max = max, types = core.array { "application/json" },
+      kind = "json", max = max, types = read_json_types(at, what, validate),
       schema = schema.read(at, what .. ": validate.json", validate.json),
     }
   end
@@ -470,14 +490,8 @@ local function read_who(at, what, group, read)
 end
 
 
--- Declares one route.
-local function declare(word, group, methods, path, given)
-  local what = "gateway." .. word
-  local at = policy.declare(what)
-  if type(path) == "string" and (path == "" or path:find("^/")) then
-    path = group.prefix .. path
-    what = what .. " " .. path
-  end
+-- Declares one route; its complaints begin with `at` and `what`.
+local function add(at, what, group, methods, path, given)
   local captures = read_path(at, what, path)
   methods = read_methods(at, what, methods)
   if path == "*" and (#methods > 1 or methods[1] ~= "OPTIONS") then
@@ -517,6 +531,47 @@ local function declare(word, group, methods, path, given)
       upgrade_idle_ms = limits.upgrade_idle,
     },
   })
+end
+
+
+-- The same for one of the functions below, in the policy's own place.
+local function declare(word, group, methods, path, given)
+  local what = "gateway." .. word
+  local at = policy.declare(what)
+  if type(path) == "string" and (path == "" or path:find("^/")) then
+    path = group.prefix .. path
+    what = what .. " " .. path
+  end
+  add(at, what, group, methods, path, given)
+end
+
+
+-- What a group, or a document, says for all of its routes.
+local function group_state(at, what, outer, prefix, read)
+  return {
+    prefix = outer.prefix .. prefix,
+    authorize = read_who(at, what, outer, read),
+    check = join(outer.check, read_hooks(at, what, "check", read.check)),
+    respond = join(read_hooks(at, what, "respond", read.respond),
+      outer.respond),
+    log = join(read_hooks(at, what, "log", read.log), outer.log),
+    limits = read_limits(at, what, read.limits, outer.limits),
+    allow = read_allow(at, what, read.allow, outer.allow),
+    host = inherit(at, what, "host", read.host:lower(), outer.host),
+    listener = inherit(at, what, "listener", read.listener, outer.listener),
+  }
+end
+
+
+-- What gateway.openapi declares its routes by.
+M.GROUP_SPEC = GROUP_SPEC
+M.METHODS = METHODS
+M.add = add
+
+
+--- The group that gateway.openapi's own options make.
+function M.new_group(at, what, read)
+  return group_state(at, what, NO_GROUP, "", read)
 end
 
 
@@ -583,18 +638,7 @@ local function new_group(outer, prefix, given)
       options.show(prefix)))
   end
   local read = options.read(at, what, given or {}, GROUP_SPEC)
-  local state = {
-    prefix = outer.prefix .. prefix,
-    authorize = read_who(at, what, outer, read),
-    check = join(outer.check, read_hooks(at, what, "check", read.check)),
-    respond = join(read_hooks(at, what, "respond", read.respond),
-      outer.respond),
-    log = join(read_hooks(at, what, "log", read.log), outer.log),
-    limits = read_limits(at, what, read.limits, outer.limits),
-    allow = read_allow(at, what, read.allow, outer.allow),
-    host = inherit(at, what, "host", read.host:lower(), outer.host),
-    listener = inherit(at, what, "listener", read.listener, outer.listener),
-  }
+  local state = group_state(at, what, outer, prefix, read)
   return setmetatable({ state = state }, Group)
 end
 

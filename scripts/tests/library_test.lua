@@ -137,7 +137,7 @@ local MISTAKES <const> = {
   { function() gateway.env "NO_SUCH_VARIABLE_HERE" end, "is not set" },
   { function() gateway.env "A B" end, "no variable name" },
   { function() gateway.gett("/x", {}) end, "did you mean 'get'?" },
-  { function() gateway.openapi "x.yaml" end, "comes with a later version" },
+  { function() gateway.limit "x" end, "comes with a later version" },
 
   -- routes
   { route { authorize = false }, "takes conditions" },

@@ -1,0 +1,181 @@
+--- A document of YAML or JSON that knows the line of everything in it.
+--
+-- What it holds are plain tables; `lines` is kept beside them. A complaint is
+-- raised as "file:line: message", so it reads like one of the policy.
+
+local core <const> = require "gateway.core"
+local options <const> = require "gateway.options"
+local M = {}
+
+local MAX_REFS <const> = 32  -- of references to references
+
+local Document = {}
+Document.__index = Document
+
+
+--- Reads a document.
+-- @param name  the file's, for complaints; JSON where it ends in ".json"
+-- @return the document: name, value, lines; or nil and "file:line: why"
+function M.read(name, text)
+  local value, lines = core.yaml(text, name)
+  if value == nil then
+    return nil, lines
+  end
+  return setmetatable({ name = name, value = value, lines = lines }, Document)
+end
+
+
+--- "file:line" of a table of the document, or of the key of one.
+function Document:at(table_, key)
+  local lines = self.lines[table_] or {}
+  return ("%s:%d"):format(self.name, key ~= nil and lines[key] or lines[0] or 1)
+end
+
+
+--- Raises a complaint about a table, or about one of its keys.
+function Document:fail(table_, key, message)
+  if key ~= nil then
+    message = ("%s: %s"):format(tostring(key), message)
+  end
+  error(("%s: %s"):format(self:at(table_, key), message), 0)
+end
+
+
+--- Lets `copy` stand where `table_` stands.
+function Document:alias(copy, table_)
+  self.lines[copy] = self.lines[table_]
+  return copy
+end
+
+
+local function show(value)
+  if value == core.null then
+    return "null"
+  end
+  return options.show(value)
+end
+
+
+--- True where `value` is a table that was written as a list.
+function M.is_list(value)
+  return type(value) == "table" and getmetatable(value) ~= nil
+end
+
+
+--- True where `value` is a table that was written as a map.
+function M.is_map(value)
+  return type(value) == "table" and getmetatable(value) == nil
+end
+
+
+-- The readers below return nil where the key is not there.
+
+local function reader(test, wanted)
+  return function(self, table_, key)
+    local value = table_[key]
+    if value ~= nil and not test(value) then
+      self:fail(table_, key, ("must be %s, not %s"):format(wanted,
+        M.is_list(value) and "a list" or show(value)))
+    end
+    return value
+  end
+end
+
+local function is(kind)
+  return function(value)
+    return type(value) == kind
+  end
+end
+
+Document.map = reader(M.is_map, "a map")
+Document.list = reader(M.is_list, "a list")
+Document.text = reader(is "string", "a text")
+Document.boolean = reader(is "boolean", "true or false")
+
+
+--- Raises a complaint where something that must be a map is none.
+function Document:check_map(owner, key)
+  if not self:map(owner, key) then
+    self:fail(owner, nil, ("%s is missing"):format(key))
+  end
+  return owner[key]
+end
+
+
+--- Refuses keys that `known` does not have, but for extensions (x-…).
+function Document:check_keys(table_, known)
+  for _, key in ipairs(options.sorted_keys(table_)) do
+    if not known[key] and not key:find("^x%-") then
+      self:fail(table_, key, "is no field there is"
+        .. options.suggest(key, known))
+    end
+  end
+end
+
+
+-- One step of a pointer: its escapes undone.
+local function unescape(token)
+  token = token:gsub("%%(%x%x)", function(hex)
+    return string.char(tonumber(hex, 16))
+  end)
+  return (token:gsub("~1", "/"):gsub("~0", "~"))
+end
+
+
+--- What "#/components/schemas/Pet" points at.
+-- @return a table, and the last step of the pointer; or nil
+function Document:find(pointer)
+  local at, last = self.value, ""
+  for token in pointer:gmatch("/([^/]*)") do
+    if type(at) ~= "table" then
+      return nil
+    end
+    last = unescape(token)
+    local index = M.is_list(at) and math.tointeger(tonumber(last))
+    if index then
+      at = at[index + 1]
+    else
+      at = at[last]
+    end
+  end
+  return at, last
+end
+
+
+--- The target of a table's $ref.
+-- @return the table it leads to, and its name
+function Document:target(table_)
+  local ref = self:text(table_, "$ref")
+  if ref:sub(1, 2) ~= "#/" then
+    self:fail(table_, "$ref", ("%s: only what is in this file is read: write"
+      .. ' "#/…"'):format(options.show(ref)))
+  end
+  local found, name = self:find(ref:sub(2))
+  if type(found) ~= "table" then
+    self:fail(table_, "$ref", ("%s leads nowhere"):format(options.show(ref)))
+  end
+  return found, name
+end
+
+
+--- The table itself, or what its $ref leads to in the end.
+-- @param beside  which keys may stand beside a $ref
+function Document:follow(table_, beside)
+  for _ = 1, MAX_REFS do
+    if table_["$ref"] == nil then
+      return table_
+    end
+    for _, key in ipairs(options.sorted_keys(table_)) do
+      if key ~= "$ref" and not (beside and beside[key])
+        and not key:find("^x%-") then
+        self:fail(table_, key, "is ignored beside $ref: write it where $ref"
+          .. " leads")
+      end
+    end
+    table_ = self:target(table_)
+  end
+  self:fail(table_, "$ref", "leads from reference to reference, or in a circle")
+end
+
+
+return M
