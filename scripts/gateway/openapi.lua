@@ -88,7 +88,9 @@ local STYLES <const> = { path = "simple", query = "form", header = "simple" }
 local function check_old_style(api, parameter, is_array)
   local doc, source = api.doc, parameter.source
   local format = doc:text(source, "collectionFormat")
-  if is_array and (parameter.place ~= "query" or format ~= "multi") then
+  if source.schema ~= nil then
+    doc:fail(source, "schema", "is for a body: write type beside name")
+  elseif is_array and (parameter.place ~= "query" or format ~= "multi") then
     doc:fail(source, format and "collectionFormat" or "type", "a list in one"
       .. " text is not checked: only in the query, with collectionFormat: multi"
       .. " (or write type: string and a pattern)")
@@ -121,8 +123,9 @@ local function check_parameter(api, parameter)
   elseif doc:boolean(source, "allowEmptyValue") then
     doc:fail(source, "allowEmptyValue", "lets an empty text in whatever the"
       .. " schema says: leave it out, and let the schema allow \"\"")
-  elseif api.version ~= "2.0" and source.schema == nil then
-    doc:fail(source, nil, "a parameter needs a schema")
+  elseif (api.version == "2.0" and source.type or source.schema) == nil then
+    doc:fail(source, nil, api.version == "2.0" and "a parameter needs a type"
+      or "a parameter needs a schema")
   end
 end
 

@@ -208,6 +208,7 @@ function Converter:check_bounded(source, owner, key)
     if not document.is_map(source) then
       self:fail(owner, key, "must be a schema, which is a map")
     end
+    source = self:leads_to(source)
     self:fail(source, nil, ("%s has no type, so it lets any value in: write"
       .. " type: %s"):format(options.show(tostring(key)),
         source.properties and "object" or source.items and "array" or "…"))
