@@ -117,8 +117,8 @@ local ROWS <const> = {
   { member "{type: string, maxLength: 9, pattern: '^[a-z]'}",
     "openapi.pattern-unanchored api.yaml:18 medium" },
   { query "{type: string, pattern: '^[a-z.]{1,9}$'}",
-    'openapi.pattern-dangerous api.yaml:13 medium: query parameter "q": \'..\' passes'
-    .. ' "^[a-z.]{1,9}$", as in ".."' },
+    'openapi.pattern-dangerous api.yaml:13 medium: query parameter "q": \'..\''
+    .. ' passes "^[a-z.]{1,9}$", as in ".."' },
   { query "{type: string, pattern: '^[a-z.]$'}", NO_RULE },
   { query "{type: string, pattern: '^[a-z-]{1,9}$'}",
     "openapi.pattern-dangerous api.yaml:13 low: query parameter \"q\": a"
@@ -206,7 +206,8 @@ end
 t.case("a schema that is referred to twice is reported once", function()
   local text = operation("requestBody:\n  content:\n    application/json:\n"
     .. "      schema:\n        type: object\n        additionalProperties:"
-    .. " false\n        properties:\n          a: {$ref: '#/components/schemas/A'}\n"
+    .. " false\n        properties:\n"
+    .. "          a: {$ref: '#/components/schemas/A'}\n"
     .. "          b: {$ref: '#/components/schemas/A'}", [[
 components:
   securitySchemes: {m: {type: mutualTLS}}
