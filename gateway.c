@@ -7938,6 +7938,7 @@ struct cfg_input {
     struct str name;
     yyjson_val *schema;
     bool optional;
+    bool commas;           // a list in one text: "a,b,c"
     yyjson_val *fallback;  // "default"; NULL: none
 };
 
@@ -9772,6 +9773,7 @@ cfg_read_inputs(struct cfg_read *r, yyjson_val *v, const char *kind,
     static const struct cfg_field table[] = {
         {"schema", CFG_VAL, CFG_AT(cfg_input, schema), 0, 0, NULL, true},
         {"optional", CFG_BOOL, CFG_AT(cfg_input, optional), 0, 0, NULL, false},
+        {"commas", CFG_BOOL, CFG_AT(cfg_input, commas), 0, 0, NULL, false},
         {"default", CFG_VAL, CFG_AT(cfg_input, fallback), 0, 0, NULL, false},
         {0},
     };
@@ -10625,6 +10627,8 @@ cfg_print_inputs(FILE *f, const char *what, const struct cfg_input *in,
     for (size_t i = 0; i < n; i++) {
         fputc(' ', f);
         cfg_print_str(f, in[i].name);
+        if (in[i].commas)
+            fputs(",...", f);
         if (in[i].optional)
             fputc('?', f);
     }
@@ -41554,6 +41558,38 @@ serve_params_of(const struct serve *s, struct str name, struct str *out)
     return n;
 }
 
+/* Some servers split a list before they decode it, and some after: with "%2C"
+ * in it, they would see other items than were checked. */
+static bool
+serve_comma_hidden(struct str query)
+{
+    for (size_t i = 0; i + 2 < query.n; i++)
+        if (query.p[i] == '%' && query.p[i + 1] == '2' &&
+            (query.p[i + 2] | 0x20) == 'c')
+            return true;
+    return false;
+}
+
+/* The value that an input's texts are; those of a list in one text stand
+ * between commas. */
+static yyjson_val *
+serve_text(const struct schema *schema, const struct cfg_input *in,
+           struct mem_arena *a, const struct str *texts, size_t n,
+           struct schema_why *why)
+{
+    struct str rest = texts[0], *items;
+    size_t most = 1;
+
+    if (!in->commas)
+        return schema_text(schema, a, texts, n, why);
+    for (size_t i = 0; i < rest.n; i++)
+        most += rest.p[i] == ',';
+    items = mem_alloc(a, most * sizeof *items);
+    for (n = 0; n < most; n++)
+        str_cut(rest, ',', &items[n], &rest);
+    return schema_text(schema, a, items, n, why);
+}
+
 static bool
 serve_read_query(struct serve *s)
 {
@@ -41597,11 +41633,15 @@ serve_check_query(struct serve *s)
         if (!n)
             return serve_input_wrong(s, "query", c->query[i].name,
                                      "is missing");
-        if (n > 1 && !schema_is_array(s->route->query[i]))
+        if (n > 1 &&
+            (c->query[i].commas || !schema_is_array(s->route->query[i])))
             return serve_input_wrong(s, "query", c->query[i].name,
                                      "is given more than once");
-        s->view.query[i] =
-            schema_text(s->route->query[i], r->arena, values, n, &why);
+        if (c->query[i].commas && serve_comma_hidden(s->view.uri.query))
+            return serve_input_wrong(s, "query", c->query[i].name,
+                                     "is a list, and a comma is encoded");
+        s->view.query[i] = serve_text(s->route->query[i], &c->query[i],
+                                      r->arena, values, n, &why);
         if (!s->view.query[i])
             return serve_input_bad(s, "query", c->query[i].name, &why);
     }
@@ -41641,8 +41681,8 @@ serve_check_headers(struct serve *s)
         if (hdr_count(&r->headers, in->name) > 1)
             return serve_input_wrong(s, "headers", in->name,
                                      "is given more than once");
-        s->view.headers[i] =
-            schema_text(s->route->headers[i], r->arena, v, 1, &why);
+        s->view.headers[i] = serve_text(s->route->headers[i], &c->headers[i],
+                                        r->arena, v, 1, &why);
         if (!s->view.headers[i])
             return serve_input_bad(s, "headers", in->name, &why);
     }
@@ -42944,9 +42984,14 @@ serve_compile_inputs(struct mem_arena *boot, struct schema ***out,
                      const struct cfg_route *c, struct err *e)
 {
     *out = mem_alloc(boot, (n + 1) * sizeof **out);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         if (!serve_compile(boot, &(*out)[i], in[i].schema, c, in[i].name, e))
             return false;
+        if (in[i].commas && !schema_is_array((*out)[i]))
+            return err_set(e, ERR_CONFIG,
+                           "%.*s: %.*s: gateway.commas takes a list",
+                           STR_FMT(c->at), STR_FMT(in[i].name));
+    }
     return true;
 }
 

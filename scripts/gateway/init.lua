@@ -462,8 +462,8 @@ end
 for _, name in ipairs {
   "string", "integer", "number", "boolean", "enum", "const", "filename",
   "relative_path", "uuid", "date", "datetime", "array", "object", "any_of",
-  "one_of", "all_of", "optional", "schema", "file_below", "bytes", "stream",
-  "unchecked",
+  "one_of", "all_of", "optional", "commas", "schema", "file_below", "bytes",
+  "stream", "unchecked",
 } do
   M[name] = schema[name]
 end

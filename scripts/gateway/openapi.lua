@@ -80,35 +80,38 @@ local NOT_PARAMETERS <const> = {
 
 -- ---- parameters ------------------------------------------------------------
 
--- The styles that are checked: one text a value, a list by repeating the name.
+-- The styles that are checked.
 local STYLES <const> = { path = "simple", query = "form", header = "simple" }
 
 
--- Swagger 2.0 says it in other words.
-local function check_old_style(api, parameter, is_array)
+-- How the items of a list are told apart: true where by commas in one text,
+-- false where by repeating the name. Swagger 2.0 says it in other words.
+local function old_commas(api, parameter)
   local doc, source = api.doc, parameter.source
-  local format = doc:text(source, "collectionFormat")
-  if source.schema ~= nil then
-    doc:fail(source, "schema", "is for a body: write type beside name")
-  elseif is_array and (parameter.place ~= "query" or format ~= "multi") then
-    doc:fail(source, format and "collectionFormat" or "type", "a list in one"
-      .. " text is not checked: only in the query, with collectionFormat: multi"
-      .. " (or write type: string and a pattern)")
+  local format = doc:text(source, "collectionFormat") or "csv"
+  if format == "multi" and parameter.place == "query" then
+    return false
+  elseif format ~= "csv" then
+    doc:fail(source, "collectionFormat", ("%s is not checked: write csv%s")
+      :format(options.show(format), parameter.place == "query" and " or multi"
+        or ""))
   end
+  return true
 end
 
 
-local function check_style(api, parameter, is_array)
+local function new_commas(api, parameter)
+  local explode = api.doc:boolean(parameter.source, "explode")
+  return parameter.place == "header" or explode == false
+end
+
+
+local function check_style(api, parameter)
   local doc, source = api.doc, parameter.source
   local style = doc:text(source, "style") or STYLES[parameter.place]
-  local explode = doc:boolean(source, "explode")
   if style ~= STYLES[parameter.place] then
     doc:fail(source, "style", ("%s is not checked: in the %s only %s is")
       :format(options.show(style), parameter.place, STYLES[parameter.place]))
-  elseif is_array and (parameter.place ~= "query" or explode == false) then
-    doc:fail(source, explode == false and "explode" or nil, "a list in one text"
-      .. " is not checked: only in the query, with explode: true (or write"
-      .. " type: string and a pattern)")
   end
 end
 
@@ -123,10 +126,13 @@ local function check_parameter(api, parameter)
   elseif doc:boolean(source, "allowEmptyValue") then
     doc:fail(source, "allowEmptyValue", "lets an empty text in whatever the"
       .. " schema says: leave it out, and let the schema allow \"\"")
+  elseif api.version == "2.0" and source.schema ~= nil then
+    doc:fail(source, "schema", "is for a body: write type beside name")
   elseif (api.version == "2.0" and source.type or source.schema) == nil then
     doc:fail(source, nil, api.version == "2.0" and "a parameter needs a type"
       or "a parameter needs a schema")
   end
+  check_style(api, parameter)
 end
 
 
@@ -179,6 +185,28 @@ local function items_of(doc, source)
 end
 
 
+-- Looks at a list. Returns true where its items stand between commas.
+local function check_list(api, parameter, source, types)
+  local doc = api.doc
+  local items = items_of(doc, source)
+  if items then
+    check_text(doc, items, openapi_schema.text_types(doc, items) or {}, true)
+  end
+  if parameter.place == "path" then
+    doc:fail(source, nil, "a list in a path is not checked: write type: string"
+      .. " and a pattern")
+  end
+  local commas = (api.version == "2.0" and old_commas or new_commas)(api,
+    parameter)
+  types.null = nil
+  if commas and next(types, next(types)) ~= nil then
+    doc:fail(source, nil, "a list in one text can be nothing else beside: write"
+      .. " type: array")
+  end
+  return commas
+end
+
+
 --- A parameter as `validate` wants it.
 -- @param converter  of gateway.openapi_schema
 function M.input(api, converter, parameter)
@@ -189,13 +217,11 @@ function M.input(api, converter, parameter)
   local source = owner[key]
   local types = openapi_schema.text_types(doc, source) or {}
   check_text(doc, source, types, false)
-  local check = api.version == "2.0" and check_old_style or check_style
-  check(api, parameter, types.array)
-  local items = types.array and items_of(doc, source)
-  if items then
-    check_text(doc, items, openapi_schema.text_types(doc, items) or {}, true)
-  end
+  local commas = types.array and check_list(api, parameter, source, types)
   plain.type = list_of(types)
+  if commas then
+    plain = schema.commas(plain)
+  end
   if parameter.required or parameter.place == "path" then
     return plain
   end

@@ -21,6 +21,7 @@ local OPTIONAL <const> = {}
 local FILE <const> = {}
 local BODY <const> = {}
 local UNCHECKED <const> = {}
+local COMMAS <const> = {}
 
 -- What each keyword's value is made of; see the converters below.
 local KEYWORDS <const> = {
@@ -220,6 +221,9 @@ function Reader:misplaced(value, pointer)
       .. " validate.body")
   elseif kind == UNCHECKED then
     self:fail(pointer, "gateway.unchecked is for validate.query alone")
+  elseif kind == COMMAS then
+    self:fail(pointer, "gateway.commas goes around the whole schema of a query"
+      .. " parameter or a header")
   end
 end
 
@@ -292,15 +296,26 @@ function M.read_text(at, what, value, arrays)
 end
 
 
+-- The schema of an input, and whether it is a list in one text.
+local function read_list(at, what, value)
+  if getmetatable(value) == COMMAS then
+    return M.read_text(at, what, value.schema, true), true
+  end
+  return M.read_text(at, what, value, true), nil
+end
+
+
 --- Reads an input that may be optional.
--- @return { schema =, optional =, default = } as the configuration wants it
+-- @return { schema =, optional =, default =, commas = } as the configuration
+--         wants it
 function M.read_input(at, what, value)
   if getmetatable(value) ~= OPTIONAL then
-    return { schema = M.read_text(at, what, value, true), optional = false }
+    local plain, commas = read_list(at, what, value)
+    return { schema = plain, optional = false, commas = commas }
   end
+  local plain, commas = read_list(at, what, value.schema)
   local input = {
-    schema = M.read_text(at, what, value.schema, true),
-    optional = true, default = value.default,
+    schema = plain, optional = true, default = value.default, commas = commas,
   }
   if value.default ~= nil then
     M.test_default(at, what, input.schema, value.default)
@@ -574,8 +589,21 @@ M.all_of = combination("all_of", "allOf")
 
 --- optional(schema [, default]): an input that may be missing.
 function M.optional(schema, default)
-  M.read(nil, "gateway.optional", schema)
+  if getmetatable(schema) ~= COMMAS then
+    M.read(nil, "gateway.optional", schema)
+  end
   return setmetatable({ schema = schema, default = default }, OPTIONAL)
+end
+
+
+--- commas(list): a list in one text, its items between commas ("a,b,c").
+function M.commas(list)
+  local plain = M.read(nil, "gateway.commas", list)
+  if plain.type ~= "array" then
+    options.fail(nil, "gateway.commas", "takes a list:"
+      .. " gateway.commas(gateway.array(gateway.integer, 1, 10))")
+  end
+  return setmetatable({ schema = list }, COMMAS)
 end
 
 

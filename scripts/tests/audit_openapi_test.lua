@@ -76,9 +76,9 @@ local ROWS <const> = {
   { operation("  - {name: q, in: cookie, schema: {type: boolean}}"),
     "openapi.not-strict api.yaml:11 medium: in: cookies are not checked" },
   { query "{type: array, maxItems: 3, items: {type: boolean}}", NO_RULE },
-  { operation("  - {name: q, in: query, explode: false, schema: {type: array,"
-    .. " maxItems: 3, items: {type: boolean}}}"),
-    "openapi.not-strict api.yaml:11 medium: explode: a list in one text" },
+  { operation("  - {name: q, in: query, style: pipeDelimited, schema: {type:"
+    .. " array, maxItems: 3, items: {type: boolean}}}"),
+    "openapi.not-strict api.yaml:11 medium: style: \"pipeDelimited\" is not" },
 
   -- texts
   { query "{minimum: 3}", "openapi.any-value api.yaml:13 high: query parameter"

@@ -140,6 +140,13 @@ local MISTAKES <const> = {
   { function() gateway.limit "x" end, "comes with a later version" },
 
   -- routes
+  { function() gateway.commas(gateway.string) end, "takes a list" },
+  { route { validate = { query = { a = gateway.array(gateway.commas(
+    gateway.array(gateway.string))) } } },
+    "gateway.commas goes around the whole schema" },
+  { function() gateway.get("/x/{a}", { authorize = id.anyone, handle = nothing,
+    validate = { path = { a = gateway.commas(gateway.array(gateway.string)) } },
+    }) end, "gateway.commas goes around the whole schema" },
   { route { authorize = false }, "takes conditions" },
   { function() gateway.get("/x", { handle = nothing }) end,
     "gateway.get /x: option 'authorize' is missing" },

@@ -158,11 +158,12 @@ local REFUSED <const> = {
     'style: "deepObject" is not checked: in the query only form is' },
   { parameter(V30, "{name: X, in: header, schema: {type: string},\n"
     .. "  @style: form}"), 'style: "form" is not checked' },
-  { parameter(V30, "{name: x, in: query, schema: {type: array, items: {type:"
-    .. " integer}},\n  @explode: false}"),
-    "explode: a list in one text is not checked" },
-  { parameter(V30, "{@name: x, in: header, schema: {type: array, items: {type:"
-    .. " integer}}}"), "a list in one text is not checked" },
+  { parameter(V30, "{name: x, in: query, explode: false, schema: {@\n"
+    .. "  oneOf: [{type: array, items: {type: integer}}, {type: string}]}}"),
+    "a list in one text can be nothing else beside" },
+  { operation(V30, "parameters:\n- {name: id, in: path, required: true,\n"
+    .. "  schema: {@type: array, items: {type: string}}}"),
+    "a list in a path is not checked" },
   { parameter(V30, "{name: x, in: query, schema: {@\n  type: object,"
     .. " properties: {a: {type: string}}}}"),
     "an object in one text is not checked" },
@@ -189,10 +190,12 @@ local REFUSED <const> = {
     .. " string}}"), 'required: must be true or false, not "yes"' },
   { parameter(V30, "{@$ref: '#/components/parameters/no'}"),
     '$ref: "#/components/parameters/no" leads nowhere' },
-  { parameter(V20, "{name: x, in: query, @type: array, items: {type: string}}"),
-    "type: a list in one text is not checked" },
   { parameter(V20, "{name: x, in: query, type: array, items: {type: string},\n"
-    .. "  @collectionFormat: pipes}"), "collectionFormat: a list in one text" },
+    .. "  @collectionFormat: pipes}"),
+    'collectionFormat: "pipes" is not checked: write csv or multi' },
+  { parameter(V20, "{name: X, in: header, type: array, items: {type: string},\n"
+    .. "  @collectionFormat: multi}"),
+    'collectionFormat: "multi" is not checked: write csv' },
   { parameter(V20, "{name: x, in: query, type: string,\n  @schema: {type:"
     .. " string}}"), "schema: is for a body: write type beside name" },
   { parameter(V20, "{@name: x, in: query}"), "a parameter needs a type" },
@@ -475,6 +478,22 @@ paths:
   } })
   same({ r.query.r.default, r.query.r.optional }, { 7, true })
   t.equal(next(r.headers), nil)
+end)
+
+t.case("lists between commas", function()
+  local made, why = routes("api.yaml", parameter(V30,
+    "{name: x, in: query, explode: false, schema: {type: array, items: {type:"
+    .. " integer}, default: [1, 2]}}\n- {name: X-B, in: header, required: true,"
+    .. " schema: {type: array, items: {type: string}}}"))
+  expect(made, why)
+  same({ made[1].query.x.commas, made[1].query.x.default,
+    made[1].headers["x-b"].commas }, { true, gateway.list { 1, 2 }, true })
+  made, why = routes("api.yaml", parameter(V20,
+    "{name: x, in: query, type: array, items: {type: integer}}\n- {name: y, in:"
+    .. " query, type: array, items: {type: integer}, collectionFormat: multi}"))
+  expect(made, why)
+  same({ made[1].query.x.commas, made[1].query.y.commas or false },
+    { true, false })
 end)
 
 t.case("a default breaks its own schema", function()

@@ -17,7 +17,8 @@ gateway.openapi {
     listOrders = function(request)
       local q = request.query
       return gateway.json { limit = q.limit, status = q.status,
-        since = q.since, exact = q.exact, tenant = request.headers["x-tenant"] }
+        since = q.since, exact = q.exact, fields = q.fields,
+        parts = request.headers["x-parts"], tenant = request.headers["x-tenant"] }
     end,
     getOrder = { handle = function(request)
       return gateway.text(request.path.order_id) end },
@@ -96,6 +97,26 @@ def test_parameters_refused(g):
     equal(g.request("GET", "/v1/orders").status, 422)
     equal(g.request("GET", "/orders", TENANT).status, 404)
     equal(g.request("PUT", "/v1/orders", TENANT).status, 405)
+
+
+def test_lists_between_commas(g):
+    for target, parts, want in (
+            ("?fields=a,bc", "7", {"fields": ["a", "bc"], "parts": [7]}),
+            ("?fields=a", "7,-8,9", {"fields": ["a"], "parts": [7, -8, 9]})):
+        r = g.request("GET", "/v1/orders" + target,
+                      TENANT + [("X-Parts", parts)])
+        equal(r.json(), dict(want, limit=20, tenant="acme"))
+    for bad in ("?fields=a,b,c,d", "?fields=", "?fields=a,,b", "?fields=a,",
+                "?fields=,", "?fields=a&fields=b", "?fields=a%2Cb",
+                "?fields=a%2cb", "?fields=a;b", "?fields=a,B"):
+        one_of(g.request("GET", "/v1/orders" + bad, TENANT).status,
+               (400, 422), bad)
+    for bad in ("", ",", "1,2,3,4", "1, 2", "1,x", "1;2", "1,2,"):
+        r = g.request("GET", "/v1/orders", TENANT + [("X-Parts", bad)])
+        equal(r.status, 422, bad)
+    r = g.request("GET", "/v1/orders",
+                  TENANT + [("X-Parts", "1"), ("X-Parts", "2")])
+    equal(r.status, 422)
 
 
 def test_who(g):
