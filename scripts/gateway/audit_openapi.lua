@@ -149,7 +149,7 @@ local OPEN <const> = { "additionalProperties", "unevaluatedProperties" }
 
 -- Takes what a schema says into `facts`, and what $ref and allOf lead to.
 function Audit:gather(source, facts, depth)
-  if type(source) ~= "table" or depth > MAX_DEPTH or facts.seen[source] then
+  if not document.is_map(source) or depth > MAX_DEPTH or facts.seen[source] then
     return facts
   end
   facts.seen[source] = true
@@ -174,7 +174,7 @@ function Audit:gather(source, facts, depth)
   if source["$ref"] ~= nil then
     self:gather(self.api.doc:target(source), facts, depth + 1)
   end
-  for _, branch in ipairs(source.allOf or {}) do
+  for _, branch in ipairs(document.items(source.allOf)) do
     self:gather(branch, facts, depth + 1)
   end
   return facts
@@ -210,7 +210,7 @@ local function types_of(facts)
     return {}  -- its values say it all
   end
   local set = {}
-  for _, name in ipairs(type(list) == "table" and list or { list }) do
+  for _, name in ipairs(document.is_list(list) and list or { list }) do
     set[name] = true
   end
   return set
@@ -310,7 +310,7 @@ function Audit:check_list(facts, name, place, at)
   if facts.maxItems == nil and facts.items ~= false then
     self:add("openapi.list-unbounded", at, ("%s has no maxItems"):format(name))
   end
-  for i in ipairs(facts.prefixItems or {}) do
+  for i in ipairs(document.items(facts.prefixItems)) do
     self:visit(facts.prefixItems, i, name .. "[" .. i - 1 .. "]", place)
   end
   if facts.items ~= nil then
@@ -478,9 +478,10 @@ end
 
 function Audit:scheme(name)
   local doc = self.api.doc
-  local components = doc.value.components or {}
-  local all = self.api.version == "2.0" and doc.value.securityDefinitions
-    or components.securitySchemes or {}
+  local root = doc.value
+  local components = document.is_map(root.components) and root.components or {}
+  local all = self.api.version == "2.0" and root.securityDefinitions
+    or components.securitySchemes
   local scheme = document.is_map(all) and all[name]
   return document.is_map(scheme) and doc:follow(scheme) or nil
 end
@@ -507,6 +508,9 @@ function Audit:check_requirements(operation, at)
   local all = true
   for i, requirement in ipairs(operation.security) do
     local mutual = false
+    if not document.is_map(requirement) then
+      self.api.doc:fail(operation.security, i, "must be a map of schemes")
+    end
     for _, name in ipairs(options.sorted_keys(requirement)) do
       local scheme = self:scheme(name)
       if not scheme then
@@ -651,6 +655,13 @@ local function by_method(route)
 end
 
 
+-- Was it made from another document, which does know it?
+local function from_another(route)
+  local file = route.at:match("^(.*):%d+$") or ""
+  return file:find("%.ya?ml$") or file:find("%.json$")
+end
+
+
 function Audit:compare(routes)
   local covered = {}
   for _, whole in ipairs(routes) do
@@ -660,7 +671,7 @@ function Audit:compare(routes)
         covered[operation] = covered[operation]
           or self:is_covered(operation, route, path)
       end
-      if not self:is_known(route, path) then
+      if not self:is_known(route, path) and not from_another(route) then
         self:add("openapi.undocumented", route.at, ("%s does not know %s %s")
           :format(self.api.doc.name, route.methods[1] == "*"
             and "every method of" or route.methods[1], route.path))
@@ -672,6 +683,27 @@ function Audit:compare(routes)
       self:add("openapi.uncovered", operation.at, ("%s %s: the policy has no"
         .. " route for it"):format(operation.method, operation.path))
     end
+  end
+end
+
+
+-- ---- what comments allow ---------------------------------------------------
+
+-- "# audit: allow RULE because …" keeps a finding of that line quiet, or, where
+-- it is alone in its line, one of the next.
+local function suppress(found, name, text)
+  local allowed, line = {}, 0
+  for row in (text .. "\n"):gmatch("(.-)\n") do
+    line = line + 1
+    local rule, why =
+      row:match("#%s*audit:%s*allow%s+(%S+)%s+because%s+(%S.-)%s*$")
+    if rule then
+      local at = row:find("^%s*#") and line + 1 or line
+      allowed[("%s:%d %s"):format(name, at, rule)] = why
+    end
+  end
+  for _, one in ipairs(found) do
+    one.suppressed = one.suppressed or allowed[one.at .. " " .. one.rule]
   end
 end
 
@@ -721,6 +753,7 @@ function M.audit(found, name, text, routes)
       self:compare(routes)
     end
   end)
+  suppress(found, name, text)
 end
 
 

@@ -68,6 +68,12 @@ function M.is_map(value)
 end
 
 
+--- The items of a list; none where it is no list.
+function M.items(value)
+  return M.is_list(value) and value or {}
+end
+
+
 -- The readers below return nil where the key is not there.
 
 local function reader(test, wanted)
@@ -151,8 +157,9 @@ function Document:target(table_)
       .. ' "#/…"'):format(options.show(ref)))
   end
   local found, name = self:find(ref:sub(2))
-  if type(found) ~= "table" then
-    self:fail(table_, "$ref", ("%s leads nowhere"):format(options.show(ref)))
+  if not M.is_map(found) then
+    self:fail(table_, "$ref", ("%s leads %s"):format(options.show(ref),
+      found == nil and "nowhere" or "to no map"))
   end
   return found, name
 end

@@ -173,11 +173,11 @@ local function items_of(doc, source)
   while source["$ref"] ~= nil and source.items == nil do
     source = doc:target(source)
   end
-  if type(source.items) == "table" then
+  if document.is_map(source.items) then
     return source.items
   end
-  for _, branch in ipairs(source.allOf or {}) do
-    local items = items_of(doc, branch)
+  for _, branch in ipairs(document.items(source.allOf)) do
+    local items = document.is_map(branch) and items_of(doc, branch)
     if items then
       return items
     end
@@ -311,6 +311,11 @@ function M.body(api, converter, body, wanted, validate)
   local picked, types = pick_media(api, body, wanted)
   local media = picked.media
   if picked.kind == "bytes" then
+    local max = picked.what
+    if max ~= nil and not (math.tointeger(max) and max >= 0) then
+      api.doc:fail(media.schema, "maxLength", "must be a whole number, 0 or"
+        .. " more")
+    end
     validate.body = schema.bytes(picked.what, table.unpack(types))
     return
   elseif media.schema == nil then

@@ -132,7 +132,7 @@ local function types_of(source)
     return nil
   end
   local set = {}
-  for _, name in ipairs(value) do
+  for _, name in ipairs(document.items(value)) do
     set[name] = true
   end
   return set
@@ -157,14 +157,14 @@ function Converter:is_bounded(source, depth)
   elseif source["$ref"] ~= nil then
     return self:is_bounded(self.doc:target(source), depth + 1)
   end
-  for _, branch in ipairs(source.allOf or {}) do
+  for _, branch in ipairs(document.items(source.allOf)) do
     if self:is_bounded(branch, depth + 1) then
       return true
     end
   end
   for _, key in ipairs { "oneOf", "anyOf" } do
-    local all = source[key] ~= nil
-    for _, branch in ipairs(source[key] or {}) do
+    local all = source[key] ~= nil and #document.items(source[key]) > 0
+    for _, branch in ipairs(document.items(source[key])) do
       all = all and self:is_bounded(branch, depth + 1)
     end
     if all then
@@ -429,8 +429,9 @@ end
 -- The values of the discriminator by which each schema is named, as lists.
 function Converter:mapping(source, discriminator, branches)
   local values = {}
-  for _, value in ipairs(options.sorted_keys(discriminator.mapping or {})) do
-    local ref = self.doc:text(discriminator.mapping, value)
+  local mapping = self.doc:map(discriminator, "mapping") or {}
+  for _, value in ipairs(options.sorted_keys(mapping)) do
+    local ref = self.doc:text(mapping, value)
     local target = ref:find("^#/") and ref or "#/components/schemas/" .. ref
     values[target] = values[target] or {}
     table.insert(values[target], value)
@@ -642,7 +643,7 @@ local text_types
 -- Adds to `set` the types that any of a list of schemas names.
 local function add_types(set, doc, list, depth)
   for _, branch in ipairs(list) do
-    local types = type(branch) == "table" and text_types(doc, branch, depth)
+    local types = document.is_map(branch) and text_types(doc, branch, depth)
     if not types then
       return nil
     end
@@ -664,19 +665,21 @@ function text_types(doc, source, depth)
     return text_types(doc, doc:target(source), depth + 1)
   elseif source.enum ~= nil or source.const ~= nil then
     local set = {}
-    for _, value in ipairs(source.enum or { source.const }) do
+    for _, value in ipairs(source.enum and document.items(source.enum)
+      or { source.const }) do
       set[type_of_value(value)] = true
     end
     return set
   end
-  for _, branch in ipairs(source.allOf or {}) do
-    local types = text_types(doc, branch, depth + 1)
+  for _, branch in ipairs(document.items(source.allOf)) do
+    local types = document.is_map(branch)
+      and text_types(doc, branch, depth + 1)
     if types then
       return types
     end
   end
-  local list = source.oneOf or source.anyOf
-  return list and add_types({}, doc, list, depth + 1)
+  local list = document.items(source.oneOf or source.anyOf)
+  return list[1] ~= nil and add_types({}, doc, list, depth + 1) or nil
 end
 
 

@@ -217,6 +217,26 @@ components:
     .. " POST /a/{id}: body.a has no minimum and no maximum")
 end)
 
+t.case("a comment with a reason allows a finding", function()
+  local function count(comment, before)
+    local found = finding.new()
+    local text = query(("{type: integer} %s"):format(comment)):gsub(
+      "    schema:", (before or "") .. "    schema:")
+    audit.audit(found, "api.yaml", text)
+    local n = 0
+    for _, one in ipairs(found) do
+      n = n + (one.suppressed and 0 or 1)
+    end
+    return n
+  end
+  local allow = "# audit: allow openapi.number-unbounded"
+  t.equal(count(""), 1)
+  t.equal(count(allow .. " because it is a counter"), 0)
+  t.equal(count("", allow .. " because it is a counter\n      "), 0)
+  t.equal(count(allow), 1)
+  t.equal(count("# audit: allow openapi.any-value because x"), 1)
+end)
+
 t.case("circles end", function()
   local text = query("{$ref: '#/components/schemas/A'}", [[
 components:
@@ -245,6 +265,8 @@ local POLICIES <const> = {
   { { route("*", "/a/{x}") }, "openapi.undocumented p.lua:9 medium: api.yaml"
     .. " does not know every method of /a/{x}" },
   { { route("POST", "/{rest...}") }, "openapi.undocumented p.lua:9" },
+  { { route("POST", "/a/{x}"), { methods = { "GET" }, path = "/b",
+    at = "other.yaml:3" } }, NO_RULE },
   { { route("POST", "/a/{x}"), route("POST", "/b") },
     "does not know POST /b" },
 }

@@ -2,7 +2,10 @@
 -- is refused, with its line. `gateway test scripts/tests/openapi_test.lua`
 
 local gateway = require "gateway"
+local audit = require "gateway.audit_openapi"
+local core = require "gateway.core"
 local document = require "gateway.document"
+local finding = require "gateway.finding"
 local id = require "gateway.identity"
 local openapi = require "gateway.openapi"
 local options = require "gateway.options"
@@ -519,6 +522,71 @@ t.case("where it is served", function()
     "[{url: /a}, {url: /b}]" } do
     local why = path("servers: " .. servers)
     expect(why:find('say prefix = "/v1"', 1, true), why)
+  end
+end)
+
+-- ---- broken at random ------------------------------------------------------
+
+-- Numbers that are the same each time.
+local function generator(seed)
+  return function(n)
+    seed = (seed * 1103515245 + 12345) % 2147483648
+    return seed // 65536 % n + 1
+  end
+end
+
+
+-- All places of a document: { table, key }.
+local function places(value, list)
+  for _, key in ipairs(options.sorted_keys(value)) do
+    list[#list + 1] = { value, key }
+    if type(value[key]) == "table" then
+      places(value[key], list)
+    end
+  end
+  return list
+end
+
+local ODD <const> = {
+  gateway.null, true, false, 0, -1, 2.5, "", "x", "#/components",
+  gateway.list {}, gateway.list { gateway.null }, gateway.list { "a", 1 },
+  { a = 1 },
+  { ["$ref"] = "#/components/schemas/Line" }, { ["$ref"] = "#/paths" },
+  { ["$ref"] = 7 }, { type = "object" }, { ["$ref"] = "#" },
+}
+
+
+-- Puts something else into one place, or takes it away.
+local function mutate(root, random)
+  local list = places(root, {})
+  local place = list[random(#list)]
+  local odd = random(#ODD + 2)
+  if odd == #ODD + 1 and not document.is_list(place[1]) then
+    place[1][place[2]] = nil
+  elseif odd > #ODD then
+    place[1][place[2]] = list[random(#list)][1]
+  else
+    place[1][place[2]] = ODD[odd]
+  end
+end
+
+t.case("whatever is wrong with a document, its line is told", function()
+  local random = generator(7)
+  for _, name in ipairs { "orders-3.0.yaml", "devices-3.1.yaml",
+    "pets-2.0.json" } do
+    local text = core.read_file("tests/openapi/" .. name)
+    for _ = 1, 150 do
+      local root = document.read(name, text).value
+      mutate(root, random)
+      local encoded, broken = pcall(gateway.encode, root)
+      local made, why
+      if encoded then
+        made, why = routes("t.json", broken)
+        audit.audit(finding.new(), "t.json", broken, {})
+      end
+      expect(not encoded or made or why:find("^t%.json:%d+: ")
+        or why:find("^p%.lua:1: "), ("%s\n  %s"):format(broken, why))
+    end
   end
 end)
 
