@@ -45310,7 +45310,7 @@ sup_scan(struct sup_scripts *s, const char *dir, int depth, struct err *e)
     return true;
 }
 
-/* Does `text` hold `name` at the end of a quoted string? */
+/* Does `text` hold `name` in quotes? */
 static bool
 sup_quotes(struct str text, struct str name)
 {
@@ -45319,8 +45319,8 @@ sup_quotes(struct str text, struct str name)
     while ((p = memmem(text.p, text.n, name.p, name.n))) {
         const char *after = p + name.n;
 
-        if (p > text.p && strchr("\"'/", p[-1]) && after < text.p + text.n &&
-            (*after == '"' || *after == '\''))
+        if (p > text.p && (p[-1] == '"' || p[-1] == '\'') &&
+            after < text.p + text.n && *after == p[-1])
             return true;
         text = str_from(text, (size_t)(after - text.p));
     }
@@ -45342,7 +45342,8 @@ sup_add_documents(struct sup_scripts *s, const char *dir, struct err *e)
         while (*name == '/')
             name++;
         for (size_t k = 0; k < scripts && !wanted; k++)
-            wanted = sup_quotes(s->v[k].bytes, str_of(name));
+            wanted = sup_quotes(s->v[k].bytes, str_of(name)) ||
+                     sup_quotes(s->v[k].bytes, str_of(path));
         if (wanted && !sup_add_script(s, path, e))
             return false;
     }

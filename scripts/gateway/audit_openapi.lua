@@ -163,8 +163,10 @@ function Audit:gather(source, facts, depth)
       facts.rest, facts.owner.rest, facts.rest_word = source[word], source, word
     end
   end
-  if document.is_map(source.properties) then
-    table.insert(facts.properties, source)
+  for _, word in ipairs { "properties", "patternProperties" } do
+    if document.is_map(source[word]) then
+      table.insert(facts.properties, source[word])
+    end
   end
   for _, word in ipairs { "oneOf", "anyOf" } do
     if document.is_list(source[word]) and not facts.branches then
@@ -345,11 +347,11 @@ end
 
 
 function Audit:check_object(facts, name, place, at)
-  for _, source in ipairs(facts.properties) do
-    for _, key in ipairs(options.sorted_keys(source.properties)) do
-      local property = source.properties[key]
+  for _, properties in ipairs(facts.properties) do
+    for _, key in ipairs(options.sorted_keys(properties)) do
+      local property = properties[key]
       if not (document.is_map(property) and property.readOnly == true) then
-        self:visit(source.properties, key, name .. "." .. key, place)
+        self:visit(properties, key, name .. "." .. key, place)
       end
     end
   end

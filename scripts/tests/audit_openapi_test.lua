@@ -155,6 +155,8 @@ local ROWS <const> = {
     .. " additionalProperties: false}"), NO_RULE },
   { member("{type: object, allOf: [{type: object, properties: {a: {type:"
     .. " boolean}}}], unevaluatedProperties: false}", "3.1.0"), NO_RULE },
+  { member("{type: object, patternProperties: {'^a': {type: integer}},"
+    .. " additionalProperties: false}", "3.1.0"), "body.m.^a has no minimum" },
   { member("{type: object, maxProperties: 3, additionalProperties: {type:"
     .. " boolean}}"), NO_RULE },
   { member "{type: object, additionalProperties: {type: boolean}}",
