@@ -280,8 +280,10 @@ local function pick_media(api, body, wanted)
     if not wanted or media.type == wanted then
       local kind, why = M.body_kind(api, media)
       if not kind then
-        api.doc:fail(media.owner, media.key, why .. ", or say body ="
-          .. " gateway.bytes(…) for this operation in handlers")
+        api.doc:fail(media.owner, media.key, ("%s, or say %s"):format(why,
+          #body.media > 1 and 'media = "application/json" in gateway.openapi,'
+            .. " to take that one alone" or "body = gateway.bytes(…) for this"
+            .. " operation in handlers"))
       end
       local what = kind == "json" and media.schema
         or media.schema and media.schema.maxLength
@@ -348,9 +350,6 @@ local function check_header(doc, parameter)
   local name = parameter.name
   if name:find("[^%w!#$%%&'*+.^_`|~-]") then
     doc:fail(parameter.source, "name", "is no name of a header")
-  elseif name:find("_", 1, true) then
-    doc:fail(parameter.source, "name", "a header with '_' is refused, since"
-      .. " servers take it for '-': name it otherwise")
   end
 end
 

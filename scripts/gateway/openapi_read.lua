@@ -97,7 +97,7 @@ end
 
 -- The path of one server's URL; nil and why where it has none that is fixed.
 local function path_of(url)
-  local path = url:match("^%a[%w+.-]*://[^/]*(.*)$")
+  local path = url:match("^[^/]+://[^/]*(.*)$")
     or url:match("^//[^/]*(.*)$") or url:match("^/.*$")
   if not path then
     return nil, "is relative to where the document was found"

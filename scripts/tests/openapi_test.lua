@@ -183,8 +183,6 @@ local REFUSED <const> = {
   { parameter(V30, "{name: X-A, in: header, schema: {type: string}}\n"
     .. "- {@name: x-a, in: header, schema: {type: string}}"),
     'name: a second header parameter "x-a"' },
-  { parameter(V30, "{@name: x_y, in: header, schema: {type: string}}"),
-    "name: a header with '_' is refused" },
   { parameter(V30, "{@name: 'x y', in: header, schema: {type: string}}"),
     "name: is no name of a header" },
   { parameter(V30, "{name: x, in: query, schema: {@minimum: 1}}"),
@@ -216,6 +214,9 @@ local REFUSED <const> = {
     "multipart/form-data: forms are not checked" },
   { content(V30, "@application/x-www-form-urlencoded: {}"),
     "forms are not checked" },
+  { content(V30, "application/json: {schema: {type: string}}\n"
+    .. "@application/xml: {schema: {type: string}}"),
+    'say media = "application/json" in gateway.openapi' },
   { content(V30, "@text/plain: {schema: {type: string, maxLength: 9}}"),
     "text/plain: only JSON, and bytes (format: binary), are checked" },
   { content(V30, "@application/xml: {schema: {type: object}}"),
@@ -483,6 +484,15 @@ paths:
   t.equal(next(r.headers), nil)
 end)
 
+t.case("a header with '_' must be allowed", function()
+  local text = parameter(V30,
+    "{name: api_key, in: header, schema: {type: string}}")
+  local _, why = routes("api.yaml", text)
+  expect(why and why:find("^api%.yaml:5: .*allow = { \"underscore\" }"), why)
+  local made, other = routes("api.yaml", text, { allow = { "underscore" } })
+  expect(made and made[1].headers.api_key, other)
+end)
+
 t.case("lists between commas", function()
   local made, why = routes("api.yaml", parameter(V30,
     "{name: x, in: query, explode: false, schema: {type: array, items: {type:"
@@ -514,11 +524,13 @@ t.case("where it is served", function()
   t.equal(path(""), "/a")
   t.equal(path("servers: [{url: 'https://h.example'}]"), "/a")
   t.equal(path("servers: [{url: '//h.example/x/'}]"), "/x/a")
+  t.equal(path("servers: [{url: '{scheme}://{host}:{port}/x'}]"), "/x/a")
   t.equal(path("servers: [{url: 'https://h.example/x'}]", { prefix = "" }),
     "/a")
   t.equal(path("servers: [{url: 'https://h/{v}'}]", { prefix = "/v1" }),
     "/v1/a")
   for _, servers in ipairs { "[{url: v1}]", "[{url: 'https://h/{v}'}]",
+    "[{url: '{base}/v1'}]",
     "[{url: /a}, {url: /b}]" } do
     local why = path("servers: " .. servers)
     expect(why:find('say prefix = "/v1"', 1, true), why)
