@@ -2290,8 +2290,10 @@ doc_is_decimal(struct str s)
 {
     size_t i = 0, digits = 0, dots = 0, from;
 
-    for (; i < s.n && (isdigit((unsigned char)s.p[i]) || s.p[i] == '.'); i++)
-        s.p[i] == '.' ? dots++ : digits++;
+    for (; i < s.n && (isdigit((unsigned char)s.p[i]) || s.p[i] == '.'); i++) {
+        dots += s.p[i] == '.';
+        digits += s.p[i] != '.';
+    }
     if (!digits || dots > 1)
         return false;
     if (i < s.n && (s.p[i] | 0x20) == 'e') {
