@@ -127,6 +127,17 @@ local function encode_text(text, keep)
 end
 
 
+-- Commas stay as they are where a list is told apart by them.
+local function commas_of(route)
+  for _, input in pairs(route.query) do
+    if input.commas then
+      return ","
+    end
+  end
+  return ""
+end
+
+
 --- The request target of a model.
 function M.target(model)
   local path = model.route.path:gsub("{([%w_]+)(%.*)}", function(name, dots)
@@ -138,7 +149,7 @@ function M.target(model)
   local pieces = {}
   for _, one in ipairs(model.query) do
     pieces[#pieces + 1] = encode_text(one.name, "") .. "="
-      .. encode_text(one.text, "")
+      .. encode_text(one.text, commas_of(model.route))
   end
   pieces[#pieces + 1] = model.extra_query
   return path .. (#pieces > 0 and "?" .. table.concat(pieces, "&") or "")
@@ -200,6 +211,15 @@ end
 local function judge_input(input, texts)
   if #texts == 0 then
     return input.optional
+  elseif input.commas then
+    if #texts > 1 then
+      return false
+    end
+    local items = {}
+    for item in (texts[1] .. ","):gmatch("([^,]*),") do
+      items[#items + 1] = item
+    end
+    texts = items
   end
   return oracle.text(input.schema, texts)
 end
@@ -344,7 +364,7 @@ local function good_body(route, random)
       end
     end
     return { value = value, text = core.encode(value),
-      type = "application/json" }
+      type = route.body.types[1] }
   end
   local max = math.min(route.body.max or BODY_MAX, BODY_MAX)
   return {
@@ -358,7 +378,11 @@ local function add_inputs(list, inputs, random, all)
   for _, name in ipairs(options.sorted_keys(inputs)) do
     local input = inputs[name]
     if all or not input.optional or random(2) == 1 then
-      for _, text in ipairs(sure_texts(input.schema, random)) do
+      local texts = sure_texts(input.schema, random)
+      if input.commas and #texts > 0 then
+        texts = { table.concat(texts, ",") }
+      end
+      for _, text in ipairs(texts) do
         list[#list + 1] = { name = name, text = text }
       end
     end
@@ -689,7 +713,7 @@ local function smaller_models(model)
   end
   if model.body.value ~= nil and model.body.wrong then
     add(function(new)
-      new.body = { value = model.body.value, type = "application/json",
+      new.body = { value = model.body.value, type = model.route.body.types[1],
         text = core.encode(model.body.value) }
     end)
   elseif model.body.value ~= nil then

@@ -274,6 +274,19 @@ def test_a_reload_takes_the_new_document(g):
     equal(g.post_json("/zoo/pets", {"name": "x", "tag": "cow"}).status, 200)
 
 
+def test_fuzzed(g):
+    """Requests from the schemas of the documents, judged by a second opinion:
+    every invalid one is refused, every valid one is served."""
+    path = write(os.path.join(g.dir, "empty_test.lua"), """
+local t = require "gateway.test"
+t.case("nothing", function() end)
+""")
+    done = gateway_cli("test", "--policy", g.policy, "--fuzz", "2", "--seed",
+                       "7", path, cwd=g.dir)
+    equal(done.returncode, 0, done.err + done.out)
+    assert " valid, " in done.err + done.out, done.err + done.out
+
+
 def checked(policy, document, name="api.yaml"):
     """What `gateway check` says of a policy with one document."""
     folder = tmpdir("openapi")
