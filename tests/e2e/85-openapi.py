@@ -272,6 +272,7 @@ def test_a_reload_takes_the_new_document(g):
     g.wait_line("pets-2.0.json:%d: enun: is no keyword there is: did you mean"
                 " 'enum'?" % number, since=mark)
     equal(g.post_json("/zoo/pets", {"name": "x", "tag": "cow"}).status, 200)
+    write(path, old)
 
 
 def test_fuzzed(g):
