@@ -15,6 +15,7 @@ local finding <const> = require "gateway.finding"
 local hook <const> = require "gateway.audit_hook"
 local input <const> = require "gateway.audit_input"
 local luasource <const> = require "gateway.luasource"
+local openapi <const> = require "gateway.audit_openapi"
 local policy <const> = require "gateway.policy"
 local scan <const> = require "gateway.scan"
 local tool <const> = require "gateway.tool"
@@ -29,6 +30,8 @@ finding.rules {
   ["audit.allow-unused"] = { "low", "a comment allows what was not found",
     "delete the comment" },
 }
+
+local DEFAULT <const> = "scripts/gateway.lua"
 
 local Audit = {}
 Audit.__index = Audit
@@ -123,9 +126,32 @@ function M.run(name, opts)
 end
 
 
+-- What the command looks at: a policy, an OpenAPI document, or both.
+-- @return the findings, and what --trace adds; or nil and why it cannot
+local function look(name, opts)
+  local list, rows = finding.new(), nil
+  if name or not opts.openapi then
+    list, rows = M.run(name or DEFAULT, opts)
+  end
+  if not list or not opts.openapi then
+    return list, rows
+  end
+  local text, message = core.read_file(opts.openapi)
+  if not text then
+    return nil, message
+  end
+  openapi.audit(list, opts.openapi, text, name and policy.declared().routes)
+  return list, rows
+end
+
+
 local function options_of()
   local list = {
-    { "policy", "FILE", "the policy", default = "scripts/gateway.lua" },
+    { "policy", "FILE", ("the policy (default %s; beside --openapi, none)")
+      :format(DEFAULT) },
+    { "openapi", "FILE", "audit an OpenAPI document (3.0, 3.1, Swagger 2.0) in"
+      .. " place of a policy; with a policy, also what one knows and the other"
+      .. " does not" },
     { "trace", nil, "also send canaries through the real hooks, and tell where"
       .. " each arrives and what checked it" },
     { "rules", nil, "list all rules, and how to mend what they find" },
@@ -146,6 +172,8 @@ M.main = tool.main {
   examples = {
     "gateway audit", "gateway audit --trace my.lua",
     "gateway audit --fail-on medium my.lua",
+    "gateway audit --openapi api.yaml",
+    "gateway audit --openapi api.yaml my.lua",
     "gateway audit --format sarif my.lua >audit.sarif",
     "gateway audit --host",
   },
@@ -157,7 +185,7 @@ M.main = tool.main {
       finding.print_rules()
       return 0
     end
-    local list, rows = M.run(operands[1] or opts.policy, opts)
+    local list, rows = look(operands[1] or opts.policy, opts)
     if not list then
       core.warn("gateway: " .. rows)
       return 1

@@ -38,6 +38,21 @@ gateway.openapi { file = "pets-2.0.json", authorize = id.anyone,
       return gateway.text(math.type(request.path.id)) end,
   } }
 """
+STRICT = """\
+openapi: 3.1.0
+info: {title: t, version: "1"}
+servers: [{url: https://a.example}]
+security: [{m: []}]
+paths:
+  /a/{id}:
+    get:
+      operationId: getA
+      parameters:
+        - name: id
+          in: path
+          schema: {type: string, pattern: '^[a-z]{1,9}$', maxLength: 9}
+components: {securitySchemes: {m: {type: mutualTLS}}}
+"""
 ID = "0b6d3a52-7f7e-4b2c-9b0e-3e5a3f0d9c11"
 ORDER = {"customer": {"email": "a@example.org"},
          "lines": [{"sku": "AB-1234", "count": 1}]}
@@ -334,3 +349,70 @@ def test_what_does_not_load():
     for policy, document, want in rows:
         out = checked(policy, document)
         assert want in out, "%s\n%s" % (want, out)
+
+
+def audited(*argv, folder=None):
+    done = gateway_cli("audit", *argv, cwd=folder)
+    return done.returncode, done.out, done.err
+
+
+def test_audit_of_a_document():
+    code, out, _ = audited("--openapi",
+                           os.path.join(DOCUMENTS, "orders-3.0.yaml"))
+    assert "body.note takes any text (openapi.text-unchecked)" in out, out
+    equal(code, 0)
+    code, out, _ = audited("--fail-on=medium", "--openapi",
+                           os.path.join(DOCUMENTS, "orders-3.0.yaml"))
+    equal(code, 1)
+    code, out, _ = audited("--openapi",
+                           os.path.join(DOCUMENTS, "pets-2.0.json"))
+    assert "pets-2.0.json:10: high: GET /pets: anybody may call it" in out, out
+    equal(code, 1)
+    code, out, err = audited("--openapi", "no-such-file.yaml")
+    equal((code, out), (1, ""))
+    assert "no-such-file.yaml: No such file" in err, err
+
+
+def test_audit_of_a_document_that_is_strict():
+    folder = tmpdir("openapi")
+    write(os.path.join(folder, "api.yaml"), STRICT)
+    equal(audited("--openapi", "api.yaml", "--fail-on", "info",
+                  folder=folder)[:2],
+          (0, "0 high, 0 medium, 0 low, 0 info; 0 suppressed\n"))
+    out = json.loads(audited("--openapi", "api.yaml", "--format=json",
+                             folder=folder)[1])
+    equal(out["findings"], [])
+    write(os.path.join(folder, "api.yaml"), STRICT.replace("$'", "'"))
+    out = json.loads(audited("--openapi", "api.yaml", "--format=sarif",
+                             folder=folder)[1])
+    result = out["runs"][0]["results"][0]
+    equal((result["ruleId"], result["level"]),
+          ("openapi.pattern-unanchored", "error"))
+    equal(result["locations"][0]["physicalLocation"]["region"]["startLine"], 12)
+
+
+def test_audit_of_a_document_beside_a_policy():
+    folder = tmpdir("openapi")
+    write(os.path.join(folder, "api.yaml"), STRICT)
+    head = """
+local gateway = require "gateway"
+local id = require "gateway.identity"
+gateway.listen { address = "127.0.0.1:1", certificate = "c", key = "k",
+  client_ca = "a" }
+"""
+    rows = (
+        ('gateway.openapi { file = "api.yaml", authorize = id.ou "ops",'
+         ' upstream = function() return true end }', ()),
+        ('gateway.get("/a", { authorize = id.ou "ops", handle = function()'
+         ' return gateway.text "x" end })',
+         ("api.yaml:7: medium: GET /a/{id}: the policy has no route for it",
+          "p.lua:6: medium: api.yaml does not know GET /a ")),
+    )
+    for policy, wanted in rows:
+        write(os.path.join(folder, "p.lua"), head + policy)
+        code, out, err = audited("--openapi", "api.yaml", "p.lua",
+                                 folder=folder)
+        equal(err, "")
+        equal(out.count("(openapi."), len(wanted), out)
+        for want in wanted:
+            assert want in out, "%s\n%s" % (want, out)
