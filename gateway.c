@@ -16474,8 +16474,9 @@ mint_key_pem(struct mem_arena *a, struct mint_key *k, struct mem_buf *pem)
 struct mint_order {
     struct mem_arena *a;  // borrowed; everything here lives in it or longer
     bool ca;
-    const char *eku;   // a name of pki_purposes; NULL: no extension
-    struct str o, cn;  // empty: left out
+    const struct pki_cert *like;  // whose subject and names it gets; NULL: ours
+    const char *eku;              // a name of pki_purposes; NULL: no extension
+    struct str o, cn;             // empty: left out
     struct str ou[PKI_ITEMS_MAX];
     size_t ou_n;
     struct pki_tlv san[PKI_ITEMS_MAX];  // tag and body
@@ -16499,8 +16500,13 @@ struct mint_order {
 static void
 mint_put_subject(struct mem_buf *b, const struct mint_order *o)
 {
-    size_t at = mint_open(b, PKI_SEQUENCE);
+    size_t at;
 
+    if (o->like) {
+        mem_buf_add(b, o->like->subject.p, o->like->subject.n);
+        return;
+    }
+    at = mint_open(b, PKI_SEQUENCE);
     if (o->o.n)
         mint_put_rdn(b, PKI_AT("\x0a"), o->o);
     for (size_t i = 0; i < o->ou_n; i++)
@@ -16602,7 +16608,10 @@ mint_put_extensions(struct mem_buf *b, const struct mint_order *o,
     mint_put_basic(b, o);
     if (o->eku)
         mint_put_eku(b, o->eku);
-    if (o->san_n)
+    if (o->like && o->like->ext[PKI_EXT_SAN].p)
+        mint_put_ext(b, pki_ext_oids[PKI_EXT_SAN], false,
+                     o->like->ext[PKI_EXT_SAN]);
+    else if (o->san_n)
         mint_put_san(b, o);
     mint_put_key_ids(b, subject, issuer);
     mint_close(b, list);
@@ -48969,7 +48978,19 @@ static const luaL_Reg dial_methods[] = {
     {NULL, NULL},
 };
 
-/* Adds core.dial to the table on top. */
+/* core.pause(seconds): waits, and does nothing else */
+static int
+dial_pause(lua_State *L)
+{
+    lua_Number s = luaL_checknumber(L, 1);
+
+    luaL_argcheck(L, s >= 0 && s * 1000 <= DIAL_MS_MAX, 1,
+                  "a time of 0 to 600 seconds");
+    uv_sleep((unsigned)(s * 1000));
+    return 0;
+}
+
+/* Adds core.dial and core.pause to the table on top. */
 static void
 dial_open(lua_State *L)
 {
@@ -48980,6 +49001,8 @@ dial_open(lua_State *L)
     lua_pop(L, 1);
     lua_pushcfunction(L, dial_new);
     lua_setfield(L, -2, "dial");
+    lua_pushcfunction(L, dial_pause);
+    lua_setfield(L, -2, "pause");
 }
 
 /* ==== 39 try: tools on a policy ==============================================
@@ -49782,17 +49805,34 @@ try_core_identity(lua_State *L)
     return 1;
 }
 
-/* A key pair and what it signs with, from { certificate =, key = } in PEM. */
+/* The first certificate of a PEM text. */
 static bool
-try_issuer(lua_State *L, int at, struct mem_arena *a, struct mint_key *key,
-           struct pki_cert *cert, struct err *e)
+try_pem_cert(struct mem_arena *a, struct str pem, struct pki_cert *cert,
+             struct err *e)
 {
     struct str *v;
     size_t n;
 
-    if (!pki_pem_read(a, bind_field_str(L, at, "certificate", a), "CERTIFICATE",
-                      &v, &n, e) ||
-        !pki_cert_parse(v[0], cert, e))
+    return pki_pem_read(a, pem, "CERTIFICATE", &v, &n, e) &&
+           pki_cert_parse(v[0], cert, e);
+}
+
+/* What signs, from { certificate =, key = } in PEM. Without a certificate, the
+ * issuer has the name of whoever issued `like`. */
+static bool
+try_issuer(lua_State *L, int at, const struct mint_order *o,
+           struct mint_key *key, struct str *name, struct err *e)
+{
+    struct mem_arena *a = o->a;
+    struct str pem = bind_field_str(L, at, "certificate", a), *v;
+    struct pki_cert cert = {0};
+    size_t n;
+
+    if (!pem.n && o->like)
+        *name = o->like->issuer;
+    else if (try_pem_cert(a, pem, &cert, e))
+        *name = cert.subject;
+    else
         return err_prefix(e, "issuer's certificate: ");
     return (pki_pem_read(a, bind_field_str(L, at, "key", a), "PRIVATE KEY", &v,
                          &n, e) &&
@@ -49829,16 +49869,30 @@ try_mint(lua_State *L, struct mint_order *o, struct mint_key *issuer,
     return ok;
 }
 
+/* The certificate that `like` of the table at 1 is, if it is there. */
+static bool
+try_like(lua_State *L, struct mint_order *o, struct err *e)
+{
+    struct str pem = bind_field_str(L, 1, "like", o->a);
+    struct pki_cert *cert;
+
+    if (!pem.n)
+        return true;
+    o->like = cert = mem_alloc(o->a, sizeof *cert);
+    return try_pem_cert(o->a, pem, cert, e) || err_prefix(e, "like: ");
+}
+
 /* core.mint({ cn, o, ou, uri, dns, email, ip, eku, ca = true, not_before,
- * not_after (Unix seconds) } [, issuer]) -> { certificate =, key = }, PEM; it
- * signs itself where there is no issuer, which is such a table, too. */
+ * not_after (Unix seconds), like } [, issuer]) -> { certificate =, key = }, PEM;
+ * or nil and why. It signs itself where there is no issuer, which is such a
+ * table, too. `like` is a certificate whose subject and names it gets. */
 static int
 try_core_mint(lua_State *L)
 {
     bool signs_itself = lua_isnoneornil(L, 2), ok;
     struct mem_arena *a;
     struct mint_order *o;
-    struct pki_cert cert = {0};
+    struct str name = {0};
     struct mint_key issuer;
     struct err e;
 
@@ -49855,13 +49909,17 @@ try_core_mint(lua_State *L)
     lua_getfield(L, 1, "not_after");
     o->not_after = luaL_optinteger(L, -1, o->not_after);
     lua_pop(L, 3);
-    ok = mint_key_init(&issuer, &e);
+    ok = try_like(L, o, &e) && mint_key_init(&issuer, &e);
     if (ok) {
-        ok = (signs_itself || try_issuer(L, 2, a, &issuer, &cert, &e)) &&
-             try_mint(L, o, signs_itself ? NULL : &issuer, cert.subject, &e);
+        ok = (signs_itself || try_issuer(L, 2, o, &issuer, &name, &e)) &&
+             try_mint(L, o, signs_itself ? NULL : &issuer, name, &e);
         mint_key_fini(&issuer);
     }
-    return ok ? 1 : luaL_error(L, "core.mint: %s", e.msg);
+    if (ok)
+        return 1;
+    lua_pushnil(L);
+    lua_pushstring(L, e.msg);
+    return 2;
 }
 
 /* core.test_stand_in(identity, table): hooks are given the table instead, as

@@ -14,6 +14,7 @@ local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
 local hook <const> = require "gateway.audit_hook"
 local input <const> = require "gateway.audit_input"
+local live <const> = require "gateway.audit_live"
 local luasource <const> = require "gateway.luasource"
 local openapi <const> = require "gateway.audit_openapi"
 local policy <const> = require "gateway.policy"
@@ -158,6 +159,7 @@ local function options_of()
     { "host", nil, "look at what is around the gateway instead; see gateway"
       .. " audit --host --help" },
   }
+  table.move(live.OPTIONS, 1, #live.OPTIONS, #list + 1, list)
   return table.move(finding.OPTIONS, 1, #finding.OPTIONS, #list + 1, list)
 end
 
@@ -176,14 +178,18 @@ M.main = tool.main {
     "gateway audit --openapi api.yaml my.lua",
     "gateway audit --format sarif my.lua >audit.sarif",
     "gateway audit --host",
+    "gateway audit --live https://127.0.0.1:8443 --cert ops.crt --key ops.key \\\n"
+      .. "      --cacert ca.crt --openapi api.yaml",
   },
   run = function(operands, opts)
-    local misused = finding.misused(opts)
+    local misused = finding.misused(opts) or live.misused(opts, operands[1])
     if misused then
       return nil, misused
     elseif opts.rules then
       finding.print_rules()
       return 0
+    elseif opts.live then
+      return live.main(opts)
     end
     local list, rows = look(operands[1] or opts.policy, opts)
     if not list then

@@ -145,8 +145,11 @@ local function print_json(list, counts, more)
 end
 
 
--- A file's name as a URI reference.
+-- A file's name as a URI reference; a service's URL is one.
 local function uri_of(file)
+  if file:find("^https://") then
+    return file
+  end
   local text = file:gsub("[^%w/._~-]", function(char)
     return ("%%%02X"):format(char:byte())
   end)

@@ -1,0 +1,386 @@
+--- Requests by an OpenAPI document: for `gateway audit --live`.
+--
+-- An operation becomes a list of slots, which are its parameters and the texts
+-- in its JSON body, each with a value that its schema takes; build() makes the
+-- request, with another value in one of them. This reads documents that are
+-- not strict, too: what a schema does not say is made up.
+
+local core <const> = require "gateway.core"
+local document <const> = require "gateway.document"
+local options <const> = require "gateway.options"
+local pattern <const> = require "gateway.pattern"
+local M = {}
+
+local MAX_DEPTH <const> = 6
+local SAMPLES <const> = {
+  date = "2024-02-29", time = "12:30:00Z", ["date-time"] =
+  "2024-02-29T12:30:00Z", duration = "P1D", ipv4 = "192.0.2.1",
+  uuid = "0b6d3a52-7f7e-4b2c-9b0e-3e5a3f0d9c11", ipv6 = "2001:db8::1",
+  hostname = "host.example.org", email = "a@example.org", byte = "aGk=",
+  uri = "https://example.org/", ["uri-reference"] = "/x",
+}
+local X <const> = "%x%x%x%x"
+local FORMS <const> = {  -- texts that are not so are none of that format
+  date = "^%d%d%d%d%-%d%d%-%d%d$",
+  ["date-time"] = "^%d%d%d%d%-%d%d%-%d%d[Tt ]%d%d:%d%d:%d%d",
+  ipv4 = "^%d+%.%d+%.%d+%.%d+$", ipv6 = "^[%x:.]+$",
+  uuid = "^" .. X .. X .. ("%-" .. X):rep(4) .. X .. X .. "$",
+  hostname = "^[%w.-]+$", byte = "^[%w+/]*=*$",
+}
+local WORDS <const> = {
+  "type", "enum", "const", "pattern", "format", "minLength", "maxLength",
+  "minimum", "maximum", "items", "example", "default", "readOnly",
+}
+
+
+-- ---- what is said about a value --------------------------------------------
+
+local function gather(doc, source, facts, depth)
+  if not document.is_map(source) or depth > MAX_DEPTH then
+    return facts
+  end
+  for _, word in ipairs(WORDS) do
+    if source[word] ~= nil and facts[word] == nil then
+      facts[word] = source[word]
+    end
+  end
+  for key, property in pairs(document.is_map(source.properties)
+    and source.properties or {}) do
+    facts.properties[key] = facts.properties[key] or property
+  end
+  for _, key in ipairs(document.items(source.required)) do
+    facts.required[key] = true
+  end
+  if source["$ref"] ~= nil then
+    gather(doc, doc:target(source), facts, depth + 1)
+  end
+  for _, branch in ipairs(document.items(source.allOf)) do
+    gather(doc, branch, facts, depth + 1)
+  end
+  for _, word in ipairs { "oneOf", "anyOf" } do
+    gather(doc, document.items(source[word])[1], facts, depth + 1)
+  end
+  return facts
+end
+
+
+local function kind_of(facts)
+  local types = document.is_list(facts.type) and facts.type or { facts.type }
+  for _, name in ipairs(types) do
+    if name ~= "null" then
+      return name
+    end
+  end
+  return next(facts.properties) and "object" or facts.items and "array"
+    or "string"
+end
+
+
+-- All that a schema says; of anyOf and oneOf, the first branch.
+local function facts_of(doc, source)
+  local facts = gather(doc, source, { properties = {}, required = {} }, 0)
+  facts.kind = kind_of(facts)
+  if facts.kind == "string" and type(facts.pattern) == "string" then
+    local p = pattern.new(facts.pattern, {
+      minLength = math.tointeger(facts.minLength),
+      maxLength = math.tointeger(facts.maxLength),
+    })
+    facts.judge = p and not p.why and p or nil
+  end
+  return facts
+end
+
+
+-- ---- values that it takes --------------------------------------------------
+
+local function steady()
+  local seed = 42
+  return function(n)
+    seed = seed * 6364136223846793005 + 1442695040888963407
+    return (seed >> 33) % n + 1
+  end
+end
+
+
+local function text_of(facts)
+  local made = SAMPLES[facts.format]
+  if facts.judge and not (made and facts.judge:accepts(made)) then
+    return facts.judge:sample(steady(), 12) or facts.judge:shortest() or "a"
+  end
+  local least = math.tointeger(facts.minLength) or 0
+  return made or ("a"):rep(math.min(math.max(least, 1), 10000))
+end
+
+
+local function number_of(facts)
+  local low = tonumber(facts.minimum) or math.min(1,
+    tonumber(facts.maximum) or 1)
+  local value = facts.kind == "integer" and math.ceil(low) or low
+  return math.tointeger(value) or value
+end
+
+
+local value_of  -- a schema's value, below
+
+
+local function object_of(doc, facts, all, depth)
+  local object = {}
+  for _, key in ipairs(options.sorted_keys(facts.properties)) do
+    if facts.required[key] or all then
+      local part = facts_of(doc, facts.properties[key])
+      if part.readOnly ~= true and depth < MAX_DEPTH then
+        object[key] = value_of(doc, part, all, depth + 1)
+      end
+    end
+  end
+  return object
+end
+
+
+-- @param all  false: of objects only what is required
+function value_of(doc, facts, all, depth)
+  local given = facts.example
+  if given == nil then
+    given = facts.default
+  end
+  if given ~= nil and given ~= core.null then
+    return given
+  elseif facts.const ~= nil then
+    return facts.const
+  elseif document.items(facts.enum)[1] ~= nil then
+    return facts.enum[1]
+  elseif facts.kind == "object" then
+    return object_of(doc, facts, all, depth)
+  elseif facts.kind == "array" then
+    return core.array { value_of(doc, facts_of(doc, facts.items), all,
+      depth + 1) }
+  elseif facts.kind == "boolean" then
+    return true
+  elseif facts.kind == "string" then
+    return text_of(facts)
+  end
+  return number_of(facts)
+end
+
+
+-- ---- what it does not take -------------------------------------------------
+
+local function is_among(list, value)
+  for _, one in ipairs(list) do
+    if tostring(one) == value then
+      return true
+    end
+  end
+  return false
+end
+
+
+local function out_of_bounds(facts, value)
+  local low, high = tonumber(facts.minimum), tonumber(facts.maximum)
+  return low and value < low or high and value > high
+end
+
+
+--- Why the document forbids a text in a slot, or nil: it may not.
+function M.forbids(slot, value)
+  local facts = slot.facts
+  local length = utf8.len(value) or #value
+  if document.is_list(facts.enum) then
+    return not is_among(facts.enum, value) and "enum" or nil
+  elseif facts.const ~= nil then
+    return tostring(facts.const) ~= value and "const" or nil
+  elseif facts.kind == "integer" or facts.kind == "number" then
+    local number = tonumber(value)
+    if not number or facts.kind == "integer"
+      and not math.tointeger(number) then
+      return "type: " .. facts.kind
+    end
+    return out_of_bounds(facts, number) and "its bounds" or nil
+  elseif facts.kind == "boolean" then
+    return value ~= "true" and value ~= "false" and "type: boolean" or nil
+  elseif length > (tonumber(facts.maxLength) or math.huge) then
+    return "maxLength"
+  elseif facts.judge and facts.judge:accepts(value) == false then
+    return "pattern"
+  end
+  local form = FORMS[facts.format]
+  return form and not value:find(form) and "format: " .. facts.format or nil
+end
+
+
+-- ---- slots -----------------------------------------------------------------
+
+-- The schema of a parameter: in Swagger 2.0 it is the parameter itself.
+local function schema_of(api, source)
+  local schema = api.version ~= "2.0" and source.schema or nil
+  if document.is_map(source.content) then
+    local _, media = next(source.content)
+    schema = document.is_map(media) and media.schema or schema
+  end
+  return schema or source
+end
+
+
+local function plain_text(value)
+  if type(value) == "table" then
+    value = value[1]
+  end
+  return value ~= nil and value ~= core.null and tostring(value) or ""
+end
+
+
+local function parameter_slot(api, parameter)
+  local source = parameter.source
+  local facts = facts_of(api.doc, schema_of(api, source))
+  local value = source.example
+  if value == nil and document.is_map(source.examples) then
+    local _, example = next(source.examples)
+    value = document.is_map(example) and example.value or nil
+  end
+  if value == nil then
+    value = value_of(api.doc, facts, true, 0)
+  end
+  if facts.kind == "array" then
+    facts = facts_of(api.doc, facts.items)
+  end
+  return {
+    place = parameter.place, name = parameter.name, facts = facts,
+    required = parameter.required or parameter.place == "path",
+    value = plain_text(value), at = api.doc:at(source),
+    what = ("%s parameter %s"):format(parameter.place,
+      options.show(parameter.name)),
+  }
+end
+
+
+-- Adds a slot for each text of a JSON body.
+local function body_slots(api, slots, source, value, path, at)
+  local facts = facts_of(api.doc, source)
+  if #path > MAX_DEPTH then
+    return
+  elseif type(value) == "string" then
+    slots[#slots + 1] = {
+      place = "body", path = path, facts = facts, value = value, at = at,
+      what = "body field " .. options.show(table.concat(path, ".")),
+    }
+  elseif document.is_list(value) then
+    local below = table.move(path, 1, #path, 1, {})
+    below[#below + 1] = 1
+    body_slots(api, slots, facts.items, value[1], below, at)
+  elseif type(value) == "table" then
+    for _, key in ipairs(options.sorted_keys(value)) do
+      local below = table.move(path, 1, #path, 1, {})
+      below[#below + 1] = key
+      body_slots(api, slots, facts.properties[key], value[key], below,
+        document.is_map(facts.properties[key])
+          and api.doc:at(facts.properties[key]) or at)
+    end
+  end
+end
+
+
+local function json_media(operation)
+  for _, media in ipairs(operation.body and operation.body.media or {}) do
+    if media.type:find "/json$" or media.type:find "%+json$" then
+      return media
+    end
+  end
+end
+
+
+--- An operation of a document as slots. @param api  of openapi_read
+function M.read(api, operation)
+  local read = {
+    method = operation.method, path = operation.path, at = operation.at,
+    name = operation.method .. " " .. operation.path, slots = {}, all = true,
+  }
+  for _, parameter in ipairs(operation.parameters) do
+    table.insert(read.slots, parameter_slot(api, parameter))
+  end
+  local media = json_media(operation)
+  if media then
+    local facts = facts_of(api.doc, media.schema)
+    read.media = media.type
+    read.full = value_of(api.doc, facts, true, 0)
+    read.least = value_of(api.doc, facts, false, 0)
+    body_slots(api, read.slots, media.schema, read.full, {}, api.doc:at(
+      media.owner, media.key))
+  end
+  return read
+end
+
+
+-- ---- requests --------------------------------------------------------------
+
+--- A text as part of a URL.
+function M.escape(text)
+  return (text:gsub("[^%w._~-]", function(char)
+    return ("%%%02X"):format(char:byte())
+  end))
+end
+
+
+-- A copy of a body with another value at a path.
+local function put(value, path, text, from)
+  if from > #path then
+    return text
+  elseif type(value) ~= "table" then
+    value = {}
+  end
+  local copy = document.is_list(value) and core.array {} or {}
+  for key, part in pairs(value) do
+    copy[key] = part
+  end
+  copy[path[from]] = put(copy[path[from]], path, text, from + 1)
+  return copy
+end
+
+
+local function body_of(read, slot, text)
+  if not read.media then
+    return nil
+  end
+  local value = read.all and read.full or read.least
+  if slot and slot.place == "body" then
+    value = put(value, slot.path, text, 1)
+  end
+  return core.encode(value)
+end
+
+
+--- A request of an operation.
+-- @param base  what stands before each path
+-- @param slot  the one that gets `text`; or nil: all have values that are fine
+-- @param raw   true: `text` is put into a path as it is
+function M.build(read, base, slot, text, raw)
+  local path, query, headers, cookies = read.path, {}, {}, {}
+  for _, one in ipairs(read.slots) do
+    local value = one == slot and text or one.value
+    local wanted = one.required or read.all or one == slot
+    if one.place == "path" then
+      local shown = raw and one == slot and value or M.escape(value)
+      path = path:gsub("{" .. one.name:gsub("%p", "%%%0") .. "}",
+        (shown:gsub("%%", "%%%%")))
+    elseif wanted and one.place == "query" then
+      query[#query + 1] = M.escape(one.name) .. "=" .. M.escape(value)
+    elseif wanted and one.place == "header" then
+      headers[#headers + 1] = { one.name, value }
+    elseif wanted and one.place == "cookie" then
+      cookies[#cookies + 1] = one.name .. "=" .. M.escape(value)
+    end
+  end
+  if #cookies > 0 then
+    headers[#headers + 1] = { "Cookie", table.concat(cookies, "; ") }
+  end
+  if read.media then
+    headers[#headers + 1] = { "Content-Type", read.media }
+  end
+  return {
+    method = read.method, headers = headers, body = body_of(read, slot, text),
+    target = base .. path .. (#query > 0 and "?" .. table.concat(query, "&")
+      or ""),
+  }
+end
+
+
+return M
