@@ -178,7 +178,7 @@ M.main = tool.main {
     "gateway audit --openapi api.yaml my.lua",
     "gateway audit --format sarif my.lua >audit.sarif",
     "gateway audit --host",
-    "gateway audit --live https://127.0.0.1:8443 --cert ops.crt --key ops.key \\\n"
+    "gateway audit --live https://127.0.0.1:8443 --cert a.crt --key a.key \\\n"
       .. "      --cacert ca.crt --openapi api.yaml",
   },
   run = function(operands, opts)

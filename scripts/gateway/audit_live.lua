@@ -53,14 +53,22 @@ Live.__index = Live
 local STOP <const> = {}  -- raised where --max requests were sent
 
 
+-- What came from a service or was cut as text that JSON can hold.
+local function clean(text)
+  return utf8.len(text) and text or (text:gsub("[\x80-\xff]", "?"))
+end
+
+
 function Live:add(rule, at, what, severity)
-  self.list:add { rule = rule, at = at, what = what, severity = severity }
+  self.list:add { rule = rule, at = at, what = clean(what),
+    severity = severity }
 end
 
 
 -- Notes how a check went. @param state  "ok", "found" or "not checked"
 function Live:note(state, what, why)
-  table.insert(self.checks, { state = state, what = what, why = why })
+  table.insert(self.checks, { state = state, what = clean(what),
+    why = clean(why) })
 end
 
 
@@ -414,8 +422,8 @@ function M.run(list, opts)
   local why
   self.answer, why = self:ask(self.plain_request)
   if not self.answer then
-    return nil, ("%s: no answer with the good certificate: %s"):format(
-      self.url.at, why)
+    return nil, clean(("%s: no answer with the good certificate: %s"):format(
+      self.url.at, why))
   end
   local operations = {}
   if opts.document then

@@ -11,7 +11,8 @@ local options <const> = require "gateway.options"
 local pattern <const> = require "gateway.pattern"
 local M = {}
 
-local MAX_DEPTH <const> = 6
+local MAX_DEPTH <const> = 8
+local OPTIONAL_DEPTH <const> = 3  -- how deep what may be left out is put in
 local SAMPLES <const> = {
   date = "2024-02-29", time = "12:30:00Z", ["date-time"] =
   "2024-02-29T12:30:00Z", duration = "P1D", ipv4 = "192.0.2.1",
@@ -29,7 +30,8 @@ local FORMS <const> = {  -- texts that are not so are none of that format
 }
 local WORDS <const> = {
   "type", "enum", "const", "pattern", "format", "minLength", "maxLength",
-  "minimum", "maximum", "items", "example", "default", "readOnly",
+  "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "items",
+  "example", "default", "readOnly",
 }
 
 
@@ -112,10 +114,25 @@ local function text_of(facts)
 end
 
 
+-- The bounds of a number, and whether each is itself no value (in 3.0 that is
+-- true or false, in 3.1 a bound of its own).
+local function bounds_of(facts)
+  local low, high = tonumber(facts.minimum), tonumber(facts.maximum)
+  local above, below = facts.exclusiveMinimum, facts.exclusiveMaximum
+  low = type(above) == "number" and math.max(above, low or above) or low
+  high = type(below) == "number" and math.min(below, high or below) or high
+  return low, high, above == true or above == low, below == true
+    or below == high
+end
+
+
 local function number_of(facts)
-  local low = tonumber(facts.minimum) or math.min(1,
-    tonumber(facts.maximum) or 1)
-  local value = facts.kind == "integer" and math.ceil(low) or low
+  local low, high, above, below = bounds_of(facts)
+  local step = facts.kind == "integer" and 1 or high and low
+    and (high - low) / 2 or 1
+  local value = low and low + (above and step or 0) or high
+    and high - (below and step or 0) or 1
+  value = facts.kind == "integer" and math.ceil(value) or value
   return math.tointeger(value) or value
 end
 
@@ -126,7 +143,7 @@ local value_of  -- a schema's value, below
 local function object_of(doc, facts, all, depth)
   local object = {}
   for _, key in ipairs(options.sorted_keys(facts.properties)) do
-    if facts.required[key] or all then
+    if facts.required[key] or all and depth < OPTIONAL_DEPTH then
       local part = facts_of(doc, facts.properties[key])
       if part.readOnly ~= true and depth < MAX_DEPTH then
         object[key] = value_of(doc, part, all, depth + 1)
@@ -176,8 +193,9 @@ end
 
 
 local function out_of_bounds(facts, value)
-  local low, high = tonumber(facts.minimum), tonumber(facts.maximum)
-  return low and value < low or high and value > high
+  local low, high, above, below = bounds_of(facts)
+  return low and (value < low or above and value == low)
+    or high and (value > high or below and value == high)
 end
 
 

@@ -10,6 +10,7 @@
 -- says how far it got: "connect", "handshake" or "answer".
 
 local core <const> = require "gateway.core"
+local options <const> = require "gateway.options"
 local M = {}
 
 local SECONDS <const> = 10      -- for connecting, and again for an answer
@@ -95,11 +96,11 @@ end
 
 local function read_head(reader)
   local line = reader:line()
-  local status = tonumber(line:match("^HTTP/1%.%d (%d%d%d)"))
+  local minor, status = line:match("^HTTP/1%.(%d) (%d%d%d)%f[%s\0]")
   if not status then
-    fail("no HTTP/1.1 answer: " .. ("%q"):format(line:sub(1, 60)))
+    fail("no HTTP/1.1 answer: " .. options.show(line))
   end
-  local answer = { status = status, headers = {} }
+  local answer = { status = tonumber(status), headers = {}, minor = minor }
   local size = 0
   for row in function() return reader:line() end do
     if row == "" then
@@ -176,7 +177,7 @@ local function read_answer(reader, method, sent)
   answer.seconds = core.now() - sent
   answer.body, answer.whole = read_body(reader, method, answer)
   local connection = (answer.headers.connection or ""):lower()
-  answer.keep = answer.whole and #reader.text == 0
+  answer.keep = answer.whole and #reader.text == 0 and answer.minor == "1"
     and not connection:find("close", 1, true)
   return answer
 end

@@ -10,10 +10,11 @@ import socketserver
 import ssl
 import subprocess
 import threading
+import time
 import urllib.parse
 
-from gw import (BIN, PKI, Gateway, Upstream, cert, equal, free_port, one_of,
-                sh, tmpdir, write)
+from gw import (BIN, PKI, Gateway, Listener, Upstream, cert, equal, free_port,
+                one_of, sh, tmpdir, write)
 
 DOCUMENTS = os.path.join(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))), "openapi")
@@ -141,6 +142,12 @@ paths:
       parameters:
         - {name: fail, in: query, schema: {type: string}, example: a}
       responses: {"200": {description: ok}}
+  /mirror/{mirror}:
+    get:
+      parameters:
+        - {name: mirror, in: path, required: true, schema: {type: string}, example: a}
+        - {name: again, in: query, required: true, schema: {type: string}, example: a}
+      responses: {"200": {description: ok}}
   /split:
     get:
       parameters:
@@ -189,6 +196,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.asked += 1
+        self.server.times.append(time.monotonic())
         url = urllib.parse.urlsplit(self.path)
         query = {k: v[0] for k, v in urllib.parse.parse_qs(
             url.query, keep_blank_values=True).items()}
@@ -201,7 +209,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.at_file({"file": json.loads(body)["name"]}, None)
+        try:
+            self.at_file({"file": json.loads(body)["name"]}, None)
+        except (OSError, ValueError):
+            self.answer(404, "no such thing")
 
     def at_root(self, query, last):
         self.answer(200, "hello")
@@ -241,6 +252,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def at_fail(self, query, last):
         self.answer(500 if "'" in query.get("fail", "") else 200, "x")
 
+    def at_mirror(self, query, last):
+        """Says all it was given, in every way: that is no hole."""
+        again = query["again"]
+        self.answer(200 if again == "a" else 404, "Not found: %s %r %s %s %s"
+                    % (last, again, self.path, again.encode(), again))
+
     def at_split(self, query, last):
         self.answer(200, "x", "X-Name: %s\r\n" % query.get("split", ""))
 
@@ -258,6 +275,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def __init__(self, context, other=0):
         self.folder, self.asked, self.other = tmpdir("live"), 0, other
+        self.times = []
         write(self.folder + "/a.txt", "hello\n")
         super().__init__(("127.0.0.1", 0), Handler)
         self.port = self.server_address[1]
@@ -313,6 +331,8 @@ def test_holes_are_found_and_nothing_else():
     for what in BY_KEY + ["POST /body"]:
         equal(seen.get(what), "not checked", what)
     equal(seen['GET /lax, query parameter "strict"'], "ok")
+    for what in 'path parameter "mirror"', 'query parameter "again"':
+        equal(seen["GET /mirror/{mirror}, " + what], "ok")
     equal(seen['GET /away, query parameter "away"'], "ok")
     assert not witness.was_asked(), "a redirect or a server was followed"
     places = {f["rule"]: f["at"].rpartition("/")[2] for f in found["findings"]}
@@ -370,25 +390,13 @@ def test_old_tls():
     server.stop()
 
 
-class PlainToo:
+class PlainToo(Listener):
     """A port that answers HTTP without TLS, and hands TLS on."""
 
     def __init__(self, behind):
         self.behind = behind
-        self.sock = socket.socket()
-        self.sock.bind(("127.0.0.1", 0))
-        self.sock.listen(64)
-        self.url = "https://127.0.0.1:%d" % self.sock.getsockname()[1]
-        threading.Thread(target=self.run, daemon=True).start()
-
-    def run(self):
-        while True:
-            try:
-                client, _ = self.sock.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.one, args=(client,),
-                             daemon=True).start()
+        self.listen()
+        self.url = "https://127.0.0.1:%d" % self.port
 
     def one(self, client):
         first = client.recv(65536)
@@ -421,6 +429,76 @@ def test_plain_http():
     found = report(PlainToo(server.port).url)
     equal(rules(found), [("live.plain-http", "")])
     server.stop()
+
+
+def test_expired_alone():
+    """What --ca-key signs is like the good one, but for its dates."""
+    context = strict_context()
+    context.verify_flags |= 0x200000  # X509_V_FLAG_NO_CHECK_TIME
+    server = Server(context)
+    found = report(server.url, "--ca-key", PKI + "/ca.key")
+    equal(rules(found), [("live.expired", "")])
+    server.stop()
+
+
+def test_certificate_for_servers_alone():
+    g = Gateway("""gateway.get("/", { authorize = id.ou "ops",
+      handle = function() return gateway.text "hello" end })""",
+                listen='eku = "any",')
+    found = report("https://127.0.0.1:%d" % g.port, "--ca-key", PKI + "/ca.key")
+    equal(rules(found), [("live.server-certificate", "")])
+    g.stop()
+
+
+class Babble(Listener):
+    """A TLS server that sends these bytes to whoever asks."""
+
+    def __init__(self, text):
+        self.text, self.context = text, strict_context()
+        self.listen()
+        self.url = "https://127.0.0.1:%d" % self.port
+
+    def one(self, client):
+        try:
+            client = self.context.wrap_socket(client, server_side=True)
+            client.recv(65536)
+            client.sendall(self.text)
+            client.unwrap()
+        except OSError:
+            pass
+        client.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def test_bad_answers_end():
+    for text, words in (
+            (b"\x1b[2J\xff\r\n\r\n", 'no HTTP/1.1 answer: "?[2J?"'),
+            (b"HTTP/1.1 2000 OK\r\n\r\n", "no HTTP/1.1 answer"),
+            (b"HTTP/2 200\r\n\r\n", "no HTTP/1.1 answer"),
+            (b"", "closed"), (OK + b"X: y\r\n", "closed"),
+            (OK + b"X: " + b"y" * 70000, "a line without end"),
+            (OK + b"X: yyyyyyyy\r\n" * 9000, "a head of more than 64 KiB"),
+            (OK + b"Content-Length: 5\r\n\r\nhell", "closed"),
+            (OK + b"Content-Length: -5\r\n\r\nhell", "is no number"),
+            (OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+             "a chunk without a size"),
+            (OK + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",
+             "a chunk without a size"),
+            (OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello", "closed")):
+        done = audit(Babble(text).url, check=1)
+        assert words in done.err, (text[:50], done.err)
+
+
+def test_answers_that_are_read():
+    for text in (OK + b"\r\nuntil it closes",
+                 b"HTTP/1.1 103 Early\r\nX: y\r\n\r\n" + OK + b"\r\n",
+                 OK + b"Content-Length: 3000000\r\n\r\n" + b"x" * 3000000,
+                 OK + b"Transfer-Encoding: gzip, Chunked\r\n\r\n5 ; a\r\n"
+                      b"hello\r\n00\r\nT: u\r\n\r\n",
+                 b"HTTP/1.0 204\r\n\r\n"):
+        audit(Babble(text).url, check=0)
 
 
 # ---- the command -----------------------------------------------------------
@@ -457,6 +535,15 @@ def test_bounded():
     assert server.asked <= 30, server.asked
     equal([f["rule"] for f in found["findings"]
            if f["rule"] == "live.incomplete"], ["live.incomplete"])
+    server.stop()
+
+
+def test_rate():
+    server = Server(strict_context())
+    report(server.url, "--max", "40", "--rate", "20", openapi=api(server.folder))
+    # some are TLS only; not faster than that, however slow this machine is
+    assert len(server.times) > 25, len(server.times)
+    assert server.times[-1] - server.times[0] > 1, server.times
     server.stop()
 
 
