@@ -48937,8 +48937,8 @@ dial_handshake(lua_State *L, struct dial *d, struct str host, uint64_t until,
 
 /* core.dial{ host =, port =, seconds =, plain = true | ca =, certificate =,
  * key =, server_name = } -> dial; or nil, why, and the step that failed:
- * "connect" or "handshake". ca, certificate and key are PEM. With TLS 1.3 a
- * server says only after the handshake what it thinks of our certificate. */
+ * "connect", "files" or "handshake". ca, certificate and key are PEM. With TLS
+ * 1.3 a server says only after the handshake what it thinks of ours. */
 static int
 dial_new(lua_State *L)
 {
@@ -48968,7 +48968,7 @@ dial_new(lua_State *L)
         return 1;
     lua_pushnil(L);
     lua_pushstring(L, e.msg);
-    lua_pushstring(L, d->fd < 0 ? "connect" : "handshake");
+    lua_pushstring(L, d->fd < 0 ? "connect" : d->tls ? "handshake" : "files");
     return 3;
 }
 
@@ -49883,9 +49883,9 @@ try_like(lua_State *L, struct mint_order *o, struct err *e)
 }
 
 /* core.mint({ cn, o, ou, uri, dns, email, ip, eku, ca = true, not_before,
- * not_after (Unix seconds), like } [, issuer]) -> { certificate =, key = }, PEM;
- * or nil and why. It signs itself where there is no issuer, which is such a
- * table, too. `like` is a certificate whose subject and names it gets. */
+ * not_after (Unix seconds), like } [, issuer]) -> { certificate =, key = } in
+ * PEM; or nil and why. It signs itself where there is no issuer, which is such
+ * a table, too. `like` is a certificate whose subject and names it gets. */
 static int
 try_core_mint(lua_State *L)
 {

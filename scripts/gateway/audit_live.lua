@@ -208,13 +208,29 @@ function Live:try_ca_key()
 end
 
 
+-- Was it refused because of its certificate? Then the good one is let in, right
+-- after it, on a connection of its own.
+function Live:refused(what, why, step)
+  if why == "timeout" or step ~= "handshake" and step ~= "answer" then
+    return self:note("not checked", what, why)
+  end
+  self:turn()
+  local client = self:client(self)
+  local answer = client:ask(self.plain_request)
+  client:close()
+  if answer then
+    self:note("ok", what, "refused: " .. why)
+  else
+    self:note("not checked", what, "then the good certificate was refused, too")
+  end
+end
+
+
 -- What an answer to a bad certificate means.
 function Live:judge(check, answer, why, step)
   local what, rule, good = check[1], check[2], self.answer
   if not answer then
-    local refused = step ~= "connect" and why ~= "timeout"
-    return self:note(refused and "ok" or "not checked", what,
-      refused and "refused: " .. why or why)
+    return self:refused(what, why, step)
   elseif answer.status < 400 then
     self:note("found", what, "status " .. answer.status)
     self:add(rule, self.url.at, ("%s: %s %s is answered with %d"):format(what,

@@ -7,7 +7,8 @@
 --
 -- It keeps the connection where the answer lets it, follows nothing, and writes
 -- targets and header values as they are given. Where no answer comes, `step`
--- says how far it got: "connect", "handshake" or "answer".
+-- says how far it got: "connect", "files" (ours are not usable), "handshake" or
+-- "answer".
 
 local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
