@@ -13,8 +13,8 @@ import threading
 import time
 import urllib.parse
 
-from gw import (BIN, PKI, Gateway, Listener, Upstream, cert, equal, free_port,
-                sh, tmpdir, write)
+from gw import (BIN, NGINX, PKI, Gateway, Listener, Skip, Upstream, cert, equal,
+                free_port, sh, spawn, tmpdir, until, write)
 
 DOCUMENTS = os.path.join(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))), "openapi")
@@ -518,6 +518,57 @@ def test_answers_that_are_read():
                       b"hello\r\n00\r\nT: u\r\n\r\n",
                  b"HTTP/1.0 204\r\n\r\n"):
         audit(Babble(text).url, check=0)
+
+
+NGINX_CONF = """daemon off; master_process off; pid {dir}/pid;
+error_log {dir}/error.log;
+events {{}}
+http {{
+  access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p;
+  fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+  server {{
+    listen 127.0.0.1:{port} ssl;
+    ssl_certificate {pki}/server.crt; ssl_certificate_key {pki}/server.key;
+    ssl_client_certificate {pki}/ca.crt; ssl_verify_client {verify};
+    location / {{ return 200 "hello"; }}
+  }}
+}}
+"""
+
+
+class TlsNginx:
+    def __init__(self, verify):
+        if not NGINX:
+            raise Skip("no nginx here")
+        folder, port = tmpdir("nginx"), free_port()
+        self.url = "https://127.0.0.1:%d" % port
+        conf = write(folder + "/conf", NGINX_CONF.format(
+            dir=folder, port=port, pki=PKI, verify=verify))
+        self.process = spawn([NGINX, "-c", conf, "-p", folder, "-e",
+                              folder + "/error.log"],
+                             stdin=subprocess.DEVNULL)
+        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0,
+              "nginx listens")
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+def test_nginx():
+    """It refuses with 400, after the handshake."""
+    server = TlsNginx("on")
+    found = report(server.url, "--ca-key", PKI + "/ca.key")
+    equal(rules(found), [])
+    whys = {c["what"]: (c["state"], c["why"]) for c in found["checks"]}
+    for what in CERTIFICATES + BY_KEY[:1] + OTHERS[:1]:
+        equal(whys[what], ("ok", "refused with status 400"), what)
+    server.stop()
+    server = TlsNginx("optional_no_ca")  # the handler is to look, and does not
+    found = report(server.url)
+    equal(rules(found), [("live.no-certificate", ""), ("live.other-ca", ""),
+                         ("live.self-signed", "")])
+    server.stop()
 
 
 # ---- the command -----------------------------------------------------------
