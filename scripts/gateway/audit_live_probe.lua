@@ -66,11 +66,11 @@ local RAW_FILES <const> = {
 
 -- Options that no program takes for more than a question. (Not -o: it writes.)
 local OPTIONS <const> = { "--help", "--version", "--gateway-audit", "-?" }
--- What programs say then.
+-- What programs say then; none of it is in a probe.
 local USAGES <const> = {
   "[Uu]sage: %S", "unrecognized option", "unknown option", "invalid option",
   "illegal option", "unrecognized argument", "Unrecognized option",
-  "Unknown option", "Free Software Foundation", "%-%-help",
+  "Unknown option", "Free Software Foundation",
 }
 
 local SUMS <const> = {
@@ -108,29 +108,16 @@ local function is_same(a, b)
 end
 
 
-local function without(body, value)
-  local parts, from = {}, 1
-  local at, to = body:find(value, 1, true)
-  while at do
-    parts[#parts + 1] = body:sub(from, at - 1)
-    from = to + 1
-    at, to = body:find(value, from, true)
-  end
-  return table.concat(parts, " ") .. body:sub(from)
-end
-
-
--- The text that an answer holds, where neither the value that was sent does,
--- nor the answers to other words.
+-- The line in which an answer holds a text that the answers to other words do
+-- not hold. (No probe holds it either: an echo is no finding.)
 -- @param text  a pattern
-function Slot:found(answer, value, text)
+function Slot:found(answer, text)
   for _, other in pairs { self.base, self.control, self.word } do
     if other.body:find(text) then
       return nil
     end
   end
-  return answer and without(answer.body, value):match("[^\r\n]*" .. text
-    .. "[^\r\n]*")
+  return answer and answer.body:match("[^\r\n]*" .. text .. "[^\r\n]*")
 end
 
 
@@ -181,7 +168,7 @@ end
 function Slot:find_file(rows, raw)
   for _, row in ipairs(rows) do
     local value = row[1](self.slot.value)
-    local text = self:found(self:send(value, raw), value, row[2])
+    local text = self:found(self:send(value, raw), row[2])
     if text then
       self:add("live.file-reached", "%s%s reads a file: the answer holds %s",
         shown(value), raw and " in the path, as it is," or "", shown(text))
@@ -209,9 +196,9 @@ end
 
 -- ---- programs --------------------------------------------------------------
 
-function Slot:find_usage(answer, value)
+function Slot:find_usage(answer)
   for _, text in ipairs(USAGES) do
-    local found = self:found(answer, value, text)
+    local found = self:found(answer, text)
     if found then
       return found
     end
@@ -223,7 +210,7 @@ function Slot:try_options()
   self.word = self:send "gwaudithelp"
   for _, value in ipairs(OPTIONS) do
     local answer = self:send(value)
-    local usage = self:find_usage(answer, value)
+    local usage = self:find_usage(answer)
     if usage then
       self:add("live.program-reached", "%s is taken for an option: the answer"
         .. " holds %s", shown(value), shown(usage))
@@ -265,7 +252,7 @@ end
 function Slot:try_shell()
   for _, sum in ipairs(SUMS) do
     local value = self.slot.value .. sum
-    if self:found(self:send(value), value, PRODUCT) then
+    if self:found(self:send(value), PRODUCT) then
       self:add("live.shell-reached", "%s is calculated: the answer holds %s",
         shown(value), PRODUCT)
       return

@@ -142,6 +142,31 @@ paths:
       parameters:
         - {name: fail, in: query, schema: {type: string}, example: a}
       responses: {"200": {description: ok}}
+  /dot:
+    get:
+      parameters:
+        - {name: dot, in: query, required: true, schema: {type: string}, example: a.txt}
+      responses: {"200": {description: ok}}
+  /words:
+    get:
+      parameters:
+        - {name: words, in: query, required: true, schema: {type: string}, example: a.txt}
+      responses: {"200": {description: ok}}
+  /dash:
+    get:
+      parameters:
+        - {name: dash, in: query, required: true, schema: {type: string}, example: a.txt}
+      responses: {"200": {description: ok}}
+  /static/{static}:
+    get:
+      parameters:
+        - {name: static, in: path, required: true, schema: {type: string}, example: a.txt}
+      responses: {"200": {description: ok}}
+  /cookie:
+    get:
+      parameters:
+        - {name: cookie, in: cookie, required: true, schema: {type: string}, example: a.txt}
+      responses: {"200": {description: ok}}
   /mirror/{mirror}:
     get:
       parameters:
@@ -171,10 +196,12 @@ paths:
 """
 
 HOLES = [
-    ("live.file-reached", "file"), ("live.forbidden-accepted", "lax"),
+    ("live.file-reached", "cookie"), ("live.file-reached", "file"),
+    ("live.file-reached", "static"), ("live.forbidden-accepted", "lax"),
     ("live.header-injected", "split"), ("live.program-reached", "tail"),
     ("live.server-error", "fail"), ("live.shell-reached", "X-Blind"),
-    ("live.shell-reached", "echo"),
+    ("live.shell-reached", "echo"), ("live.suspicious", "dash"),
+    ("live.suspicious", "dot"), ("live.suspicious", "words"),
 ]
 
 
@@ -223,6 +250,35 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def at_file(self, query, last):
         with open(os.path.join(self.server.folder, query["file"]), "rb") as f:
             self.answer(200, f.read(65536))
+
+    def at_dot(self, query, last):
+        """A file, and the worst is kept out."""
+        if ".." in query["dot"] or query["dot"].startswith("/"):
+            raise ValueError
+        self.at_file({"file": query["dot"]}, last)
+
+    def at_words(self, query, last):
+        """Takes quotes away, as a shell does, and nothing more."""
+        if "/" in query["words"]:
+            raise ValueError
+        self.at_file({"file": query["words"].replace('"', "")}, last)
+
+    def at_dash(self, query, last):
+        """Something takes an option, and says nothing of it."""
+        if query["dash"] in ("--help", "--version"):
+            self.answer(200, "")
+        elif query["dash"] == "a.txt":
+            self.answer(200, "hello")
+        else:
+            raise ValueError
+
+    def at_static(self, query, last):
+        """Takes the path as it came: no client normalises it for us."""
+        self.at_file({"file": self.path.partition("/static/")[2]}, last)
+
+    def at_cookie(self, query, last):
+        self.at_file({"file": urllib.parse.unquote(
+            self.headers["Cookie"].partition("=")[2])}, last)
 
     def at_tail(self, query, last):
         """The option hole alone: no '/', and no shell."""
@@ -335,8 +391,9 @@ def test_holes_are_found_and_nothing_else():
         equal(seen["GET /mirror/{mirror}, " + what], "ok")
     equal(seen['GET /away, query parameter "away"'], "ok")
     assert not witness.was_asked(), "a redirect or a server was followed"
-    places = {f["rule"]: f["at"].rpartition("/")[2] for f in found["findings"]}
-    equal(places["live.file-reached"], "api.yaml:8")
+    places = [f["at"].rpartition("/")[2] for f in found["findings"]
+              if '"file"' in f["what"]]
+    equal(places, ["api.yaml:8"])
     equal(sorted(os.listdir(server.folder)), ["a.txt", "api.yaml"])
     equal([f["severity"] for f in found["findings"]
            if f["rule"] == "live.shell-reached"], ["high", "high"])
