@@ -30888,7 +30888,12 @@ prog_writable(const char *path, uid_t uid, struct err *e)
         who = "everybody";
     else if (st.st_mode & S_IWGRP)
         who = "its group";
-    if (who)
+    if (who && (st.st_mode & S_ISVTX))
+        err_set(e, ERR_CONFIG,
+                "%s is writable by %s: keep it in a folder of root's, such as "
+                "/usr/local/lib",
+                path, who);
+    else if (who)
         err_set(e, ERR_CONFIG,
                 "%s is writable by %s: let root own it and nobody else write "
                 "to it (chown root, chmod go-w)",
@@ -31158,7 +31163,8 @@ prog_program_rules(const struct cfg_command *c, const char *given, int file,
         char path[PATH_MAX];
 
         snprintf(path, sizeof path, "%.*s", STR_FMT(script));
-        return prog_script_file(path, e) && prog_path_check(path, uid, e);
+        return (prog_script_file(path, e) && prog_path_check(path, uid, e)) ||
+               err_prefix(e, "script %s: ", path);
     }
     return true;
 }
@@ -38896,6 +38902,39 @@ bind_push_inputs(lua_State *L, const struct cfg_input *in, yyjson_val **v,
     }
 }
 
+/* A name that is not there as it was written, in lower case. */
+static int
+bind_header_lower(lua_State *L)
+{
+    luaL_Buffer b;
+    size_t n;
+    const char *p =
+        lua_type(L, 2) == LUA_TSTRING ? lua_tolstring(L, 2, &n) : "";
+
+    if (!*p)
+        return 0;
+    luaL_buffinit(L, &b);
+    for (size_t i = 0; i < n; i++)
+        luaL_addchar(&b, (char)tolower((unsigned char)p[i]));
+    luaL_pushresult(&b);
+    lua_rawget(L, 1);
+    return 1;
+}
+
+/* The fields in the table on top, whose names are in lower case, may be asked
+ * for in any (RFC 9110, 5.1). */
+static void
+bind_any_case(lua_State *L)
+{
+    if (luaL_newmetatable(L, "gateway.fields")) {
+        lua_pushcfunction(L, bind_header_lower);
+        lua_setfield(L, -2, "__index");
+        lua_pushboolean(L, 0);
+        lua_setfield(L, -2, "__metatable");
+    }
+    lua_setmetatable(L, -2);
+}
+
 static void
 bind_push_path(lua_State *L, const struct bind_request *r)
 {
@@ -39123,6 +39162,7 @@ bind_push_raws(lua_State *L, const struct bind_request *r)
     for (unsigned i = 0; i < r->req->headers.n; i++)
         bind_add_raw(L, "headers", r->req->headers.v[i].name,
                      r->req->headers.v[i].value);
+    bind_any_case(L);
     lua_setfield(L, -2, "headers");
     bind_set_raw(L, "path", uri_text(r->req->arena, r->uri.path));
     if (r->has_body)
@@ -39185,6 +39225,7 @@ bind_push_request_field(lua_State *L, const struct bind_request *r,
     case BIND_RQ_HEADERS:
         bind_push_inputs(L, route ? route->headers : NULL, r->headers,
                          route ? route->headers_n : 0);
+        bind_any_case(L);
         return;
     case BIND_RQ_JSON:
         if (r->json)
@@ -39877,10 +39918,12 @@ bind_push_run(lua_State *L, const struct exec_result *r)
     lua_pushboolean(L, r->ok);
     lua_setfield(L, -2, "ok");
     bind_set_str(L, "why", str_of(r->why));
-    lua_pushinteger(L, r->code);
-    lua_setfield(L, -2, "code");
-    lua_pushinteger(L, r->signal);
-    lua_setfield(L, -2, "signal");
+    if (!r->refused && !r->busy && !r->over) {  // else it never ran
+        lua_pushinteger(L, r->code);
+        lua_setfield(L, -2, "code");
+        lua_pushinteger(L, r->signal);
+        lua_setfield(L, -2, "signal");
+    }
     bind_set_str(L, "stdout", r->out);
     bind_set_str(L, "stderr", r->err);
     lua_pushboolean(L, r->timed_out);

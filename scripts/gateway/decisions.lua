@@ -200,6 +200,23 @@ function M.client(record, given, whole)
 end
 
 
+--- Why nothing follows from where a request out of a log ended, or nil: it was
+-- at what the log does not have.
+-- @param result  of core.test_request
+function M.undecided(result)
+  local route = result.number and policy.all("routes")[result.number]
+  if not route or result.allowed then
+    return nil
+  elseif route.body.kind ~= "none" and (result.where == "body"
+    or result.where == "json") then
+    return "after that, the body would be read, and the log does not have it"
+  elseif next(route.headers) and result.where == "headers" then
+    return "after that, headers would be read, and the log does not have them"
+  end
+  return nil
+end
+
+
 --- What was not there to be looked at, a sentence each.
 -- @param result  of core.test_request
 -- @param client  of M.client

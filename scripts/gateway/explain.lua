@@ -140,6 +140,12 @@ local function print_text(told)
   end
   if told.handshake then
     core.print("\nrefused in the handshake: " .. told.handshake)
+  elseif told.failed then
+    core.print(("\nlet through, but %s failed: 500: %s"):format(told.stage,
+      (told.reason:gsub("\n.*$", ""))))
+  elseif told.undecided then
+    core.print(("\nnot to be told here: %s; %s"):format(told.undecided,
+      told.notes[1]))
   elseif told.allowed then
     core.print(("\nallowed (answer %d, with stand-ins for programs and"
       .. " upstreams)"):format(told.status))
@@ -290,14 +296,21 @@ local function explain(client, spec, opts, record)
     if record then
       told.notes = log.missing(result, client)
       table.insert(told.notes, 1, "logged: " .. log.outcome(record))
+      told.undecided = log.undecided(result)
+      told.logged = not (record.refused or record.bug)
     end
+    told.failed = told.allowed and told.status == 500
+      and told.reason ~= nil and told.reason ~= ""
   end
   if opts.format == "json" then
     print_json(told)
   else
     print_text(told)
   end
-  return told.allowed and 0 or 1
+  if told.undecided then
+    return told.logged and 0 or 1
+  end
+  return told.allowed and not told.failed and 0 or 1
 end
 
 

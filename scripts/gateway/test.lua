@@ -363,10 +363,28 @@ function M.not_ran(r)
 end
 
 
+-- The same expectation, its header names in lower case, as records have them.
+local function folded(wanted)
+  if type(wanted) ~= "table" or type(wanted.headers) ~= "table" then
+    return wanted
+  end
+  local copy = {}
+  for name, value in pairs(wanted) do
+    copy[name] = value
+  end
+  copy.headers = {}
+  for name, value in pairs(wanted.headers) do
+    copy.headers[type(name) == "string" and name:lower() or name] = value
+  end
+  return copy
+end
+
+
 --- forwarded(r [, wanted]): an upstream was asked; `wanted` has any of
 -- upstream, method, target, headers, body.
 function M.forwarded(r, wanted)
   local seen = {}
+  wanted = folded(wanted)
   for _, forward in ipairs(r.forwards or {}) do
     if contains(forward, wanted) then
       return
