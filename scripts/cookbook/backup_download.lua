@@ -1,10 +1,10 @@
 -- Backups are packed while they are fetched.
 --
 -- For: a backup server that fetches what a device has to keep, with no login
--- there. The program's output is the answer, at the pace of the slower side; one
--- at a time, for one client, named by its key.
--- Change: the folder, and the public key (openssl x509 -pubkey … | see `spki` in
--- the log or `gateway certs doctor`).
+-- there. The program's output is the answer, at the pace of the slower side: one
+-- at a time, two may wait, and the next are told to come again. If the program
+-- fails, the answer breaks off, so half a backup is never taken for a whole one.
+-- Change: the folder, the pattern of its files, the backup server's name.
 
 local gateway = require "gateway"
 local id = require "gateway.identity"
@@ -15,7 +15,7 @@ gateway.listen {
   client_ca = "certs/ca.crt",
 }
 
-local server = id.all(id.cn "backup.example.org", id.eku "clientAuth")
+local server = id.all(id.dns "backup.example.org", id.eku "clientAuth")
 
 local pack = gateway.command {
   name = "pack",

@@ -13,9 +13,11 @@ gateway.listen {
   address = "*:8443",
   certificate = "certs/server.crt", key = "certs/server.key",
   client_ca = "certs/ca.crt",
+  strip_headers = { "X-By" },
 }
 
--- SHA-256 of public keys that were lost: `gateway certs doctor` shows them.
+-- Public keys that were lost: openssl x509 -in X.crt -noout -pubkey | openssl
+-- pkey -pubin -outform der | openssl dgst -sha256 -binary | base64
 local LOST <const> = {
   "sha256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
 }
@@ -23,9 +25,10 @@ local lost = {}
 for i, key in ipairs(LOST) do
   lost[i] = id.spki(key)
 end
-local known = id.none(table.unpack(lost))
+local known = #lost > 0 and id.none(table.unpack(lost)) or id.anyone
 
 local plant = gateway.upstream { "http://127.0.0.1:8080", name = "plant" }
+local ALLOWED_S <const> = 600
 local PUMP = gateway.enum { "north", "south" }
 
 gateway.put("/pumps/{pump}/allowance", {
@@ -43,8 +46,9 @@ gateway.post("/pumps/{pump}/stop", {
     })
     local note = answer and answer.status == 200
       and gateway.decode(answer.body)
-    return type(note) == "table" and type(note.at) == "number"
-      and gateway.time() - note.at <= 600,
+    local age = type(note) == "table" and type(note.at) == "number"
+      and gateway.time() - note.at
+    return age and age >= 0 and age <= ALLOWED_S,
       "no supervisor has allowed it in the last ten minutes"
   end,
   handle = plant:to "/pumps/{pump}/stop",
