@@ -1,9 +1,9 @@
 -- What operates a service is apart from what it serves.
 --
 -- For: a service whose people and machines must not meet. Each has a listener,
--- a CA and routes of its own: a shop's certificate cannot even shake hands where
--- the operators are. Health and metrics are on a Unix socket; a stop drains for
--- 20 seconds, while /readyz says no.
+-- a CA and routes of its own: a shop's certificate cannot even shake hands
+-- where the operators are. Health and metrics are on a Unix socket; a stop
+-- drains for 20 seconds, while /readyz says no.
 -- Change: addresses, CAs, the service.
 
 local gateway = require "gateway"

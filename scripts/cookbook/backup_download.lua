@@ -1,9 +1,10 @@
 -- Backups are packed while they are fetched.
 --
 -- For: a backup server that fetches what a device has to keep, with no login
--- there. The program's output is the answer, at the pace of the slower side: one
--- at a time, two may wait, and the next are told to come again. If the program
--- fails, the answer breaks off, so half a backup is never taken for a whole one.
+-- there. The program's output is the answer, at the pace of the slower side:
+-- one at a time, two may wait, and the next are told to come again. If the
+-- program fails, the answer breaks off, so half a backup is never taken for a
+-- whole one.
 -- Change: the folder, the pattern of its files, the backup server's name.
 
 local gateway = require "gateway"

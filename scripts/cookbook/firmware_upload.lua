@@ -4,8 +4,9 @@
 -- flows into the program's standard input; nothing is kept by the gateway, and
 -- the upload goes at the pace of the flash. Only one update runs at a time; the
 -- answer is what the program printed, here the SHA-256 of what it was given.
--- Change: who, the size, and the program: it has to check the image's signature,
--- for a certificate says who sent an image, not that it is a good one.
+-- Change: who, the size, and the program: it has to check the image's
+-- signature, for a certificate says who sent an image, not that it is a good
+-- one.
 
 local gateway = require "gateway"
 local id = require "gateway.identity"

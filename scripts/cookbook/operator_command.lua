@@ -1,8 +1,8 @@
 -- One command for operators, with a file as its argument.
 --
 -- For: letting operators read checksums of what lies on a device, without a
--- login. The name must match, and the file is opened below the folder, following
--- no link, before the program starts; the program gets nothing else.
+-- login. The name must match, and the file is opened below the folder,
+-- following no link, before the program starts; the program gets nothing else.
 -- Change: the folder, the pattern, the program.
 
 local gateway = require "gateway"

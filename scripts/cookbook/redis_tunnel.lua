@@ -1,7 +1,8 @@
 -- Redis behind mutual TLS, and a WebSocket beside it.
 --
 -- For: services that speak a protocol of their own, and know no certificates.
--- The tunnel is opened for whom the policy names, and ends with the certificate.
+-- The tunnel is opened for whom the policy names, and ends with the
+-- certificate.
 -- Change: who, and where to. A web page may open a WebSocket with its visitor's
 -- certificate: so the Origin is checked.
 

@@ -1,8 +1,8 @@
 -- An allow-list in front of a service, by SPIFFE ID.
 --
--- For: a service in a mesh whose sidecar you want to do without. Who may call it
--- is written down by SPIFFE ID, for reading and for writing apart; the service
--- learns from X-Forwarded-Client-Cert and Client-Cert who asks.
+-- For: a service in a mesh whose sidecar you want to do without. Who may call
+-- it is written down by SPIFFE ID, for reading and for writing apart; the
+-- service learns from X-Forwarded-Client-Cert and Client-Cert who asks.
 -- Change: the trust domain, the IDs, the paths, and where the service is.
 
 local gateway = require "gateway"

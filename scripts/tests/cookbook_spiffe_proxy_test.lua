@@ -7,7 +7,9 @@ t.policy "scripts/cookbook/spiffe_proxy.lua"
 local frontend = t.identity { uri = "spiffe://shop.example/ns/web/sa/frontend" }
 local report = t.identity { uri = "spiffe://shop.example/ns/reports/sa/daily" }
 local checkout = t.identity { uri = "spiffe://shop.example/ns/web/sa/checkout" }
-local stranger = t.identity { uri = "spiffe://other.example/ns/web/sa/checkout" }
+local stranger = t.identity {
+  uri = "spiffe://other.example/ns/web/sa/checkout",
+}
 local ORDER <const> = { article = "A-17", pieces = 2 }
 
 

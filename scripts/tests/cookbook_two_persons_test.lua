@@ -26,7 +26,8 @@ end
 
 t.case("a supervisor allows, and the service learns who", function()
   t.forwarded(t.request(supervisor, "PUT", "/pumps/north/allowance"),
-    { method = "PUT", target = "/allow/north", headers = { ["x-by"] = "susan" } })
+    { method = "PUT", target = "/allow/north",
+      headers = { ["x-by"] = "susan" } })
 end)
 
 t.case("an operator allows nothing, even as a supervisor", function()
