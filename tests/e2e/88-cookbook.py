@@ -145,6 +145,9 @@ def test_the_audit_finds_nothing_of_weight():
                            "cookbook/%s.lua" % name, cwd=folder)
         assert done.returncode == 0, done.out + done.err
         assert "0 high, 0 medium" in done.out, done.out + done.err
+    done = gateway_cli("audit", "--openapi", "json_api.yaml",
+                       "cookbook/json_api.lua", "--fail-on", "low", cwd=folder)
+    assert done.returncode == 0, done.out + done.err
 
 
 # ---- one by one ------------------------------------------------------------
