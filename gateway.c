@@ -41978,9 +41978,9 @@ serve_sets(struct serve *s, const struct cfg_sets *sets, size_t *n)
 }
 
 static void
-serve_edit_answer(struct serve *s, const struct cfg_handle *h)
+serve_edit_answer(struct serve *s, const struct cfg_handle *h,
+                  struct hdr_list *out)
 {
-    struct hdr_list *out = &s->req->out;
     size_t n;
     struct hdr *set = serve_sets(s, &h->respond_set, &n);
 
@@ -42005,7 +42005,7 @@ serve_on_proxy_head(struct req *r)
     struct serve *s = serve_of(r);
 
     if (s->forward)
-        serve_edit_answer(s, s->forward);
+        serve_edit_answer(s, s->forward, &s->req->out);
     s->stage = SERVE_RESPOND;
     s->hook = 0;
     if (!s->route->cfg->respond.n)
@@ -49335,6 +49335,8 @@ try_on_forward(struct serve *s, const struct cfg_upstream *up,
         lua_settop(L, top);
         return;
     }
+    if (s->forward)
+        serve_edit_answer(s, s->forward, &f.answer->headers);
     s->stage = SERVE_RESPOND;
     s->hook = 0;
     s->answer = f.answer;

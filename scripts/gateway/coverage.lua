@@ -34,10 +34,11 @@ M.start(false)
 
 -- ---- decisions -------------------------------------------------------------
 
--- The same route each time the policy is evaluated.
+-- The same route each time the policy is evaluated; a loop makes several of one
+-- line.
 local function key_of(route)
-  return ("%s %s %s"):format(route.at, table.concat(route.methods, ","),
-    route.path)
+  return table.concat({ route.at, table.concat(route.methods, ","), route.path,
+    route.host or "", route.listener or "" }, " ")
 end
 
 

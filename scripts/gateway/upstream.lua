@@ -270,6 +270,22 @@ local function to(self, target, opts)
 end
 
 
+-- The same request, its `max` as a number: "16K" is 16384.
+local function with_size(request)
+  local max, wanted = options.size(request.max)
+  if not max then
+    options.fail(nil, "gateway.fetch", ("max takes %s, not %s"):format(wanted,
+      options.show(request.max)))
+  end
+  local read = {}
+  for name, value in pairs(request) do
+    read[name] = value
+  end
+  read.max = max
+  return read
+end
+
+
 --- app:fetch(path | request): gateway.fetch(app, …).
 local function fetch(self, request)
   if getmetatable(self) ~= Upstream then
@@ -278,6 +294,9 @@ local function fetch(self, request)
   end
   if type(request) == "string" then
     request = { path = request }
+  end
+  if type(request) == "table" and type(request.max) == "string" then
+    request = with_size(request)
   end
   return core.fetch(self.index, request)
 end

@@ -347,6 +347,10 @@ local MISTAKES <const> = {
   { command { read = "etc" }, 'read: "etc" is not an absolute path' },
   { command { write = { "/tmp", "x" } }, 'write: "x" is not an absolute' },
   { command { memory = "lots" }, "a size such as" },
+  { function()
+    local app = gateway.upstream { "http://127.0.0.1:1", name = "app" }
+    gateway.fetch(app, { path = "/", max = "1T" })
+  end, 'max takes a size such as 512, "16K"' },
   { jobs { path = "jobs" }, "path must be a path such as /jobs" },
   { jobs { path = "/jobs/{x}" }, "path must be a path such as /jobs" },
   { jobs { paths = "/jobs" }, "did you mean 'path'?" },
