@@ -31443,6 +31443,30 @@ prog_opens_rules(const struct prog_opens *o, int abi, bool network,
     return rules;
 }
 
+/* Are the folders of a command there: cwd, and those of its file slots? Whether
+ * the program's user may enter them is seen when they are. */
+static bool
+prog_folders_check(struct mem_arena *a, const struct cfg_command *c,
+                   struct err *e)
+{
+    const char *wrong = NULL, *what = "cwd";
+    struct stat st;
+
+    if (c->cwd.n && stat(str_c(a, c->cwd), &st) != 0)
+        wrong = str_c(a, c->cwd);
+    for (size_t i = 0; !wrong && i < c->slots_n; i++)
+        if (c->slots[i].is_file &&
+            stat(str_c(a, c->slots[i].below), &st) != 0) {
+            wrong = str_c(a, c->slots[i].below);
+            what = "gateway.file_below";
+        }
+    return !wrong || err_set(e, ERR_CONFIG,
+                             "%.*s: command %.*s: %s: folder %s: %s: make "
+                             "it, or name another one",
+                             STR_FMT(c->at), STR_FMT(c->name), what, wrong,
+                             strerror(errno));
+}
+
 /* Would the broker, running as `uid`, accept this command? */
 static bool
 prog_program_check(const struct cfg_command *c, uid_t uid, struct err *e)
@@ -31455,7 +31479,8 @@ prog_program_check(const struct cfg_command *c, uid_t uid, struct err *e)
     if (!prog_program_open(c, uid, &program, e))
         return false;
     a = mem_arena_new(SIZE_MAX);
-    ok = prog_opens_load(&o, a, c, program, uid, e);
+    ok = prog_folders_check(a, c, e) &&
+         prog_opens_load(&o, a, c, program, uid, e);
     prog_opens_close(&o);
     mem_arena_free(a);
     close(program);
@@ -41825,7 +41850,13 @@ serve_check_body(struct serve *s)
     if (!req_has_body(r) && b->kind != CFG_BODY_JSON)
         return true;
     if (!serve_media_ok(r, b)) {
-        err_set(&e, ERR_MEDIA, "no or another Content-Type than declared");
+        const struct str *type = hdr_get(&r->headers, S("content-type"));
+
+        if (type)
+            err_set(&e, ERR_MEDIA, "Content-Type %.*s is not the declared one",
+                    type->n < 100 ? (int)type->n : 100, type->p);
+        else
+            err_set(&e, ERR_MEDIA, "it has no Content-Type");
         serve_refuse_err(s, "body", &e);
         return false;
     }

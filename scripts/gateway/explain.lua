@@ -310,7 +310,7 @@ local function explain(client, spec, opts, record)
   if told.undecided then
     return told.logged and 0 or 1
   end
-  return told.allowed and not told.failed and 0 or 1
+  return told.allowed and 0 or 1
 end
 
 

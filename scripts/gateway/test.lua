@@ -113,6 +113,14 @@ end
 
 -- ---- requests --------------------------------------------------------------
 
+local PROGRAM_FIELDS <const> = {
+  ok = true, why = true, code = true, signal = true, stdout = true,
+  stderr = true, timed_out = true, truncated = true, out_of_memory = true,
+  busy = true, usage = true,
+}
+local UPSTREAM_FIELDS <const> = { status = true, headers = true, body = true }
+
+
 -- What a stand-in program gave back, every field filled in.
 local function command_result(given)
   given = given or {}
@@ -120,16 +128,18 @@ local function command_result(given)
     misuse("stub", "a command's stub is a table: { stdout = \"…\" }, or a"
       .. " function that returns one")
   end
+  check_fields("stub", given, PROGRAM_FIELDS)
   local result = {
     code = given.code or 0, signal = given.signal or 0,
     stdout = given.stdout or "", stderr = given.stderr or "",
     timed_out = given.timed_out or false, truncated = given.truncated or false,
-    out_of_memory = given.out_of_memory or false,
+    out_of_memory = given.out_of_memory or false, busy = given.busy or false,
     usage = given.usage or { ms = 1, cpu_ms = 1, rss = 1024 },
   }
   result.why = given.why or result.timed_out and "timeout"
     or result.truncated and "output too long"
     or result.out_of_memory and "out of memory"
+    or result.busy and "busy"
     or result.signal ~= 0 and "signal " .. result.signal
     or result.code ~= 0 and "exit code " .. result.code or ""
   result.ok = given.ok
@@ -146,6 +156,7 @@ local function upstream_answer(given)
   if type(given) == "string" then
     given = { body = given }
   end
+  check_fields("stub", given, UPSTREAM_FIELDS)
   return {
     status = given.status or 200, headers = given.headers or {},
     body = given.body or "",
