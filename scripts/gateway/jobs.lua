@@ -109,7 +109,9 @@ local function make_ask(request, client, others)
         found = broker
         return job
       end
-      unknown = unknown or why
+      if broker == 0 then  -- an older one that is gone took its jobs along
+        unknown = why
+      end
     end
     return nil, unknown
   end
