@@ -18,7 +18,7 @@
  *      |- verify        for a moment, after that: do schemas, certificates and
  *      |                programs load?
  *      |- broker (exec) only where a command is declared: the only process that
- *      |    |           may start programs; holds no key and no script
+ *      |    |           may start programs; holds no TLS key and no script
  *      |    |- keeper   process 1 of the programs' pid namespace (jail): when
  *      |    |           it ends, they do
  *      |    `- programs in a cage: namespaces, Landlock, seccomp, limits
@@ -50,9 +50,9 @@
  *    8  serve_step_check()      hooks, for what a schema cannot say
  *    9  serve_step_handle()     Lua (vm_run), an upstream (proxy_start), a
  *                               program that streams (exec_flow) or, from Lua,
- *                               one that is waited for (exec_start); a hook
- *                               that waits comes back by vm_wake(),
- *                               serve_on_hook()
+ *                               one that is waited for (exec_start) or goes on
+ *                               alone (exec_job); a hook that waits comes back
+ *                               by vm_wake(), serve_on_hook()
  *   10  serve_step_respond(), serve_step_log(), serve_finish()
  *   11  conn_run_later()     bytes go out, the next request may begin
  *

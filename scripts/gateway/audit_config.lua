@@ -4,6 +4,8 @@
 -- `audit:add(rule, at, what [, severity])`.
 
 local finding <const> = require "gateway.finding"
+local options <const> = require "gateway.options"
+
 local M = {}
 
 local MIB <const> = 1048576
@@ -287,18 +289,9 @@ end
 
 -- ---- routes and other routes -----------------------------------------------
 
-local function segments_of(path)
-  local list = {}
-  for segment in path:gmatch("/([^/]*)") do
-    list[#list + 1] = segment
-  end
-  return list
-end
-
-
 -- Does the pattern of `wide` take the paths of `narrow`, and others?
 local function is_wider(wide, narrow)
-  local a, b = segments_of(wide), segments_of(narrow)
+  local a, b = options.segments(wide), options.segments(narrow)
   for i, segment in ipairs(a) do
     if segment:find("%.%.%.}$") then
       return b[i] ~= nil and b[i] ~= "" and wide ~= narrow

@@ -566,9 +566,9 @@ end
 -- ---- beside a policy -------------------------------------------------------
 
 local function segments_of(path)
-  local list = {}
-  for segment in path:gmatch("/([^/]*)") do
-    list[#list + 1] = segment:find("^{.*%.%.%.}$") and "..."
+  local list = options.segments(path)
+  for i, segment in ipairs(list) do
+    list[i] = segment:find("^{.*%.%.%.}$") and "..."
       or segment:find("{", 1, true) and "{}" or segment
   end
   return list

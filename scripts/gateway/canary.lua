@@ -5,6 +5,7 @@ local core <const> = require "gateway.core"
 local identity <const> = require "gateway.identity"
 local options <const> = require "gateway.options"
 local pattern <const> = require "gateway.pattern"
+local pointer <const> = require "gateway.pointer"
 local test <const> = require "gateway.test"
 local M = {}
 
@@ -231,11 +232,7 @@ function Maker:plain(schema)
     local ref = schema["$ref"]
     local part = schema.anyOf or schema.oneOf or schema.allOf
     if ref then
-      local found = self.root
-      for key in ref:gmatch("/([^/]*)") do
-        found = type(found) == "table" and found[key] or nil
-      end
-      schema = found
+      schema = pointer.find(self.root, ref)
     elseif part and not (schema.properties or schema.pattern
       or schema.enum) then
       schema = part[1]

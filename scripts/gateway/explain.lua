@@ -17,19 +17,6 @@ local INDENT <const> = (" "):rep(18)
 
 -- ---- as text ---------------------------------------------------------------
 
-local function quoted(values)
-  local list = {}
-  for i, value in ipairs(values) do
-    if i > 4 then
-      list[i] = "…"
-      break
-    end
-    list[i] = options.show(value)
-  end
-  return table.concat(list, ", ")
-end
-
-
 -- A schema, cut to a line.
 local function short(schema)
   if #schema <= SCHEMA_BYTES then
@@ -55,7 +42,7 @@ local function print_parts(parts, indent)
     if part.reason then
       line = line .. ": " .. part.reason
     elseif part.values and #part.values > 0 then
-      line = line .. " (" .. quoted(part.values) .. ")"
+      line = line .. " (" .. options.show_list(part.values) .. ")"
     end
     core.print(line)
     print_parts(part.parts, indent + 2)
@@ -65,7 +52,7 @@ end
 
 local function input_line(step)
   local given = step.values and #step.values > 0 and " = "
-    .. quoted(step.values) or ""
+    .. options.show_list(step.values) or ""
   if step.absent then
     given = " (not given)"
   end
@@ -83,7 +70,8 @@ local function print_grounds(step)
   end
   if step.stage == "authorize" and not step.parts and step.values
     and #step.values > 0 then
-    core.print(INDENT .. "the certificate has " .. quoted(step.values))
+    core.print(INDENT .. "the certificate has "
+      .. options.show_list(step.values))
   end
   print_parts(step.parts, #INDENT)
 end

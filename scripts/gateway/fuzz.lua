@@ -189,6 +189,15 @@ local function path_carries(route, text, rest)
 end
 
 
+-- The verdict on two: what is wrong decides; then what cannot be told.
+local function both(a, b)
+  if a == false or b == false then
+    return false
+  end
+  return a and b
+end
+
+
 local function judge_path(model)
   local verdict = true
   for _, capture in ipairs(captures_of(model.route.path)) do
@@ -197,11 +206,7 @@ local function judge_path(model)
     if one then
       one = oracle.text(model.route.path_schemas[capture.name], { text })
     end
-    if one == false then
-      return false
-    elseif one == nil then
-      verdict = nil
-    end
+    verdict = both(verdict, one)
   end
   return verdict
 end
@@ -236,11 +241,7 @@ local function judge_query(model)
   end
   for name, input in pairs(route.query) do
     local one = judge_input(input, texts_of(model.query, name))
-    if one == false then
-      return false
-    elseif one == nil then
-      verdict = nil
-    end
+    verdict = both(verdict, one)
   end
   return verdict
 end
@@ -261,11 +262,7 @@ local function judge_headers(model)
         one = nil
       end
     end
-    if one == false then
-      return false
-    elseif one == nil then
-      verdict = nil
-    end
+    verdict = both(verdict, one)
   end
   return verdict
 end
@@ -293,11 +290,7 @@ function M.valid(model)
   for _, judge in ipairs { judge_path, judge_query, judge_headers,
     judge_body } do
     local one = judge(model)
-    if one == false then
-      return false
-    elseif one == nil then
-      verdict = nil
-    end
+    verdict = both(verdict, one)
   end
   return verdict
 end

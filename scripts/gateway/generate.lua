@@ -6,6 +6,7 @@
 
 local core <const> = require "gateway.core"
 local oracle <const> = require "gateway.oracle"
+local pointer <const> = require "gateway.pointer"
 local M = {}
 
 local DEPTH <const> = 6
@@ -99,7 +100,7 @@ local function flat(schema, root, random, depth)
     parts[#parts + 1] = schema[word] and pick(schema[word], random)
   end
   if schema["$ref"] then
-    parts[#parts + 1] = oracle.resolve(root, schema["$ref"])
+    parts[#parts + 1] = pointer.find(root, schema["$ref"])
   end
   for _, part in ipairs(parts) do
     plain = merged(plain, flat(part, root, random, depth + 1))

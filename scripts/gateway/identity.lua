@@ -101,19 +101,6 @@ local function one_text(name, example, value, ...)
 end
 
 
-local function quoted_list(values)
-  local quoted = {}
-  for i, value in ipairs(values) do
-    if i > 4 then
-      quoted[i] = "…"
-      break
-    end
-    quoted[i] = options.show(value)
-  end
-  return table.concat(quoted, ", ")
-end
-
-
 -- A certificate's value beside the wanted one: how many leading characters
 -- they share, as a share of the wanted one.
 local function likeness(value, wanted)
@@ -134,7 +121,7 @@ local function why_not(label, values, wanted)
   for _, value in ipairs(values) do
     near = math.max(near, likeness(value, wanted))
   end
-  return ("%s is %s, not %s"):format(label, quoted_list(values),
+  return ("%s is %s, not %s"):format(label, options.show_list(values),
     options.show(wanted)), 0.1 + near * 0.8
 end
 
@@ -330,11 +317,7 @@ local function cut(uri)
   if not root or path:find("[?#]") then
     return nil
   end
-  local segments = {}
-  for segment in path:gmatch("/([^/]*)") do
-    segments[#segments + 1] = segment
-  end
-  return root, segments
+  return root, options.segments(path)
 end
 
 

@@ -86,6 +86,30 @@ function M.show(value, max)
 end
 
 
+--- The first of several values, as a message shows them.
+function M.show_list(values)
+  local shown = {}
+  for i, value in ipairs(values) do
+    if i > 4 then
+      shown[i] = "…"
+      break
+    end
+    shown[i] = M.show(value)
+  end
+  return table.concat(shown, ", ")
+end
+
+
+--- What stands between the slashes of a path, as it is written.
+function M.segments(path)
+  local list = {}
+  for segment in path:gmatch("/([^/]*)") do
+    list[#list + 1] = segment
+  end
+  return list
+end
+
+
 --- Edit distance of two short names; a swap of neighbours counts as one edit.
 function M.distance(a, b)
   local before, last, row = {}, {}, {}

@@ -9,6 +9,7 @@
 
 local core <const> = require "gateway.core"
 local pattern <const> = require "gateway.pattern"
+local pointer <const> = require "gateway.pointer"
 local M = {}
 
 local DEPTH <const> = 60
@@ -472,37 +473,11 @@ local function check_conditions(schema, value, run, state)
 end
 
 
--- The schema that "#/$defs/name" points to; nil: not one of these.
-local function resolve(root, reference)
-  local at = root
-  if reference == "#" then
-    return root
-  end
-  local pointer = reference:match("^#(/.*)$")
-  for key in (pointer or ""):gmatch("/([^/]*)") do
-    key = key:gsub("~1", "/"):gsub("~0", "~")
-    if type(at) ~= "table" or key:find("%%") then
-      return nil
-    end
-    local next_at = at[key]
-    if next_at == nil and tonumber(key) then
-      next_at = at[tonumber(key) + 1]
-    end
-    at = next_at
-  end
-  return pointer and at or nil
-end
-
-
---- What a $ref of the schema `root` points to, or nil.
-M.resolve = resolve
-
-
 local function check_reference(schema, value, run, state)
   if not schema["$ref"] then
     return true
   end
-  local target = resolve(run.root, schema["$ref"])
+  local target = pointer.find(run.root, schema["$ref"])
   if target == nil or run.root["$id"] then
     state.unsure = true
     return nil

@@ -3,6 +3,7 @@
 
 local core <const> = require "gateway.core"
 local pattern <const> = require "gateway.pattern"
+local pointer <const> = require "gateway.pointer"
 local M = {}
 
 local MAX_LEAVES <const> = 400
@@ -83,22 +84,6 @@ local Walk = {}
 Walk.__index = Walk
 
 
--- The schema that a local $ref names, or nil.
-function Walk:resolve(ref)
-  local schema = self.root
-  local pointer = ref:match("^#(/.*)$")
-  if ref == "#" then
-    return schema
-  end
-  for part in (pointer or ""):gmatch("/([^/]*)") do
-    part = part:gsub("~1", "/"):gsub("~0", "~")
-    schema = type(schema) == "table"
-      and (schema[part] or schema[(tonumber(part) or -2) + 1]) or nil
-  end
-  return pointer and schema
-end
-
-
 function Walk:each_of(list, name, depth)
   for _, part in ipairs(list or {}) do
     self:visit(part, name, depth)
@@ -147,7 +132,7 @@ function Walk:visit(schema, name, depth)
   end
   self:each_of({ schema["then"], schema["else"] }, name, depth + 1)
   if schema["$ref"] then
-    self:visit(self:resolve(schema["$ref"]), name, depth + 1)
+    self:visit(pointer.find(self.root, schema["$ref"]), name, depth + 1)
   end
   self.seen[schema] = nil
 end

@@ -73,9 +73,9 @@ end
 
 -- A path's segments, decoded.
 local function segments_of(path)
-  local list = {}
-  for segment in path:gmatch("/([^/]*)") do
-    list[#list + 1] = segment:gsub("%%(%x%x)", function(hex)
+  local list = options.segments(path)
+  for i, segment in ipairs(list) do
+    list[i] = segment:gsub("%%(%x%x)", function(hex)
       return string.char(tonumber(hex, 16))
     end)
   end
