@@ -87,19 +87,22 @@
  *   26  host    what this machine has, and what is around us
  *   27  jail    the cage around a program
  *   28  prog    which programs, arguments and values are let through
- *   29  exec    programs, and nothing but the declared ones
- *   30  vm      the Lua state
- *   31  lib     string and table functions that cannot run away
- *   32  bind    what scripts can see
- *   33  serve   from request to answer
- *   34  admin   health and metrics
- *   35  work    a worker
- *   36  ctl     the control socket
- *   37  sup     the supervisor
- *   38  dial    a client for tools
- *   39  try     tools on a policy
- *   40  learn   what a program needs, by tracing it
- *   41  cli     the commands, and main
+ *   29  chain   the audit records of runs, each bound to the one before
+ *   30  run     one program, from its start to its record
+ *   31  broker  the process that starts programs, and no other does
+ *   32  exec    programs, and nothing but the declared ones
+ *   33  vm      the Lua state
+ *   34  lib     string and table functions that cannot run away
+ *   35  bind    what scripts can see
+ *   36  serve   from request to answer
+ *   37  admin   health and metrics
+ *   38  work    a worker
+ *   39  ctl     the control socket
+ *   40  sup     the supervisor
+ *   41  dial    a client for tools
+ *   42  try     tools on a policy
+ *   43  learn   what a program needs, by tracing it
+ *   44  cli     the commands, and main
  *
  * Rooms 1 to 13 are words: functions on memory (log writes lines, and boot its
  * bundle). 14 to 19 are protocols: bytes in, calls out, no descriptor, so that
@@ -10943,7 +10946,7 @@ struct boot {
     unsigned index, workers;  // this worker, and how many there are
     unsigned generation;      // one more with every reload
     int broker_fd;            // a worker's end to the broker; -1: none
-    int audit_fd;             // a broker's struct exec_slab; -1: none
+    int audit_fd;             // a broker's struct chain_slab; -1: none
     bool cgroup;              // a broker's branch of cgroups goes with it
     int cgroup_fd;            // which is this; -1: none
     uint64_t clone_key[2];    // a broker's, for wall_filter_keyed()
@@ -31591,167 +31594,7 @@ prog_advise(const struct cfg_command *c, struct mem_buf *out)
     mem_arena_free(a);
 }
 
-/* ==== 29 exec: programs, and nothing but the declared ones ==================
- *
- *     worker                              broker
- *     exec_start --- MSG_EXEC_RUN ------> table, slots checked again, record
- *                <-- MSG_EXEC_OUT ------- pipes, limits, clock        |
- *     exec_done  <-- MSG_EXEC_END ------- record ---------------- program
- *
- * The broker is the only process that starts programs. It opens them when it
- * starts, and takes from a worker a number in its table and slot values, which
- * it trusts as little as the client they came from. The argument vector, the
- * environment and the limits are built here, from the table.
- *
- *   WAITING --> RUNNING --> DRAINING --> REPORTING --> closed
- *      \___________\____ worker gone: ended, recorded, told to nobody
- *
- * Three ways to ask: MSG_EXEC_RUN gets the output with the result, and
- * MSG_EXEC_FLOW as the program writes it. MSG_EXEC_JOB leaves it here, with a
- * job, which any worker can ask about later: MSG_JOB_ASK, MSG_JOB_TELL. After a
- * reload the workers of the new policy ask the old one's broker, its elder, as
- * long as that keeps jobs: it has a channel to each that takes nothing else.
- *
- * No record, no run: the "start" line is in the log's reader's hands before
- * the program is (log_sync), and an "end" line follows. Records are a chain,
- * which exec_verify_line() follows, so that a missing one shows.
- *
- * Owner   a run belongs to the broker; a worker's channel only points at it
- * Down    prog jail msg schema cfg log err          Up  exec_done
- * Entry   exec_main  exec_start  exec_flow  exec_job  exec_job_ask
- */
-enum {
-    EXEC_REQUEST_MAX = 128,    // bytes of a request id
-    EXEC_WHO_MAX = 1024,       // bytes of an identity
-    EXEC_CHUNK = 64 << 10,     // bytes of a stream in one frame
-    EXEC_WINDOW = 256 << 10,   // bytes of output before the worker must ack
-    EXEC_WORKERS_MAX = 1024,   // channels to one broker, and as many askers
-    EXEC_ELDERS_MAX = 16,      // brokers of earlier policies that keep jobs
-    EXEC_WATCH_MS = 5,         // before that, nobody looks at the pipes
-    EXEC_LINGER_MS = 500,      // from the program's end to the pipe's
-    EXEC_REPORT_MS = 10000,    // for the worker to take a result
-    EXEC_JOB_ID = 32,          // hexadecimal digits
-    EXEC_OWNER = 32,           // bytes of a hash
-    EXEC_JOB_CLOCK_MS = 1000,  // between looks for jobs to forget
-    EXEC_STUCK_MS = 10000,     // between complaints about a process in SIGKILL
-};
-
-/* ---- the broker's table -------------------------------------------------- */
-
-struct exec_slot {
-    const struct cfg_slot *cfg;
-    struct schema *schema;
-    int below;  // a file slot's folder, O_PATH; else -1
-};
-
-/* All of it lives as long as the broker. */
-struct exec_command {
-    const struct cfg_command *cfg;
-    struct exec_slot *slots;
-    struct prog_guarding guards;
-    int program;  // O_PATH
-    int cwd;      // O_PATH; -1: /
-    char **envp;
-    struct jail_limit limits[JAIL_LIMITS_MAX];
-    unsigned limits_n;
-    const struct sock_fprog *filter, *metadata;  // borrowed from the broker
-    bool file_on_stdin;  // a slot is its stdin, so a body is refused
-    bool file_by_name;   // a slot is opened by the program: rules for each run
-    struct prog_opens opens;
-    int rules;               // of Landlock, prepared; -1: none, or for each run
-    struct jail_box *boxes;  // owned: clean ones, for the next runs
-
-    unsigned running, waiting;
-    struct exec_run *first, *last;  // that wait, in order
-};
-
-static bool
-exec_folder_open(struct str path, int *fd, struct err *e)
-{
-    char p[PATH_MAX];
-
-    if (path.n >= sizeof p || !path.n || path.p[0] != '/' ||
-        memchr(path.p, 0, path.n))
-        return err_set(e, ERR_CONFIG, "folder %.*s: not an absolute path",
-                       STR_FMT(path));
-    snprintf(p, sizeof p, "%.*s", STR_FMT(path));
-    *fd = open(p, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    return *fd >= 0 ||
-           err_set(e, ERR_CONFIG, "folder %s: %s", p, strerror(errno));
-}
-
-static bool
-exec_slot_load(struct mem_arena *a, const struct cfg_command *c, unsigned i,
-               struct exec_slot *s, struct err *e)
-{
-    *s = (struct exec_slot){.cfg = &c->slots[i], .below = -1};
-    s->schema = schema_compile(a, s->cfg->schema, false, e);
-    if (!s->schema)
-        return err_prefix(e, "slot %.*s: ", STR_FMT(s->cfg->name));
-    if (s->cfg->is_file && !exec_folder_open(s->cfg->below, &s->below, e))
-        return err_prefix(e, "slot %.*s: ", STR_FMT(s->cfg->name));
-    return true;
-}
-
-static void
-exec_limit_add(struct exec_command *x, int resource, uint64_t soft,
-               uint64_t hard)
-{
-    struct rlimit v = {wall_limit_fit(resource, soft),
-                       wall_limit_fit(resource, hard)};
-
-    must(x->limits_n < JAIL_LIMITS_MAX);
-    x->limits[x->limits_n++] = (struct jail_limit){resource, v};
-}
-
-/* SIGXCPU at the limit, SIGKILL a second later. */
-static void
-exec_limits_load(struct exec_command *x)
-{
-    const struct cfg_command *c = x->cfg;
-    uint64_t cpu = ((uint64_t)c->cpu_ms + 999) / 1000;
-
-    exec_limit_add(x, RLIMIT_CPU, cpu, cpu + 1);
-    exec_limit_add(x, RLIMIT_AS, c->memory, c->memory);
-    exec_limit_add(x, RLIMIT_NOFILE, c->files, c->files);
-    exec_limit_add(x, RLIMIT_FSIZE, c->file_size, c->file_size);
-    // the last one: a cgroup's pids.max stands for it, see exec_spawn()
-    exec_limit_add(x, RLIMIT_NPROC, c->processes, c->processes);
-}
-
-static bool
-exec_command_load(struct mem_arena *a, const struct cfg_command *c,
-                  struct exec_command *x, struct err *e)
-{
-    char real[PATH_MAX];
-
-    *x = (struct exec_command){.cfg = c, .cwd = -1, .program = -1, .rules = -1};
-    x->slots = mem_alloc(a, c->slots_n * sizeof *x->slots);
-    x->envp = mem_alloc(a, (c->env_n + 1) * sizeof *x->envp);
-    for (unsigned i = 0; i < c->slots_n; i++) {
-        if (!exec_slot_load(a, c, i, &x->slots[i], e))
-            return err_prefix(e, "%.*s: command %.*s: ", STR_FMT(c->at),
-                              STR_FMT(c->name));
-        x->file_on_stdin |= c->slots[i].is_file && c->slots[i].on_stdin;
-        x->file_by_name |= c->slots[i].is_file && !c->slots[i].on_stdin;
-    }
-    for (size_t i = 0; i < c->env_n; i++)
-        x->envp[i] = mem_printf(a, "%.*s=%.*s", STR_FMT(c->env[i].name),
-                                STR_FMT(c->env[i].value));
-    if (c->cwd.n && !str_eq(c->cwd, S("/")) &&
-        !exec_folder_open(c->cwd, &x->cwd, e))
-        return err_prefix(e, "%.*s: command %.*s: cwd: ", STR_FMT(c->at),
-                          STR_FMT(c->name));
-    if (realpath(mem_printf(a, "%.*s", STR_FMT(c->program)), real))
-        x->guards = prog_guard_find(c->program, str_of(real));
-    else
-        return err_set(e, ERR_CONFIG, "program %.*s: %s", STR_FMT(c->program),
-                       strerror(errno));
-    exec_limits_load(x);
-    return true;
-}
-
-/* ---- the chain of records ------------------------------------------------
+/* ==== 29 chain: the audit records of runs, each bound to the one before ======
  *
  * Each record ends in its place in a chain, and nothing follows that:
  *
@@ -31771,39 +31614,43 @@ exec_command_load(struct mem_arena *a, const struct cfg_command *c,
  * one "end". Where its head is, the supervisor sees in a slab that both map;
  * when a broker is gone, it has another one write down where that one ended
  * (MSG_AUDIT), so that a chain cut off at its end shows, too.
+ *
+ * Owner   the broker has its chain, whoever verifies its struct chain_verify
+ * Down    log json mem err
+ * Entry   chain_init  chain_line  chain_write  chain_other  chain_verify_line
  */
 
 enum {
-    EXEC_ID = 16,         // bytes of a chain's name
-    EXEC_SUM = 32,        // of a hash, a MAC, a key
-    EXEC_KEY_MIN = 32,    // of the audit key's file
-    EXEC_SEAL_MAX = 400,  // what a record's place in its chain may take
+    CHAIN_ID = 16,         // bytes of a chain's name
+    CHAIN_SUM = 32,        // of a hash, a MAC, a key
+    CHAIN_KEY_MIN = 32,    // of the audit key's file
+    CHAIN_SEAL_MAX = 400,  // what a record's place in its chain may take
 };
 
 /* Shared by a broker and its supervisor. A broker that is killed leaves one of
  * the two heads whole. */
-struct exec_slab {
-    unsigned char id[EXEC_ID];
-    unsigned char key[EXEC_SUM];  // K(0); wiped by the broker
+struct chain_slab {
+    unsigned char id[CHAIN_ID];
+    unsigned char key[CHAIN_SUM];  // K(0); wiped by the broker
     uint32_t keyed;
     uint32_t which;  // of `heads`
     struct exec_head {
         uint64_t records;
-        unsigned char hash[EXEC_SUM];  // of the last one
+        unsigned char hash[CHAIN_SUM];  // of the last one
     } heads[2];
 };
 
-struct exec_chain {
-    char id[2 * EXEC_ID + 1];
+struct chain {
+    char id[2 * CHAIN_ID + 1];
     bool keyed, begun;
-    unsigned char key[EXEC_SUM];  // K(head.records)
+    unsigned char key[CHAIN_SUM];  // K(head.records)
     struct exec_head head;
-    uint64_t lost;           // records that nobody took, since the last one
-    struct exec_slab *slab;  // borrowed, for as long as the broker lives
+    uint64_t lost;            // records that nobody took, since the last one
+    struct chain_slab *slab;  // borrowed, for as long as the broker lives
 };
 
 static void
-exec_hex(const unsigned char *p, size_t n, char *hex)
+chain_hex(const unsigned char *p, size_t n, char *hex)
 {
     static const char digits[] = "0123456789abcdef";
 
@@ -31815,15 +31662,15 @@ exec_hex(const unsigned char *p, size_t n, char *hex)
 }
 
 static void
-exec_sha256(struct str v, unsigned char sum[EXEC_SUM])
+chain_sha256(struct str v, unsigned char sum[CHAIN_SUM])
 {
     must(wc_Sha256Hash((const byte *)v.p, (word32)v.n, sum) == 0);
 }
 
 /* HMAC-SHA256 of `a` and then `b`. The key may be overwritten by the sum. */
 static void
-exec_hmac(struct str key, struct str a, struct str b,
-          unsigned char sum[EXEC_SUM])
+chain_hmac(struct str key, struct str a, struct str b,
+           unsigned char sum[CHAIN_SUM])
 {
     Hmac h;
 
@@ -31838,45 +31685,46 @@ exec_hmac(struct str key, struct str a, struct str b,
 
 /* What the bytes of a key file stand for. */
 static bool
-exec_audit_key(struct str file, unsigned char key[EXEC_SUM], struct err *e)
+chain_audit_key(struct str file, unsigned char key[CHAIN_SUM], struct err *e)
 {
     while (file.n && strchr("\r\n", file.p[file.n - 1]))
         file.n--;
-    if (file.n < EXEC_KEY_MIN)
+    if (file.n < CHAIN_KEY_MIN)
         return err_set(e, ERR_CONFIG,
                        "%zu bytes are too few for a key: make one by openssl "
                        "rand -hex 32",
                        file.n);
-    exec_hmac(file, S("gateway audit 1"), S(""), key);
+    chain_hmac(file, S("gateway audit 1"), S(""), key);
     return true;
 }
 
 /* K(0) of a chain. */
 static void
-exec_chain_key(const unsigned char audit_key[EXEC_SUM],
-               const unsigned char id[EXEC_ID], unsigned char key[EXEC_SUM])
+chain_key(const unsigned char audit_key[CHAIN_SUM],
+          const unsigned char id[CHAIN_ID], unsigned char key[CHAIN_SUM])
 {
-    exec_hmac((struct str){(const char *)audit_key, EXEC_SUM}, S("chain"),
-              (struct str){(const char *)id, EXEC_ID}, key);
+    chain_hmac((struct str){(const char *)audit_key, CHAIN_SUM}, S("chain"),
+               (struct str){(const char *)id, CHAIN_ID}, key);
 }
 
 static void
-exec_chain_next(unsigned char key[EXEC_SUM])
+chain_next(unsigned char key[CHAIN_SUM])
 {
-    exec_hmac((struct str){(const char *)key, EXEC_SUM}, S("next"), S(""), key);
+    chain_hmac((struct str){(const char *)key, CHAIN_SUM}, S("next"), S(""),
+               key);
 }
 
-/* A new slab: a memory file of one struct exec_slab. -1: *e says why.
+/* A new slab: a memory file of one struct chain_slab. -1: *e says why.
  * `audit_key` NULL: no MACs. */
 static int
-exec_slab_new(const unsigned char *audit_key, struct err *e)
+chain_slab_new(const unsigned char *audit_key, struct err *e)
 {
-    struct exec_slab s = {.keyed = audit_key != NULL};
+    struct chain_slab s = {.keyed = audit_key != NULL};
     int fd = memfd_create("gateway audit", MFD_CLOEXEC);
 
     must(syscall(SYS_getrandom, s.id, sizeof s.id, 0) == (long)sizeof s.id);
     if (audit_key)
-        exec_chain_key(audit_key, s.id, s.key);
+        chain_key(audit_key, s.id, s.key);
     if (fd < 0 || write(fd, &s, sizeof s) != (ssize_t)sizeof s) {
         err_set(e, ERR_CONFIG, "memory file: %s", strerror(errno));
         if (fd >= 0)
@@ -31890,7 +31738,7 @@ exec_slab_new(const unsigned char *audit_key, struct err *e)
 /* Takes over a slab; `fd` -1: there is none. No process that is forked off sees
  * it: the key is still in there. */
 static bool
-exec_slab_map(int fd, struct exec_slab **out, struct err *e)
+chain_slab_map(int fd, struct chain_slab **out, struct err *e)
 {
     void *s = NULL;
 
@@ -31907,17 +31755,17 @@ exec_slab_map(int fd, struct exec_slab **out, struct err *e)
 /* The chain of this broker, which gets the only copy of the slab's key. `s`
  * NULL: a chain that nobody watches. */
 static void
-exec_chain_init(struct exec_chain *c, struct exec_slab *s)
+chain_init(struct chain *c, struct chain_slab *s)
 {
-    unsigned char id[EXEC_ID];
+    unsigned char id[CHAIN_ID];
 
-    *c = (struct exec_chain){.slab = s};
+    *c = (struct chain){.slab = s};
     if (!s) {
-        must(syscall(SYS_getrandom, id, EXEC_ID, 0) == EXEC_ID);
-        exec_hex(id, EXEC_ID, c->id);
+        must(syscall(SYS_getrandom, id, CHAIN_ID, 0) == CHAIN_ID);
+        chain_hex(id, CHAIN_ID, c->id);
         return;
     }
-    exec_hex(s->id, EXEC_ID, c->id);
+    chain_hex(s->id, CHAIN_ID, c->id);
     c->keyed = s->keyed;
     memcpy(c->key, s->key, sizeof c->key);
     explicit_bzero(s->key, sizeof s->key);
@@ -31925,40 +31773,40 @@ exec_chain_init(struct exec_chain *c, struct exec_slab *s)
 
 /* Puts its place in the chain at the end of a record, whose hash it gives. */
 static void
-exec_chain_seal(const struct exec_chain *c, struct log_line *l,
-                unsigned char hash[EXEC_SUM])
+chain_seal(const struct chain *c, struct log_line *l,
+           unsigned char hash[CHAIN_SUM])
 {
-    char text[EXEC_SEAL_MAX], hex[2 * EXEC_SUM + 1], lost[40] = "";
-    unsigned char mac[EXEC_SUM];
+    char text[CHAIN_SEAL_MAX], hex[2 * CHAIN_SUM + 1], lost[40] = "";
+    unsigned char mac[CHAIN_SUM];
 
-    must(l->n + EXEC_SEAL_MAX + LOG_TAIL <= LOG_LINE);
+    must(l->n + CHAIN_SEAL_MAX + LOG_TAIL <= LOG_LINE);
     if (l->cut)
         log_raw(l, ",\"cut\":true", 11);
     l->cut = false;
     if (c->lost)
         snprintf(lost, sizeof lost, ",\"lost\":%" PRIu64, c->lost);
-    exec_hex(c->head.hash, EXEC_SUM, hex);
+    chain_hex(c->head.hash, CHAIN_SUM, hex);
     log_raw(l, text,
             (size_t)snprintf(text, sizeof text,
                              "%s,\"chain\":\"%s\",\"seq\":%" PRIu64
                              ",\"prev\":\"%s\"",
                              lost, c->id, c->head.records, hex));
-    exec_sha256((struct str){l->p, l->n}, hash);
-    exec_hex(hash, EXEC_SUM, hex);
+    chain_sha256((struct str){l->p, l->n}, hash);
+    chain_hex(hash, CHAIN_SUM, hex);
     log_raw(l, text,
             (size_t)snprintf(text, sizeof text, ",\"hash\":\"%s\"", hex));
     if (!c->keyed)
         return;
-    exec_hmac((struct str){(const char *)c->key, EXEC_SUM},
-              (struct str){l->p, l->n}, S(""), mac);
-    exec_hex(mac, EXEC_SUM, hex);
+    chain_hmac((struct str){(const char *)c->key, CHAIN_SUM},
+               (struct str){l->p, l->n}, S(""), mac);
+    chain_hex(mac, CHAIN_SUM, hex);
     log_raw(l, text,
             (size_t)snprintf(text, sizeof text, ",\"mac\":\"%s\"", hex));
 }
 
 /* Shows the supervisor where the chain is now. */
 static void
-exec_chain_show(struct exec_chain *c)
+chain_show(struct chain *c)
 {
     uint32_t next;
 
@@ -31972,12 +31820,12 @@ exec_chain_show(struct exec_chain *c)
 /* Seals and writes a record. False: nobody took it in time. What was dropped
  * is counted in the next one, and has no place in the chain. */
 static bool
-exec_chain_write(struct exec_chain *c, struct log_line *l)
+chain_write(struct chain *c, struct log_line *l)
 {
-    unsigned char hash[EXEC_SUM];
+    unsigned char hash[CHAIN_SUM];
     bool written, kept;
 
-    exec_chain_seal(c, l, hash);
+    chain_seal(c, l, hash);
     written = log_sync(l, &kept);
     if (!kept) {
         c->lost++;
@@ -31988,14 +31836,14 @@ exec_chain_write(struct exec_chain *c, struct log_line *l)
     memcpy(c->head.hash, hash, sizeof hash);
     c->lost = 0;
     if (c->keyed)
-        exec_chain_next(c->key);
-    exec_chain_show(c);
+        chain_next(c->key);
+    chain_show(c);
     return written;
 }
 
 /* Begins a record, whatever level the log is at. */
 static void
-exec_chain_line(struct log_line *l, const char *event, const char *phase)
+chain_line(struct log_line *l, const char *event, const char *phase)
 {
     enum log_level level = log_out.level;
 
@@ -32007,16 +31855,16 @@ exec_chain_line(struct log_line *l, const char *event, const char *phase)
 
 /* The first record. Tried again before each other one, until it is taken. */
 static bool
-exec_chain_begin(struct exec_chain *c)
+chain_begin(struct chain *c)
 {
     struct log_line l;
 
     if (c->begun)
         return true;
-    exec_chain_line(&l, "audit", "begin");
+    chain_line(&l, "audit", "begin");
     log_int(&l, "pid", getpid());
     log_bool(&l, "keyed", c->keyed);
-    exec_chain_write(c, &l);
+    chain_write(c, &l);
     c->begun = c->head.records != 0;
     c->lost -= !c->begun;  // it will be tried again
     return c->begun;
@@ -32024,44 +31872,846 @@ exec_chain_begin(struct exec_chain *c)
 
 /* The last record of a broker that ends of its own will. */
 static void
-exec_chain_end(struct exec_chain *c)
+chain_end(struct chain *c)
 {
     struct log_line l;
 
-    if (!exec_chain_begin(c))
+    if (!chain_begin(c))
         return;
-    exec_chain_line(&l, "audit", "end");
-    exec_chain_write(c, &l);
+    chain_line(&l, "audit", "end");
+    chain_write(c, &l);
     explicit_bzero(c->key, sizeof c->key);
 }
 
 /* Where the chain of a broker that is gone ended, as the supervisor saw it. */
 static void
-exec_chain_other(struct exec_chain *c, const char *id, uint64_t records,
-                 const char *hash, struct str how)
+chain_other(struct chain *c, const char *id, uint64_t records, const char *hash,
+            struct str how)
 {
     struct log_line l;
 
-    if (!exec_chain_begin(c))
+    if (!chain_begin(c))
         return;
-    exec_chain_line(&l, "audit", "other");
+    chain_line(&l, "audit", "other");
     log_str(&l, "other", str_of(id));
     log_int(&l, "other_records", (int64_t)records);
     log_str(&l, "other_hash", str_of(hash));
     log_str(&l, "ended", how);
-    exec_chain_write(c, &l);
+    chain_write(c, &l);
+}
+
+/* ---- a log, verified ----------------------------------------------------- */
+
+/* What is wrong with the records of a log; a note is nothing wrong. */
+enum chain_fault_kind {
+    CHAIN_MISSING,
+    CHAIN_CHANGED,
+    CHAIN_MOVED,
+    CHAIN_DOUBLED,
+    CHAIN_LOST,
+    CHAIN_UNENDED,
+    CHAIN_NOTE,
+    CHAIN_FAULT_KINDS
+};
+
+static const char *const chain_fault_names[] = {
+    "missing", "changed", "moved", "doubled", "lost", "unended", "note"};
+
+enum {
+    CHAIN_FAULTS_MAX = 100,     // that are told one by one; all are counted
+    CHAIN_GAPS_MAX = 64,        // of one chain, that may yet be filled
+    CHAIN_NODES_MAX = 1 << 20,  // chains, and runs under way
+    CHAIN_BUCKETS = 1 << 12,    // they are found by
+    CHAIN_STEPS_MAX = 1 << 26,  // keys that gaps may cost, in all
+    CHAIN_HEX_SUM = 2 * CHAIN_SUM,
+    CHAIN_HEX_ID = 2 * CHAIN_ID,
+};
+
+struct chain_fault {
+    const char *file;
+    uint64_t line;
+    enum chain_fault_kind kind;
+    char text[200];
+};
+
+struct chain_place {
+    const char *file;
+    uint64_t line;
+};
+
+struct chain_gap {
+    uint64_t from, to;
+    struct chain_place before;  // the record after it
+};
+
+/* A chain, as far as it was read. */
+struct chain_seen {
+    struct chain_seen
+        *after;  // the next one, in the order of their first record
+    char id[CHAIN_HEX_ID + 1];
+    unsigned char key[CHAIN_SUM];  // K(next)
+    uint64_t next;                 // the record that is due
+    char last[CHAIN_HEX_SUM + 1];  // hash of the one before
+    struct chain_place at;         // of that
+    bool in_log, ended;
+    bool adrift;             // too far from K(0) for its MACs to be checked
+    struct chain_gap *gaps;  // owned
+    unsigned gaps_n;
+    bool told;  // another chain says where this one ended
+    uint64_t told_records;
+    char told_hash[CHAIN_HEX_SUM + 1], told_how[80];
+    struct chain_place told_at;
+};
+
+/* A chain by its name, or a run under way. */
+struct chain_node {
+    struct chain_node *next;
+    struct chain_seen *chain;  // owned; NULL: it is a run
+    size_t n;
+    char key[112];
+};
+
+struct chain_verify {
+    bool keyed;    // audit_key is known
+    bool running;  // a chain may lack its end
+    unsigned char audit_key[CHAIN_SUM];
+    struct json_key secret;  // of the buckets
+    struct chain_node **buckets;
+    size_t nodes;
+    struct chain_seen *first, **link;
+    struct chain_place at;
+    uint64_t steps;  // of CHAIN_STEPS_MAX, that are left
+    bool full;
+
+    uint64_t lines, records, chains, runs, unended_runs, refused, unchecked;
+    char from[32], to[32];  // first and last time
+    struct chain_fault faults[CHAIN_FAULTS_MAX];
+    size_t faults_n;
+    uint64_t counts[CHAIN_FAULT_KINDS];
+};
+
+static struct chain_verify *
+chain_verify_new(const unsigned char *audit_key, bool running)
+{
+    struct chain_verify *v = mem_xcalloc(sizeof *v);
+
+    v->buckets = mem_xcalloc(CHAIN_BUCKETS * sizeof *v->buckets);
+    json_key_draw(&v->secret);
+    v->link = &v->first;
+    v->steps = CHAIN_STEPS_MAX;
+    v->running = running;
+    v->keyed = audit_key != NULL;
+    if (audit_key)
+        memcpy(v->audit_key, audit_key, CHAIN_SUM);
+    return v;
+}
+
+static void
+chain_verify_free(struct chain_verify *v)
+{
+    for (size_t i = 0; i < CHAIN_BUCKETS; i++)
+        for (struct chain_node *n = v->buckets[i], *next; n; n = next) {
+            next = n->next;
+            if (n->chain)
+                free(n->chain->gaps);
+            free(n->chain);
+            free(n);
+        }
+    free(v->buckets);
+    explicit_bzero(v, sizeof *v);
+    free(v);
+}
+
+__attribute__((format(printf, 4, 5))) static void
+chain_fault(struct chain_verify *v, struct chain_place at,
+            enum chain_fault_kind kind, const char *fmt, ...)
+{
+    struct chain_fault *f = &v->faults[v->faults_n];
+    va_list ap;
+
+    v->counts[kind]++;
+    if (v->faults_n == CHAIN_FAULTS_MAX)
+        return;
+    v->faults_n++;
+    *f = (struct chain_fault){.file = at.file, .line = at.line, .kind = kind};
+    va_start(ap, fmt);
+    vsnprintf(f->text, sizeof f->text, fmt, ap);
+    va_end(ap);
+}
+
+static bool
+chain_verify_whole(const struct chain_verify *v)
+{
+    for (int i = 0; i < CHAIN_NOTE; i++)
+        if (v->counts[i])
+            return false;
+    return true;
+}
+
+/* Where the node of this name hangs, or would. */
+static struct chain_node **
+chain_node_at(struct chain_verify *v, struct str key)
+{
+    uint64_t hash = json_sip(&v->secret, 0, key.p, key.n);
+    struct chain_node **at = &v->buckets[hash % CHAIN_BUCKETS];
+
+    while (*at && ((*at)->n != key.n || memcmp((*at)->key, key.p, key.n) != 0))
+        at = &(*at)->next;
+    return at;
+}
+
+/* NULL: there are too many. */
+static struct chain_node *
+chain_node_add(struct chain_verify *v, struct chain_node **at, struct str key)
+{
+    struct chain_node *n;
+
+    if (v->nodes == CHAIN_NODES_MAX) {
+        if (!v->full)
+            chain_fault(v, v->at, CHAIN_CHANGED,
+                        "more than %d chains and runs under way: what follows "
+                        "is not looked at",
+                        CHAIN_NODES_MAX);
+        v->full = true;
+        return NULL;
+    }
+    v->nodes++;
+    n = *at = mem_xcalloc(sizeof *n);
+    must(key.n <= sizeof n->key);
+    memcpy(n->key, key.p, key.n);
+    n->n = key.n;
+    return n;
+}
+
+static bool
+chain_is_hex(struct str s, size_t n)
+{
+    for (size_t i = 0; i < s.n; i++)
+        if (!strchr("0123456789abcdef", s.p[i]) || !s.p[i])
+            return false;
+    return s.n == n;
+}
+
+static void
+chain_unhex(const char *hex, size_t n, unsigned char *out)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = (unsigned char)(str_hex_digit(hex[2 * i]) << 4 |
+                                 str_hex_digit(hex[2 * i + 1]));
+}
+
+static struct chain_seen *
+chain_seen_get(struct chain_verify *v, struct str id)
+{
+    struct chain_node **at = chain_node_at(v, id), *n = *at;
+    unsigned char raw[CHAIN_ID];
+    struct chain_seen *c;
+
+    if (n)
+        return n->chain;
+    n = chain_node_add(v, at, id);
+    if (!n)
+        return NULL;
+    c = n->chain = mem_xcalloc(sizeof *c);
+    memcpy(c->id, id.p, CHAIN_HEX_ID);
+    memset(c->last, '0', CHAIN_HEX_SUM);
+    chain_unhex(c->id, CHAIN_ID, raw);
+    if (v->keyed)
+        chain_key(v->audit_key, raw, c->key);
+    *v->link = c;
+    v->link = &c->after;
+    return c;
+}
+
+/* What a line says of itself. */
+struct chain_record {
+    struct str bytes;  // from '{' on
+    bool audit;        // else exec
+    struct str phase, run, ts;
+    struct str chain, prev, hash, mac;  // mac may be empty
+    uint64_t seq, lost;
+    yyjson_val *doc;
+};
+
+static struct str
+chain_member(yyjson_val *doc, const char *name)
+{
+    yyjson_val *m = json_get(doc, name);
+
+    return m && json_type(m) == YYJSON_TYPE_STR ? json_str(m) : S("");
+}
+
+static bool
+chain_member_u64(yyjson_val *doc, const char *name, uint64_t *out)
+{
+    yyjson_val *m = json_get(doc, name);
+
+    if (!m || !yyjson_is_uint(m))
+        return false;
+    *out = yyjson_get_uint(m);
+    return *out < (uint64_t)1 << 53;
+}
+
+/* How a record with these members ends: from `,"hash"` or `,"mac"` on. */
+static bool
+chain_ends_with(struct str *left, const char *name, struct str value)
+{
+    char end[CHAIN_HEX_SUM + 16];
+    int n = snprintf(end, sizeof end, ",\"%s\":\"%.*s\"", name, STR_FMT(value));
+
+    must(n > 0 && (size_t)n < sizeof end);
+    if (!str_ends(*left, (struct str){end, (size_t)n}))
+        return false;
+    left->n -= (size_t)n;
+    return true;
+}
+
+/* Does it end as we write it, with the hash of its bytes? What the MAC is over
+ * is in *for_mac. */
+static bool
+chain_record_intact(const struct chain_record *r, struct str *for_mac)
+{
+    struct str left = r->bytes;
+    unsigned char sum[CHAIN_SUM];
+    char hex[CHAIN_HEX_SUM + 1];
+
+    *for_mac = S("");
+    if (!str_ends(left, S("}")))
+        return false;
+    left.n--;
+    if (r->mac.n && !chain_ends_with(&left, "mac", r->mac))
+        return false;
+    *for_mac = left;
+    if (!chain_ends_with(&left, "hash", r->hash))
+        return false;
+    chain_sha256(left, sum);
+    chain_hex(sum, CHAIN_SUM, hex);
+    return str_eq(r->hash, str_of(hex));
+}
+
+/* False: the line is no record of ours; or damaged, which is told. */
+static bool
+chain_record_read(struct chain_verify *v, struct mem_arena *a, struct str text,
+                  struct chain_record *r)
+{
+    struct str event;
+    struct err e;
+
+    *r = (struct chain_record){.bytes = text};
+    if (text.n > LOG_LINE || !json_parse(a, text, &r->doc, &e)) {
+        chain_fault(v, v->at, CHAIN_CHANGED, "a record that is damaged: %s",
+                    text.n > LOG_LINE ? "too long" : e.msg);
+        return false;
+    }
+    event = chain_member(r->doc, "event");
+    r->audit = str_eq(event, S("audit"));
+    if (!r->audit && !str_eq(event, S("exec")))
+        return false;
+    r->phase = chain_member(r->doc, "phase");
+    r->run = chain_member(r->doc, "run");
+    r->ts = chain_member(r->doc, "ts");
+    r->chain = chain_member(r->doc, "chain");
+    r->prev = chain_member(r->doc, "prev");
+    r->hash = chain_member(r->doc, "hash");
+    r->mac = chain_member(r->doc, "mac");
+    chain_member_u64(r->doc, "lost", &r->lost);
+    if (chain_is_hex(r->chain, CHAIN_HEX_ID) &&
+        chain_is_hex(r->prev, CHAIN_HEX_SUM) &&
+        chain_is_hex(r->hash, CHAIN_HEX_SUM) &&
+        (!json_get(r->doc, "mac") || chain_is_hex(r->mac, CHAIN_HEX_SUM)) &&
+        chain_member_u64(r->doc, "seq", &r->seq))
+        return true;
+    chain_fault(v, v->at, CHAIN_CHANGED,
+                json_get(r->doc, "chain")
+                    ? "a record whose place in its chain is damaged"
+                    : "a record without a place in a chain: an older gateway "
+                      "wrote it, or somebody else");
+    return false;
+}
+
+/* "record 3", "records 3 to 7". */
+static void
+chain_range(uint64_t from, uint64_t to, char text[64])
+{
+    if (from == to)
+        snprintf(text, 64, "record %" PRIu64, from);
+    else
+        snprintf(text, 64, "records %" PRIu64 " to %" PRIu64, from, to);
+}
+
+static void
+chain_seen_gap(struct chain_verify *v, struct chain_seen *c, uint64_t seq)
+{
+    uint64_t n = seq - c->next;
+    char range[64];
+
+    if (c->gaps_n == CHAIN_GAPS_MAX) {
+        chain_range(c->next, seq - 1, range);
+        chain_fault(v, v->at, CHAIN_MISSING, "%s of chain %s, before this",
+                    range, c->id);
+    } else {
+        c->gaps = mem_xrealloc(c->gaps, (c->gaps_n + 1) * sizeof *c->gaps);
+        c->gaps[c->gaps_n++] = (struct chain_gap){c->next, seq - 1, v->at};
+    }
+    c->next = seq;
+    if (!v->keyed || c->adrift)
+        return;
+    c->adrift = n > v->steps;
+    if (c->adrift)
+        return;
+    v->steps -= n;
+    while (n--)
+        chain_next(c->key);
+}
+
+/* A record that comes late fills its gap. False: it is in none. */
+static bool
+chain_seen_fill(struct chain_seen *c, uint64_t seq)
+{
+    for (unsigned i = 0; i < c->gaps_n; i++) {
+        struct chain_gap *g = &c->gaps[i], rest;
+
+        if (seq < g->from || seq > g->to)
+            continue;
+        rest = (struct chain_gap){seq + 1, g->to, g->before};
+        g->to = seq - 1;
+        if (seq == g->from)
+            *g = rest;
+        else if (rest.from <= rest.to && c->gaps_n < CHAIN_GAPS_MAX) {
+            c->gaps = mem_xrealloc(c->gaps, (c->gaps_n + 1) * sizeof *c->gaps);
+            c->gaps[c->gaps_n++] = rest;
+        }
+        if (c->gaps[i].from > c->gaps[i].to)
+            c->gaps[i] = c->gaps[--c->gaps_n];
+        return true;
+    }
+    return false;
+}
+
+static void
+chain_verify_mac(struct chain_verify *v, struct chain_seen *c,
+                 const struct chain_record *r, struct str bytes)
+{
+    unsigned char mac[CHAIN_SUM];
+    char hex[CHAIN_HEX_SUM + 1];
+
+    v->unchecked += !v->keyed && r->mac.n;
+    if (!v->keyed)
+        return;
+    if (!r->mac.n) {
+        chain_fault(v, v->at, CHAIN_CHANGED,
+                    "a record without a MAC: not written under this key");
+        return;
+    }
+    if (c->adrift) {
+        chain_fault(v, v->at, CHAIN_CHANGED,
+                    "too many records are missing: this MAC is not checked");
+        return;
+    }
+    chain_hmac((struct str){(const char *)c->key, CHAIN_SUM}, bytes, S(""),
+               mac);
+    chain_hex(mac, CHAIN_SUM, hex);
+    if (!str_eq(r->mac, str_of(hex)))
+        chain_fault(v, v->at, CHAIN_CHANGED,
+                    "its MAC is not the key's: changed, or written under "
+                    "another key");
+}
+
+/* Record `r` is the one that is due, or comes early. */
+static void
+chain_verify_next(struct chain_verify *v, struct chain_seen *c,
+                  const struct chain_record *r, struct str for_mac, bool intact)
+{
+    bool follows = r->seq == c->next;
+
+    if (!follows)
+        chain_seen_gap(v, c, r->seq);
+    if (follows && intact && !str_eq(r->prev, str_of(c->last)))
+        chain_fault(v, v->at, CHAIN_CHANGED,
+                    "it does not follow record %" PRIu64
+                    " of its chain as that "
+                    "is here (line %" PRIu64 "): one of the two was changed",
+                    r->seq - 1, c->at.line);
+    if (intact)
+        chain_verify_mac(v, c, r, for_mac);
+    if (r->audit && str_eq(r->phase, S("begin")) != (r->seq == 0))
+        chain_fault(v, v->at, CHAIN_CHANGED,
+                    "only record 0 of a chain begins it, not %" PRIu64, r->seq);
+    if (c->ended)
+        chain_fault(v, v->at, CHAIN_CHANGED, "a record after its chain's end");
+    if (r->lost)
+        chain_fault(v, v->at, CHAIN_LOST,
+                    "%" PRIu64 " records before this were never written: "
+                    "nobody read the log",
+                    r->lost);
+    memcpy(c->last, r->hash.p, CHAIN_HEX_SUM);
+    c->at = v->at;
+    c->next = r->seq + 1;
+    if (v->keyed && !c->adrift)
+        chain_next(c->key);
+}
+
+/* What another chain says of one that ended with its broker. */
+static void
+chain_verify_other(struct chain_verify *v, const struct chain_record *r)
+{
+    struct str id = chain_member(r->doc, "other");
+    struct str hash = chain_member(r->doc, "other_hash");
+    struct str how = chain_member(r->doc, "ended");
+    struct chain_seen *c;
+    uint64_t records;
+
+    if (!chain_is_hex(id, CHAIN_HEX_ID) || !chain_is_hex(hash, CHAIN_HEX_SUM) ||
+        !chain_member_u64(r->doc, "other_records", &records) || !records) {
+        chain_fault(v, v->at, CHAIN_CHANGED,
+                    "what it says of a chain is damaged");
+        return;
+    }
+    c = chain_seen_get(v, id);
+    if (!c || c->told)
+        return;
+    c->told = true;
+    c->told_records = records;
+    c->told_at = v->at;
+    memcpy(c->told_hash, hash.p, CHAIN_HEX_SUM);
+    for (size_t i = 0; i < how.n && i + 1 < sizeof c->told_how; i++)
+        c->told_how[i] =
+            (char)(how.p[i] >= ' ' && how.p[i] < 0x7f ? how.p[i] : '?');
+}
+
+static void
+chain_verify_run(struct chain_verify *v, const struct chain_record *r)
+{
+    char text[sizeof((struct chain_node *)0)->key];
+    struct chain_node **at, *n;
+    struct str key = {text, 0};
+    bool start = str_eq(r->phase, S("start"));
+
+    if (r->run.n > 60) {
+        chain_fault(v, v->at, CHAIN_CHANGED, "no run has so long a name");
+        return;
+    }
+    key.n = (size_t)snprintf(text, sizeof text, "%.*s %.*s", STR_FMT(r->chain),
+                             STR_FMT(r->run));
+    at = chain_node_at(v, key);
+    n = *at;
+    v->refused += str_eq(r->phase, S("refused"));
+    v->runs += start;
+    if (start && !n && chain_node_add(v, at, key))
+        v->unended_runs++;
+    if (start || !n)
+        return;
+    v->unended_runs--;
+    v->nodes--;
+    *at = n->next;
+    free(n);
+}
+
+/* Times of records are copied, and shown: nothing but a time may be. */
+static void
+chain_verify_time(struct chain_verify *v, struct str ts)
+{
+    for (size_t i = 0; i < ts.n; i++)
+        if (!strchr("0123456789-:.TZ", ts.p[i]) || !ts.p[i])
+            return;
+    if (!ts.n || ts.n >= sizeof v->to)
+        return;
+    snprintf(v->to, sizeof v->to, "%.*s", STR_FMT(ts));
+    if (!v->from[0])
+        memcpy(v->from, v->to, sizeof v->from);
+}
+
+/* One record: is it as it was written, and in its place? */
+static void
+chain_verify_record(struct chain_verify *v, const struct chain_record *r)
+{
+    struct str for_mac;
+    bool intact = chain_record_intact(r, &for_mac);
+    struct chain_node *known = *chain_node_at(v, r->chain);
+    struct chain_seen *c = known ? known->chain : NULL;
+
+    v->records++;
+    if (!intact) {
+        chain_fault(v, v->at, CHAIN_CHANGED,
+                    "its hash is not that of its bytes: it was changed");
+        if (!c || r->seq != c->next)
+            return;  // its chain and number may be, too
+    }
+    if (!c && !(c = chain_seen_get(v, r->chain)))
+        return;
+    v->chains += !c->in_log;
+    c->in_log = true;
+    if (r->seq < c->next) {
+        if (chain_seen_fill(c, r->seq))
+            chain_fault(v, v->at, CHAIN_MOVED,
+                        "record %" PRIu64 " of its chain stands after record "
+                        "%" PRIu64,
+                        r->seq, c->next - 1);
+        else {
+            chain_fault(v, v->at, CHAIN_DOUBLED,
+                        "record %" PRIu64 " of its chain is here twice",
+                        r->seq);
+            return;
+        }
+    } else {
+        chain_verify_next(v, c, r, for_mac, intact);
+    }
+    chain_verify_time(v, r->ts);
+    c->ended |= r->audit && str_eq(r->phase, S("end"));
+    if (r->audit && str_eq(r->phase, S("other")))
+        chain_verify_other(v, r);
+    if (!r->audit)
+        chain_verify_run(v, r);
+}
+
+/* The next line of a log, of whatever kind. What stands before its first '{'
+ * was put there by who collected it. `file` must outlive `v`. */
+static void
+chain_verify_line(struct chain_verify *v, const char *file, uint64_t number,
+                  struct str line)
+{
+    const char *from = line.n ? memchr(line.p, '{', line.n) : NULL;
+    struct chain_record r;
+    struct mem_arena *a;
+    struct str text;
+
+    v->lines++;
+    v->at = (struct chain_place){file, number};
+    if (!from || v->full)
+        return;
+    text = str_from(line, (size_t)(from - line.p));
+    while (text.n && strchr("\r\n", text.p[text.n - 1]))
+        text.n--;
+    if (!memmem(text.p, text.n, "\"event\":\"exec\"", 14) &&
+        !memmem(text.p, text.n, "\"event\":\"audit\"", 15) &&
+        !memmem(text.p, text.n, "\"chain\":\"", 9))
+        return;
+    a = mem_arena_new(1 << 20);
+    if (chain_record_read(v, a, text, &r))
+        chain_verify_record(v, &r);
+    mem_arena_free(a);
+}
+
+static void
+chain_verify_told(struct chain_verify *v, const struct chain_seen *c)
+{
+    char range[64];
+
+    chain_range(c->next, c->told_records - 1, range);
+    if (!c->in_log)
+        chain_fault(v, c->told_at, CHAIN_MISSING,
+                    "chain %s, which had %" PRIu64 " records, is not here: in "
+                    "an earlier file?",
+                    c->id, c->told_records);
+    else if (c->next < c->told_records)
+        chain_fault(v, c->at, CHAIN_MISSING, "%s of chain %s, after this",
+                    range, c->id);
+    else if (c->next > c->told_records + 1)  // one may be written, not counted
+        chain_fault(v, c->at, CHAIN_CHANGED,
+                    "chain %s had %" PRIu64 " records when its broker ended, "
+                    "and has %" PRIu64 " here",
+                    c->id, c->told_records, c->next);
+    else if (c->next == c->told_records && strcmp(c->last, c->told_hash) != 0)
+        chain_fault(v, c->at, CHAIN_CHANGED,
+                    "not the record that chain %s ended with", c->id);
+    else if (!c->ended)
+        chain_fault(v, c->at, CHAIN_NOTE,
+                    "chain %s has no end of its own: its broker ended by %s",
+                    c->id, c->told_how);
+}
+
+static void
+chain_verify_gap(struct chain_verify *v, const struct chain_seen *c,
+                 const struct chain_gap *g)
+{
+    char range[64];
+
+    chain_range(g->from, g->to, range);
+    chain_fault(v, g->before, CHAIN_MISSING, "%s of chain %s, before this%s",
+                range, c->id, g->from ? "" : "; or in an earlier file");
+}
+
+/* After the last line. */
+static void
+chain_verify_end(struct chain_verify *v)
+{
+    for (struct chain_seen *c = v->first; c; c = c->after) {
+        for (unsigned i = 0; i < c->gaps_n; i++)
+            chain_verify_gap(v, c, &c->gaps[i]);
+        if (c->told)
+            chain_verify_told(v, c);
+        else if (!c->ended && !v->running)
+            chain_fault(
+                v, c->at, CHAIN_UNENDED,
+                "chain %s has no end: it is cut off, or all was killed; "
+                "or it goes on (--running)",
+                c->id);
+    }
+    if (!v->records)
+        chain_fault(v, v->at, CHAIN_MISSING, "there is no record in this log");
+}
+
+/* ==== 30 run: one program, from its start to its record ======================
+ *
+ *   WAITING --> RUNNING --> DRAINING --> REPORTING --> closed
+ *      \___________\____ worker gone: ended, recorded, told to nobody
+ *
+ * Half of the broker: what it knows of the declared commands, and the life of
+ * each run. The argument vector, the environment and the limits are built here,
+ * from the table that was opened when the broker started; of a worker there is
+ * only the command's number and slot values, checked again here and trusted as
+ * little as the client they came from.
+ *
+ * No record, no run: the "start" line is in the hands of the log's reader
+ * before the program is (log_sync), and an "end" line follows.
+ *
+ * A job is a run that nobody waits for: what it wrote stays here, and any
+ * worker can ask about it later.
+ *
+ * Owner   a run belongs to the broker; a worker's channel only points at it
+ * Down    chain prog jail msg schema cfg log err
+ * Entry   run_command_load  run_start  run_cancel  run_reaped
+ */
+
+enum {
+    RUN_REQUEST_MAX = 128,    // bytes of a request id
+    RUN_WHO_MAX = 1024,       // bytes of an identity
+    RUN_CHUNK = 64 << 10,     // bytes of a stream in one frame
+    RUN_WINDOW = 256 << 10,   // bytes of output before the worker must ack
+    RUN_WORKERS_MAX = 1024,   // channels to one broker, and as many askers
+    RUN_ELDERS_MAX = 16,      // brokers of earlier policies that keep jobs
+    RUN_WATCH_MS = 5,         // before that, nobody looks at the pipes
+    RUN_LINGER_MS = 500,      // from the program's end to the pipe's
+    RUN_REPORT_MS = 10000,    // for the worker to take a result
+    RUN_JOB_ID = 32,          // hexadecimal digits
+    RUN_OWNER = 32,           // bytes of a hash
+    RUN_JOB_CLOCK_MS = 1000,  // between looks for jobs to forget
+    RUN_STUCK_MS = 10000,     // between complaints about a process in SIGKILL
+};
+
+/* ---- the broker's table -------------------------------------------------- */
+
+struct run_slot {
+    const struct cfg_slot *cfg;
+    struct schema *schema;
+    int below;  // a file slot's folder, O_PATH; else -1
+};
+
+/* All of it lives as long as the broker. */
+struct run_command {
+    const struct cfg_command *cfg;
+    struct run_slot *slots;
+    struct prog_guarding guards;
+    int program;  // O_PATH
+    int cwd;      // O_PATH; -1: /
+    char **envp;
+    struct jail_limit limits[JAIL_LIMITS_MAX];
+    unsigned limits_n;
+    const struct sock_fprog *filter, *metadata;  // borrowed from the broker
+    bool file_on_stdin;  // a slot is its stdin, so a body is refused
+    bool file_by_name;   // a slot is opened by the program: rules for each run
+    struct prog_opens opens;
+    int rules;               // of Landlock, prepared; -1: none, or for each run
+    struct jail_box *boxes;  // owned: clean ones, for the next runs
+
+    unsigned running, waiting;
+    struct run *first, *last;  // that wait, in order
+};
+
+static bool
+run_folder_open(struct str path, int *fd, struct err *e)
+{
+    char p[PATH_MAX];
+
+    if (path.n >= sizeof p || !path.n || path.p[0] != '/' ||
+        memchr(path.p, 0, path.n))
+        return err_set(e, ERR_CONFIG, "folder %.*s: not an absolute path",
+                       STR_FMT(path));
+    snprintf(p, sizeof p, "%.*s", STR_FMT(path));
+    *fd = open(p, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return *fd >= 0 ||
+           err_set(e, ERR_CONFIG, "folder %s: %s", p, strerror(errno));
+}
+
+static bool
+run_slot_load(struct mem_arena *a, const struct cfg_command *c, unsigned i,
+              struct run_slot *s, struct err *e)
+{
+    *s = (struct run_slot){.cfg = &c->slots[i], .below = -1};
+    s->schema = schema_compile(a, s->cfg->schema, false, e);
+    if (!s->schema)
+        return err_prefix(e, "slot %.*s: ", STR_FMT(s->cfg->name));
+    if (s->cfg->is_file && !run_folder_open(s->cfg->below, &s->below, e))
+        return err_prefix(e, "slot %.*s: ", STR_FMT(s->cfg->name));
+    return true;
+}
+
+static void
+run_limit_add(struct run_command *x, int resource, uint64_t soft, uint64_t hard)
+{
+    struct rlimit v = {wall_limit_fit(resource, soft),
+                       wall_limit_fit(resource, hard)};
+
+    must(x->limits_n < JAIL_LIMITS_MAX);
+    x->limits[x->limits_n++] = (struct jail_limit){resource, v};
+}
+
+/* SIGXCPU at the limit, SIGKILL a second later. */
+static void
+run_limits_load(struct run_command *x)
+{
+    const struct cfg_command *c = x->cfg;
+    uint64_t cpu = ((uint64_t)c->cpu_ms + 999) / 1000;
+
+    run_limit_add(x, RLIMIT_CPU, cpu, cpu + 1);
+    run_limit_add(x, RLIMIT_AS, c->memory, c->memory);
+    run_limit_add(x, RLIMIT_NOFILE, c->files, c->files);
+    run_limit_add(x, RLIMIT_FSIZE, c->file_size, c->file_size);
+    // the last one: a cgroup's pids.max stands for it, see run_spawn()
+    run_limit_add(x, RLIMIT_NPROC, c->processes, c->processes);
+}
+
+static bool
+run_command_load(struct mem_arena *a, const struct cfg_command *c,
+                 struct run_command *x, struct err *e)
+{
+    char real[PATH_MAX];
+
+    *x = (struct run_command){.cfg = c, .cwd = -1, .program = -1, .rules = -1};
+    x->slots = mem_alloc(a, c->slots_n * sizeof *x->slots);
+    x->envp = mem_alloc(a, (c->env_n + 1) * sizeof *x->envp);
+    for (unsigned i = 0; i < c->slots_n; i++) {
+        if (!run_slot_load(a, c, i, &x->slots[i], e))
+            return err_prefix(e, "%.*s: command %.*s: ", STR_FMT(c->at),
+                              STR_FMT(c->name));
+        x->file_on_stdin |= c->slots[i].is_file && c->slots[i].on_stdin;
+        x->file_by_name |= c->slots[i].is_file && !c->slots[i].on_stdin;
+    }
+    for (size_t i = 0; i < c->env_n; i++)
+        x->envp[i] = mem_printf(a, "%.*s=%.*s", STR_FMT(c->env[i].name),
+                                STR_FMT(c->env[i].value));
+    if (c->cwd.n && !str_eq(c->cwd, S("/")) &&
+        !run_folder_open(c->cwd, &x->cwd, e))
+        return err_prefix(e, "%.*s: command %.*s: cwd: ", STR_FMT(c->at),
+                          STR_FMT(c->name));
+    if (realpath(mem_printf(a, "%.*s", STR_FMT(c->program)), real))
+        x->guards = prog_guard_find(c->program, str_of(real));
+    else
+        return err_set(e, ERR_CONFIG, "program %.*s: %s", STR_FMT(c->program),
+                       strerror(errno));
+    run_limits_load(x);
+    return true;
 }
 
 /* ---- the broker's state -------------------------------------------------- */
 
 enum {
-    EXEC_BROKER_MAGIC = 0x45584252,
-    EXEC_WORKER_MAGIC = 0x4558574b,
-    EXEC_RUN_MAGIC = 0x4558524e,
-    EXEC_MAGIC = 0x45584543,
+    RUN_BROKER_MAGIC = 0x45584252,
+    RUN_WORKER_MAGIC = 0x4558574b,
+    RUN_MAGIC = 0x4558524e,
 };
 
-struct exec_broker {
+struct run_broker {
     unsigned magic;
     uv_loop_t *loop;
     struct mem_arena *arena;  // of the table
@@ -32069,7 +32719,7 @@ struct exec_broker {
     int abi;                  // of Landlock; 0: there is none
     struct jail_cage cage;
     struct cfg cfg;
-    struct exec_command *commands;
+    struct run_command *commands;
     struct sock_fprog filters[2];  // of programs; [1]: with a network
     uint64_t pass[2];  // the key, where we have the programs' filter
     struct sock_fprog metadata[2];  // if there is no view; [1]: who writes
@@ -32081,9 +32731,9 @@ struct exec_broker {
     bool ending;          // starts nothing any more
     unsigned workers_n, askers_n;
     uint64_t worker_ids, run_ids;
-    struct exec_run *runs;  // every one that is not closed
-    struct exec_job *jobs;  // owned: the newest first
-    uv_timer_t job_timer;   // runs while there are some
+    struct run *runs;      // every one that is not closed
+    struct run_job *jobs;  // owned: the newest first
+    uv_timer_t job_timer;  // runs while there are some
     uv_poll_t child_poll, keeper_poll;
     int child_fd;  // signalfd of SIGCHLD
     int null;      // stdin where there is none
@@ -32096,57 +32746,57 @@ struct exec_broker {
     int children;           // jail_children_open()
     char *stack;            // of jail_spawn()
     unsigned char key[32];  // for secrets in the log; never leaves us
-    struct exec_chain chain;
+    struct chain chain;
     struct mem_buf frame;  // the one being written
 };
 
 /* A channel to one worker. */
-struct exec_worker {
+struct run_worker {
     unsigned magic;
-    bool asks;    // of a later policy: it may only ask about jobs
-    uint64_t id;  // 0 where it asks
-    struct exec_broker *broker;  // borrowed
+    bool asks;                  // of a later policy: it may only ask about jobs
+    uint64_t id;                // 0 where it asks
+    struct run_broker *broker;  // borrowed
     struct msg_chan chan;
 };
 
-enum exec_state {
-    EXEC_WAITING,    // for one of the command's places
-    EXEC_RUNNING,    // the program lives
-    EXEC_DRAINING,   // it ended; its pipes may hold more
-    EXEC_REPORTING,  // the result waits until the worker takes it
-    EXEC_CLOSED,     // handles are closing, then it is freed
+enum run_state {
+    RUN_WAITING,    // for one of the command's places
+    RUN_RUNNING,    // the program lives
+    RUN_DRAINING,   // it ended; its pipes may hold more
+    RUN_REPORTING,  // the result waits until the worker takes it
+    RUN_CLOSED,     // handles are closing, then it is freed
 };
 
 /* One pipe of a program. */
-struct exec_stream {
-    struct exec_run *run;  // borrowed: it is in there
-    unsigned which;        // 0, 1, 2
-    int fd;                // ours, -1 once closed
+struct run_stream {
+    struct run *run;  // borrowed: it is in there
+    unsigned which;   // 0, 1, 2
+    int fd;           // ours, -1 once closed
     bool watched, paused;
     uv_poll_t poll;      // if watched
     struct mem_buf buf;  // in: not written yet; out: not sent yet
     uint64_t total, max;
 };
 
-struct exec_run {
+struct run {
     unsigned magic;
-    struct exec_broker *broker;     // borrowed
-    struct exec_worker *worker;     // borrowed; NULL: nobody waits for it
-    struct exec_command *command;   // borrowed
-    struct exec_run *next, **link;  // of broker->runs
-    struct exec_run *next_waiting;
-    uint64_t ticket;       // the worker's name for it
-    uint64_t id;           // ours
-    bool flows;            // stdout is sent as it comes
-    struct exec_job *job;  // borrowed; NULL: it is none
-    enum exec_state state;
+    struct run_broker *broker;    // borrowed
+    struct run_worker *worker;    // borrowed; NULL: nobody waits for it
+    struct run_command *command;  // borrowed
+    struct run *next, **link;     // of broker->runs
+    struct run *next_waiting;
+    uint64_t ticket;      // the worker's name for it
+    uint64_t id;          // ours
+    bool flows;           // stdout is sent as it comes
+    struct run_job *job;  // borrowed; NULL: it is none
+    enum run_state state;
 
     struct mem_arena *arena;  // owned: what follows
     struct str request, who;
     struct str *values;  // one per slot
 
     pid_t pid;  // 0: none; also the group and the session
-    struct exec_stream io[3];
+    struct run_stream io[3];
     bool more;            // stdin goes on
     uint32_t in_credit;   // bytes the worker may still send
     uint32_t out_credit;  // bytes we may still send
@@ -32165,22 +32815,22 @@ struct exec_run {
 };
 
 /* How a run came out: whether there was one. */
-enum exec_how { EXEC_RAN, EXEC_REFUSED, EXEC_BUSY, EXEC_OVER, EXEC_HOWS };
+enum run_how { RUN_RAN, RUN_REFUSED, RUN_BUSY, RUN_OVER, RUN_HOWS };
 
 /* A program that was started on behalf of a request that is over. It belongs to
  * the broker, so that every worker can ask about it, and to the identity that
  * started it: for any other it is not there. */
-struct exec_job {
-    struct exec_job *next;
-    struct exec_run *run;                // borrowed; NULL once it has ended
-    const struct exec_command *command;  // borrowed
-    char id[EXEC_JOB_ID + 1];
-    char owner[EXEC_OWNER];
+struct run_job {
+    struct run_job *next;
+    struct run *run;                    // borrowed; NULL once it has ended
+    const struct run_command *command;  // borrowed
+    char id[RUN_JOB_ID + 1];
+    char owner[RUN_OWNER];
     int64_t created, started, ended;  // ms since 1970; 0: not yet
     uint64_t until;                   // of uv_now(): then it is forgotten
 
     /* Once it has ended. */
-    enum exec_how how;
+    enum run_how how;
     bool timed_out, truncated, starved;
     int status;
     uint64_t ms, cpu_us, rss_kib;
@@ -32189,24 +32839,24 @@ struct exec_job {
 };
 
 /* In the order of a run's life. */
-static void exec_run_start(struct exec_run *);
-static void exec_run_watch(struct exec_run *);
-static void exec_run_on_timer(uv_timer_t *);
-static void exec_stream_on_poll(uv_poll_t *, int, int);
-static void exec_run_stop(struct exec_run *);
-static void exec_run_reaped(struct exec_run *, int, const struct rusage *);
-static void exec_run_collect(struct exec_run *);
-static void exec_run_report(struct exec_run *);
-static void exec_run_cancel(struct exec_run *);
-static void exec_run_close(struct exec_run *);
-static void exec_broker_leave(struct exec_broker *);
+static void run_start(struct run *);
+static void run_watch(struct run *);
+static void run_on_timer(uv_timer_t *);
+static void run_stream_on_poll(uv_poll_t *, int, int);
+static void run_stop(struct run *);
+static void run_reaped(struct run *, int, const struct rusage *);
+static void run_collect(struct run *);
+static void run_report(struct run *);
+static void run_cancel(struct run *);
+static void run_close(struct run *);
+static void run_broker_leave(struct run_broker *);
 
 /* ---- the record ---------------------------------------------------------- */
 
 /* SHA-256 in hex. With a key, 128 bits of a keyed hash: equal secrets show as
  * equal, but cannot be guessed from the log. */
 static void
-exec_digest(const unsigned char *key, struct str v, char hex[65])
+run_digest(const unsigned char *key, struct str v, char hex[65])
 {
     unsigned char sum[32];
     wc_Sha256 sha;
@@ -32224,7 +32874,7 @@ exec_digest(const unsigned char *key, struct str v, char hex[65])
 /* A field that may take `max` bytes of the line; what does not fit is there as
  * its hash and length, so that a record is whole whatever a client sends. */
 static void
-exec_log_fit(struct log_line *l, const char *key, struct str v, size_t max)
+run_log_fit(struct log_line *l, const char *key, struct str v, size_t max)
 {
     size_t n = l->n;
     bool open = l->open;
@@ -32235,39 +32885,38 @@ exec_log_fit(struct log_line *l, const char *key, struct str v, size_t max)
         return;
     l->n = n;
     l->open = open;
-    exec_digest(NULL, v, hex);
+    run_digest(NULL, v, hex);
     snprintf(text, sizeof text, "sha256:%s, %zu bytes", hex, v.n);
     log_str(l, key, str_of(text));
 }
 
 static void
-exec_log_slot(struct log_line *l, const struct exec_run *r, unsigned i,
-              size_t max)
+run_log_slot(struct log_line *l, const struct run *r, unsigned i, size_t max)
 {
     const struct cfg_slot *s = &r->command->cfg->slots[i];
     char key[72], hex[65], text[80];
 
     snprintf(key, sizeof key, "%.*s", STR_FMT(s->name));
     if (!s->secret) {
-        exec_log_fit(l, key, r->values[i], max);
+        run_log_fit(l, key, r->values[i], max);
         return;
     }
-    exec_digest(r->broker->key, r->values[i], hex);
+    run_digest(r->broker->key, r->values[i], hex);
     snprintf(text, sizeof text, "keyed-sha256:%s", hex);
     log_str(l, key, str_of(text));
 }
 
 /* The last field, as large as the line allows. */
 static void
-exec_log_slots(struct log_line *l, const struct exec_run *r)
+run_log_slots(struct log_line *l, const struct run *r)
 {
     size_t n = r->command->cfg->slots_n, was = l->n;
-    size_t end = LOG_LINE - EXEC_SEAL_MAX - 64;
+    size_t end = LOG_LINE - CHAIN_SEAL_MAX - 64;
 
     log_object(l, "slots");
     for (unsigned i = 0; i < n && l->n < end; i++)
         if (r->values[i].p)
-            exec_log_slot(l, r, i, (end - l->n) / (n - i));
+            run_log_slot(l, r, i, (end - l->n) / (n - i));
     log_close(l);
     if (l->n < end)
         return;
@@ -32276,55 +32925,55 @@ exec_log_slots(struct log_line *l, const struct exec_run *r)
 }
 
 static void
-exec_log_begin(struct log_line *l, const struct exec_run *r, const char *phase)
+run_log_begin(struct log_line *l, const struct run *r, const char *phase)
 {
     char id[48];
 
-    exec_chain_line(l, "exec", phase);
+    chain_line(l, "exec", phase);
     snprintf(id, sizeof id, "%d.%" PRIu64, (int)getpid(), r->id);
     log_str(l, "run", str_of(id));
-    exec_log_fit(l, "request", r->request, 200);
-    exec_log_fit(l, "command", r->command->cfg->name, 200);
-    exec_log_fit(l, "identity", r->who, 800);
+    run_log_fit(l, "request", r->request, 200);
+    run_log_fit(l, "command", r->command->cfg->name, 200);
+    run_log_fit(l, "identity", r->who, 800);
     if (r->job)
         log_str(l, "job", str_of(r->job->id));
 }
 
 /* False: nobody took the record. */
 static bool
-exec_log_write(const struct exec_run *r, struct log_line *l)
+run_log_write(const struct run *r, struct log_line *l)
 {
-    struct exec_chain *c = &r->broker->chain;
+    struct chain *c = &r->broker->chain;
 
-    if (exec_chain_begin(c))
-        return exec_chain_write(c, l);
+    if (chain_begin(c))
+        return chain_write(c, l);
     c->lost++;
     return false;
 }
 
 static bool
-exec_log_start(const struct exec_run *r)
+run_log_start(const struct run *r)
 {
     struct log_line l;
 
-    exec_log_begin(&l, r, "start");
-    exec_log_slots(&l, r);
-    return exec_log_write(r, &l);
+    run_log_begin(&l, r, "start");
+    run_log_slots(&l, r);
+    return run_log_write(r, &l);
 }
 
 static void
-exec_log_refused(const struct exec_run *r, const char *why)
+run_log_refused(const struct run *r, const char *why)
 {
     struct log_line l;
 
-    exec_log_begin(&l, r, "refused");
-    exec_log_fit(&l, "reason", str_of(why), 600);
-    exec_log_slots(&l, r);
-    exec_log_write(r, &l);
+    run_log_begin(&l, r, "refused");
+    run_log_fit(&l, "reason", str_of(why), 600);
+    run_log_slots(&l, r);
+    run_log_write(r, &l);
 }
 
 static const char *
-exec_result_name(const struct exec_run *r)
+run_result_name(const struct run *r)
 {
     if (r->timed_out)
         return "timeout";
@@ -32338,12 +32987,12 @@ exec_result_name(const struct exec_run *r)
 }
 
 static void
-exec_log_end(const struct exec_run *r)
+run_log_end(const struct run *r)
 {
     struct log_line l;
 
-    exec_log_begin(&l, r, "end");
-    log_str(&l, "result", str_of(exec_result_name(r)));
+    run_log_begin(&l, r, "end");
+    log_str(&l, "result", str_of(run_result_name(r)));
     if (WIFSIGNALED(r->status))
         log_int(&l, "signal", WTERMSIG(r->status));
     else
@@ -32358,35 +33007,35 @@ exec_log_end(const struct exec_run *r)
     log_int(&l, "max_rss_kib", (int64_t)r->rss_kib);
     if (r->peak_kib)
         log_int(&l, "peak_kib", (int64_t)r->peak_kib);
-    exec_log_slots(&l, r);
-    exec_log_write(r, &l);
+    run_log_slots(&l, r);
+    run_log_write(r, &l);
 }
 
 /* ---- a run: what goes into the program ----------------------------------- */
 
 static void
-exec_on_closed(uv_handle_t *h)
+run_on_closed(uv_handle_t *h)
 {
-    struct exec_run *r = OBJ(struct exec_run, EXEC_RUN, h->data);
+    struct run *r = OBJ(struct run, RUN, h->data);
 
     must(r->handles > 0);
     if (--r->handles)
         return;
-    must(r->state == EXEC_CLOSED);
+    must(r->state == RUN_CLOSED);
     mem_arena_free(r->arena);
     obj_free(r);
 }
 
 static void
-exec_on_stream_closed(uv_handle_t *h)
+run_on_stream_closed(uv_handle_t *h)
 {
-    h->data = ((struct exec_stream *)h->data)->run;
-    exec_on_closed(h);
+    h->data = ((struct run_stream *)h->data)->run;
+    run_on_closed(h);
 }
 
 /* Starts to look at a pipe (which libuv makes non-blocking on our side). */
 static void
-exec_stream_watch(struct exec_stream *s)
+run_stream_watch(struct run_stream *s)
 {
     if (s->fd < 0)
         return;
@@ -32398,11 +33047,11 @@ exec_stream_watch(struct exec_stream *s)
     }
     s->paused = false;
     must(uv_poll_start(&s->poll, s->which ? UV_READABLE : UV_WRITABLE,
-                       exec_stream_on_poll) == 0);
+                       run_stream_on_poll) == 0);
 }
 
 static void
-exec_stream_pause(struct exec_stream *s)
+run_stream_pause(struct run_stream *s)
 {
     s->paused = true;
     if (s->watched && s->fd >= 0)
@@ -32410,12 +33059,12 @@ exec_stream_pause(struct exec_stream *s)
 }
 
 static void
-exec_stream_close(struct exec_stream *s)
+run_stream_close(struct run_stream *s)
 {
     if (s->fd < 0)
         return;
     if (s->watched)
-        uv_close((uv_handle_t *)&s->poll, exec_on_stream_closed);
+        uv_close((uv_handle_t *)&s->poll, run_on_stream_closed);
     close(s->fd);
     s->fd = -1;
 }
@@ -32423,14 +33072,14 @@ exec_stream_close(struct exec_stream *s)
 /* What the worker may send next. One chunk at a time: the next one is asked
  * for when the program has taken the last. */
 static void
-exec_in_grant(struct exec_run *r)
+run_in_grant(struct run *r)
 {
     struct mem_buf *b = &r->broker->frame;
     struct err e;
 
     if (!r->worker || r->in_credit)
         return;
-    r->in_credit = EXEC_CHUNK;
+    r->in_credit = RUN_CHUNK;
     b->off = b->n = 0;
     msg_put_u64(b, r->ticket);
     msg_put_u32(b, r->in_credit);
@@ -32441,9 +33090,9 @@ exec_in_grant(struct exec_run *r)
 
 /* Gives the program what it takes of its stdin. */
 static void
-exec_in_write(struct exec_run *r)
+run_in_write(struct run *r)
 {
-    struct exec_stream *s = &r->io[0];
+    struct run_stream *s = &r->io[0];
     ssize_t n;
 
     while (s->fd >= 0 && mem_buf_len(&s->buf)) {
@@ -32451,29 +33100,29 @@ exec_in_write(struct exec_run *r)
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN) {
-            exec_stream_watch(s);
+            run_stream_watch(s);
             return;
         }
         if (n < 0) {  // EPIPE: it does not want the rest
-            exec_stream_close(s);
+            run_stream_close(s);
             mem_buf_free(&s->buf);
             return;
         }
         mem_buf_take(&s->buf, (size_t)n);
     }
     if (s->watched)
-        exec_stream_pause(s);
+        run_stream_pause(s);
     if (!r->more)
-        exec_stream_close(s);
+        run_stream_close(s);
     else if (s->fd >= 0)
-        exec_in_grant(r);
+        run_in_grant(r);
 }
 
 /* The file a slot names: below its folder, reached through no link, regular,
  * and with no other name that could lie elsewhere. */
 static int
-exec_file_open(const struct exec_slot *s, const char *name,
-               const uint64_t pass[2], struct err *e)
+run_file_open(const struct run_slot *s, const char *name,
+              const uint64_t pass[2], struct err *e)
 {
     struct open_how how = {.flags =
                                O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
@@ -32503,7 +33152,7 @@ exec_file_open(const struct exec_slot *s, const char *name,
 }
 
 /* What a start holds until the program has it. */
-struct exec_start {
+struct run_ends {
     int files[JAIL_FILES_MAX], argument[JAIL_FILES_MAX];  // by file, by slot
     unsigned files_n;
     int stdin_file;
@@ -32512,16 +33161,16 @@ struct exec_start {
 };
 
 static bool
-exec_files_open(struct exec_run *r, struct exec_start *s, struct err *e)
+run_files_open(struct run *r, struct run_ends *s, struct err *e)
 {
     for (unsigned i = 0; i < r->command->cfg->slots_n; i++) {
-        const struct exec_slot *slot = &r->command->slots[i];
+        const struct run_slot *slot = &r->command->slots[i];
         int fd;
 
         if (!slot->cfg->is_file)
             continue;
-        fd = exec_file_open(slot, str_c(r->arena, r->values[i]),
-                            r->broker->pass, e);
+        fd = run_file_open(slot, str_c(r->arena, r->values[i]), r->broker->pass,
+                           e);
         if (fd < 0)
             return false;
         if (slot->cfg->on_stdin && s->stdin_file < 0) {
@@ -32538,9 +33187,9 @@ exec_files_open(struct exec_run *r, struct exec_start *s, struct err *e)
 /* The program opens its files by /proc/self/fd/N: a rule on each of them, and
  * on nothing beside them. */
 static bool
-exec_files_allow(struct exec_run *r, struct exec_start *s, struct err *e)
+run_files_allow(struct run *r, struct run_ends *s, struct err *e)
 {
-    const struct exec_command *c = r->command;
+    const struct run_command *c = r->command;
     int abi = r->broker->abi;
 
     if (!abi || !c->file_by_name)
@@ -32555,7 +33204,7 @@ exec_files_allow(struct exec_run *r, struct exec_start *s, struct err *e)
 /* The argument vector: the table's texts, and each value as (part of) one
  * argument. Nothing is split, joined or expanded. */
 static char **
-exec_argv(struct exec_run *r, const struct exec_start *s)
+run_argv(struct run *r, const struct run_ends *s)
 {
     const struct cfg_command *c = r->command->cfg;
     char **argv = mem_alloc(r->arena, (c->args_n + 2) * sizeof *argv);
@@ -32580,7 +33229,7 @@ exec_argv(struct exec_run *r, const struct exec_start *s)
 /* stdin: the slot's file; else a pipe, if there is something to say; else
  * /dev/null. The program's end must block like any other. */
 static bool
-exec_stdin_open(struct exec_run *r, struct exec_start *s)
+run_stdin_open(struct run *r, struct run_ends *s)
 {
     int p[2];
 
@@ -32594,10 +33243,10 @@ exec_stdin_open(struct exec_run *r, struct exec_start *s)
 }
 
 static bool
-exec_pipes_open(struct exec_run *r, struct exec_start *s, struct err *e)
+run_pipes_open(struct run *r, struct run_ends *s, struct err *e)
 {
     int p[2];
-    bool ok = exec_stdin_open(r, s);
+    bool ok = run_stdin_open(r, s);
 
     for (int i = 1; ok && i < 3; i++) {
         ok = pipe2(p, O_CLOEXEC) == 0;
@@ -32610,7 +33259,7 @@ exec_pipes_open(struct exec_run *r, struct exec_start *s, struct err *e)
 }
 
 static void
-exec_start_free(struct exec_start *s)
+run_start_free(struct run_ends *s)
 {
     for (unsigned i = 0; i < s->files_n; i++)
         close(s->files[i]);
@@ -32624,15 +33273,15 @@ exec_start_free(struct exec_start *s)
 }
 
 static bool
-exec_spawn(struct exec_run *r, const struct exec_start *s, struct err *e)
+run_spawn(struct run *r, const struct run_ends *s, struct err *e)
 {
-    const struct exec_command *c = r->command;
+    const struct run_command *c = r->command;
     int in = s->stdin_file >= 0  ? s->stdin_file
              : s->theirs[0] >= 0 ? s->theirs[0]
                                  : r->broker->null;
     struct jail_spawn j = {
         .program = c->program,
-        .argv = exec_argv(r, s),
+        .argv = run_argv(r, s),
         .envp = c->envp,
         .cwd = c->cwd,
         .stdio = {in, s->theirs[1], s->theirs[2]},
@@ -32666,7 +33315,7 @@ exec_spawn(struct exec_run *r, const struct exec_start *s, struct err *e)
 /* ---- a run: its cgroup --------------------------------------------------- */
 
 static struct jail_box *
-exec_box_new(struct exec_broker *b, const struct cfg_command *c, struct err *e)
+run_box_new(struct run_broker *b, const struct cfg_command *c, struct err *e)
 {
     return jail_box_new(b->branch, ++b->boxes_made, c->memory_total,
                         c->processes, e);
@@ -32674,9 +33323,9 @@ exec_box_new(struct exec_broker *b, const struct cfg_command *c, struct err *e)
 
 /* One of the command's clean ones, or a new one. */
 static bool
-exec_box_take(struct exec_run *r, struct err *e)
+run_box_take(struct run *r, struct err *e)
 {
-    struct exec_command *c = r->command;
+    struct run_command *c = r->command;
 
     if (r->broker->branch < 0)
         return true;
@@ -32684,13 +33333,13 @@ exec_box_take(struct exec_run *r, struct err *e)
     if (r->box)
         c->boxes = r->box->next;
     else
-        r->box = exec_box_new(r->broker, c->cfg, e);
+        r->box = run_box_new(r->broker, c->cfg, e);
     return r->box != NULL;
 }
 
 /* Boxes whose processes were killed, and have ended since. */
 static void
-exec_boxes_bury(struct exec_broker *b)
+run_boxes_bury(struct run_broker *b)
 {
     for (struct jail_box **at = &b->dying, *x; (x = *at);) {
         struct jail_box *next = x->next;
@@ -32705,9 +33354,9 @@ exec_boxes_bury(struct exec_broker *b)
 /* The program ended, or was never started. What it left in its box ends, too;
  * an empty one is for the next run. */
 static void
-exec_box_leave(struct exec_run *r)
+run_box_leave(struct run *r)
 {
-    struct exec_broker *b = r->broker;
+    struct run_broker *b = r->broker;
     struct jail_box *x = r->box;
     bool starved;
 
@@ -32726,12 +33375,12 @@ exec_box_leave(struct exec_run *r)
     jail_box_kill(x);
     x->next = b->dying;
     b->dying = x;
-    exec_boxes_bury(b);
+    run_boxes_bury(b);
 }
 
 /* At the end all go; a supervisor sees to what is left. */
 static void
-exec_boxes_end(struct exec_broker *b)
+run_boxes_end(struct run_broker *b)
 {
     for (size_t i = 0; i < b->cfg.commands_n; i++)
         for (struct jail_box *x; (x = b->commands[i].boxes);) {
@@ -32739,7 +33388,7 @@ exec_boxes_end(struct exec_broker *b)
             x->next = b->dying;
             b->dying = x;
         }
-    exec_boxes_bury(b);
+    run_boxes_bury(b);
     while (b->dying) {
         struct jail_box *x = b->dying;
 
@@ -32750,29 +33399,29 @@ exec_boxes_end(struct exec_broker *b)
 
 /* Tries one before there is anything to run, so that it is now that we fail. */
 static bool
-exec_boxes_begin(struct exec_broker *b, struct err *e)
+run_boxes_begin(struct run_broker *b, struct err *e)
 {
-    struct exec_command *c = b->commands;
+    struct run_command *c = b->commands;
 
     if (b->branch < 0 || !b->cfg.commands_n)
         return true;
-    c->boxes = exec_box_new(b, c->cfg, e);
+    c->boxes = run_box_new(b, c->cfg, e);
     return c->boxes || err_prefix(e, "cgroup: ");
 }
 
 /* ---- jobs: what nobody waits for ----------------------------------------- */
 
 /* As others see it; a run of a job that is over has handed all on. */
-enum exec_job_state {
-    EXEC_JOB_WAITING,
-    EXEC_JOB_RUNNING,
-    EXEC_JOB_ENDING,
-    EXEC_JOB_ENDED,
-    EXEC_JOB_STATES
+enum run_job_state {
+    RUN_JOB_WAITING,
+    RUN_JOB_RUNNING,
+    RUN_JOB_ENDING,
+    RUN_JOB_ENDED,
+    RUN_JOB_STATES
 };
 
 static int64_t
-exec_wall_ms(void)
+run_wall_ms(void)
 {
     struct timespec t;
 
@@ -32780,30 +33429,30 @@ exec_wall_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-static struct exec_job *
-exec_job_new(struct exec_run *r, struct str owner)
+static struct run_job *
+run_job_new(struct run *r, struct str owner)
 {
     static const char digits[] = "0123456789abcdef";
-    struct exec_job *j = mem_xcalloc(sizeof *j);
-    unsigned char random[EXEC_JOB_ID / 2];
+    struct run_job *j = mem_xcalloc(sizeof *j);
+    unsigned char random[RUN_JOB_ID / 2];
 
     must(owner.n == sizeof j->owner);
     must(getentropy(random, sizeof random) == 0);
-    for (int i = 0; i < EXEC_JOB_ID; i++)
+    for (int i = 0; i < RUN_JOB_ID; i++)
         j->id[i] = digits[random[i / 2] >> (i % 2 * 4) & 15];
     memcpy(j->owner, owner.p, sizeof j->owner);
     j->run = r;
     j->command = r->command;
-    j->created = exec_wall_ms();
+    j->created = run_wall_ms();
     j->next = r->broker->jobs;
     r->broker->jobs = j;
     return j;
 }
 
 static void
-exec_job_free(struct exec_broker *b, struct exec_job *j)
+run_job_free(struct run_broker *b, struct run_job *j)
 {
-    struct exec_job **at = &b->jobs;
+    struct run_job **at = &b->jobs;
 
     must(!j->run);
     while (*at != j)
@@ -32816,42 +33465,42 @@ exec_job_free(struct exec_broker *b, struct exec_job *j)
 
 /* Forgets what has ended long enough ago. True: some are left. */
 static bool
-exec_jobs_trim(struct exec_broker *b)
+run_jobs_trim(struct run_broker *b)
 {
     uint64_t now = uv_now(b->loop);
 
-    for (struct exec_job *j = b->jobs, *next; j; j = next) {
+    for (struct run_job *j = b->jobs, *next; j; j = next) {
         next = j->next;
         if (!j->run && j->until <= now)
-            exec_job_free(b, j);
+            run_job_free(b, j);
     }
     return b->jobs != NULL;
 }
 
 static void
-exec_jobs_on_timer(uv_timer_t *t)
+run_jobs_on_timer(uv_timer_t *t)
 {
-    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, t->data);
+    struct run_broker *b = OBJ(struct run_broker, RUN_BROKER, t->data);
 
-    if (!exec_jobs_trim(b))
+    if (!run_jobs_trim(b))
         uv_timer_stop(t);
-    exec_broker_leave(b);
+    run_broker_leave(b);
 }
 
 /* A new job is one too many: why, and who is to be told so. */
 static const char *
-exec_job_over(const struct exec_run *r, enum exec_how *how)
+run_job_over(const struct run *r, enum run_how *how)
 {
-    struct exec_broker *b = r->broker;
+    struct run_broker *b = r->broker;
     unsigned all = 0, own = 0;
 
-    exec_jobs_trim(b);
-    for (const struct exec_job *j = b->jobs; j; j = j->next) {
+    run_jobs_trim(b);
+    for (const struct run_job *j = b->jobs; j; j = j->next) {
         all++;
         own += memcmp(j->owner, r->job->owner, sizeof j->owner) == 0;
     }
-    *how = own > b->cfg.jobs.per_identity ? EXEC_OVER : EXEC_BUSY;
-    if (*how == EXEC_OVER)
+    *how = own > b->cfg.jobs.per_identity ? RUN_OVER : RUN_BUSY;
+    if (*how == RUN_OVER)
         return "too many jobs of this identity";
     if (all > b->cfg.jobs.max)
         return "too many jobs";
@@ -32860,14 +33509,14 @@ exec_job_over(const struct exec_run *r, enum exec_how *how)
 
 /* The run of a job is over, or was never started. */
 static void
-exec_job_close(struct exec_run *r, enum exec_how how, const char *why)
+run_job_close(struct run *r, enum run_how how, const char *why)
 {
-    struct exec_job *j = r->job;
+    struct run_job *j = r->job;
 
     j->run = NULL;
     j->how = how;
     j->timed_out = r->timed_out;
-    j->ended = exec_wall_ms();
+    j->ended = run_wall_ms();
     j->until = uv_now(r->broker->loop) + r->broker->cfg.jobs.keep_ms;
     snprintf(j->why, sizeof j->why, "%s", why);
     r->job = NULL;
@@ -32875,12 +33524,12 @@ exec_job_close(struct exec_run *r, enum exec_how how, const char *why)
 
 /* Takes over what the run has found out. */
 static void
-exec_job_ended(struct exec_run *r, const char *why)
+run_job_ended(struct run *r, const char *why)
 {
-    struct exec_job *j = r->job;
+    struct run_job *j = r->job;
 
     must(!r->worker);
-    exec_job_close(r, EXEC_RAN, why);
+    run_job_close(r, RUN_RAN, why);
     j->truncated = r->truncated;
     j->starved = r->starved;
     j->status = r->status;
@@ -32891,24 +33540,24 @@ exec_job_ended(struct exec_run *r, const char *why)
         j->out[i] = r->io[i + 1].buf;
         r->io[i + 1].buf = (struct mem_buf){0};
     }
-    exec_broker_leave(r->broker);
+    run_broker_leave(r->broker);
 }
 
-static enum exec_job_state
-exec_job_state(const struct exec_job *j)
+static enum run_job_state
+run_job_state(const struct run_job *j)
 {
     if (!j->run)
-        return EXEC_JOB_ENDED;
-    if (j->run->state == EXEC_WAITING)
-        return EXEC_JOB_WAITING;
-    return j->run->stopping || j->run->state > EXEC_RUNNING ? EXEC_JOB_ENDING
-                                                            : EXEC_JOB_RUNNING;
+        return RUN_JOB_ENDED;
+    if (j->run->state == RUN_WAITING)
+        return RUN_JOB_WAITING;
+    return j->run->stopping || j->run->state > RUN_RUNNING ? RUN_JOB_ENDING
+                                                           : RUN_JOB_RUNNING;
 }
 
 /* What `from` leaves of a stream, at most `max` bytes of it. */
 static void
-exec_job_put_out(struct mem_buf *b, const struct exec_job *j, int i,
-                 uint64_t from, size_t max)
+run_job_put_out(struct mem_buf *b, const struct run_job *j, int i,
+                uint64_t from, size_t max)
 {
     const struct mem_buf *out = j->run ? &j->run->io[i + 1].buf : &j->out[i];
     struct str text = {mem_buf_ptr(out), mem_buf_len(out)};
@@ -32923,11 +33572,11 @@ exec_job_put_out(struct mem_buf *b, const struct exec_job *j, int i,
  * by many at once gets no output for a while, and asks again: its channel must
  * not break. */
 static bool
-exec_job_tell(struct exec_worker *w, uint64_t ticket, const struct exec_job *j,
-              const uint64_t from[2], struct err *e)
+run_job_tell(struct run_worker *w, uint64_t ticket, const struct run_job *j,
+             const uint64_t from[2], struct err *e)
 {
     struct mem_buf *b = &w->broker->frame;
-    size_t max = msg_chan_queued(&w->chan) > EXEC_WINDOW ? 0 : EXEC_CHUNK;
+    size_t max = msg_chan_queued(&w->chan) > RUN_WINDOW ? 0 : RUN_CHUNK;
     int status = j ? j->status : 0;
 
     b->off = b->n = 0;
@@ -32936,7 +33585,7 @@ exec_job_tell(struct exec_worker *w, uint64_t ticket, const struct exec_job *j,
     if (j) {
         msg_put_str(b, str_of(j->id));
         msg_put_str(b, j->command->cfg->name);
-        msg_put_u8(b, (uint8_t)exec_job_state(j));
+        msg_put_u8(b, (uint8_t)run_job_state(j));
         msg_put_u8(b, (uint8_t)j->how);
         msg_put_u8(b, j->timed_out);
         msg_put_u8(b, j->truncated);
@@ -32951,7 +33600,7 @@ exec_job_tell(struct exec_worker *w, uint64_t ticket, const struct exec_job *j,
         msg_put_u64(b, j->rss_kib);
         msg_put_str(b, str_of(j->why));
         for (int i = 0; i < 2; i++)
-            exec_job_put_out(b, j, i, from[i], max);
+            run_job_put_out(b, j, i, from[i], max);
     }
     return msg_send(&w->chan, MSG_JOB_TELL,
                     (struct str){mem_buf_ptr(b), mem_buf_len(b)}, e);
@@ -32959,69 +33608,41 @@ exec_job_tell(struct exec_worker *w, uint64_t ticket, const struct exec_job *j,
 
 /* The request that asked for the job is told of it, and is over. */
 static bool
-exec_job_begun(struct exec_run *r, struct err *e)
+run_job_begun(struct run *r, struct err *e)
 {
-    struct exec_worker *w = r->worker;
+    struct run_worker *w = r->worker;
 
     r->worker = NULL;
-    uv_timer_start(&r->broker->job_timer, exec_jobs_on_timer, EXEC_JOB_CLOCK_MS,
-                   EXEC_JOB_CLOCK_MS);
-    return exec_job_tell(w, r->ticket, r->job, (const uint64_t[2]){0, 0}, e);
+    uv_timer_start(&r->broker->job_timer, run_jobs_on_timer, RUN_JOB_CLOCK_MS,
+                   RUN_JOB_CLOCK_MS);
+    return run_job_tell(w, r->ticket, r->job, (const uint64_t[2]){0, 0}, e);
 }
 
-static struct exec_job *
-exec_job_find(struct exec_broker *b, struct str id, struct str owner, bool any)
+static struct run_job *
+run_job_find(struct run_broker *b, struct str id, struct str owner, bool any)
 {
-    exec_jobs_trim(b);
-    for (struct exec_job *j = b->jobs; j; j = j->next)
+    run_jobs_trim(b);
+    for (struct run_job *j = b->jobs; j; j = j->next)
         if (str_eq(id, str_of(j->id)) &&
             (any || memcmp(j->owner, owner.p, sizeof j->owner) == 0))
             return j;
     return NULL;
 }
 
-/* Looks at a job, and before that ends it where the worker says so. One that
- * had ended, or has not begun, is forgotten at once. */
-static bool
-exec_answer_ask(void *self, const struct msg_frame *f, struct err *e)
-{
-    struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, self);
-    struct msg_in in = {f->body, false};
-    uint64_t ticket = msg_get_u64(&in), from[2];
-    bool end = msg_get_u8(&in), any = msg_get_u8(&in), over;
-    struct str owner = msg_get_bytes(&in, EXEC_OWNER);
-    struct str id = msg_get_bytes(&in, EXEC_JOB_ID);
-    struct exec_job *j;
-
-    from[0] = msg_get_u64(&in);
-    from[1] = msg_get_u64(&in);
-    if (!msg_get_end(&in))
-        return err_set(e, ERR_NET, "job: malformed");
-    j = exec_job_find(w->broker, id, owner, any);
-    if (end && j && j->run && j->run->state <= EXEC_RUNNING)
-        exec_run_cancel(j->run);
-    over = j && !j->run;
-    if (!exec_job_tell(w, ticket, j, from, e))
-        return false;
-    if (end && over)
-        exec_job_free(w->broker, j);
-    return true;
-}
-
 /* A job that waits is not begun any more. */
 static void
-exec_jobs_drop(struct exec_broker *b)
+run_jobs_drop(struct run_broker *b)
 {
-    for (struct exec_job *j = b->jobs; j; j = j->next)
-        if (j->run && j->run->state == EXEC_WAITING)
-            exec_run_cancel(j->run);
+    for (struct run_job *j = b->jobs; j; j = j->next)
+        if (j->run && j->run->state == RUN_WAITING)
+            run_cancel(j->run);
 }
 
 /* A broker that drains leaves when nobody can have it run anything, what it has
  * begun is done, and nobody may ask how that went; the supervisor sets the
  * limit to that. */
 static void
-exec_broker_leave(struct exec_broker *b)
+run_broker_leave(struct run_broker *b)
 {
     if (b->draining && !b->workers_n && !b->runs &&
         !(b->jobs && b->keeps && b->askers_n))
@@ -33031,25 +33652,25 @@ exec_broker_leave(struct exec_broker *b)
 /* ---- a run: its end ------------------------------------------------------ */
 
 static void
-exec_command_next(struct exec_command *c)
+run_command_next(struct run_command *c)
 {
-    struct exec_run *r;
+    struct run *r;
 
     while ((r = c->first) && c->running < c->cfg->concurrency) {
         c->first = r->next_waiting;
         if (!c->first)
             c->last = NULL;
         c->waiting--;
-        exec_run_start(r);
+        run_start(r);
     }
 }
 
 static void
-exec_run_leave(struct exec_run *r)
+run_leave(struct run *r)
 {
-    struct exec_run **at = &r->command->first, *before = NULL;
+    struct run **at = &r->command->first, *before = NULL;
 
-    must(r->state == EXEC_WAITING);
+    must(r->state == RUN_WAITING);
     while (*at != r) {
         before = *at;
         at = &before->next_waiting;
@@ -33063,26 +33684,26 @@ exec_run_leave(struct exec_run *r)
 /* Gives up a run's place, handles and memory. The next in line is started by
  * whoever asked, never from here: a run may be closed while one is started. */
 static void
-exec_run_close(struct exec_run *r)
+run_close(struct run *r)
 {
-    must(r->state != EXEC_CLOSED);
-    r->state = EXEC_CLOSED;
+    must(r->state != RUN_CLOSED);
+    r->state = RUN_CLOSED;
     *r->link = r->next;
     if (r->next)
         r->next->link = r->link;
     if (r->placed)
         r->command->running--;
     for (int i = 0; i < 3; i++) {
-        exec_stream_close(&r->io[i]);
+        run_stream_close(&r->io[i]);
         mem_buf_free(&r->io[i].buf);
     }
-    uv_close((uv_handle_t *)&r->timer, exec_on_closed);
-    exec_broker_leave(r->broker);
+    uv_close((uv_handle_t *)&r->timer, run_on_closed);
+    run_broker_leave(r->broker);
 }
 
 /* Why a run that was started is not ok; "" if it is. */
 static void
-exec_why(const struct exec_run *r, char *why, size_t n)
+run_why(const struct run *r, char *why, size_t n)
 {
     int sig = WIFSIGNALED(r->status) ? WTERMSIG(r->status) : 0;
 
@@ -33106,7 +33727,7 @@ exec_why(const struct exec_run *r, char *why, size_t n)
 
 /* The last frame of a run. False: the channel does not take it now. */
 static bool
-exec_send_end(struct exec_run *r, enum exec_how how, const char *why)
+run_send_end(struct run *r, enum run_how how, const char *why)
 {
     struct mem_buf *b = &r->broker->frame;
     struct err e;
@@ -33132,30 +33753,30 @@ exec_send_end(struct exec_run *r, enum exec_how how, const char *why)
 
 /* Never started: recorded, answered, and gone. */
 static void
-exec_run_refuse(struct exec_run *r, enum exec_how how, const char *why)
+run_refuse(struct run *r, enum run_how how, const char *why)
 {
-    struct exec_job *job = r->job;
+    struct run_job *job = r->job;
     char text[560];
 
-    snprintf(text, sizeof text, how == EXEC_BUSY ? "%s" : "refused: %s", why);
-    exec_log_refused(r, why);
-    if (r->worker && !exec_send_end(r, how, text)) {
+    snprintf(text, sizeof text, how == RUN_BUSY ? "%s" : "refused: %s", why);
+    run_log_refused(r, why);
+    if (r->worker && !run_send_end(r, how, text)) {
         struct err e;
 
         err_set(&e, ERR_NET, "a worker does not take its results");
         msg_chan_fail(&r->worker->chan, &e);
     }
     if (job) {
-        exec_job_close(r, how, text);
+        run_job_close(r, how, text);
         if (r->worker)  // it has been told, and its client knows of no job
-            exec_job_free(r->broker, job);
+            run_job_free(r->broker, job);
     }
-    exec_run_close(r);
+    run_close(r);
 }
 
 /* Sends the oldest output of a stream, as far as there is credit. */
 static bool
-exec_send_out(struct exec_run *r, struct exec_stream *s)
+run_send_out(struct run *r, struct run_stream *s)
 {
     struct mem_buf *b = &r->broker->frame;
     size_t n = mem_buf_len(&s->buf);
@@ -33165,9 +33786,9 @@ exec_send_out(struct exec_run *r, struct exec_stream *s)
         mem_buf_take(&s->buf, n);
         return true;
     }
-    n = n < EXEC_CHUNK ? n : EXEC_CHUNK;
+    n = n < RUN_CHUNK ? n : RUN_CHUNK;
     if (!n || r->out_credit < n ||
-        msg_chan_queued(&r->worker->chan) > EXEC_WINDOW)
+        msg_chan_queued(&r->worker->chan) > RUN_WINDOW)
         return false;
     b->off = b->n = 0;
     msg_put_u64(b, r->ticket);
@@ -33183,109 +33804,109 @@ exec_send_out(struct exec_run *r, struct exec_stream *s)
 
 /* Sends stdout as far as it goes. */
 static void
-exec_run_flow(struct exec_run *r)
+run_flow(struct run *r)
 {
-    while (mem_buf_len(&r->io[1].buf) && exec_send_out(r, &r->io[1]))
+    while (mem_buf_len(&r->io[1].buf) && run_send_out(r, &r->io[1]))
         ;
 }
 
 /* The result, once the worker takes it: what does not fit in the last frame
  * goes before it. Called again with every credit and every drained queue. */
 static void
-exec_run_report(struct exec_run *r)
+run_report(struct run *r)
 {
     char why[96];
 
-    must(r->state == EXEC_REPORTING);
+    must(r->state == RUN_REPORTING);
     for (int i = 1; r->worker && i < 3; i++)
-        while (mem_buf_len(&r->io[i].buf) > EXEC_CHUNK)
-            if (!exec_send_out(r, &r->io[i]))
+        while (mem_buf_len(&r->io[i].buf) > RUN_CHUNK)
+            if (!run_send_out(r, &r->io[i]))
                 return;
-    exec_why(r, why, sizeof why);
+    run_why(r, why, sizeof why);
     if (r->job)
-        exec_job_ended(r, why);
-    if (r->worker && (msg_chan_queued(&r->worker->chan) > EXEC_WINDOW ||
-                      !exec_send_end(r, EXEC_RAN, why)))
+        run_job_ended(r, why);
+    if (r->worker && (msg_chan_queued(&r->worker->chan) > RUN_WINDOW ||
+                      !run_send_end(r, RUN_RAN, why)))
         return;
-    exec_run_close(r);
-    exec_command_next(r->command);  // closed, but freed only by the loop
+    run_close(r);
+    run_command_next(r->command);  // closed, but freed only by the loop
 }
 
 /* The program and its pipes are done with. */
 static void
-exec_run_done(struct exec_run *r)
+run_done(struct run *r)
 {
-    must(r->state == EXEC_DRAINING);
+    must(r->state == RUN_DRAINING);
     for (int i = 0; i < 3; i++)
-        exec_stream_close(&r->io[i]);
-    exec_log_end(r);
+        run_stream_close(&r->io[i]);
+    run_log_end(r);
     if (r->flows && r->timed_out)
         mem_buf_free(&r->io[1].buf);  // its client is to see a cut
-    r->state = EXEC_REPORTING;
-    uv_timer_start(&r->timer, exec_run_on_timer,
-                   r->flows ? r->command->cfg->timeout_ms : EXEC_REPORT_MS, 0);
-    exec_run_report(r);
+    r->state = RUN_REPORTING;
+    uv_timer_start(&r->timer, run_on_timer,
+                   r->flows ? r->command->cfg->timeout_ms : RUN_REPORT_MS, 0);
+    run_report(r);
 }
 
 /* A client may be slow, and that is no fault of its worker: it has as long for
  * the last output as the program had for all of it. */
 static void
-exec_run_too_slow(struct exec_run *r)
+run_too_slow(struct run *r)
 {
-    must(r->state == EXEC_REPORTING && r->flows);
+    must(r->state == RUN_REPORTING && r->flows);
     r->flows = false;
     r->timed_out = true;
     mem_buf_free(&r->io[1].buf);
-    uv_timer_start(&r->timer, exec_run_on_timer, EXEC_REPORT_MS, 0);
-    exec_run_report(r);
+    uv_timer_start(&r->timer, run_on_timer, RUN_REPORT_MS, 0);
+    run_report(r);
 }
 
 /* SIGKILL to the program's group. Only while the program is not reaped: until
  * then nobody else can have its number. */
 static void
-exec_run_kill(struct exec_run *r)
+run_kill(struct run *r)
 {
-    must(r->state == EXEC_RUNNING && r->pid > 1);
+    must(r->state == RUN_RUNNING && r->pid > 1);
     r->stopping = r->killed = true;
     kill(-r->pid, SIGKILL);
     if (r->box)
         jail_box_kill(r->box);
-    uv_timer_start(&r->timer, exec_run_on_timer, EXEC_STUCK_MS, 0);
+    uv_timer_start(&r->timer, run_on_timer, RUN_STUCK_MS, 0);
 }
 
 /* Asks politely first. SIGCONT, for a group that was stopped. */
 static void
-exec_run_stop(struct exec_run *r)
+run_stop(struct run *r)
 {
-    must(r->state == EXEC_RUNNING && r->pid > 1);
+    must(r->state == RUN_RUNNING && r->pid > 1);
     if (r->stopping)
         return;
     r->stopping = true;
     if (!r->command->cfg->kill_ms) {
-        exec_run_kill(r);
+        run_kill(r);
         return;
     }
     kill(-r->pid, SIGTERM);
     kill(-r->pid, SIGCONT);
-    uv_timer_start(&r->timer, exec_run_on_timer, r->command->cfg->kill_ms, 0);
+    uv_timer_start(&r->timer, run_on_timer, r->command->cfg->kill_ms, 0);
 }
 
 /* Nobody waits for this run any more. */
 static void
-exec_run_cancel(struct exec_run *r)
+run_cancel(struct run *r)
 {
     r->worker = NULL;
-    r->cancelled = r->state <= EXEC_RUNNING;
-    if (r->state == EXEC_WAITING) {
-        exec_run_leave(r);
-        exec_run_refuse(r, EXEC_BUSY, "cancelled before it started");
-    } else if (r->state == EXEC_RUNNING) {
-        exec_run_stop(r);
+    r->cancelled = r->state <= RUN_RUNNING;
+    if (r->state == RUN_WAITING) {
+        run_leave(r);
+        run_refuse(r, RUN_BUSY, "cancelled before it started");
+    } else if (r->state == RUN_RUNNING) {
+        run_stop(r);
         for (int i = 1; i < 3; i++)
             if (r->io[i].paused)
-                exec_stream_watch(&r->io[i]);
-    } else if (r->state == EXEC_REPORTING) {
-        exec_run_report(r);
+                run_stream_watch(&r->io[i]);
+    } else if (r->state == RUN_REPORTING) {
+        run_report(r);
     }
 }
 
@@ -33293,30 +33914,30 @@ exec_run_cancel(struct exec_run *r)
 
 /* More output than the cap: keep what fits, and end the program. */
 static void
-exec_stream_over(struct exec_stream *s)
+run_stream_over(struct run_stream *s)
 {
-    struct exec_run *r = s->run;
+    struct run *r = s->run;
 
     s->buf.n -= s->total - s->max;
     s->total = s->max;
     r->truncated = true;
-    exec_stream_close(s);
-    if (r->state == EXEC_RUNNING && !r->killed)
-        exec_run_kill(r);
+    run_stream_close(s);
+    if (r->state == RUN_RUNNING && !r->killed)
+        run_kill(r);
 }
 
 /* One read. 1: there may be more; 0: not now; -1: that was all of it. A live
  * program is held back while its output is not taken; what is left in the
  * pipes of a dead one is bounded, and taken in whole. */
 static int
-exec_stream_read_once(struct exec_stream *s)
+run_stream_read_once(struct run_stream *s)
 {
-    size_t want = EXEC_CHUNK;
+    size_t want = RUN_CHUNK;
     ssize_t n;
 
-    if (s->run->state == EXEC_RUNNING && !s->run->job &&
-        mem_buf_len(&s->buf) >= EXEC_CHUNK && !exec_send_out(s->run, s)) {
-        exec_stream_pause(s);
+    if (s->run->state == RUN_RUNNING && !s->run->job &&
+        mem_buf_len(&s->buf) >= RUN_CHUNK && !run_send_out(s->run, s)) {
+        run_stream_pause(s);
         return 0;
     }
     if (s->max - s->total < want)
@@ -33332,45 +33953,45 @@ exec_stream_read_once(struct exec_stream *s)
     s->total += (uint64_t)n;
     if (s->total <= s->max)
         return 1;
-    exec_stream_over(s);
+    run_stream_over(s);
     return -1;
 }
 
 /* A few reads a turn, so that one program does not keep the others waiting. */
 static void
-exec_stream_read(struct exec_stream *s)
+run_stream_read(struct run_stream *s)
 {
     int r = 1;
 
     for (int i = 0; s->fd >= 0 && r == 1 && i < 8; i++)
-        r = exec_stream_read_once(s);
+        r = run_stream_read_once(s);
     if (r < 0)
-        exec_stream_close(s);
+        run_stream_close(s);
     if (s->run->flows)
-        exec_run_flow(s->run);
+        run_flow(s->run);
 }
 
 static void
-exec_stream_on_poll(uv_poll_t *h, int status, int events)
+run_stream_on_poll(uv_poll_t *h, int status, int events)
 {
-    struct exec_stream *s = h->data;
-    struct exec_run *r = OBJ(struct exec_run, EXEC_RUN, s->run);
+    struct run_stream *s = h->data;
+    struct run *r = OBJ(struct run, RUN, s->run);
 
     (void)events;
     if (s->which == 0 && status < 0)
-        exec_stream_close(s);  // the program closed its stdin
+        run_stream_close(s);  // the program closed its stdin
     else if (s->which == 0)
-        exec_in_write(r);
+        run_in_write(r);
     else if (status < 0)
-        exec_stream_close(s);
+        run_stream_close(s);
     else
-        exec_stream_read(s);
-    if (r->state == EXEC_DRAINING && r->io[1].fd < 0 && r->io[2].fd < 0)
-        exec_run_done(r);
+        run_stream_read(s);
+    if (r->state == RUN_DRAINING && r->io[1].fd < 0 && r->io[2].fd < 0)
+        run_done(r);
 }
 
 static bool
-exec_wanted(const struct exec_run *r)
+run_wanted(const struct run *r)
 {
     return (r->job || (r->worker && !r->worker->chan.closing)) &&
            !r->broker->ending;
@@ -33378,81 +33999,80 @@ exec_wanted(const struct exec_run *r)
 
 /* Starts a run that has a place, or refuses it. */
 static void
-exec_run_start(struct exec_run *r)
+run_start(struct run *r)
 {
-    struct exec_start s = {
-        .stdin_file = -1, .theirs = {-1, -1, -1}, .rules = -1};
+    struct run_ends s = {.stdin_file = -1, .theirs = {-1, -1, -1}, .rules = -1};
     struct err e;
     bool recorded = false, ok;
 
-    must(r->state == EXEC_WAITING);
-    ok = exec_wanted(r) || err_set(&e, ERR_EXEC, "cancelled before it started");
-    ok = ok && exec_files_open(r, &s, &e) && exec_files_allow(r, &s, &e) &&
-         exec_pipes_open(r, &s, &e);
-    ok = ok && exec_box_take(r, &e);
-    if (ok && !(recorded = exec_log_start(r)))
+    must(r->state == RUN_WAITING);
+    ok = run_wanted(r) || err_set(&e, ERR_EXEC, "cancelled before it started");
+    ok = ok && run_files_open(r, &s, &e) && run_files_allow(r, &s, &e) &&
+         run_pipes_open(r, &s, &e);
+    ok = ok && run_box_take(r, &e);
+    if (ok && !(recorded = run_log_start(r)))
         ok = err_set(&e, ERR_EXEC, "the log does not take its record");
-    if (ok && !exec_spawn(r, &s, &e))
+    if (ok && !run_spawn(r, &s, &e))
         ok = err_prefix(&e, "cannot start: ");
-    exec_start_free(&s);
+    run_start_free(&s);
     if (!ok) {
         if (recorded)
             log_at(LOG_ERROR, "exec", "command %.*s: %s",
                    STR_FMT(r->command->cfg->name), e.msg);
-        exec_box_leave(r);
-        exec_run_refuse(r, EXEC_REFUSED, e.msg);
+        run_box_leave(r);
+        run_refuse(r, RUN_REFUSED, e.msg);
         return;
     }
-    r->state = EXEC_RUNNING;
+    r->state = RUN_RUNNING;
     r->placed = true;
     r->command->running++;
-    exec_in_write(r);
+    run_in_write(r);
     if (r->job)
-        r->job->started = exec_wall_ms();
+        r->job->started = run_wall_ms();
     /* Most programs end before their pipes are worth a place in epoll. */
     if (r->flows)
-        exec_run_watch(r);
+        run_watch(r);
     else
-        uv_timer_start(&r->timer, exec_run_on_timer, EXEC_WATCH_MS, 0);
+        uv_timer_start(&r->timer, run_on_timer, RUN_WATCH_MS, 0);
 }
 
 static void
-exec_run_watch(struct exec_run *r)
+run_watch(struct run *r)
 {
     uint64_t ms = r->command->cfg->timeout_ms;
 
-    exec_stream_watch(&r->io[1]);
-    exec_stream_watch(&r->io[2]);
+    run_stream_watch(&r->io[1]);
+    run_stream_watch(&r->io[2]);
     if (!r->stopping)
-        uv_timer_start(&r->timer, exec_run_on_timer,
-                       ms > EXEC_WATCH_MS ? ms - EXEC_WATCH_MS : 1, 0);
+        uv_timer_start(&r->timer, run_on_timer,
+                       ms > RUN_WATCH_MS ? ms - RUN_WATCH_MS : 1, 0);
 }
 
 static void
-exec_run_on_timer(uv_timer_t *t)
+run_on_timer(uv_timer_t *t)
 {
-    struct exec_run *r = OBJ(struct exec_run, EXEC_RUN, t->data);
+    struct run *r = OBJ(struct run, RUN, t->data);
     struct err e;
 
-    if (r->state == EXEC_WAITING) {
-        exec_run_leave(r);
+    if (r->state == RUN_WAITING) {
+        run_leave(r);
         r->timed_out = true;
-        exec_run_refuse(r, EXEC_BUSY, "timeout in the queue");
-    } else if (r->state == EXEC_RUNNING && !r->stopping && !r->io[1].watched) {
-        exec_run_watch(r);
-    } else if (r->state == EXEC_RUNNING && !r->stopping) {
+        run_refuse(r, RUN_BUSY, "timeout in the queue");
+    } else if (r->state == RUN_RUNNING && !r->stopping && !r->io[1].watched) {
+        run_watch(r);
+    } else if (r->state == RUN_RUNNING && !r->stopping) {
         r->timed_out = true;
-        exec_run_stop(r);
-    } else if (r->state == EXEC_RUNNING) {
+        run_stop(r);
+    } else if (r->state == RUN_RUNNING) {
         if (r->killed)
             log_at(LOG_ERROR, "exec", "command %.*s: process %d does not die",
                    STR_FMT(r->command->cfg->name), (int)r->pid);
-        exec_run_kill(r);
-    } else if (r->state == EXEC_DRAINING) {
-        exec_run_done(r);  // somebody else holds the pipe: not our program
-    } else if (r->state == EXEC_REPORTING && r->flows) {
-        exec_run_too_slow(r);
-    } else if (r->state == EXEC_REPORTING && r->worker) {
+        run_kill(r);
+    } else if (r->state == RUN_DRAINING) {
+        run_done(r);  // somebody else holds the pipe: not our program
+    } else if (r->state == RUN_REPORTING && r->flows) {
+        run_too_slow(r);
+    } else if (r->state == RUN_REPORTING && r->worker) {
         err_set(&e, ERR_NET, "a worker does not take its results");
         msg_chan_fail(&r->worker->chan, &e);
     }
@@ -33460,56 +34080,74 @@ exec_run_on_timer(uv_timer_t *t)
 
 /* The program ended, and its group was killed before it was reaped. */
 static void
-exec_run_reaped(struct exec_run *r, int status, const struct rusage *u)
+run_reaped(struct run *r, int status, const struct rusage *u)
 {
-    must(r->state == EXEC_RUNNING);
+    must(r->state == RUN_RUNNING);
     r->ms = (uv_hrtime() - r->start_ns) / 1000000;
-    r->state = EXEC_DRAINING;
+    r->state = RUN_DRAINING;
     r->status = status;
     r->pid = 0;
     r->cpu_us = (uint64_t)(u->ru_utime.tv_sec + u->ru_stime.tv_sec) * 1000000 +
                 (uint64_t)(u->ru_utime.tv_usec + u->ru_stime.tv_usec);
     r->rss_kib = (uint64_t)u->ru_maxrss;
-    exec_box_leave(r);
-    exec_stream_close(&r->io[0]);
-    exec_run_collect(r);
+    run_box_leave(r);
+    run_stream_close(&r->io[0]);
+    run_collect(r);
 }
 
 /* Reads what the pipes still hold. POLLHUP says that nobody can write any
  * more, so that an empty pipe need not be read at all. */
 static void
-exec_run_collect(struct exec_run *r)
+run_collect(struct run *r)
 {
     struct pollfd p[2] = {{r->io[1].fd, POLLIN, 0}, {r->io[2].fd, POLLIN, 0}};
 
     if (poll(p, 2, 0) < 0)
         p[0].revents = p[1].revents = 0;
     for (int i = 0; i < 2; i++) {
-        struct exec_stream *s = &r->io[i + 1];
+        struct run_stream *s = &r->io[i + 1];
         int more = 1;
 
         if (s->fd < 0 || !(p[i].revents & POLLHUP))
             continue;
         while (s->fd >= 0 && more == 1 && (p[i].revents & POLLIN))
-            more = exec_stream_read_once(s);
-        exec_stream_close(s);
+            more = run_stream_read_once(s);
+        run_stream_close(s);
     }
     if (r->io[1].fd < 0 && r->io[2].fd < 0) {
-        exec_run_done(r);
+        run_done(r);
         return;
     }
-    /* A process that left the group holds them; exec_on_child() kills it. */
-    exec_stream_watch(&r->io[1]);
-    exec_stream_watch(&r->io[2]);
-    uv_timer_start(&r->timer, exec_run_on_timer, EXEC_LINGER_MS, 0);
+    /* A process that left the group holds them; broker_on_child() kills it. */
+    run_stream_watch(&r->io[1]);
+    run_stream_watch(&r->io[2]);
+    uv_timer_start(&r->timer, run_on_timer, RUN_LINGER_MS, 0);
 }
+
+/* ==== 31 broker: the process that starts programs, and no other does =========
+ *
+ * Its main loop: children that end, what a worker may ask (a table: anything
+ * that is not in it ends the channel), the channels to workers and supervisor,
+ * and how it begins and ends. It opens every declared program when it starts,
+ * so a worker can name one only by its number.
+ *
+ * MSG_EXEC_RUN gets the output with the result, MSG_EXEC_FLOW as the program
+ * writes it. MSG_EXEC_JOB leaves it here, with a job, which any worker can ask
+ * about later: MSG_JOB_ASK, MSG_JOB_TELL. After a reload the workers of the new
+ * policy ask the old one's broker, its elder, as long as that keeps jobs: it
+ * has a channel to each that takes nothing else.
+ *
+ * Owner   main() runs broker_main(); nothing here outlives the process
+ * Down    run chain wall jail msg boot log err
+ * Entry   broker_main
+ */
 
 /* ---- the broker: children ------------------------------------------------ */
 
-static struct exec_run *
-exec_by_pid(struct exec_broker *b, pid_t pid)
+static struct run *
+broker_by_pid(struct run_broker *b, pid_t pid)
 {
-    struct exec_run *r = b->runs;
+    struct run *r = b->runs;
 
     while (r && r->pid != pid)
         r = r->next;
@@ -33518,21 +34156,21 @@ exec_by_pid(struct exec_broker *b, pid_t pid)
 
 /* A child may live if it is a program of ours or in the session of one. */
 static bool
-exec_known(void *data, pid_t pid)
+broker_known(void *data, pid_t pid)
 {
-    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, data);
+    struct run_broker *b = OBJ(struct run_broker, RUN_BROKER, data);
     pid_t session;
 
-    if (exec_by_pid(b, pid))
+    if (broker_by_pid(b, pid))
         return true;
     session = getsid(pid);
-    return session > 1 && exec_by_pid(b, session);
+    return session > 1 && broker_by_pid(b, session);
 }
 
 /* Process 1 of the programs ended, and they all with it: there is no second one
  * in a pid namespace. A new broker makes a new one. */
 static void
-exec_on_keeper_gone(struct exec_broker *b)
+broker_on_keeper_gone(struct run_broker *b)
 {
     b->cage.keeper = 0;
     if (b->ending)
@@ -33543,11 +34181,11 @@ exec_on_keeper_gone(struct exec_broker *b)
 
 /* What programs left behind: with us, or with the keeper where there is one. */
 static void
-exec_orphans(struct exec_broker *b)
+broker_orphans(struct run_broker *b)
 {
     int n = b->cage.pid && b->children < 0
                 ? 1
-                : jail_orphans(b->children, exec_known, b);
+                : jail_orphans(b->children, broker_known, b);
 
     if (n < 0)
         log_at(LOG_WARN, "exec",
@@ -33555,15 +34193,15 @@ exec_orphans(struct exec_broker *b)
                "cannot be found");
     if (n > 0 && b->cage.keeper)
         jail_cage_reap(&b->cage);
-    exec_boxes_bury(b);
+    run_boxes_bury(b);
 }
 
 /* Reaps all that ended. A zombie keeps its number, so its group is killed
  * first: afterwards the number may be somebody else's. */
 static void
-exec_reap(struct exec_broker *b)
+broker_reap(struct run_broker *b)
 {
-    struct exec_run *r;
+    struct run *r;
     struct rusage u;
     siginfo_t si;
     int status;
@@ -33574,34 +34212,34 @@ exec_reap(struct exec_broker *b)
             return;  // ECHILD: nobody is left
         if (!si.si_pid)
             break;
-        r = exec_by_pid(b, si.si_pid);
+        r = broker_by_pid(b, si.si_pid);
         if (r)
             kill(-si.si_pid, SIGKILL);
         if (si.si_pid == b->cage.keeper)
-            exec_on_keeper_gone(b);
+            broker_on_keeper_gone(b);
         if (wait4(si.si_pid, &status, 0, &u) == si.si_pid && r)
-            exec_run_reaped(r, status, &u);
+            run_reaped(r, status, &u);
     }
-    exec_orphans(b);
+    broker_orphans(b);
 }
 
 static void
-exec_on_child(uv_poll_t *h, int status, int events)
+broker_on_child(uv_poll_t *h, int status, int events)
 {
-    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, h->data);
+    struct run_broker *b = OBJ(struct run_broker, RUN_BROKER, h->data);
     char info[4 * 128];  // of struct signalfd_siginfo; only that it came counts
 
     (void)status, (void)events;
     while (read(b->child_fd, info, sizeof info) < 0 && errno == EINTR)
         ;
-    exec_reap(b);
+    broker_reap(b);
 }
 
 /* A process that the keeper adopted has ended. */
 static void
-exec_on_keeper(uv_poll_t *h, int status, int events)
+broker_on_keeper(uv_poll_t *h, int status, int events)
 {
-    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, h->data);
+    struct run_broker *b = OBJ(struct run_broker, RUN_BROKER, h->data);
     char bytes[64];
 
     (void)events;
@@ -33609,26 +34247,26 @@ exec_on_keeper(uv_poll_t *h, int status, int events)
         recv(b->cage.keeper_fd, bytes, sizeof bytes, MSG_DONTWAIT) == 0)
         uv_poll_stop(h);  // SIGCHLD says the rest
     else
-        exec_orphans(b);
+        broker_orphans(b);
 }
 
 /* ---- the broker: what a worker may ask ----------------------------------- */
 
-static struct exec_run *
-exec_by_ticket(struct exec_worker *w, uint64_t ticket)
+static struct run *
+broker_by_ticket(struct run_worker *w, uint64_t ticket)
 {
-    struct exec_run *r = w->broker->runs;
+    struct run *r = w->broker->runs;
 
     while (r && (r->worker != w || r->ticket != ticket))
         r = r->next;
     return r;
 }
 
-static struct exec_run *
-exec_run_new(struct exec_worker *w, struct exec_command *c, uint64_t ticket)
+static struct run *
+broker_run_new(struct run_worker *w, struct run_command *c, uint64_t ticket)
 {
-    struct exec_broker *b = w->broker;
-    struct exec_run *r = obj_new(sizeof *r, EXEC_RUN_MAGIC);
+    struct run_broker *b = w->broker;
+    struct run *r = obj_new(sizeof *r, RUN_MAGIC);
 
     r->broker = b;
     r->worker = w;
@@ -33636,7 +34274,7 @@ exec_run_new(struct exec_worker *w, struct exec_command *c, uint64_t ticket)
     r->ticket = ticket;
     r->id = ++b->run_ids;
     r->arena = mem_arena_new(1 << 20);
-    r->out_credit = EXEC_WINDOW;
+    r->out_credit = RUN_WINDOW;
     for (unsigned i = 0; i < 3; i++) {
         r->io[i].run = r;
         r->io[i].which = i;
@@ -33658,13 +34296,13 @@ exec_run_new(struct exec_worker *w, struct exec_command *c, uint64_t ticket)
 
 /* What is held in memory is bounded; what flows only by the command's limit. */
 static void
-exec_run_kind(struct exec_run *r, enum msg_type type, struct str owner)
+broker_run_kind(struct run *r, enum msg_type type, struct str owner)
 {
     uint64_t max = CFG_BUFFER_MAX;
 
     r->flows = type == MSG_EXEC_FLOW;
     if (type == MSG_EXEC_JOB) {
-        r->job = exec_job_new(r, owner);
+        r->job = run_job_new(r, owner);
         max = r->broker->cfg.jobs.output;
     }
     for (int i = r->flows ? 2 : 1; i < 3; i++)
@@ -33674,15 +34312,15 @@ exec_run_kind(struct exec_run *r, enum msg_type type, struct str owner)
 
 /* Reads a run out of its frame. False: no honest worker sent this. */
 static bool
-exec_run_parse(struct exec_worker *w, const struct msg_frame *f,
-               struct exec_run **out, struct err *e)
+broker_run_parse(struct run_worker *w, const struct msg_frame *f,
+                 struct run **out, struct err *e)
 {
     struct msg_in in = {f->body, false};
     uint64_t ticket = msg_get_u64(&in);
     uint32_t command = msg_get_u32(&in), slots;
     struct str request = msg_get_str(&in), who = msg_get_str(&in);
     struct str values[PROG_SLOTS_MAX], text, owner = S("");
-    struct exec_run *r;
+    struct run *r;
 
     slots = msg_get_u32(&in);
     if (in.bad || command >= w->broker->cfg.commands_n ||
@@ -33693,14 +34331,14 @@ exec_run_parse(struct exec_worker *w, const struct msg_frame *f,
         values[i] = msg_get_u8(&in) ? msg_get_str(&in) : (struct str){0};
     text = msg_get_str(&in);
     if (f->type == MSG_EXEC_JOB)
-        owner = msg_get_bytes(&in, EXEC_OWNER);
-    if (!msg_get_end(&in) || request.n > EXEC_REQUEST_MAX ||
-        who.n > EXEC_WHO_MAX || text.n > EXEC_CHUNK ||
+        owner = msg_get_bytes(&in, RUN_OWNER);
+    if (!msg_get_end(&in) || request.n > RUN_REQUEST_MAX ||
+        who.n > RUN_WHO_MAX || text.n > RUN_CHUNK ||
         (owner.n && !w->broker->cfg.jobs.max))
         return err_set(e, ERR_NET, "run: malformed");
-    if (exec_by_ticket(w, ticket))
+    if (broker_by_ticket(w, ticket))
         return err_set(e, ERR_NET, "run: a ticket that is in use");
-    r = exec_run_new(w, &w->broker->commands[command], ticket);
+    r = broker_run_new(w, &w->broker->commands[command], ticket);
     r->request = str_dup(r->arena, request);
     r->who = str_dup(r->arena, who);
     r->values = mem_alloc(r->arena, (slots + 1) * sizeof *r->values);
@@ -33710,16 +34348,16 @@ exec_run_parse(struct exec_worker *w, const struct msg_frame *f,
     r->more = f->flags & MSG_F_MORE;
     r->io[0].total = text.n;
     mem_buf_add(&r->io[0].buf, text.p, text.n);
-    exec_run_kind(r, f->type, owner);
+    broker_run_kind(r, f->type, owner);
     *out = r;
     return true;
 }
 
 /* The broker's own look at the values, from its own table. */
 static bool
-exec_run_check(struct exec_run *r, struct err *e)
+broker_run_check(struct run *r, struct err *e)
 {
-    const struct exec_command *c = r->command;
+    const struct run_command *c = r->command;
 
     for (unsigned i = 0; i < c->cfg->slots_n; i++)
         if (!prog_slot_check(c->cfg, i, &c->guards, c->slots[i].schema,
@@ -33733,9 +34371,9 @@ exec_run_check(struct exec_run *r, struct err *e)
 }
 
 static void
-exec_run_queue(struct exec_run *r)
+broker_run_queue(struct run *r)
 {
-    struct exec_command *c = r->command;
+    struct run_command *c = r->command;
 
     if (c->last)
         c->last->next_waiting = r;
@@ -33743,49 +34381,49 @@ exec_run_queue(struct exec_run *r)
         c->first = r;
     c->last = r;
     c->waiting++;
-    uv_timer_start(&r->timer, exec_run_on_timer, c->cfg->timeout_ms, 0);
+    uv_timer_start(&r->timer, run_on_timer, c->cfg->timeout_ms, 0);
 }
 
 static bool
-exec_answer_run(void *self, const struct msg_frame *f, struct err *e)
+broker_answer_run(void *self, const struct msg_frame *f, struct err *e)
 {
-    struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, self);
-    struct exec_run *r = NULL;
-    struct exec_command *c;
-    enum exec_how how = EXEC_BUSY;
+    struct run_worker *w = OBJ(struct run_worker, RUN_WORKER, self);
+    struct run *r = NULL;
+    struct run_command *c;
+    enum run_how how = RUN_BUSY;
     const char *full;
     struct err why;
 
-    if (!exec_run_parse(w, f, &r, e))
+    if (!broker_run_parse(w, f, &r, e))
         return false;
     c = r->command;
-    if (!exec_run_check(r, &why))
-        exec_run_refuse(r, EXEC_REFUSED, why.msg);
-    else if (r->job && (full = exec_job_over(r, &how)))
-        exec_run_refuse(r, how, full);
+    if (!broker_run_check(r, &why))
+        run_refuse(r, RUN_REFUSED, why.msg);
+    else if (r->job && (full = run_job_over(r, &how)))
+        run_refuse(r, how, full);
     else if (c->running < c->cfg->concurrency && !c->waiting)
-        exec_run_start(r);
+        run_start(r);
     else if (c->waiting < c->cfg->queue)
-        exec_run_queue(r);
+        broker_run_queue(r);
     else
-        exec_run_refuse(r, EXEC_BUSY, "queue full");
-    return !r->job || exec_job_begun(r, e);
+        run_refuse(r, RUN_BUSY, "queue full");
+    return !r->job || run_job_begun(r, e);
 }
 
 /* More stdin. A run that has ended meanwhile is no offence; bytes beyond the
  * credit are. */
 static bool
-exec_answer_stdin(void *self, const struct msg_frame *f, struct err *e)
+broker_answer_stdin(void *self, const struct msg_frame *f, struct err *e)
 {
-    struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, self);
+    struct run_worker *w = OBJ(struct run_worker, RUN_WORKER, self);
     struct msg_in in = {f->body, false};
-    struct exec_run *r = exec_by_ticket(w, msg_get_u64(&in));
+    struct run *r = broker_by_ticket(w, msg_get_u64(&in));
     struct str text = msg_get_str(&in);
-    struct exec_stream *s;
+    struct run_stream *s;
 
     if (!msg_get_end(&in))
         return err_set(e, ERR_NET, "stdin: malformed");
-    if (!r || r->state > EXEC_RUNNING)
+    if (!r || r->state > RUN_RUNNING)
         return true;
     s = &r->io[0];
     if (!r->more || text.n > r->in_credit)
@@ -33798,90 +34436,122 @@ exec_answer_stdin(void *self, const struct msg_frame *f, struct err *e)
     if (s->fd < 0)  // the program has closed it
         return true;
     mem_buf_add(&s->buf, text.p, text.n);
-    exec_in_write(r);
+    run_in_write(r);
     return true;
 }
 
 static void
-exec_run_resume(struct exec_run *r)
+broker_run_resume(struct run *r)
 {
-    if (r->state == EXEC_RUNNING && r->flows)
-        exec_run_flow(r);
-    if (r->state == EXEC_REPORTING)
-        exec_run_report(r);
-    else if (r->state == EXEC_RUNNING)
+    if (r->state == RUN_RUNNING && r->flows)
+        run_flow(r);
+    if (r->state == RUN_REPORTING)
+        run_report(r);
+    else if (r->state == RUN_RUNNING)
         for (int i = 1; i < 3; i++)
             if (r->io[i].paused)
-                exec_stream_watch(&r->io[i]);
+                run_stream_watch(&r->io[i]);
 }
 
 static bool
-exec_answer_credit(void *self, const struct msg_frame *f, struct err *e)
+broker_answer_credit(void *self, const struct msg_frame *f, struct err *e)
 {
-    struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, self);
+    struct run_worker *w = OBJ(struct run_worker, RUN_WORKER, self);
     struct msg_in in = {f->body, false};
-    struct exec_run *r = exec_by_ticket(w, msg_get_u64(&in));
+    struct run *r = broker_by_ticket(w, msg_get_u64(&in));
     uint32_t n = msg_get_u32(&in);
 
-    if (!msg_get_end(&in) || (r && n > EXEC_WINDOW - r->out_credit))
+    if (!msg_get_end(&in) || (r && n > RUN_WINDOW - r->out_credit))
         return err_set(e, ERR_NET, "credit: malformed");
     if (!r)
         return true;
     r->out_credit += n;
-    exec_run_resume(r);
+    broker_run_resume(r);
     return true;
 }
 
 static bool
-exec_answer_cancel(void *self, const struct msg_frame *f, struct err *e)
+broker_answer_cancel(void *self, const struct msg_frame *f, struct err *e)
 {
-    struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, self);
+    struct run_worker *w = OBJ(struct run_worker, RUN_WORKER, self);
     struct msg_in in = {f->body, false};
-    struct exec_run *r = exec_by_ticket(w, msg_get_u64(&in));
+    struct run *r = broker_by_ticket(w, msg_get_u64(&in));
 
     if (!msg_get_end(&in))
         return err_set(e, ERR_NET, "cancel: malformed");
     if (r)
-        exec_run_cancel(r);
+        run_cancel(r);
     return true;
 }
 
-static bool exec_answer_ask(void *, const struct msg_frame *, struct err *);
-static bool exec_answer_worker(void *, const struct msg_frame *, struct err *);
-static bool exec_answer_drain(void *, const struct msg_frame *, struct err *);
-static bool exec_answer_end(void *, const struct msg_frame *, struct err *);
-static bool exec_answer_audit(void *, const struct msg_frame *, struct err *);
+/* Looks at a job, and before that ends it where the worker says so. One that
+ * had ended, or has not begun, is forgotten at once. */
+static bool
+broker_answer_ask(void *self, const struct msg_frame *f, struct err *e)
+{
+    struct run_worker *w = OBJ(struct run_worker, RUN_WORKER, self);
+    struct msg_in in = {f->body, false};
+    uint64_t ticket = msg_get_u64(&in), from[2];
+    bool end = msg_get_u8(&in), any = msg_get_u8(&in), over;
+    struct str owner = msg_get_bytes(&in, RUN_OWNER);
+    struct str id = msg_get_bytes(&in, RUN_JOB_ID);
+    struct run_job *j;
+
+    from[0] = msg_get_u64(&in);
+    from[1] = msg_get_u64(&in);
+    if (!msg_get_end(&in))
+        return err_set(e, ERR_NET, "job: malformed");
+    j = run_job_find(w->broker, id, owner, any);
+    if (end && j && j->run && j->run->state <= RUN_RUNNING)
+        run_cancel(j->run);
+    over = j && !j->run;
+    if (!run_job_tell(w, ticket, j, from, e))
+        return false;
+    if (end && over)
+        run_job_free(w->broker, j);
+    return true;
+}
+
+static bool broker_answer_worker(void *, const struct msg_frame *,
+                                 struct err *);
+static bool broker_answer_drain(void *, const struct msg_frame *, struct err *);
+static bool broker_answer_end(void *, const struct msg_frame *, struct err *);
+static bool broker_answer_audit(void *, const struct msg_frame *, struct err *);
 
 /* Who may ask for what. Anything else ends the channel it came on. */
-enum exec_from { EXEC_FROM_SUPERVISOR, EXEC_FROM_WORKER, EXEC_FROM_ASKER };
+enum broker_from {
+    BROKER_FROM_SUPERVISOR,
+    BROKER_FROM_WORKER,
+    BROKER_FROM_ASKER
+};
 
-static const struct exec_rule {
+static const struct broker_rule {
     enum msg_type type;
-    enum exec_from from;
+    enum broker_from from;
     unsigned flags;  // that it may have
     bool (*answer)(void *self, const struct msg_frame *, struct err *);
-} exec_rules[] = {
-    {MSG_WORKER, EXEC_FROM_SUPERVISOR, MSG_F_FD, exec_answer_worker},
-    {MSG_ASKER, EXEC_FROM_SUPERVISOR, MSG_F_FD, exec_answer_worker},
-    {MSG_DRAIN, EXEC_FROM_SUPERVISOR, 0, exec_answer_drain},
-    {MSG_END, EXEC_FROM_SUPERVISOR, 0, exec_answer_end},
-    {MSG_AUDIT, EXEC_FROM_SUPERVISOR, 0, exec_answer_audit},
-    {MSG_EXEC_RUN, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_run},
-    {MSG_EXEC_STDIN, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_stdin},
-    {MSG_EXEC_CREDIT, EXEC_FROM_WORKER, 0, exec_answer_credit},
-    {MSG_EXEC_CANCEL, EXEC_FROM_WORKER, 0, exec_answer_cancel},
-    {MSG_EXEC_FLOW, EXEC_FROM_WORKER, MSG_F_MORE, exec_answer_run},
-    {MSG_EXEC_JOB, EXEC_FROM_WORKER, 0, exec_answer_run},
-    {MSG_JOB_ASK, EXEC_FROM_WORKER, 0, exec_answer_ask},
-    {MSG_JOB_ASK, EXEC_FROM_ASKER, 0, exec_answer_ask},
+} broker_rules[] = {
+    {MSG_WORKER, BROKER_FROM_SUPERVISOR, MSG_F_FD, broker_answer_worker},
+    {MSG_ASKER, BROKER_FROM_SUPERVISOR, MSG_F_FD, broker_answer_worker},
+    {MSG_DRAIN, BROKER_FROM_SUPERVISOR, 0, broker_answer_drain},
+    {MSG_END, BROKER_FROM_SUPERVISOR, 0, broker_answer_end},
+    {MSG_AUDIT, BROKER_FROM_SUPERVISOR, 0, broker_answer_audit},
+    {MSG_EXEC_RUN, BROKER_FROM_WORKER, MSG_F_MORE, broker_answer_run},
+    {MSG_EXEC_STDIN, BROKER_FROM_WORKER, MSG_F_MORE, broker_answer_stdin},
+    {MSG_EXEC_CREDIT, BROKER_FROM_WORKER, 0, broker_answer_credit},
+    {MSG_EXEC_CANCEL, BROKER_FROM_WORKER, 0, broker_answer_cancel},
+    {MSG_EXEC_FLOW, BROKER_FROM_WORKER, MSG_F_MORE, broker_answer_run},
+    {MSG_EXEC_JOB, BROKER_FROM_WORKER, 0, broker_answer_run},
+    {MSG_JOB_ASK, BROKER_FROM_WORKER, 0, broker_answer_ask},
+    {MSG_JOB_ASK, BROKER_FROM_ASKER, 0, broker_answer_ask},
 };
 
 static bool
-exec_dispatch(enum exec_from from, void *self, const struct msg_frame *f,
-              struct err *e)
+broker_dispatch(enum broker_from from, void *self, const struct msg_frame *f,
+                struct err *e)
 {
-    for (size_t i = 0; i < sizeof exec_rules / sizeof *exec_rules; i++) {
-        const struct exec_rule *r = &exec_rules[i];
+    for (size_t i = 0; i < sizeof broker_rules / sizeof *broker_rules; i++) {
+        const struct broker_rule *r = &broker_rules[i];
 
         if (r->type == f->type && r->from == from && !(f->flags & ~r->flags))
             return r->answer(self, f, e);
@@ -33893,30 +34563,30 @@ exec_dispatch(enum exec_from from, void *self, const struct msg_frame *f,
 /* ---- the broker: its channels -------------------------------------------- */
 
 static bool
-exec_worker_on_frame(void *data, const struct msg_frame *f, struct err *e)
+broker_worker_on_frame(void *data, const struct msg_frame *f, struct err *e)
 {
-    const struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, data);
+    const struct run_worker *w = OBJ(struct run_worker, RUN_WORKER, data);
 
-    return exec_dispatch(w->asks ? EXEC_FROM_ASKER : EXEC_FROM_WORKER, data, f,
-                         e);
+    return broker_dispatch(w->asks ? BROKER_FROM_ASKER : BROKER_FROM_WORKER,
+                           data, f, e);
 }
 
 /* The worker reads again: on with the runs that waited for that. A run may be
  * closed, and others started, while we go: ids only grow, so look from the
  * front for the newest that is older than the last one seen. */
 static void
-exec_worker_on_drained(void *data)
+broker_worker_on_drained(void *data)
 {
-    struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, data);
+    struct run_worker *w = OBJ(struct run_worker, RUN_WORKER, data);
     uint64_t before = UINT64_MAX;
 
-    for (struct exec_run *r = w->broker->runs; r;) {
+    for (struct run *r = w->broker->runs; r;) {
         if (r->id >= before || r->worker != w) {
             r = r->next;
             continue;
         }
         before = r->id;
-        exec_run_resume(r);
+        broker_run_resume(r);
         r = w->broker->runs;
     }
 }
@@ -33924,9 +34594,9 @@ exec_worker_on_drained(void *data)
 /* No honest worker does this: whoever sits in it loses the process, too. The
  * supervisor gave us workers in an order, and counts as we do. */
 static void
-exec_expel(struct exec_worker *w)
+broker_expel(struct run_worker *w)
 {
-    struct exec_broker *b = w->broker;
+    struct run_broker *b = w->broker;
     struct err e;
 
     if (w->asks)  // it is another broker's, and has no channel any more
@@ -33939,46 +34609,46 @@ exec_expel(struct exec_worker *w)
 
 /* Its runs end with a worker. */
 static void
-exec_worker_on_gone(void *data, const struct err *why)
+broker_worker_on_gone(void *data, const struct err *why)
 {
-    struct exec_worker *w = OBJ(struct exec_worker, EXEC_WORKER, data);
-    struct exec_broker *b = w->broker;
-    struct exec_run *r = b->runs;
+    struct run_worker *w = OBJ(struct run_worker, RUN_WORKER, data);
+    struct run_broker *b = w->broker;
+    struct run *r = b->runs;
 
     if (why && why->kind != ERR_PEER_GONE) {
         log_at(LOG_ERROR, "exec", "channel to worker %" PRIu64 " closed: %s",
                w->id, why->msg);
-        exec_expel(w);
+        broker_expel(w);
     }
     while (r) {
         if (r->worker != w) {
             r = r->next;
             continue;
         }
-        exec_run_cancel(r);
+        run_cancel(r);
         r = b->runs;
     }
     *(w->asks ? &b->askers_n : &b->workers_n) -= 1;
     obj_free(w);
-    exec_broker_leave(b);
+    run_broker_leave(b);
 }
 
-static const struct msg_ops exec_worker_ops = {
-    .on_frame = exec_worker_on_frame,
-    .on_drained = exec_worker_on_drained,
-    .on_gone = exec_worker_on_gone,
+static const struct msg_ops broker_worker_ops = {
+    .on_frame = broker_worker_on_frame,
+    .on_drained = broker_worker_on_drained,
+    .on_gone = broker_worker_on_gone,
 };
 
 /* NULL: `fd` was no channel, and is closed. */
-static struct exec_worker *
-exec_worker_new(struct exec_broker *b, int fd, bool asks, struct err *e)
+static struct run_worker *
+broker_worker_new(struct run_broker *b, int fd, bool asks, struct err *e)
 {
-    struct exec_worker *w = obj_new(sizeof *w, EXEC_WORKER_MAGIC);
+    struct run_worker *w = obj_new(sizeof *w, RUN_WORKER_MAGIC);
 
     w->broker = b;
     w->asks = asks;
     w->id = asks ? 0 : ++b->worker_ids;
-    if (!msg_chan_init(&w->chan, b->loop, fd, &exec_worker_ops, w, e)) {
+    if (!msg_chan_init(&w->chan, b->loop, fd, &broker_worker_ops, w, e)) {
         close(fd);
         obj_free(w);
         return NULL;
@@ -33988,90 +34658,90 @@ exec_worker_new(struct exec_broker *b, int fd, bool asks, struct err *e)
 }
 
 static bool
-exec_answer_worker(void *self, const struct msg_frame *f, struct err *e)
+broker_answer_worker(void *self, const struct msg_frame *f, struct err *e)
 {
-    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, self);
+    struct run_broker *b = OBJ(struct run_broker, RUN_BROKER, self);
     bool asks = f->type == MSG_ASKER;
 
     if (f->fd < 0)
         return err_set(e, ERR_NET, "a worker without its channel");
-    if ((asks ? b->askers_n : b->workers_n) < EXEC_WORKERS_MAX)
-        return exec_worker_new(b, f->fd, asks, e) != NULL;
+    if ((asks ? b->askers_n : b->workers_n) < RUN_WORKERS_MAX)
+        return broker_worker_new(b, f->fd, asks, e) != NULL;
     close(f->fd);
-    return err_set(e, ERR_NET, "more than %d workers", EXEC_WORKERS_MAX);
+    return err_set(e, ERR_NET, "more than %d workers", RUN_WORKERS_MAX);
 }
 
 /* Told once more: what it keeps is not waited for. */
 static bool
-exec_answer_drain(void *self, const struct msg_frame *f, struct err *e)
+broker_answer_drain(void *self, const struct msg_frame *f, struct err *e)
 {
-    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, self);
+    struct run_broker *b = OBJ(struct run_broker, RUN_BROKER, self);
 
     (void)f, (void)e;
     b->keeps = !b->draining;
     b->draining = true;
-    exec_jobs_drop(b);
-    exec_broker_leave(b);
+    run_jobs_drop(b);
+    run_broker_leave(b);
     return true;
 }
 
 /* Time is up: programs are asked to end, and after `kill_after` made to. */
 static bool
-exec_answer_end(void *self, const struct msg_frame *f, struct err *e)
+broker_answer_end(void *self, const struct msg_frame *f, struct err *e)
 {
-    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, self);
-    struct exec_run *r, *next;
+    struct run_broker *b = OBJ(struct run_broker, RUN_BROKER, self);
+    struct run *r, *next;
 
     (void)f, (void)e;
     b->draining = b->ending = true;
     b->keeps = false;
     for (r = b->runs; r; r = next) {
         next = r->next;
-        exec_run_cancel(r);
+        run_cancel(r);
     }
-    exec_broker_leave(b);
+    run_broker_leave(b);
     return true;
 }
 
 static bool
-exec_answer_audit(void *self, const struct msg_frame *f, struct err *e)
+broker_answer_audit(void *self, const struct msg_frame *f, struct err *e)
 {
-    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, self);
+    struct run_broker *b = OBJ(struct run_broker, RUN_BROKER, self);
     struct msg_in in = {f->body, false};
-    struct str id = msg_get_bytes(&in, EXEC_ID);
+    struct str id = msg_get_bytes(&in, CHAIN_ID);
     uint64_t records = msg_get_u64(&in);
-    struct str hash = msg_get_bytes(&in, EXEC_SUM), how = msg_get_str(&in);
-    char id_hex[2 * EXEC_ID + 1], hash_hex[2 * EXEC_SUM + 1];
+    struct str hash = msg_get_bytes(&in, CHAIN_SUM), how = msg_get_str(&in);
+    char id_hex[2 * CHAIN_ID + 1], hash_hex[2 * CHAIN_SUM + 1];
 
     if (!msg_get_end(&in))
         return err_set(e, ERR_NET, "audit: malformed");
-    exec_hex((const unsigned char *)id.p, EXEC_ID, id_hex);
-    exec_hex((const unsigned char *)hash.p, EXEC_SUM, hash_hex);
-    exec_chain_other(&b->chain, id_hex, records, hash_hex, how);
+    chain_hex((const unsigned char *)id.p, CHAIN_ID, id_hex);
+    chain_hex((const unsigned char *)hash.p, CHAIN_SUM, hash_hex);
+    chain_other(&b->chain, id_hex, records, hash_hex, how);
     return true;
 }
 
 static bool
-exec_sup_on_frame(void *data, const struct msg_frame *f, struct err *e)
+broker_sup_on_frame(void *data, const struct msg_frame *f, struct err *e)
 {
-    return exec_dispatch(EXEC_FROM_SUPERVISOR, data, f, e);
+    return broker_dispatch(BROKER_FROM_SUPERVISOR, data, f, e);
 }
 
 /* Without a supervisor nobody would restart or stop us. */
 static void
-exec_sup_on_gone(void *data, const struct err *why)
+broker_sup_on_gone(void *data, const struct err *why)
 {
-    struct exec_broker *b = OBJ(struct exec_broker, EXEC_BROKER, data);
+    struct run_broker *b = OBJ(struct run_broker, RUN_BROKER, data);
 
     if (why && why->kind != ERR_PEER_GONE)
         log_at(LOG_ERROR, "exec", "channel to the supervisor: %s", why->msg);
     uv_stop(b->loop);
 }
 
-static const struct msg_ops exec_sup_ops = {
+static const struct msg_ops broker_sup_ops = {
     .takes_fds = true,
-    .on_frame = exec_sup_on_frame,
-    .on_gone = exec_sup_on_gone,
+    .on_frame = broker_sup_on_frame,
+    .on_gone = broker_sup_on_gone,
 };
 
 /* ---- the broker: its life ------------------------------------------------ */
@@ -34079,7 +34749,7 @@ static const struct msg_ops exec_sup_ops = {
 /* The rules of one command, ready for every run; where a run adds its files,
  * only tried. */
 static bool
-exec_cage_load(struct exec_broker *b, struct exec_command *x, struct err *e)
+broker_cage_load(struct run_broker *b, struct run_command *x, struct err *e)
 {
     const struct cfg_command *c = x->cfg;
 
@@ -34098,10 +34768,10 @@ exec_cage_load(struct exec_broker *b, struct exec_command *x, struct err *e)
     return true;
 }
 
-/* The table, and programs opened. Part of exec_main(), and all that the tests
+/* The table, and programs opened. Part of broker_main(), and all that the tests
  * need of it. */
 static bool
-exec_table_load(struct exec_broker *b, struct str cfg_json, struct err *e)
+broker_table_load(struct run_broker *b, struct str cfg_json, struct err *e)
 {
     struct cfg *c = &b->cfg;
 
@@ -34116,11 +34786,11 @@ exec_table_load(struct exec_broker *b, struct str cfg_json, struct err *e)
     for (size_t i = 0; i < c->commands_n; i++) {
         int program = b->commands[i].program;
 
-        if (!exec_command_load(b->arena, &c->commands[i], &b->commands[i], e))
+        if (!run_command_load(b->arena, &c->commands[i], &b->commands[i], e))
             return false;
         b->commands[i].program = program;
 
-        if (!exec_cage_load(b, &b->commands[i], e))
+        if (!broker_cage_load(b, &b->commands[i], e))
             return false;
     }
     return true;
@@ -34130,7 +34800,7 @@ exec_table_load(struct exec_broker *b, struct str cfg_json, struct err *e)
  * terminal is for the supervisor, which drains. What this process ignores, its
  * programs would ignore too, so nothing is. Faults stay deadly. */
 static bool
-exec_signals(struct exec_broker *b, struct err *e)
+broker_signals(struct run_broker *b, struct err *e)
 {
     static const int faults[] = {SIGSEGV, SIGBUS,  SIGFPE,
                                  SIGILL,  SIGABRT, SIGTRAP};
@@ -34155,7 +34825,7 @@ exec_signals(struct exec_broker *b, struct err *e)
 /* Descriptors 3 to 3+N stay taken, so that no pipe of ours can lie where a
  * command's file slots go. */
 static bool
-exec_reserve(struct exec_broker *b, struct err *e)
+broker_reserve(struct run_broker *b, struct err *e)
 {
     b->null = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (b->null < 0)
@@ -34168,7 +34838,7 @@ exec_reserve(struct exec_broker *b, struct err *e)
 }
 
 static bool
-exec_networked(const struct exec_broker *b)
+broker_networked(const struct run_broker *b)
 {
     for (size_t i = 0; i < b->cfg.commands_n; i++)
         if (b->cfg.commands[i].network)
@@ -34180,7 +34850,7 @@ exec_networked(const struct exec_broker *b)
  * its file slots: through a read-only copy a file that its user owns cannot be
  * given another mode or owner. */
 static size_t
-exec_places(struct exec_broker *b, struct jail_place **out)
+broker_places(struct run_broker *b, struct jail_place **out)
 {
     struct jail_place *p = mem_alloc(
         b->arena, (b->cfg.commands_n + 1) *
@@ -34211,15 +34881,15 @@ exec_places(struct exec_broker *b, struct jail_place **out)
 /* In the new view a working directory is another one than before: from the old
  * one a program could walk out of the view. */
 static bool
-exec_cwds_open(struct exec_broker *b, struct err *e)
+broker_cwds_open(struct run_broker *b, struct err *e)
 {
     for (size_t i = 0; b->cage.mount && i < b->cfg.commands_n; i++) {
-        struct exec_command *x = &b->commands[i];
+        struct run_command *x = &b->commands[i];
 
         if (x->cwd < 0)
             continue;
         close(x->cwd);
-        if (!exec_folder_open(x->cfg->cwd, &x->cwd, e))
+        if (!run_folder_open(x->cfg->cwd, &x->cwd, e))
             return err_prefix(e,
                               "%.*s: command %.*s: cwd: ", STR_FMT(x->cfg->at),
                               STR_FMT(x->cfg->name));
@@ -34230,8 +34900,8 @@ exec_cwds_open(struct exec_broker *b, struct err *e)
 /* What was found possible at the start, and could not be had for these
  * programs: never silently less. */
 static bool
-exec_cage_whole(const struct exec_broker *b, const struct boot *boot,
-                struct err *e)
+broker_cage_whole(const struct run_broker *b, const struct boot *boot,
+                  struct err *e)
 {
     const struct jail_cage *c = &b->cage;
     const struct cfg_process *p = &b->cfg.process;
@@ -34263,7 +34933,7 @@ exec_cage_whole(const struct exec_broker *b, const struct boot *boot,
 
 /* Do all commands go by the same filters? */
 static bool
-exec_filters_same(const struct exec_broker *b)
+broker_filters_same(const struct run_broker *b)
 {
     for (size_t i = 1; i < b->cfg.commands_n; i++)
         if (b->commands[i].filter != b->commands[0].filter ||
@@ -34275,8 +34945,8 @@ exec_filters_same(const struct exec_broker *b)
 /* The filters of each command. If they are all the same, we install them here,
  * and our children have them: we need no more than a program does. */
 static bool
-exec_filters_settle(struct exec_broker *b, const struct boot *boot,
-                    struct err *e)
+broker_filters_settle(struct run_broker *b, const struct boot *boot,
+                      struct err *e)
 {
     struct host_have have = host_have_of(boot);
     struct sock_fprog keyed;
@@ -34284,13 +34954,13 @@ exec_filters_settle(struct exec_broker *b, const struct boot *boot,
 
     for (size_t i = 0; host_has(&have, HOST_SECCOMP) && i < b->cfg.commands_n;
          i++) {
-        struct exec_command *x = &b->commands[i];
+        struct run_command *x = &b->commands[i];
 
         b->mute = !b->cage.pid && b->abi < JAIL_ABI_SCOPES;
         x->filter = &b->filters[x->cfg->network];
         x->metadata = b->cage.mount ? NULL : &b->metadata[x->cfg->write.n > 0];
     }
-    if (!exec_filters_same(b))
+    if (!broker_filters_same(b))
         return true;
     if (syscall(SYS_getrandom, b->pass, sizeof b->pass, 0) != sizeof b->pass)
         return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
@@ -34306,7 +34976,7 @@ exec_filters_settle(struct exec_broker *b, const struct boot *boot,
 
 /* Which layers are in place. */
 static void
-exec_cage_log(const struct exec_broker *b)
+broker_cage_log(const struct run_broker *b)
 {
     const struct jail_cage *c = &b->cage;
 
@@ -34322,11 +34992,11 @@ exec_cage_log(const struct exec_broker *b)
 /* Becomes who programs run as, inside of what namespaces may be had, and gives
  * up the rest. */
 static bool
-exec_cage_enter(struct exec_broker *b, const struct boot *boot, struct err *e)
+broker_cage_enter(struct run_broker *b, const struct boot *boot, struct err *e)
 {
-    bool shared = exec_networked(b), apart = false;
+    bool shared = broker_networked(b), apart = false;
     struct jail_place *p;
-    size_t n = exec_places(b, &p);
+    size_t n = broker_places(b, &p);
 
     for (size_t i = 0; i < b->cfg.commands_n; i++)
         apart |= !b->cfg.commands[i].network;
@@ -34334,11 +35004,11 @@ exec_cage_enter(struct exec_broker *b, const struct boot *boot, struct err *e)
         !jail_cage_enter(&b->cage, p, n, shared, apart, e) ||
         !jail_cage_lock(&b->cage, e))
         return false;
-    return exec_cwds_open(b, e);
+    return broker_cwds_open(b, e);
 }
 
 static bool
-exec_broker_process(struct exec_broker *b, struct err *e)
+broker_process(struct run_broker *b, struct err *e)
 {
     struct rlimit n;
 
@@ -34357,39 +35027,39 @@ exec_broker_process(struct exec_broker *b, struct err *e)
     if (syscall(SYS_getrandom, b->key, sizeof b->key, 0) != sizeof b->key)
         return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
     b->children = b->cage.pid ? b->cage.children : jail_children_open();
-    return exec_signals(b, e);
+    return broker_signals(b, e);
 }
 
 /* A broker without a channel yet, and with a chain that nobody watches. */
 static bool
-exec_broker_init(struct exec_broker *b, uv_loop_t *loop, uid_t uid,
-                 struct str cfg_json, struct err *e)
+broker_init(struct run_broker *b, uv_loop_t *loop, uid_t uid,
+            struct str cfg_json, struct err *e)
 {
-    *b = (struct exec_broker){.magic = EXEC_BROKER_MAGIC,
-                              .loop = loop,
-                              .uid = uid,
-                              .abi = jail_land_abi(),
-                              .child_fd = -1,
-                              .null = -1,
-                              .branch = -1,
-                              .oom = -1,
-                              .cage = {.keeper_fd = -1, .empty_net = -1},
-                              .children = -1};
+    *b = (struct run_broker){.magic = RUN_BROKER_MAGIC,
+                             .loop = loop,
+                             .uid = uid,
+                             .abi = jail_land_abi(),
+                             .child_fd = -1,
+                             .null = -1,
+                             .branch = -1,
+                             .oom = -1,
+                             .cage = {.keeper_fd = -1, .empty_net = -1},
+                             .children = -1};
     b->arena = mem_arena_new(SIZE_MAX);
     b->stack = mem_xmalloc(JAIL_STACK);
     wall_filter_signals(b->signals);
     b->job_timer.data = b;
-    exec_chain_init(&b->chain, NULL);
+    chain_init(&b->chain, NULL);
     return wall_filter_program(false, &b->filters[false], e) &&
            wall_filter_program(true, &b->filters[true], e) &&
            wall_filter_metadata(false, &b->metadata[false], e) &&
            wall_filter_metadata(true, &b->metadata[true], e) &&
-           exec_reserve(b, e) && exec_table_load(b, cfg_json, e);
+           broker_reserve(b, e) && broker_table_load(b, cfg_json, e);
 }
 
 /* With process 1 every program ends. */
 static void
-exec_keeper_end(struct exec_broker *b)
+broker_keeper_end(struct run_broker *b)
 {
     if (b->cage.keeper_fd < 0)
         return;
@@ -34401,64 +35071,65 @@ exec_keeper_end(struct exec_broker *b)
 /* Ends every program, and records that, within two seconds: the kernel (parent
  * death signal) and the supervisor (subreaper) see to what is left. */
 static void
-exec_broker_end(struct exec_broker *b)
+broker_end(struct run_broker *b)
 {
-    struct exec_run *r, *next;
+    struct run *r, *next;
     siginfo_t si;
 
     b->ending = true;
     for (int i = 0; i < 200; i++) {
         for (r = b->runs; r; r = r->next)
-            if (r->state == EXEC_RUNNING) {
+            if (r->state == RUN_RUNNING) {
                 r->cancelled = true;
-                exec_run_kill(r);
+                run_kill(r);
             }
-        exec_reap(b);
-        exec_keeper_end(b);
+        broker_reap(b);
+        broker_keeper_end(b);
         if (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) != 0)
             break;
         poll(NULL, 0, 10);
     }
     for (r = b->runs; r; r = next) {
         next = r->next;
-        if (r->state == EXEC_DRAINING)
-            exec_run_done(r);
+        if (r->state == RUN_DRAINING)
+            run_done(r);
     }
-    exec_boxes_end(b);
+    run_boxes_end(b);
 }
 
 static bool
-exec_broker_run(struct exec_broker *b, struct err *e)
+broker_run(struct run_broker *b, struct err *e)
 {
     must(uv_timer_init(b->loop, &b->job_timer) == 0);
     must(uv_poll_init(b->loop, &b->child_poll, b->child_fd) == 0);
     b->child_poll.data = b;
-    must(uv_poll_start(&b->child_poll, UV_READABLE, exec_on_child) == 0);
+    must(uv_poll_start(&b->child_poll, UV_READABLE, broker_on_child) == 0);
     if (b->cage.keeper) {
         must(uv_poll_init(b->loop, &b->keeper_poll, b->cage.keeper_fd) == 0);
         b->keeper_poll.data = b;
-        must(uv_poll_start(&b->keeper_poll, UV_READABLE, exec_on_keeper) == 0);
+        must(uv_poll_start(&b->keeper_poll, UV_READABLE, broker_on_keeper) ==
+             0);
     }
-    if (!msg_chan_init(&b->sup, b->loop, BOOT_CHANNEL_FD, &exec_sup_ops, b,
+    if (!msg_chan_init(&b->sup, b->loop, BOOT_CHANNEL_FD, &broker_sup_ops, b,
                        e) ||
         !msg_send(&b->sup, MSG_READY, S(""), e))
         return false;
-    exec_chain_begin(&b->chain);
+    chain_begin(&b->chain);
     uv_run(b->loop, UV_RUN_DEFAULT);
-    exec_broker_end(b);
-    exec_chain_end(&b->chain);
+    broker_end(b);
+    chain_end(&b->chain);
     return true;
 }
 
 /* A drained broker gives everything back, so that the leak checker has a
  * say. */
 static void
-exec_broker_free(struct exec_broker *b)
+broker_free(struct run_broker *b)
 {
     uv_close((uv_handle_t *)&b->child_poll, NULL);
     uv_close((uv_handle_t *)&b->job_timer, NULL);
     while (b->jobs)
-        exec_job_free(b, b->jobs);
+        run_job_free(b, b->jobs);
     msg_chan_close(&b->sup);
     while (uv_loop_alive(b->loop))
         uv_run(b->loop, UV_RUN_ONCE);
@@ -34473,7 +35144,7 @@ exec_broker_free(struct exec_broker *b)
 }
 
 /* What a broker has besides its channel, where wall_early() leaves it. */
-struct exec_kept {
+struct broker_kept {
     int branch, oom;
     struct jail_score score;
     unsigned end;  // the first number after them
@@ -34482,12 +35153,12 @@ struct exec_kept {
 /* Into our cgroup, and the files that only a process like this can open: both
  * before we give up anything. */
 static bool
-exec_keep(struct exec_kept *k, const struct boot *boot, struct err *e)
+broker_keep(struct broker_kept *k, const struct boot *boot, struct err *e)
 {
     int *const fds[] = {&k->branch, &k->oom};
 
-    *k = (struct exec_kept){.branch = boot->cgroup ? boot->cgroup_fd : -1,
-                            .end = BOOT_CHANNEL_FD + 1};
+    *k = (struct broker_kept){.branch = boot->cgroup ? boot->cgroup_fd : -1,
+                              .end = BOOT_CHANNEL_FD + 1};
     if (k->branch >= 0 && !jail_branch_enter(k->branch, e))
         return false;
     k->oom = jail_score_open(&k->score);
@@ -34509,8 +35180,8 @@ exec_keep(struct exec_kept *k, const struct boot *boot, struct err *e)
 }
 
 static void
-exec_kept_give(const struct exec_kept *k, const struct boot *boot,
-               struct exec_broker *b)
+broker_kept_give(const struct broker_kept *k, const struct boot *boot,
+                 struct run_broker *b)
 {
     b->branch = k->branch;
     b->oom = k->oom;
@@ -34520,43 +35191,61 @@ exec_kept_give(const struct exec_kept *k, const struct boot *boot,
 
 /* The broker process. Descriptor 3 is its channel to the supervisor. */
 static int
-exec_main(struct boot *boot)
+broker_main(struct boot *boot)
 {
-    static struct exec_broker broker, *b = &broker;
+    static struct run_broker broker, *b = &broker;
     static uv_loop_t loop;
     struct err e;
     uid_t uid = boot->drop ? boot->uid : geteuid();
 
     // programs and folders are opened while we still may: they are the policy's
     // word, and may lie where the user we become cannot go
-    struct exec_slab *slab;
-    struct exec_kept kept;
-    bool ok = exec_slab_map(boot->audit_fd, &slab, &e) &&
-              exec_keep(&kept, boot, &e) && wall_early(kept.end, &e) &&
-              exec_broker_init(b, &loop, uid, boot->cfg_json, &e);
+    struct chain_slab *slab;
+    struct broker_kept kept;
+    bool ok = chain_slab_map(boot->audit_fd, &slab, &e) &&
+              broker_keep(&kept, boot, &e) && wall_early(kept.end, &e) &&
+              broker_init(b, &loop, uid, boot->cfg_json, &e);
 
     if (ok)
-        exec_kept_give(&kept, boot, b);
-    ok = ok && exec_cage_enter(b, boot, &e) && exec_broker_process(b, &e) &&
-         exec_boxes_begin(b, &e) &&
-         wall_broker(exec_networked(b),
+        broker_kept_give(&kept, boot, b);
+    ok = ok && broker_cage_enter(b, boot, &e) && broker_process(b, &e) &&
+         run_boxes_begin(b, &e) &&
+         wall_broker(broker_networked(b),
                      host_accepted(boot, &b->cfg.process).seccomp, &e);
-    ok = ok && exec_cage_whole(b, boot, &e) && exec_filters_settle(b, boot, &e);
+    ok = ok && broker_cage_whole(b, boot, &e) &&
+         broker_filters_settle(b, boot, &e);
     if (ok) {
-        exec_chain_init(&b->chain, slab);  // nothing is forked off any more
-        exec_cage_log(b);
+        chain_init(&b->chain, slab);  // nothing is forked off any more
+        broker_cage_log(b);
         must(uv_loop_init(&loop) == 0);
-        ok = exec_broker_run(b, &e);
+        ok = broker_run(b, &e);
     }
     if (!ok)
         log_at(LOG_FATAL, "exec", "%s", e.msg);
     log_flush();
     if (ok && !b->workers_n && !b->askers_n && !b->runs)
-        exec_broker_free(b);
+        broker_free(b);
     return ok ? 0 : 1;
 }
 
+/* ==== 32 exec: a worker's way to programs ====================================
+ *
+ *     worker                              broker
+ *     exec_start --- MSG_EXEC_RUN ------> table, slots checked again, record
+ *                <-- MSG_EXEC_OUT ------- pipes, limits, clock        |
+ *     exec_done  <-- MSG_EXEC_END ------- record ---------------- program
+ *
+ * The client of the broker's channel: it sends the number of a command and slot
+ * values, feeds stdin, takes output as it comes or with the result, and asks
+ * about jobs, also at the brokers of earlier policies, which keep theirs.
+ *
+ * Owner   who starts a run has its ticket; a late answer finds no one
+ * Down    run msg log err             Up  exec_done exec_tell exec_flow_ops
+ * Entry   exec_start  exec_flow  exec_job  exec_job_ask  exec_cancel
+ */
 /* ---- the worker's client ------------------------------------------------- */
+
+enum { EXEC_MAGIC = 0x45584543 };
 
 /* All strings are borrowed, and good until the callback returns. */
 struct exec_result {
@@ -34584,7 +35273,7 @@ struct exec_flow_ops {
 struct exec_told {
     bool found;
     struct str id, command;
-    enum exec_job_state state;
+    enum run_job_state state;
     int64_t created, started, ended;  // ms since 1970; 0: not yet
     uint64_t have[2];                 // bytes of stdout and stderr
     struct str why;
@@ -34708,16 +35397,16 @@ exec_on_end(struct exec *x, uint64_t ticket, struct msg_in *in, struct err *e)
     why = msg_get_str(in);
     r.out = msg_get_str(in);
     r.err = msg_get_str(in);
-    if (!msg_get_end(in) || how >= EXEC_HOWS || why.n >= sizeof text)
+    if (!msg_get_end(in) || how >= RUN_HOWS || why.n >= sizeof text)
         return err_set(e, ERR_NET, "the broker sent a malformed result");
     if (!p)  // cancelled meanwhile
         return true;
     snprintf(text, sizeof text, "%.*s", STR_FMT(why));
     r.why = text;
-    r.refused = how == EXEC_REFUSED;
-    r.busy = how == EXEC_BUSY;
-    r.over = how == EXEC_OVER;
-    r.ok = how == EXEC_RAN && !why.n && !r.code && !r.signal && !r.timed_out &&
+    r.refused = how == RUN_REFUSED;
+    r.busy = how == RUN_BUSY;
+    r.over = how == RUN_OVER;
+    r.ok = how == RUN_RAN && !why.n && !r.code && !r.signal && !r.timed_out &&
            !r.truncated && !r.starved;
     exec_pending_done(x, p, ticket, &r);
     return true;
@@ -34732,7 +35421,7 @@ exec_acknowledge(struct exec *x, uint64_t ticket, size_t n, struct err *e)
     struct mem_buf *b = &x->frame;
 
     p->unseen += (uint32_t)n;
-    if (p->unseen < EXEC_WINDOW / 2)
+    if (p->unseen < RUN_WINDOW / 2)
         return true;
     b->off = b->n = 0;
     msg_put_u64(b, ticket);
@@ -34771,7 +35460,7 @@ exec_on_credit(struct exec *x, uint64_t ticket, struct msg_in *in,
     uint32_t n = msg_get_u32(in);
     struct mem_buf *b = &x->frame;
 
-    if (!msg_get_end(in) || n > EXEC_CHUNK)
+    if (!msg_get_end(in) || n > RUN_CHUNK)
         return err_set(e, ERR_NET, "the broker sent malformed credit");
     if (p && p->flow && !p->left.n && p->more) {
         p->flow->on_room(p->data, n);
@@ -34801,7 +35490,7 @@ exec_read_told(struct msg_in *in, struct exec_told *t)
     t->id = msg_get_str(in);
     t->command = msg_get_str(in);
     state = msg_get_u8(in);
-    t->state = (enum exec_job_state)state;
+    t->state = (enum run_job_state)state;
     how = msg_get_u8(in);
     t->r.timed_out = msg_get_u8(in);
     t->r.truncated = msg_get_u8(in);
@@ -34820,8 +35509,8 @@ exec_read_told(struct msg_in *in, struct exec_told *t)
     t->r.out = msg_get_str(in);
     t->have[1] = msg_get_u64(in);
     t->r.err = msg_get_str(in);
-    t->r.ok = state == EXEC_JOB_ENDED && how == EXEC_RAN && !t->why.n;
-    return msg_get_end(in) && state < EXEC_JOB_STATES && how < EXEC_HOWS;
+    t->r.ok = state == RUN_JOB_ENDED && how == RUN_RAN && !t->why.n;
+    return msg_get_end(in) && state < RUN_JOB_STATES && how < RUN_HOWS;
 }
 
 static bool
@@ -34927,7 +35616,7 @@ exec_elder_add(struct exec *x, int fd, struct err *e)
 
     for (elder = x->elders; elder; elder = elder->next)
         n++;
-    if (n >= EXEC_ELDERS_MAX) {
+    if (n >= RUN_ELDERS_MAX) {
         close(fd);
         return true;
     }
@@ -34979,7 +35668,7 @@ struct exec_ask {
     const struct str *slots;     // in the table's order, .p NULL: none
     struct str text;             // becomes its stdin; lent until the end
     bool more;                   // of a flow: exec_feed() brings the rest of it
-    const unsigned char *owner;  // of a job: EXEC_OWNER bytes
+    const unsigned char *owner;  // of a job: RUN_OWNER bytes
 };
 
 static void
@@ -34988,8 +35677,8 @@ exec_put_ask(struct mem_buf *b, const struct cfg_command *c,
 {
     struct str request = a->request, who = a->who;
 
-    request.n = request.n < EXEC_REQUEST_MAX ? request.n : EXEC_REQUEST_MAX;
-    who.n = who.n < EXEC_WHO_MAX ? who.n : EXEC_WHO_MAX;
+    request.n = request.n < RUN_REQUEST_MAX ? request.n : RUN_REQUEST_MAX;
+    who.n = who.n < RUN_WHO_MAX ? who.n : RUN_WHO_MAX;
     msg_put_u32(b, a->command);
     msg_put_str(b, request);
     msg_put_str(b, who);
@@ -35001,7 +35690,7 @@ exec_put_ask(struct mem_buf *b, const struct cfg_command *c,
     }
     msg_put_str(b, (struct str){a->text.p, first});
     if (a->owner)
-        mem_buf_add(b, a->owner, EXEC_OWNER);
+        mem_buf_add(b, a->owner, RUN_OWNER);
 }
 
 /* Sends what is asked for; `want` says who waits for what. 0: it was not. */
@@ -35011,7 +35700,7 @@ exec_send_ask(struct exec *x, enum msg_type type, const struct exec_ask *a,
 {
     const struct cfg_command *c = &x->cfg->commands[a->command];
     struct mem_buf *b = &x->frame;
-    size_t first = a->text.n < EXEC_CHUNK ? a->text.n : EXEC_CHUNK;
+    size_t first = a->text.n < RUN_CHUNK ? a->text.n : RUN_CHUNK;
     struct exec_pending *p;
     uint64_t ticket;
 
@@ -35076,9 +35765,9 @@ exec_job(struct exec *x, const struct exec_ask *a, exec_tell *tell,
     struct exec_pending want = {.done = done, .tell = tell, .data = data};
 
     must(a->owner && !a->more);
-    if (a->text.n > EXEC_CHUNK)
+    if (a->text.n > RUN_CHUNK)
         return err_set(e, ERR_EXEC, "the stdin of a job is at most %d bytes",
-                       EXEC_CHUNK);
+                       RUN_CHUNK);
     return exec_send_ask(x, MSG_EXEC_JOB, a, &want, e);
 }
 
@@ -35093,7 +35782,7 @@ exec_job_ask(struct exec *x, struct str id, const unsigned char *owner,
     struct mem_buf *b = &x->frame;
     uint64_t ticket;
 
-    must(id.n == EXEC_JOB_ID);
+    must(id.n == RUN_JOB_ID);
     if (x->gone || x->chan.closing)
         return err_set(e, ERR_EXEC, "the broker is gone");
     ticket = exec_pending_new(x, done, data);
@@ -35102,8 +35791,8 @@ exec_job_ask(struct exec *x, struct str id, const unsigned char *owner,
     msg_put_u64(b, ticket);
     msg_put_u8(b, end);
     msg_put_u8(b, any);
-    mem_buf_add(b, owner, EXEC_OWNER);
-    mem_buf_add(b, id.p, EXEC_JOB_ID);
+    mem_buf_add(b, owner, RUN_OWNER);
+    mem_buf_add(b, id.p, RUN_JOB_ID);
     msg_put_u64(b, from[0]);
     msg_put_u64(b, from[1]);
     if (msg_send(&x->chan, MSG_JOB_ASK,
@@ -35121,7 +35810,7 @@ exec_feed(struct exec *x, uint64_t ticket, struct str text, bool more)
     struct mem_buf *b = &x->frame;
     struct err e;
 
-    must(p && p->more && text.n <= EXEC_CHUNK);
+    must(p && p->more && text.n <= RUN_CHUNK);
     p->more = more;
     b->off = b->n = 0;
     msg_put_u64(b, ticket);
@@ -35161,654 +35850,7 @@ exec_cancel(struct exec *x, uint64_t ticket)
              (struct str){(const char *)&ticket, sizeof ticket}, &e);
 }
 
-/* ---- a log, verified ----------------------------------------------------- */
-
-/* What is wrong with the records of a log; a note is nothing wrong. */
-enum exec_fault_kind {
-    EXEC_MISSING,
-    EXEC_CHANGED,
-    EXEC_MOVED,
-    EXEC_DOUBLED,
-    EXEC_LOST,
-    EXEC_UNENDED,
-    EXEC_NOTE,
-    EXEC_FAULT_KINDS
-};
-
-static const char *const exec_fault_names[] = {
-    "missing", "changed", "moved", "doubled", "lost", "unended", "note"};
-
-enum {
-    EXEC_FAULTS_MAX = 100,     // that are told one by one; all are counted
-    EXEC_GAPS_MAX = 64,        // of one chain, that may yet be filled
-    EXEC_NODES_MAX = 1 << 20,  // chains, and runs under way
-    EXEC_BUCKETS = 1 << 12,    // they are found by
-    EXEC_STEPS_MAX = 1 << 26,  // keys that gaps may cost, in all
-    EXEC_HEX_SUM = 2 * EXEC_SUM,
-    EXEC_HEX_ID = 2 * EXEC_ID,
-};
-
-struct exec_fault {
-    const char *file;
-    uint64_t line;
-    enum exec_fault_kind kind;
-    char text[200];
-};
-
-struct exec_place {
-    const char *file;
-    uint64_t line;
-};
-
-struct exec_gap {
-    uint64_t from, to;
-    struct exec_place before;  // the record after it
-};
-
-/* A chain, as far as it was read. */
-struct exec_seen {
-    struct exec_seen
-        *after;  // the next one, in the order of their first record
-    char id[EXEC_HEX_ID + 1];
-    unsigned char key[EXEC_SUM];  // K(next)
-    uint64_t next;                // the record that is due
-    char last[EXEC_HEX_SUM + 1];  // hash of the one before
-    struct exec_place at;         // of that
-    bool in_log, ended;
-    bool adrift;            // too far from K(0) for its MACs to be checked
-    struct exec_gap *gaps;  // owned
-    unsigned gaps_n;
-    bool told;  // another chain says where this one ended
-    uint64_t told_records;
-    char told_hash[EXEC_HEX_SUM + 1], told_how[80];
-    struct exec_place told_at;
-};
-
-/* A chain by its name, or a run under way. */
-struct exec_node {
-    struct exec_node *next;
-    struct exec_seen *chain;  // owned; NULL: it is a run
-    size_t n;
-    char key[112];
-};
-
-struct exec_verify {
-    bool keyed;    // audit_key is known
-    bool running;  // a chain may lack its end
-    unsigned char audit_key[EXEC_SUM];
-    struct json_key secret;  // of the buckets
-    struct exec_node **buckets;
-    size_t nodes;
-    struct exec_seen *first, **link;
-    struct exec_place at;
-    uint64_t steps;  // of EXEC_STEPS_MAX, that are left
-    bool full;
-
-    uint64_t lines, records, chains, runs, unended_runs, refused, unchecked;
-    char from[32], to[32];  // first and last time
-    struct exec_fault faults[EXEC_FAULTS_MAX];
-    size_t faults_n;
-    uint64_t counts[EXEC_FAULT_KINDS];
-};
-
-static struct exec_verify *
-exec_verify_new(const unsigned char *audit_key, bool running)
-{
-    struct exec_verify *v = mem_xcalloc(sizeof *v);
-
-    v->buckets = mem_xcalloc(EXEC_BUCKETS * sizeof *v->buckets);
-    json_key_draw(&v->secret);
-    v->link = &v->first;
-    v->steps = EXEC_STEPS_MAX;
-    v->running = running;
-    v->keyed = audit_key != NULL;
-    if (audit_key)
-        memcpy(v->audit_key, audit_key, EXEC_SUM);
-    return v;
-}
-
-static void
-exec_verify_free(struct exec_verify *v)
-{
-    for (size_t i = 0; i < EXEC_BUCKETS; i++)
-        for (struct exec_node *n = v->buckets[i], *next; n; n = next) {
-            next = n->next;
-            if (n->chain)
-                free(n->chain->gaps);
-            free(n->chain);
-            free(n);
-        }
-    free(v->buckets);
-    explicit_bzero(v, sizeof *v);
-    free(v);
-}
-
-__attribute__((format(printf, 4, 5))) static void
-exec_fault(struct exec_verify *v, struct exec_place at,
-           enum exec_fault_kind kind, const char *fmt, ...)
-{
-    struct exec_fault *f = &v->faults[v->faults_n];
-    va_list ap;
-
-    v->counts[kind]++;
-    if (v->faults_n == EXEC_FAULTS_MAX)
-        return;
-    v->faults_n++;
-    *f = (struct exec_fault){.file = at.file, .line = at.line, .kind = kind};
-    va_start(ap, fmt);
-    vsnprintf(f->text, sizeof f->text, fmt, ap);
-    va_end(ap);
-}
-
-static bool
-exec_verify_whole(const struct exec_verify *v)
-{
-    for (int i = 0; i < EXEC_NOTE; i++)
-        if (v->counts[i])
-            return false;
-    return true;
-}
-
-/* Where the node of this name hangs, or would. */
-static struct exec_node **
-exec_node_at(struct exec_verify *v, struct str key)
-{
-    uint64_t hash = json_sip(&v->secret, 0, key.p, key.n);
-    struct exec_node **at = &v->buckets[hash % EXEC_BUCKETS];
-
-    while (*at && ((*at)->n != key.n || memcmp((*at)->key, key.p, key.n) != 0))
-        at = &(*at)->next;
-    return at;
-}
-
-/* NULL: there are too many. */
-static struct exec_node *
-exec_node_add(struct exec_verify *v, struct exec_node **at, struct str key)
-{
-    struct exec_node *n;
-
-    if (v->nodes == EXEC_NODES_MAX) {
-        if (!v->full)
-            exec_fault(v, v->at, EXEC_CHANGED,
-                       "more than %d chains and runs under way: what follows "
-                       "is not looked at",
-                       EXEC_NODES_MAX);
-        v->full = true;
-        return NULL;
-    }
-    v->nodes++;
-    n = *at = mem_xcalloc(sizeof *n);
-    must(key.n <= sizeof n->key);
-    memcpy(n->key, key.p, key.n);
-    n->n = key.n;
-    return n;
-}
-
-static bool
-exec_is_hex(struct str s, size_t n)
-{
-    for (size_t i = 0; i < s.n; i++)
-        if (!strchr("0123456789abcdef", s.p[i]) || !s.p[i])
-            return false;
-    return s.n == n;
-}
-
-static void
-exec_unhex(const char *hex, size_t n, unsigned char *out)
-{
-    for (size_t i = 0; i < n; i++)
-        out[i] = (unsigned char)(str_hex_digit(hex[2 * i]) << 4 |
-                                 str_hex_digit(hex[2 * i + 1]));
-}
-
-static struct exec_seen *
-exec_seen_get(struct exec_verify *v, struct str id)
-{
-    struct exec_node **at = exec_node_at(v, id), *n = *at;
-    unsigned char raw[EXEC_ID];
-    struct exec_seen *c;
-
-    if (n)
-        return n->chain;
-    n = exec_node_add(v, at, id);
-    if (!n)
-        return NULL;
-    c = n->chain = mem_xcalloc(sizeof *c);
-    memcpy(c->id, id.p, EXEC_HEX_ID);
-    memset(c->last, '0', EXEC_HEX_SUM);
-    exec_unhex(c->id, EXEC_ID, raw);
-    if (v->keyed)
-        exec_chain_key(v->audit_key, raw, c->key);
-    *v->link = c;
-    v->link = &c->after;
-    return c;
-}
-
-/* What a line says of itself. */
-struct exec_record {
-    struct str bytes;  // from '{' on
-    bool audit;        // else exec
-    struct str phase, run, ts;
-    struct str chain, prev, hash, mac;  // mac may be empty
-    uint64_t seq, lost;
-    yyjson_val *doc;
-};
-
-static struct str
-exec_member(yyjson_val *doc, const char *name)
-{
-    yyjson_val *m = json_get(doc, name);
-
-    return m && json_type(m) == YYJSON_TYPE_STR ? json_str(m) : S("");
-}
-
-static bool
-exec_member_u64(yyjson_val *doc, const char *name, uint64_t *out)
-{
-    yyjson_val *m = json_get(doc, name);
-
-    if (!m || !yyjson_is_uint(m))
-        return false;
-    *out = yyjson_get_uint(m);
-    return *out < (uint64_t)1 << 53;
-}
-
-/* How a record with these members ends: from `,"hash"` or `,"mac"` on. */
-static bool
-exec_ends_with(struct str *left, const char *name, struct str value)
-{
-    char end[EXEC_HEX_SUM + 16];
-    int n = snprintf(end, sizeof end, ",\"%s\":\"%.*s\"", name, STR_FMT(value));
-
-    must(n > 0 && (size_t)n < sizeof end);
-    if (!str_ends(*left, (struct str){end, (size_t)n}))
-        return false;
-    left->n -= (size_t)n;
-    return true;
-}
-
-/* Does it end as we write it, with the hash of its bytes? What the MAC is over
- * is in *for_mac. */
-static bool
-exec_record_intact(const struct exec_record *r, struct str *for_mac)
-{
-    struct str left = r->bytes;
-    unsigned char sum[EXEC_SUM];
-    char hex[EXEC_HEX_SUM + 1];
-
-    *for_mac = S("");
-    if (!str_ends(left, S("}")))
-        return false;
-    left.n--;
-    if (r->mac.n && !exec_ends_with(&left, "mac", r->mac))
-        return false;
-    *for_mac = left;
-    if (!exec_ends_with(&left, "hash", r->hash))
-        return false;
-    exec_sha256(left, sum);
-    exec_hex(sum, EXEC_SUM, hex);
-    return str_eq(r->hash, str_of(hex));
-}
-
-/* False: the line is no record of ours; or damaged, which is told. */
-static bool
-exec_record_read(struct exec_verify *v, struct mem_arena *a, struct str text,
-                 struct exec_record *r)
-{
-    struct str event;
-    struct err e;
-
-    *r = (struct exec_record){.bytes = text};
-    if (text.n > LOG_LINE || !json_parse(a, text, &r->doc, &e)) {
-        exec_fault(v, v->at, EXEC_CHANGED, "a record that is damaged: %s",
-                   text.n > LOG_LINE ? "too long" : e.msg);
-        return false;
-    }
-    event = exec_member(r->doc, "event");
-    r->audit = str_eq(event, S("audit"));
-    if (!r->audit && !str_eq(event, S("exec")))
-        return false;
-    r->phase = exec_member(r->doc, "phase");
-    r->run = exec_member(r->doc, "run");
-    r->ts = exec_member(r->doc, "ts");
-    r->chain = exec_member(r->doc, "chain");
-    r->prev = exec_member(r->doc, "prev");
-    r->hash = exec_member(r->doc, "hash");
-    r->mac = exec_member(r->doc, "mac");
-    exec_member_u64(r->doc, "lost", &r->lost);
-    if (exec_is_hex(r->chain, EXEC_HEX_ID) &&
-        exec_is_hex(r->prev, EXEC_HEX_SUM) &&
-        exec_is_hex(r->hash, EXEC_HEX_SUM) &&
-        (!json_get(r->doc, "mac") || exec_is_hex(r->mac, EXEC_HEX_SUM)) &&
-        exec_member_u64(r->doc, "seq", &r->seq))
-        return true;
-    exec_fault(v, v->at, EXEC_CHANGED,
-               json_get(r->doc, "chain")
-                   ? "a record whose place in its chain is damaged"
-                   : "a record without a place in a chain: an older gateway "
-                     "wrote it, or somebody else");
-    return false;
-}
-
-/* "record 3", "records 3 to 7". */
-static void
-exec_range(uint64_t from, uint64_t to, char text[64])
-{
-    if (from == to)
-        snprintf(text, 64, "record %" PRIu64, from);
-    else
-        snprintf(text, 64, "records %" PRIu64 " to %" PRIu64, from, to);
-}
-
-static void
-exec_seen_gap(struct exec_verify *v, struct exec_seen *c, uint64_t seq)
-{
-    uint64_t n = seq - c->next;
-    char range[64];
-
-    if (c->gaps_n == EXEC_GAPS_MAX) {
-        exec_range(c->next, seq - 1, range);
-        exec_fault(v, v->at, EXEC_MISSING, "%s of chain %s, before this", range,
-                   c->id);
-    } else {
-        c->gaps = mem_xrealloc(c->gaps, (c->gaps_n + 1) * sizeof *c->gaps);
-        c->gaps[c->gaps_n++] = (struct exec_gap){c->next, seq - 1, v->at};
-    }
-    c->next = seq;
-    if (!v->keyed || c->adrift)
-        return;
-    c->adrift = n > v->steps;
-    if (c->adrift)
-        return;
-    v->steps -= n;
-    while (n--)
-        exec_chain_next(c->key);
-}
-
-/* A record that comes late fills its gap. False: it is in none. */
-static bool
-exec_seen_fill(struct exec_seen *c, uint64_t seq)
-{
-    for (unsigned i = 0; i < c->gaps_n; i++) {
-        struct exec_gap *g = &c->gaps[i], rest;
-
-        if (seq < g->from || seq > g->to)
-            continue;
-        rest = (struct exec_gap){seq + 1, g->to, g->before};
-        g->to = seq - 1;
-        if (seq == g->from)
-            *g = rest;
-        else if (rest.from <= rest.to && c->gaps_n < EXEC_GAPS_MAX) {
-            c->gaps = mem_xrealloc(c->gaps, (c->gaps_n + 1) * sizeof *c->gaps);
-            c->gaps[c->gaps_n++] = rest;
-        }
-        if (c->gaps[i].from > c->gaps[i].to)
-            c->gaps[i] = c->gaps[--c->gaps_n];
-        return true;
-    }
-    return false;
-}
-
-static void
-exec_verify_mac(struct exec_verify *v, struct exec_seen *c,
-                const struct exec_record *r, struct str bytes)
-{
-    unsigned char mac[EXEC_SUM];
-    char hex[EXEC_HEX_SUM + 1];
-
-    v->unchecked += !v->keyed && r->mac.n;
-    if (!v->keyed)
-        return;
-    if (!r->mac.n) {
-        exec_fault(v, v->at, EXEC_CHANGED,
-                   "a record without a MAC: not written under this key");
-        return;
-    }
-    if (c->adrift) {
-        exec_fault(v, v->at, EXEC_CHANGED,
-                   "too many records are missing: this MAC is not checked");
-        return;
-    }
-    exec_hmac((struct str){(const char *)c->key, EXEC_SUM}, bytes, S(""), mac);
-    exec_hex(mac, EXEC_SUM, hex);
-    if (!str_eq(r->mac, str_of(hex)))
-        exec_fault(v, v->at, EXEC_CHANGED,
-                   "its MAC is not the key's: changed, or written under "
-                   "another key");
-}
-
-/* Record `r` is the one that is due, or comes early. */
-static void
-exec_verify_next(struct exec_verify *v, struct exec_seen *c,
-                 const struct exec_record *r, struct str for_mac, bool intact)
-{
-    bool follows = r->seq == c->next;
-
-    if (!follows)
-        exec_seen_gap(v, c, r->seq);
-    if (follows && intact && !str_eq(r->prev, str_of(c->last)))
-        exec_fault(v, v->at, EXEC_CHANGED,
-                   "it does not follow record %" PRIu64 " of its chain as that "
-                   "is here (line %" PRIu64 "): one of the two was changed",
-                   r->seq - 1, c->at.line);
-    if (intact)
-        exec_verify_mac(v, c, r, for_mac);
-    if (r->audit && str_eq(r->phase, S("begin")) != (r->seq == 0))
-        exec_fault(v, v->at, EXEC_CHANGED,
-                   "only record 0 of a chain begins it, not %" PRIu64, r->seq);
-    if (c->ended)
-        exec_fault(v, v->at, EXEC_CHANGED, "a record after its chain's end");
-    if (r->lost)
-        exec_fault(v, v->at, EXEC_LOST,
-                   "%" PRIu64 " records before this were never written: "
-                   "nobody read the log",
-                   r->lost);
-    memcpy(c->last, r->hash.p, EXEC_HEX_SUM);
-    c->at = v->at;
-    c->next = r->seq + 1;
-    if (v->keyed && !c->adrift)
-        exec_chain_next(c->key);
-}
-
-/* What another chain says of one that ended with its broker. */
-static void
-exec_verify_other(struct exec_verify *v, const struct exec_record *r)
-{
-    struct str id = exec_member(r->doc, "other");
-    struct str hash = exec_member(r->doc, "other_hash");
-    struct str how = exec_member(r->doc, "ended");
-    struct exec_seen *c;
-    uint64_t records;
-
-    if (!exec_is_hex(id, EXEC_HEX_ID) || !exec_is_hex(hash, EXEC_HEX_SUM) ||
-        !exec_member_u64(r->doc, "other_records", &records) || !records) {
-        exec_fault(v, v->at, EXEC_CHANGED,
-                   "what it says of a chain is damaged");
-        return;
-    }
-    c = exec_seen_get(v, id);
-    if (!c || c->told)
-        return;
-    c->told = true;
-    c->told_records = records;
-    c->told_at = v->at;
-    memcpy(c->told_hash, hash.p, EXEC_HEX_SUM);
-    for (size_t i = 0; i < how.n && i + 1 < sizeof c->told_how; i++)
-        c->told_how[i] =
-            (char)(how.p[i] >= ' ' && how.p[i] < 0x7f ? how.p[i] : '?');
-}
-
-static void
-exec_verify_run(struct exec_verify *v, const struct exec_record *r)
-{
-    char text[sizeof((struct exec_node *)0)->key];
-    struct exec_node **at, *n;
-    struct str key = {text, 0};
-    bool start = str_eq(r->phase, S("start"));
-
-    if (r->run.n > 60) {
-        exec_fault(v, v->at, EXEC_CHANGED, "no run has so long a name");
-        return;
-    }
-    key.n = (size_t)snprintf(text, sizeof text, "%.*s %.*s", STR_FMT(r->chain),
-                             STR_FMT(r->run));
-    at = exec_node_at(v, key);
-    n = *at;
-    v->refused += str_eq(r->phase, S("refused"));
-    v->runs += start;
-    if (start && !n && exec_node_add(v, at, key))
-        v->unended_runs++;
-    if (start || !n)
-        return;
-    v->unended_runs--;
-    v->nodes--;
-    *at = n->next;
-    free(n);
-}
-
-/* Times of records are copied, and shown: nothing but a time may be. */
-static void
-exec_verify_time(struct exec_verify *v, struct str ts)
-{
-    for (size_t i = 0; i < ts.n; i++)
-        if (!strchr("0123456789-:.TZ", ts.p[i]) || !ts.p[i])
-            return;
-    if (!ts.n || ts.n >= sizeof v->to)
-        return;
-    snprintf(v->to, sizeof v->to, "%.*s", STR_FMT(ts));
-    if (!v->from[0])
-        memcpy(v->from, v->to, sizeof v->from);
-}
-
-/* One record: is it as it was written, and in its place? */
-static void
-exec_verify_record(struct exec_verify *v, const struct exec_record *r)
-{
-    struct str for_mac;
-    bool intact = exec_record_intact(r, &for_mac);
-    struct exec_node *known = *exec_node_at(v, r->chain);
-    struct exec_seen *c = known ? known->chain : NULL;
-
-    v->records++;
-    if (!intact) {
-        exec_fault(v, v->at, EXEC_CHANGED,
-                   "its hash is not that of its bytes: it was changed");
-        if (!c || r->seq != c->next)
-            return;  // its chain and number may be, too
-    }
-    if (!c && !(c = exec_seen_get(v, r->chain)))
-        return;
-    v->chains += !c->in_log;
-    c->in_log = true;
-    if (r->seq < c->next) {
-        if (exec_seen_fill(c, r->seq))
-            exec_fault(v, v->at, EXEC_MOVED,
-                       "record %" PRIu64 " of its chain stands after record "
-                       "%" PRIu64,
-                       r->seq, c->next - 1);
-        else {
-            exec_fault(v, v->at, EXEC_DOUBLED,
-                       "record %" PRIu64 " of its chain is here twice", r->seq);
-            return;
-        }
-    } else {
-        exec_verify_next(v, c, r, for_mac, intact);
-    }
-    exec_verify_time(v, r->ts);
-    c->ended |= r->audit && str_eq(r->phase, S("end"));
-    if (r->audit && str_eq(r->phase, S("other")))
-        exec_verify_other(v, r);
-    if (!r->audit)
-        exec_verify_run(v, r);
-}
-
-/* The next line of a log, of whatever kind. What stands before its first '{'
- * was put there by who collected it. `file` must outlive `v`. */
-static void
-exec_verify_line(struct exec_verify *v, const char *file, uint64_t number,
-                 struct str line)
-{
-    const char *from = line.n ? memchr(line.p, '{', line.n) : NULL;
-    struct exec_record r;
-    struct mem_arena *a;
-    struct str text;
-
-    v->lines++;
-    v->at = (struct exec_place){file, number};
-    if (!from || v->full)
-        return;
-    text = str_from(line, (size_t)(from - line.p));
-    while (text.n && strchr("\r\n", text.p[text.n - 1]))
-        text.n--;
-    if (!memmem(text.p, text.n, "\"event\":\"exec\"", 14) &&
-        !memmem(text.p, text.n, "\"event\":\"audit\"", 15) &&
-        !memmem(text.p, text.n, "\"chain\":\"", 9))
-        return;
-    a = mem_arena_new(1 << 20);
-    if (exec_record_read(v, a, text, &r))
-        exec_verify_record(v, &r);
-    mem_arena_free(a);
-}
-
-static void
-exec_verify_told(struct exec_verify *v, const struct exec_seen *c)
-{
-    char range[64];
-
-    exec_range(c->next, c->told_records - 1, range);
-    if (!c->in_log)
-        exec_fault(v, c->told_at, EXEC_MISSING,
-                   "chain %s, which had %" PRIu64 " records, is not here: in "
-                   "an earlier file?",
-                   c->id, c->told_records);
-    else if (c->next < c->told_records)
-        exec_fault(v, c->at, EXEC_MISSING, "%s of chain %s, after this", range,
-                   c->id);
-    else if (c->next > c->told_records + 1)  // one may be written, not counted
-        exec_fault(v, c->at, EXEC_CHANGED,
-                   "chain %s had %" PRIu64 " records when its broker ended, "
-                   "and has %" PRIu64 " here",
-                   c->id, c->told_records, c->next);
-    else if (c->next == c->told_records && strcmp(c->last, c->told_hash) != 0)
-        exec_fault(v, c->at, EXEC_CHANGED,
-                   "not the record that chain %s ended with", c->id);
-    else if (!c->ended)
-        exec_fault(v, c->at, EXEC_NOTE,
-                   "chain %s has no end of its own: its broker ended by %s",
-                   c->id, c->told_how);
-}
-
-static void
-exec_verify_gap(struct exec_verify *v, const struct exec_seen *c,
-                const struct exec_gap *g)
-{
-    char range[64];
-
-    exec_range(g->from, g->to, range);
-    exec_fault(v, g->before, EXEC_MISSING, "%s of chain %s, before this%s",
-               range, c->id, g->from ? "" : "; or in an earlier file");
-}
-
-/* After the last line. */
-static void
-exec_verify_end(struct exec_verify *v)
-{
-    for (struct exec_seen *c = v->first; c; c = c->after) {
-        for (unsigned i = 0; i < c->gaps_n; i++)
-            exec_verify_gap(v, c, &c->gaps[i]);
-        if (c->told)
-            exec_verify_told(v, c);
-        else if (!c->ended && !v->running)
-            exec_fault(v, c->at, EXEC_UNENDED,
-                       "chain %s has no end: it is cut off, or all was killed; "
-                       "or it goes on (--running)",
-                       c->id);
-    }
-    if (!v->records)
-        exec_fault(v, v->at, EXEC_MISSING, "there is no record in this log");
-}
-
-/* ==== 30 vm: the Lua state ==================================================
+/* ==== 33 vm: the Lua state ==================================================
  *
  * One lua_State a worker: boot, sandbox, memory cap, CPU budget. A request's
  * hooks run in a coroutine of their own, a task, one after the other, and may
@@ -36957,7 +36999,7 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
     return true;
 }
 
-/* ==== 31 lib: string and table functions that cannot run away ===============
+/* ==== 34 lib: string and table functions that cannot run away ===============
  *
  * A debug hook does not fire inside a C function, so one string.find() with an
  * unlucky pattern could hold the loop for ever. These replace the functions of
@@ -38165,7 +38207,7 @@ static const luaL_Reg lib_tab_functions[] = {
     {NULL, NULL},
 };
 
-/* ==== 32 bind: what scripts can see =========================================
+/* ==== 35 bind: what scripts can see =========================================
  *
  * "gateway.core", the functions that the Lua library is built on, and the
  * objects that hooks are given: request, identity, raw values. Objects are
@@ -40227,7 +40269,7 @@ bind_core_stream(lua_State *L)
 /* Whose a job is: the name that the records have, as the CA at the end of the
  * path vouches for it. A renewed certificate is the same client. */
 static void
-bind_owner(const struct bind_request *r, unsigned char out[EXEC_OWNER])
+bind_owner(const struct bind_request *r, unsigned char out[RUN_OWNER])
 {
     const struct pki_identity *id = r->req->from->identity;
     struct str who = bind_who(r), ca = S("");
@@ -40336,11 +40378,11 @@ bind_job_done(void *data, uint64_t ticket, const struct exec_result *r)
 static int
 bind_job_stub(lua_State *L, const struct bind_asked *k)
 {
-    char id[EXEC_JOB_ID + 1];
+    char id[RUN_JOB_ID + 1];
 
     k->env->stubs->exec(L, k->c->cfg, 2, 3);
-    memset(id, '0', EXEC_JOB_ID);
-    id[EXEC_JOB_ID] = 0;
+    memset(id, '0', RUN_JOB_ID);
+    id[RUN_JOB_ID] = 0;
     lua_createtable(L, 0, 2);
     bind_set_str(L, "id", str_of(id));
     bind_set_str(L, "state", S("running"));
@@ -40353,7 +40395,7 @@ static int
 bind_core_job(lua_State *L)
 {
     struct bind_asked k;
-    unsigned char owner[EXEC_OWNER];
+    unsigned char owner[RUN_OWNER];
     struct bind_run *run;
     struct err e = {.msg = "no broker"};
 
@@ -40411,13 +40453,13 @@ bind_core_job_ask(lua_State *L)
     uint64_t from[2] = {(uint64_t)luaL_checkinteger(L, 5),
                         (uint64_t)luaL_checkinteger(L, 6)};
     struct exec_result none = {.why = "no broker"};
-    unsigned char owner[EXEC_OWNER];
+    unsigned char owner[RUN_OWNER];
     struct mem_arena **own;
     struct exec *exec = env->exec ? exec_elder(env->exec, broker) : NULL;
     struct bind_run *run;
     struct err e;
 
-    luaL_argcheck(L, id.n == EXEC_JOB_ID, 2, "not the id of a job");
+    luaL_argcheck(L, id.n == RUN_JOB_ID, 2, "not the id of a job");
     bind_owner(t->owner, owner);
     if (env->stubs || !exec)
         return lua_pushnil(L), 1;
@@ -40839,7 +40881,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
     return true;
 }
 
-/* ==== 33 serve: from request to answer ======================================
+/* ==== 36 serve: from request to answer ======================================
  *
  * The order of a request, and nothing else. Each step either goes on, waits
  * for something that calls serve_go() again, or ends the exchange.
@@ -42252,7 +42294,7 @@ serve_run_feed(struct serve *s)
         p->feeds = !last;
     }
     if (!p->in_end)
-        req_read(s->req, mem_buf_len(&p->in) < EXEC_CHUNK);
+        req_read(s->req, mem_buf_len(&p->in) < RUN_CHUNK);
 }
 
 static void
@@ -42452,7 +42494,7 @@ serve_run_deadline(struct serve *s)
 {
     const struct cfg_command *c = s->run->command;
 
-    req_deadline(s->req, 3 * c->timeout_ms + c->kill_ms + EXEC_REPORT_MS);
+    req_deadline(s->req, 3 * c->timeout_ms + c->kill_ms + RUN_REPORT_MS);
 }
 
 static void
@@ -43136,7 +43178,7 @@ serve_set_new(struct env *env, struct mem_arena *boot, struct met_route *met,
     return set;
 }
 
-/* ==== 34 admin: health and metrics ==========================================
+/* ==== 37 admin: health and metrics ==========================================
  *
  * Plain HTTP on an address that the policy declares; any worker answers for
  * all, from the shared slab.
@@ -43351,7 +43393,7 @@ static const struct req_ops admin_ops = {
     .on_time = admin_on_nothing,
 };
 
-/* ==== 35 work: a worker =====================================================
+/* ==== 38 work: a worker =====================================================
  *
  * Inherits listening sockets, scripts and certificates, opens nothing by name
  * (but what c-ares reads), serves until it is told to drain. One loop, one Lua
@@ -44401,7 +44443,7 @@ work_main(struct boot *boot)
     return 0;
 }
 
-/* ==== 36 ctl: the control socket ============================================
+/* ==== 39 ctl: the control socket ============================================
  *
  * How `gateway reload`, `stop`, `drain` and `status` reach a supervisor: a Unix
  * socket, one word a connection, one line of JSON for an answer. A connection
@@ -44982,7 +45024,7 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
     return ok;
 }
 
-/* ==== 37 sup: the supervisor ================================================
+/* ==== 40 sup: the supervisor ================================================
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
@@ -45052,7 +45094,7 @@ enum {
     SUP_LINKS = 8,  // symbolic links on the way to a file that is watched
     SUP_TOLD = 16,  // routes that a reload has added or taken, in a line
     SUP_FDS = BOOT_FIRST_FD + BOOT_LISTENERS + BOOT_ADMINS + 3,
-    SUP_ELDERS = EXEC_ELDERS_MAX / 2,
+    SUP_ELDERS = RUN_ELDERS_MAX / 2,
 };
 
 /* A bound socket. Lives for as long as a generation wants its address. Its
@@ -45091,7 +45133,7 @@ struct sup_gen {
     uid_t uid;                 // the children's
     gid_t gid;
     bool audit_keyed;
-    unsigned char audit_key[EXEC_SUM];
+    unsigned char audit_key[CHAIN_SUM];
     char *crl_numbers;  // owned: what the next load may not go below
     char *dates;        // owned, JSON: when its certificates expire
     char *routes;       // owned: one a line
@@ -45112,7 +45154,7 @@ struct sup_child {
     struct msg_chan chan;
     bool chan_open, ready, killed;
     int result;       // what a check wrote; -1: none
-    int audit;        // a broker's struct exec_slab; -1: none
+    int audit;        // a broker's struct chain_slab; -1: none
     unsigned branch;  // of cgroups, a broker's; 0: none
     unsigned index;   // of a worker, from 1
     uint64_t given;   // of a broker: workers so far; of a worker: which it was
@@ -45151,7 +45193,7 @@ struct sup_last {
 
 /* A chain of records that ended with its broker, and is in no other yet. */
 struct sup_chain {
-    unsigned char id[EXEC_ID];
+    unsigned char id[CHAIN_ID];
     struct exec_head head;
     char how[80];
 };
@@ -45747,7 +45789,7 @@ sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
 /* The key of the audit records. *keyed: the policy names one. */
 static bool
 sup_read_audit_key(struct mem_arena *a, const struct cfg_process *p,
-                   unsigned char key[EXEC_SUM], bool *keyed, struct err *e)
+                   unsigned char key[CHAIN_SUM], bool *keyed, struct err *e)
 {
     struct str text;
     bool ok;
@@ -45757,7 +45799,7 @@ sup_read_audit_key(struct mem_arena *a, const struct cfg_process *p,
         return true;
     if (!sup_read_secret(a, str_c(a, p->audit_key), &text, e))
         return err_prefix(e, "%.*s: audit_key: ", STR_FMT(p->at));
-    ok = exec_audit_key(text, key, e) ||
+    ok = chain_audit_key(text, key, e) ||
          err_prefix(e, "%.*s: audit_key: %.*s: ", STR_FMT(p->at),
                     STR_FMT(p->audit_key));
     explicit_bzero((void *)(uintptr_t)text.p, text.n);
@@ -46944,7 +46986,7 @@ sup_chains_tell(struct sup *s)
 static void
 sup_chain_ended(struct sup *s, const struct sup_child *c, const char *how)
 {
-    struct exec_slab slab;
+    struct chain_slab slab;
     struct sup_chain *to;
 
     if (c->audit < 0 ||
@@ -47290,7 +47332,7 @@ sup_start_broker(struct sup *s, struct sup_gen *g, struct err *e)
     size_t n = BOOT_FIRST_FD;
     bool ok;
 
-    c->audit = exec_slab_new(g->audit_keyed ? g->audit_key : NULL, e);
+    c->audit = chain_slab_new(g->audit_keyed ? g->audit_key : NULL, e);
     fds[BOOT_FD] = g->broker_boot;
     fds[n++] = c->audit;
     ok = c->audit >= 0;
@@ -48680,7 +48722,7 @@ sup_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
     mem_buf_printf(out, "]");
 }
 
-/* ==== 38 dial: a client for tools ============================================
+/* ==== 41 dial: a client for tools ============================================
  *
  * `gateway audit --live` asks a service as its clients would: over TCP, plain
  * or with TLS and any certificate, good or bad. It waits for each answer: a
@@ -49079,7 +49121,7 @@ dial_open(lua_State *L)
     lua_setfield(L, -2, "pause");
 }
 
-/* ==== 39 try: tools on a policy ==============================================
+/* ==== 42 try: tools on a policy ==============================================
  *
  * The commands that are written in Lua (scripts/gateway/test.lua and others):
  * a policy's real hooks, schemas, routes and parser, without network, clock or
@@ -50806,7 +50848,7 @@ try_tool(const char *module, const char *commands, int argc, char **argv)
     return a.code;
 }
 
-/* ==== 40 learn: what a program needs, by tracing it ==========================
+/* ==== 43 learn: what a program needs, by tracing it ==========================
  *
  * `gateway exec --learn`: one declared command is run under ptrace, with the
  * arguments, environment, limits and user that it has as the broker's, but
@@ -50907,10 +50949,10 @@ struct learn_words {
 
 struct learn {
     struct mem_arena *a;
-    struct exec_broker broker;  // of which only the table is used
-    struct sock_fprog filter;   // what the cage would refuse; owned
-    struct exec_run run;
-    struct exec_start start;
+    struct run_broker broker;  // of which only the table is used
+    struct sock_fprog filter;  // what the cage would refuse; owned
+    struct run run;
+    struct run_ends start;
     struct jail_spawn spawn;
     struct learn_tracee *tracees;
     unsigned tracees_n, tracees_most;
@@ -51426,7 +51468,7 @@ learn_reap(struct learn *x)
 /* ---- its pipes ---- */
 
 static void
-learn_close(struct exec_stream *s)
+learn_close(struct run_stream *s)
 {
     if (s->fd >= 0)
         close(s->fd);
@@ -51434,7 +51476,7 @@ learn_close(struct exec_stream *s)
 }
 
 static void
-learn_read(struct exec_stream *s)
+learn_read(struct run_stream *s)
 {
     char text[16 << 10];
     ssize_t n = read(s->fd, text, sizeof text);
@@ -51451,7 +51493,7 @@ learn_read(struct exec_stream *s)
 }
 
 static void
-learn_feed(struct exec_stream *s)
+learn_feed(struct run_stream *s)
 {
     ssize_t n = write(s->fd, mem_buf_ptr(&s->buf), mem_buf_len(&s->buf));
 
@@ -51465,7 +51507,7 @@ learn_feed(struct exec_stream *s)
 static void
 learn_pipes(struct learn *x, int ms)
 {
-    struct exec_stream *io = x->run.io;
+    struct run_stream *io = x->run.io;
     struct pollfd p[4] = {{x->signal_fd, POLLIN, 0},
                           {io[0].fd, POLLOUT, 0},
                           {io[1].fd, POLLIN, 0},
@@ -51860,8 +51902,8 @@ learn_trace(struct learn *x, int fd, struct err *e)
 static bool
 learn_start(struct learn *x, struct err *e)
 {
-    const struct exec_command *c = x->run.command;
-    struct exec_start *s = &x->start;
+    const struct run_command *c = x->run.command;
+    struct run_ends *s = &x->start;
     sigset_t child;
     int pair[2];
     bool ok;
@@ -51870,13 +51912,13 @@ learn_start(struct learn *x, struct err *e)
     sigaddset(&child, SIGCHLD);
     sigprocmask(SIG_BLOCK, &child, NULL);
     x->signal_fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (!exec_files_open(&x->run, s, e) || !exec_pipes_open(&x->run, s, e))
+    if (!run_files_open(&x->run, s, e) || !run_pipes_open(&x->run, s, e))
         return false;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
         return err_set(e, ERR_EXEC, "socketpair: %s", strerror(errno));
     x->spawn =
         (struct jail_spawn){.program = c->program,
-                            .argv = exec_argv(&x->run, s),
+                            .argv = run_argv(&x->run, s),
                             .envp = c->envp,
                             .cwd = c->cwd,
                             .stdio = {s->stdin_file >= 0  ? s->stdin_file
@@ -51917,20 +51959,20 @@ static bool
 learn_init(struct learn *x, const struct learn_ask *ask, const struct boot *b,
            struct err *e)
 {
-    struct exec_run *r = &x->run;
+    struct run *r = &x->run;
 
-    if (!exec_broker_init(&x->broker, NULL, b->uid, ask->cfg->text, e) ||
+    if (!broker_init(&x->broker, NULL, b->uid, ask->cfg->text, e) ||
         !wall_filter_whole(true, &x->filter, e) ||
         (b->drop && !wall_drop(b->uid, b->gid, e)))
         return false;
-    x->start = (struct exec_start){
+    x->start = (struct run_ends){
         .stdin_file = -1, .theirs = {-1, -1, -1}, .rules = -1};
     r->broker = &x->broker;
     r->command = &x->broker.commands[ask->command];
     r->arena = x->a;
     r->values = ask->values;
     for (unsigned i = 0; i < 3; i++)
-        r->io[i] = (struct exec_stream){.run = r, .which = i, .fd = -1};
+        r->io[i] = (struct run_stream){.run = r, .which = i, .fd = -1};
     r->io[0].max = r->command->cfg->stdin_max;
     r->io[0].total = ask->in.n;
     mem_buf_add(&r->io[0].buf, ask->in.p, ask->in.n);
@@ -51939,7 +51981,7 @@ learn_init(struct learn *x, const struct learn_ask *ask, const struct boot *b,
         prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L) != 0)
         return err_set(e, ERR_EXEC, "%s", strerror(errno));
     umask(077);
-    return exec_run_check(r, e);
+    return broker_run_check(r, e);
 }
 
 /* `gateway exec --learn`: the exit code. */
@@ -51960,7 +52002,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
         learn_loop(x);
         x->run.status = x->status;
         x->run.timed_out = x->late;
-        exec_why(&x->run, why, sizeof why);
+        run_why(&x->run, why, sizeof why);
         if (!x->begun)
             snprintf(why, sizeof why, "it did not start");
         learn_surprises(x);
@@ -51974,7 +52016,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
     }
     if (x->pid > 0)
         kill(x->pid, SIGKILL);
-    exec_start_free(&x->start);
+    run_start_free(&x->start);
     for (int i = 0; i < 3; i++)
         mem_buf_free(&x->run.io[i].buf);
     while (x->tracees)
@@ -51990,7 +52032,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
     return ok ? 0 : 1;
 }
 
-/* ==== 41 cli: the commands, and main ========================================
+/* ==== 44 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
@@ -52145,7 +52187,7 @@ cli_check(const struct cli *cli)
     struct boot b;
     struct cfg c;
     struct err e;
-    unsigned char audit_key[EXEC_SUM];
+    unsigned char audit_key[CHAIN_SUM];
     bool ok, keyed;
 
     host_survey(&host);
@@ -52366,7 +52408,7 @@ cli_exec_files(struct cli_exec *x, const struct boot *all, int *boot_fd,
                int *audit_fd, struct err *e)
 {
     struct boot b = *all;
-    unsigned char key[EXEC_SUM];
+    unsigned char key[CHAIN_SUM];
     bool keyed;
 
     b.role = BOOT_BROKER;
@@ -52375,7 +52417,7 @@ cli_exec_files(struct cli_exec *x, const struct boot *all, int *boot_fd,
     memcpy(b.clone_key, x->clone_key, sizeof b.clone_key);
     if (!sup_read_audit_key(x->a, &x->cfg.process, key, &keyed, e))
         return false;
-    *audit_fd = exec_slab_new(keyed ? key : NULL, e);
+    *audit_fd = chain_slab_new(keyed ? key : NULL, e);
     explicit_bzero(key, sizeof key);
     if (*audit_fd < 0)
         return false;
@@ -52686,7 +52728,7 @@ cli_schema(const struct cli *cli)
 enum { CLI_LINE_MAX = 64 << 10 };  // bytes of a line that are looked at
 
 static void
-cli_log_json(const struct exec_verify *v)
+cli_log_json(const struct chain_verify *v)
 {
     struct mem_buf b = {0};
 
@@ -52695,19 +52737,19 @@ cli_log_json(const struct exec_verify *v)
                    ",\"chains\":%" PRIu64 ",\"runs\":%" PRIu64
                    ",\"runs_without_end\":%" PRIu64 ",\"refused\":%" PRIu64
                    ",\"macs\":\"%s\",\"first\":\"%s\",\"last\":\"%s\"",
-                   exec_verify_whole(v) ? "true" : "false", v->lines,
+                   chain_verify_whole(v) ? "true" : "false", v->lines,
                    v->records, v->chains, v->runs, v->unended_runs, v->refused,
                    v->keyed       ? "checked"
                    : v->unchecked ? "unchecked"
                                   : "none",
                    v->from, v->to);
-    for (int i = 0; i < EXEC_FAULT_KINDS; i++)
-        mem_buf_printf(&b, ",\"%s\":%" PRIu64, exec_fault_names[i],
+    for (int i = 0; i < CHAIN_FAULT_KINDS; i++)
+        mem_buf_printf(&b, ",\"%s\":%" PRIu64, chain_fault_names[i],
                        v->counts[i]);
     mem_buf_printf(&b, ",\"faults\":[");
     for (size_t i = 0; i < v->faults_n; i++) {
         mem_buf_printf(&b, "%s{\"kind\":\"%s\",\"line\":%" PRIu64 ",\"file\":",
-                       i ? "," : "", exec_fault_names[v->faults[i].kind],
+                       i ? "," : "", chain_fault_names[v->faults[i].kind],
                        v->faults[i].line);
         json_write_str(&b, str_of(v->faults[i].file));
         mem_buf_printf(&b, ",\"text\":");
@@ -52719,15 +52761,15 @@ cli_log_json(const struct exec_verify *v)
 }
 
 static void
-cli_log_print(const struct exec_verify *v)
+cli_log_print(const struct chain_verify *v)
 {
     const char *comma = " ";
     uint64_t all = 0;
 
     for (size_t i = 0; i < v->faults_n; i++)
         printf("%s:%" PRIu64 ": %s: %s\n", v->faults[i].file, v->faults[i].line,
-               exec_fault_names[v->faults[i].kind], v->faults[i].text);
-    for (int i = 0; i < EXEC_FAULT_KINDS; i++)
+               chain_fault_names[v->faults[i].kind], v->faults[i].text);
+    for (int i = 0; i < CHAIN_FAULT_KINDS; i++)
         all += v->counts[i];
     if (all > v->faults_n)
         printf("and %" PRIu64 " more\n", all - v->faults_n);
@@ -52741,14 +52783,14 @@ cli_log_print(const struct exec_verify *v)
                    : v->unchecked ? "MACs not checked: that takes --key"
                                   : "no MACs: hashes show loss and mishaps, "
                                     "but anybody can make them");
-    printf(exec_verify_whole(v) ? "whole\n" : "not whole:");
-    for (int i = 0; i < EXEC_NOTE; i++) {
+    printf(chain_verify_whole(v) ? "whole\n" : "not whole:");
+    for (int i = 0; i < CHAIN_NOTE; i++) {
         if (!v->counts[i])
             continue;
-        printf("%s%" PRIu64 " %s", comma, v->counts[i], exec_fault_names[i]);
+        printf("%s%" PRIu64 " %s", comma, v->counts[i], chain_fault_names[i]);
         comma = ", ";
     }
-    printf(exec_verify_whole(v) ? "" : "\n");
+    printf(chain_verify_whole(v) ? "" : "\n");
 }
 
 /* A line without its newline; what is beyond CLI_LINE_MAX is left out. False:
@@ -52766,7 +52808,7 @@ cli_log_line(FILE *f, char *line, size_t *n)
 }
 
 static bool
-cli_log_file(struct exec_verify *v, const char *path, struct err *e)
+cli_log_file(struct chain_verify *v, const char *path, struct err *e)
 {
     bool own = strcmp(path, "-") == 0, bad;
     FILE *f = own ? stdin : fopen(path, "re");
@@ -52775,8 +52817,8 @@ cli_log_file(struct exec_verify *v, const char *path, struct err *e)
     size_t n;
 
     while (f && cli_log_line(f, line, &n))
-        exec_verify_line(v, own ? "stdin" : path, ++number,
-                         (struct str){line, n});
+        chain_verify_line(v, own ? "stdin" : path, ++number,
+                          (struct str){line, n});
     free(line);
     bad = !f || ferror(f);
     if (bad)
@@ -52787,12 +52829,12 @@ cli_log_file(struct exec_verify *v, const char *path, struct err *e)
 }
 
 static bool
-cli_log_key(const char *path, unsigned char key[EXEC_SUM], struct err *e)
+cli_log_key(const char *path, unsigned char key[CHAIN_SUM], struct err *e)
 {
     struct mem_arena *a = mem_arena_new(2 * SUP_FILE_BYTES);
     struct str text;
     bool ok = sup_read_file(a, path, SUP_FILE_BYTES, &text, e) &&
-              (exec_audit_key(text, key, e) || err_prefix(e, "%s: ", path));
+              (chain_audit_key(text, key, e) || err_prefix(e, "%s: ", path));
 
     if (ok)
         explicit_bzero((void *)(uintptr_t)text.p, text.n);
@@ -52803,8 +52845,8 @@ cli_log_key(const char *path, unsigned char key[EXEC_SUM], struct err *e)
 static int
 cli_log(const struct cli *cli)
 {
-    unsigned char key[EXEC_SUM];
-    struct exec_verify *v;
+    unsigned char key[CHAIN_SUM];
+    struct chain_verify *v;
     struct err e;
     bool ok = true, whole;
 
@@ -52812,18 +52854,18 @@ cli_log(const struct cli *cli)
         return cli_fail("say which log: gateway log verify FILE") + 1;
     if (cli->key && !cli_log_key(cli->key, key, &e))
         return cli_fail("--key: %s", e.msg);
-    v = exec_verify_new(cli->key ? key : NULL, cli->running);
+    v = chain_verify_new(cli->key ? key : NULL, cli->running);
     explicit_bzero(key, sizeof key);
     for (int i = 1; ok && i < cli->args_n; i++)
         ok = cli_log_file(v, cli->args[i], &e);
     if (ok) {
-        exec_verify_end(v);
+        chain_verify_end(v);
         (cli->json ? cli_log_json : cli_log_print)(v);
     } else {
         cli_fail("%s", e.msg);
     }
-    whole = ok && exec_verify_whole(v);
-    exec_verify_free(v);
+    whole = ok && chain_verify_whole(v);
+    chain_verify_free(v);
     if (fflush(stdout) != 0)
         return cli_fail("standard output: %s", strerror(errno));
     return whole ? 0 : 1;
@@ -53285,7 +53327,7 @@ static bool
 cli_role_enter(struct boot *b, struct err *e)
 {
     if (b->role == BOOT_BROKER)
-        return true;  // exec_main() opens programs first, and then does this
+        return true;  // broker_main() opens programs first, and then does this
     if (!wall_early(boot_fds_end(b), e))
         return false;
     if (b->role == BOOT_WORKER &&
@@ -53304,7 +53346,7 @@ cli_role_run(struct mem_arena *a, struct boot *b)
     case BOOT_VERIFY:
         return cli_role_verify(a, b);
     case BOOT_BROKER:
-        return exec_main(b);
+        return broker_main(b);
     case BOOT_WORKER:
         return work_main(b);
     }
