@@ -98,11 +98,13 @@
  *   37  admin   health and metrics
  *   38  work    a worker
  *   39  ctl     the control socket
- *   40  sup     the supervisor
- *   41  dial    a client for tools
- *   42  try     tools on a policy
- *   43  learn   what a program needs, by tracing it
- *   44  cli     the commands, and main
+ *   40  files   what the supervisor reads for the others
+ *   41  verify  all of a configuration that reading it does not show
+ *   42  sup     the supervisor
+ *   43  dial    a client for tools
+ *   44  try     tools on a policy
+ *   45  learn   what a program needs, by tracing it
+ *   46  cli     the commands, and main
  *
  * Rooms 1 to 13 are words: functions on memory (log writes lines, and boot its
  * bundle). 14 to 19 are protocols: bytes in, calls out, no descriptor, so that
@@ -1980,6 +1982,13 @@ json_write_str(struct mem_buf *b, struct str s)
     }
     mem_buf_add(b, s.p + from, s.n - from);
     mem_buf_add(b, "\"", 1);
+}
+
+static void
+json_write_text(struct mem_buf *b, const char *key, const char *text)
+{
+    mem_buf_printf(b, ",\"%s\":", key);
+    json_write_str(b, str_of(text));
 }
 
 /* The shortest decimal that reads back as the same double, marked as a real
@@ -31634,7 +31643,7 @@ struct chain_slab {
     unsigned char key[CHAIN_SUM];  // K(0); wiped by the broker
     uint32_t keyed;
     uint32_t which;  // of `heads`
-    struct exec_head {
+    struct chain_head {
         uint64_t records;
         unsigned char hash[CHAIN_SUM];  // of the last one
     } heads[2];
@@ -31644,7 +31653,7 @@ struct chain {
     char id[2 * CHAIN_ID + 1];
     bool keyed, begun;
     unsigned char key[CHAIN_SUM];  // K(head.records)
-    struct exec_head head;
+    struct chain_head head;
     uint64_t lost;            // records that nobody took, since the last one
     struct chain_slab *slab;  // borrowed, for as long as the broker lives
 };
@@ -45024,7 +45033,746 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
     return ok;
 }
 
-/* ==== 40 sup: the supervisor ================================================
+/* ==== 40 files: what the supervisor reads for the others =====================
+ *
+ * Children open nothing by name: each gets what it needs in its bundle (boot).
+ * Here the supervisor reads the scripts below the policy's folder, certificates
+ * and keys, revocation lists and what else a configuration names: each once,
+ * whole, a regular file and no larger than its limit.
+ *
+ * Owner   what is read belongs to the arena of a load, or of a tool
+ * Down    boot cfg mem err
+ * Entry   files_read_scripts  files_read_certificates
+ */
+enum {
+    FILES_BYTES = 1 << 20,  // a certificate, key or CA file
+    FILES_DEPTH = 8,        // folders below the policy's
+    FILES_ENTRIES = 20000,  // names looked at while searching for scripts
+};
+
+/* ---- files --------------------------------------------------------------- */
+
+/* A whole regular file, and what is known of it. A FIFO or device is refused
+ * and never waited for. */
+static bool
+files_read_stat(struct mem_arena *a, const char *path, size_t max,
+                struct str *out, struct stat *about, struct err *e)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    struct stat st;
+    size_t got = 0;
+    ssize_t n = 1;
+    char *p;
+
+    if (fd < 0 || fstat(fd, &st) != 0) {
+        err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
+        if (fd >= 0)
+            close(fd);
+        return false;
+    }
+    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size > max) {
+        close(fd);
+        return err_set(e, ERR_CONFIG,
+                       S_ISREG(st.st_mode) ? "%s: larger than %zu bytes"
+                                           : "%s: not a regular file",
+                       path, max);
+    }
+    p = mem_alloc_raw(a, (size_t)st.st_size + 1);
+    while (got < (size_t)st.st_size && n > 0) {
+        n = read(fd, p + got, (size_t)st.st_size - got);
+        if (n < 0 && errno == EINTR)
+            n = 1;
+        else if (n > 0)
+            got += (size_t)n;
+    }
+    close(fd);
+    if (n < 0)
+        return err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
+    p[got] = 0;
+    *out = (struct str){p, got};
+    *about = st;
+    return true;
+}
+
+static bool
+files_read_file(struct mem_arena *a, const char *path, size_t max,
+                struct str *out, struct err *e)
+{
+    struct stat about;
+
+    return files_read_stat(a, path, max, out, &about, e);
+}
+
+/* A file that nobody else may read. One that its group may read is named in
+ * the log, not more: secrets are mounted like that. */
+static bool
+files_read_secret(struct mem_arena *a, const char *path, struct str *out,
+                  struct err *e)
+{
+    struct stat about;
+
+    if (!files_read_stat(a, path, FILES_BYTES, out, &about, e))
+        return false;
+    if (about.st_mode & (S_IRWXO | S_IWGRP))
+        return err_set(e, ERR_CONFIG,
+                       "%s: others may read or change this key (mode %04o): "
+                       "chmod 600 it (in Kubernetes: defaultMode: 0400)",
+                       path, (unsigned)about.st_mode & 07777);
+    if (about.st_mode & S_IRWXG)
+        log_at(LOG_WARN, "sup",
+               "%s: its group may read this key (mode %04o): chmod 600 it, if "
+               "the group need not",
+               path, (unsigned)about.st_mode & 07777);
+    return true;
+}
+
+/* The scripts found so far, and the documents that they may name. */
+struct files_scripts {
+    struct mem_arena *a;
+    struct boot_file *v;  // BOOT_SCRIPTS of them
+    size_t n, bytes, entries;
+    char **documents;  // FILES_ENTRIES of them
+    size_t documents_n;
+};
+
+static bool
+files_add_script(struct files_scripts *s, const char *path, struct err *e)
+{
+    struct boot_file *f = &s->v[s->n];
+
+    for (size_t i = 0; i < s->n; i++)
+        if (str_eq(s->v[i].name, str_of(path)))
+            return true;  // the policy itself came first
+    if (s->n == BOOT_SCRIPTS)
+        return err_set(e, ERR_CONFIG,
+                       "%s: more than %d scripts beside the "
+                       "policy: give the policy a folder of its own",
+                       path, BOOT_SCRIPTS);
+    if (!files_read_file(s->a, path, BOOT_SCRIPT_BYTES, &f->bytes, e))
+        return false;
+    s->bytes += f->bytes.n;
+    if (s->bytes > BOOT_SCRIPT_BYTES)
+        return err_set(e, ERR_CONFIG,
+                       "%s: the scripts are together larger "
+                       "than %d MiB",
+                       path, BOOT_SCRIPT_BYTES >> 20);
+    f->name = str_dup(s->a, str_of(path));
+    s->n++;
+    return true;
+}
+
+static int
+files_cmp_names(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The names in a folder, sorted, without hidden ones. */
+static bool
+files_list(struct files_scripts *s, const char *dir, char ***names, size_t *n,
+           struct err *e)
+{
+    DIR *d = opendir(dir);
+    size_t cap = 0;
+    char **more;
+
+    *n = 0;
+    *names = NULL;
+    if (!d)
+        return err_set(e, ERR_CONFIG, "%s: %s", dir, strerror(errno));
+    for (struct dirent *f; (f = readdir(d));) {
+        if (++s->entries > FILES_ENTRIES)
+            break;
+        if (f->d_name[0] == '.')
+            continue;
+        if (*n == cap) {
+            cap = cap ? 2 * cap : 16;
+            more = mem_alloc(s->a, cap * sizeof *more);
+            if (*n)
+                memcpy(more, *names, *n * sizeof *more);
+            *names = more;
+        }
+        (*names)[(*n)++] = str_c(s->a, str_of(f->d_name));
+    }
+    closedir(d);
+    if (s->entries > FILES_ENTRIES)
+        return err_set(e, ERR_CONFIG,
+                       "%s: more than %d files beside the "
+                       "policy: give the policy a folder of its own",
+                       dir, FILES_ENTRIES);
+    if (*n)
+        qsort(*names, *n, sizeof **names, files_cmp_names);
+    return true;
+}
+
+static bool
+files_is_document(struct str name)
+{
+    return str_ends(name, S(".yaml")) || str_ends(name, S(".yml")) ||
+           str_ends(name, S(".json"));
+}
+
+/* All *.lua below `dir`. A linked file is followed (a ConfigMap is made of
+ * them), a linked folder is not (it could lead in circles). */
+static bool
+files_scan(struct files_scripts *s, const char *dir, int depth, struct err *e)
+{
+    char **names, *path;
+    size_t n;
+    struct stat st;
+
+    if (!files_list(s, dir, &names, &n, e))
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        path = strcmp(dir, ".") == 0
+                   ? names[i]
+                   : mem_printf(s->a, "%s%s%s", dir,
+                                strcmp(dir, "/") ? "/" : "", names[i]);
+        if (lstat(path, &st) != 0)
+            continue;  // gone again
+        if (S_ISDIR(st.st_mode)) {
+            if (depth < FILES_DEPTH && !files_scan(s, path, depth + 1, e))
+                return false;
+        } else if (str_ends(str_of(names[i]), S(".lua"))) {
+            if (!files_add_script(s, path, e))
+                return false;
+        } else if (files_is_document(str_of(names[i]))) {
+            s->documents[s->documents_n++] = path;
+        }
+    }
+    return true;
+}
+
+/* Does `text` hold `name` in quotes? */
+static bool
+files_quotes(struct str text, struct str name)
+{
+    const char *p;
+
+    while ((p = memmem(text.p, text.n, name.p, name.n))) {
+        const char *after = p + name.n;
+
+        if (p > text.p && (p[-1] == '"' || p[-1] == '\'') &&
+            after < text.p + text.n && *after == p[-1])
+            return true;
+        text = str_from(text, (size_t)(after - text.p));
+    }
+    return false;
+}
+
+/* Of the documents found, those that a script names. The others may be
+ * anybody's, and are not even opened. */
+static bool
+files_add_documents(struct files_scripts *s, const char *dir, struct err *e)
+{
+    size_t scripts = s->n, skip = strcmp(dir, ".") ? strlen(dir) : 0;
+    bool wanted;
+
+    for (size_t i = 0; i < s->documents_n; i++) {
+        const char *path = s->documents[i], *name = path + skip;
+
+        wanted = false;
+        while (*name == '/')
+            name++;
+        for (size_t k = 0; k < scripts && !wanted; k++)
+            wanted = files_quotes(s->v[k].bytes, str_of(name)) ||
+                     files_quotes(s->v[k].bytes, str_of(path));
+        if (wanted && !files_add_script(s, path, e))
+            return false;
+    }
+    return true;
+}
+
+/* The policy, every *.lua in its folder and below, and the documents that they
+ * name. */
+static bool
+files_read_scripts(struct mem_arena *a, const char *policy, struct boot *b,
+                   struct err *e)
+{
+    struct files_scripts s = {.a = a};
+    const char *slash;
+    char *dir;
+
+    while (strncmp(policy, "./", 2) == 0 && policy[2] && policy[2] != '/')
+        policy += 2;
+    slash = strrchr(policy, '/');
+    s.v = mem_alloc(a, BOOT_SCRIPTS * sizeof *s.v);
+    if (!files_add_script(&s, policy, e))
+        return err_prefix(e, "policy: ");
+    dir = slash == policy ? str_c(a, S("/"))
+          : slash ? str_c(a, (struct str){policy, (size_t)(slash - policy)})
+                  : str_c(a, S("."));
+    s.documents = mem_alloc(a, FILES_ENTRIES * sizeof *s.documents);
+    if (!files_scan(&s, dir, 0, e) || !files_add_documents(&s, dir, e))
+        return false;
+    b->policy = str_dup(a, str_of(policy));
+    b->scripts = s.v;
+    b->scripts_n = s.n;
+    return true;
+}
+
+/* The scripts that serve now, out of the bundle `fd` of their workers: a policy
+ * that is being edited does not keep new certificates out. */
+static bool
+files_keep_scripts(struct mem_arena *a, int fd, struct boot *b, struct err *e)
+{
+    struct boot old;
+    struct stat st;
+    char *p;
+
+    must(fstat(fd, &st) == 0);
+    p = mem_alloc_raw(a, (size_t)st.st_size);
+    must(pread(fd, p, (size_t)st.st_size, 0) == st.st_size &&
+         boot_parse((struct str){p, (size_t)st.st_size}, a, &old, e));
+    boot_forget_keys(&old);  // those are read anew
+    b->policy = old.policy;
+    b->scripts = old.scripts;
+    b->scripts_n = old.scripts_n;
+    return true;
+}
+
+/* The scripts of gateway.shadow: a policy, and every *.lua beside and below it.
+ * Those that are there already are not read again. */
+static bool
+files_read_shadow(struct mem_arena *a, const struct cfg *c, struct boot *b,
+                  struct err *e)
+{
+    struct files_scripts s = {.a = a};
+    struct boot next = {0};
+
+    struct str here;
+
+    if (!c->shadow.policy.n || vm_bundle_find(b, c->shadow.policy, &here))
+        return true;
+    s.v = mem_alloc(a, BOOT_SCRIPTS * sizeof *s.v);
+    for (; s.n < b->scripts_n; s.n++) {
+        s.v[s.n] = b->scripts[s.n];
+        s.bytes += b->scripts[s.n].bytes.n;
+    }
+    if (!files_read_scripts(a, str_c(a, c->shadow.policy), &next, e))
+        return err_prefix(e, "%.*s: gateway.shadow: ", STR_FMT(c->shadow.at));
+    for (size_t i = 0; i < next.scripts_n; i++) {
+        size_t k = 0;
+
+        while (k < s.n && !str_eq(s.v[k].name, next.scripts[i].name))
+            k++;
+        if (k < s.n)
+            continue;
+        s.bytes += next.scripts[i].bytes.n;
+        if (s.n == BOOT_SCRIPTS || s.bytes > BOOT_SCRIPT_BYTES)
+            return err_set(e, ERR_CONFIG,
+                           "%.*s: gateway.shadow: with its scripts there are "
+                           "more than %d, or than %d MiB",
+                           STR_FMT(c->shadow.at), BOOT_SCRIPTS,
+                           BOOT_SCRIPT_BYTES >> 20);
+        s.v[s.n++] = next.scripts[i];
+    }
+    b->scripts = s.v;
+    b->scripts_n = s.n;
+    return true;
+}
+
+static bool
+files_read_crl(struct mem_arena *a, const char *path, struct boot_site *to,
+               size_t *bytes, struct err *e)
+{
+    struct boot_file *f = &to->crls[to->crls_n];
+
+    if (to->crls_n == BOOT_CRLS)
+        return err_set(e, ERR_CONFIG, "%s: more than %d files of CRLs", path,
+                       BOOT_CRLS);
+    if (!files_read_file(a, path, PKI_CRL_BYTES, &f->bytes, e))
+        return false;
+    *bytes += f->bytes.n;
+    if (*bytes > BOOT_CRL_BYTES)
+        return err_set(e, ERR_CONFIG,
+                       "%s: the CRLs of all listeners are together larger than "
+                       "%d MiB",
+                       path, BOOT_CRL_BYTES >> 20);
+    f->name = str_of(path);
+    to->crls_n++;
+    return true;
+}
+
+/* A file of revocation lists, or every *.crl in a folder. */
+static bool
+files_read_crl_path(struct mem_arena *a, const char *path, struct boot_site *to,
+                    size_t *bytes, struct err *e)
+{
+    struct files_scripts s = {.a = a};
+    size_t n, before = to->crls_n;
+    struct stat st;
+    char **names;
+
+    if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode))
+        return files_read_crl(a, path, to, bytes, e);
+    if (!files_list(&s, path, &names, &n, e))
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if (str_ends(str_of(names[i]), S(".crl")) &&
+            !files_read_crl(a, mem_printf(a, "%s/%s", path, names[i]), to,
+                            bytes, e))
+            return false;
+    return to->crls_n > before ||
+           err_set(e, ERR_CONFIG, "%s: no *.crl file in this folder", path);
+}
+
+/* One key of 48 or 80 bytes, as nginx takes it; or keys of that length, one a
+ * line in Base64, as HAProxy does. Which of them does what is not their
+ * business here: all of it is key material. */
+static bool
+files_parse_ticket_keys(struct mem_arena *a, struct str text, struct boot *b,
+                        struct err *e)
+{
+    struct str line;
+
+    b->ticket_keys = mem_alloc(a, BOOT_TICKET_KEYS * sizeof *b->ticket_keys);
+    if (text.n == 48 || text.n == 80) {
+        b->ticket_keys[b->ticket_keys_n++] = text;
+        return true;
+    }
+    for (int n = 1; text.n; n++) {
+        struct str key;
+
+        str_cut(text, '\n', &line, &text);
+        line = str_trim(line);
+        if (!line.n)
+            continue;
+        if (!pki_b64_decode(a, line, &key) || (key.n != 48 && key.n != 80))
+            return err_set(e, ERR_CONFIG,
+                           "line %d is not 48 or 80 bytes in Base64: make one "
+                           "by openssl rand -base64 80 | tr -d '\\n'",
+                           n);
+        if (b->ticket_keys_n == BOOT_TICKET_KEYS)
+            return err_set(e, ERR_CONFIG,
+                           "more than %d keys: leave old ones "
+                           "out",
+                           BOOT_TICKET_KEYS);
+        b->ticket_keys[b->ticket_keys_n++] = key;
+    }
+    return b->ticket_keys_n ||
+           err_set(e, ERR_CONFIG,
+                   "there is no key in it: make one by openssl rand 80");
+}
+
+/* The ticket keys that replicas share; none: the supervisor makes one. */
+static bool
+files_read_ticket_keys(struct mem_arena *a, const struct cfg_process *p,
+                       struct boot *b, struct err *e)
+{
+    struct str text;
+
+    b->ticket_rotate = !p->ticket_keys.n;
+    b->ticket_keys_n = 0;
+    if (!p->ticket_keys.n)
+        return true;
+    return (files_read_secret(a, str_c(a, p->ticket_keys), &text, e) &&
+            (files_parse_ticket_keys(a, text, b, e) ||
+             err_prefix(e, "%.*s: ", STR_FMT(p->ticket_keys)))) ||
+           err_prefix(e, "%.*s: ticket_keys: ", STR_FMT(p->at));
+}
+
+static bool
+files_read_pairs(struct mem_arena *a, const struct cfg_site *s,
+                 struct boot_site *to, struct err *e)
+{
+    to->pairs_n = s->pairs_n;
+    to->pairs = mem_alloc(a, s->pairs_n * sizeof *to->pairs);
+    for (size_t i = 0; i < s->pairs_n; i++)
+        if (!files_read_file(a, str_c(a, s->pairs[i].certificate), FILES_BYTES,
+                             &to->pairs[i].certificate, e) ||
+            !files_read_secret(a, str_c(a, s->pairs[i].key), &to->pairs[i].key,
+                               e))
+            return false;
+    return true;
+}
+
+/* Whom a site trusts. */
+static bool
+files_read_trust(struct mem_arena *a, const struct cfg_listener *l,
+                 const struct cfg_site *s, struct boot_site *to, size_t *bytes,
+                 struct err *e)
+{
+    to->crl_missing_ok = l->crl_missing_ok;
+    to->crl_expired_ok = l->crl_expired_ok;
+    to->crls_n = 0;
+    to->crls = mem_alloc(a, (s->crl.n ? BOOT_CRLS : 0) * sizeof *to->crls);
+    for (size_t i = 0; i < s->crl.n; i++)
+        if (!files_read_crl_path(a, str_c(a, s->crl.v[i]), to, bytes, e))
+            return err_prefix(e, "crl: ");
+    return !s->client_ca.n || files_read_file(a, str_c(a, s->client_ca),
+                                              FILES_BYTES, &to->client_ca, e);
+}
+
+/* What a server name does not say is the listener's own. */
+static bool
+files_read_site(struct mem_arena *a, const struct cfg_listener *l,
+                const struct cfg_site *s, const struct boot_site *own,
+                struct boot_site *to, size_t *bytes, struct err *e)
+{
+    *to = *own;
+    to->shared = !s->client_ca.n && !s->crl.n;
+    return (!s->pairs_n || files_read_pairs(a, s, to, e)) &&
+           (to->shared || files_read_trust(a, l, s, to, bytes, e));
+}
+
+static bool
+files_read_sites(struct mem_arena *a, const struct cfg_listener *l,
+                 struct boot_listener *to, size_t *bytes, struct err *e)
+{
+    struct boot_site *own;
+
+    to->fd = -1;
+    to->sites_n = l->sni_n + 1;
+    to->sites = own = mem_alloc(a, to->sites_n * sizeof *to->sites);
+    if (!files_read_site(a, l, &l->own, own, own, bytes, e))
+        return false;
+    for (size_t i = 0; i < l->sni_n; i++)
+        if (!files_read_site(a, l, &l->sni[i], own, own + i + 1, bytes, e))
+            return err_prefix(e, "sni \"%.*s\": ", STR_FMT(l->sni[i].name));
+    return true;
+}
+
+static bool
+files_read_upstream(struct mem_arena *a, const struct cfg_upstream *u,
+                    struct boot_upstream *to, size_t *bytes, struct err *e)
+{
+    const struct cfg_listener rules = {.crl_missing_ok = u->crl_missing_ok,
+                                       .crl_expired_ok = u->crl_expired_ok};
+    const struct cfg_site site = {.client_ca = u->ca, .crl = u->crl};
+
+    to->trust.client_ca = to->certificate = to->key = S("");
+    return (!u->certificate.n ||
+            files_read_file(a, str_c(a, u->certificate), FILES_BYTES,
+                            &to->certificate, e)) &&
+           (!u->key.n || files_read_secret(a, str_c(a, u->key), &to->key, e)) &&
+           files_read_trust(a, &rules, &site, &to->trust, bytes, e);
+}
+
+/* The same for https upstreams; `bytes` of CRLs are read already. */
+static bool
+files_read_upstreams(struct mem_arena *a, const struct cfg *c, struct boot *b,
+                     size_t *bytes, struct err *e)
+{
+    b->upstreams_n = c->upstreams_n;
+    b->upstreams = mem_alloc(a, c->upstreams_n * sizeof *b->upstreams);
+    for (size_t i = 0; i < c->upstreams_n; i++) {
+        const struct cfg_upstream *u = &c->upstreams[i];
+
+        if (!files_read_upstream(a, u, &b->upstreams[i], bytes, e))
+            return err_prefix(e, "%.*s: upstream %.*s: ", STR_FMT(u->at),
+                              STR_FMT(u->name));
+    }
+    return true;
+}
+
+/* Certificates, keys, CAs, CRLs: read here, as root where we are root. */
+static bool
+files_read_certificates(struct mem_arena *a, const struct cfg *c,
+                        struct boot *b, struct err *e)
+{
+    size_t crl_bytes = 0;
+
+    b->listeners_n = c->listeners_n;
+    b->listeners = mem_alloc(a, c->listeners_n * sizeof *b->listeners);
+    for (size_t i = 0; i < c->listeners_n; i++)
+        if (!files_read_sites(a, &c->listeners[i], &b->listeners[i], &crl_bytes,
+                              e))
+            return err_prefix(
+                e, "%.*s: listener %.*s: ", STR_FMT(c->listeners[i].at),
+                STR_FMT(c->listeners[i].name));
+    b->cas_n = c->cas.n;
+    b->cas = mem_alloc(a, c->cas.n * sizeof *b->cas);
+    for (size_t i = 0; i < c->cas.n; i++)
+        if (!files_read_file(a, str_c(a, c->cas.v[i]), FILES_BYTES, &b->cas[i],
+                             e))
+            return err_prefix(e, "id.ca, or client_ca of a route: ");
+    return files_read_upstreams(a, c, b, &crl_bytes, e) &&
+           files_read_ticket_keys(a, &c->process, b, e);
+}
+
+/* The key of the audit records. *keyed: the policy names one. */
+static bool
+files_read_audit_key(struct mem_arena *a, const struct cfg_process *p,
+                     unsigned char key[CHAIN_SUM], bool *keyed, struct err *e)
+{
+    struct str text;
+    bool ok;
+
+    *keyed = p->audit_key.n != 0;
+    if (!*keyed)
+        return true;
+    if (!files_read_secret(a, str_c(a, p->audit_key), &text, e))
+        return err_prefix(e, "%.*s: audit_key: ", STR_FMT(p->at));
+    ok = chain_audit_key(text, key, e) ||
+         err_prefix(e, "%.*s: audit_key: %.*s: ", STR_FMT(p->at),
+                    STR_FMT(p->audit_key));
+    explicit_bzero((void *)(uintptr_t)text.p, text.n);
+    return ok;
+}
+
+/* ==== 41 verify: all of a configuration that reading it does not show ========
+ *
+ * Schemas, certificates, keys, revocation lists and programs, in a throw-away
+ * process: what it parses, nobody trusts yet. It also notes what the supervisor
+ * wants to know and must not parse: the numbers of lists, which certificate
+ * expires when.
+ *
+ * Down    prog tls pki boot cfg json err
+ * Entry   verify_all  verify_dates
+ */
+
+/* ---- what the throw-away processes do ------------------------------------ */
+
+static bool
+verify_cas(const struct cfg *c, const struct boot *b, struct err *e)
+{
+    struct pki_cas cas = {0};
+    bool ok = true;
+
+    for (size_t i = 0; ok && i < b->cas_n; i++)
+        ok = pki_cas_add(&cas, c->cas.v[i], b->cas[i], e) ||
+             err_prefix(e, "id.ca, or client_ca of a route: ");
+    pki_cas_free(&cas);
+    return ok;
+}
+
+/* Its lists go by another name than those of a listener called alike. */
+static bool
+verify_upstream(const struct cfg_upstream *u, const struct boot *b,
+                const struct boot_upstream *files, struct mem_buf *numbers,
+                struct err *e)
+{
+    char name[CFG_NAME_MAX + 16];
+
+    snprintf(name, sizeof name, "upstream %.*s", STR_FMT(u->name));
+    return tls_client_check(files, u, e) &&
+           pki_crls_verify(&files->trust, str_of(name), b->crl_numbers, numbers,
+                           e);
+}
+
+/* The lists of each site of a listener. */
+static bool
+verify_crls(const struct cfg_listener *l, const struct boot_listener *files,
+            struct str before, struct mem_buf *after, struct err *e)
+{
+    char name[3 * CFG_NAME_MAX + 2];
+
+    for (size_t i = 0; i < files->sites_n; i++) {
+        snprintf(name, sizeof name, "%.*s%s%.*s", STR_FMT(l->name),
+                 i ? " " : "", STR_FMT(i ? l->sni[i - 1].name : S("")));
+        if (!files->sites[i].shared &&
+            !pki_crls_verify(&files->sites[i], str_of(name), before, after, e))
+            return false;
+    }
+    return true;
+}
+
+/* Everything about a configuration that takes more than reading it: schemas,
+ * certificates, programs. `numbers` gets those of the revocation lists. */
+static bool
+verify_all(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
+           struct err *e)
+{
+    if (!cfg_check_schemas(c, e) || !verify_cas(c, b, e))
+        return false;
+    for (size_t i = 0; i < c->listeners_n; i++)
+        if (!tls_check(&c->listeners[i], b, i, e) ||
+            !verify_crls(&c->listeners[i], &b->listeners[i], b->crl_numbers,
+                         numbers, e))
+            return err_prefix(
+                e, "%.*s: listener %.*s: ", STR_FMT(c->listeners[i].at),
+                STR_FMT(c->listeners[i].name));
+    for (size_t i = 0; i < c->upstreams_n; i++)
+        if (c->upstreams[i].tls &&
+            !verify_upstream(&c->upstreams[i], b, &b->upstreams[i], numbers, e))
+            return err_prefix(
+                e, "%.*s: upstream %.*s: ", STR_FMT(c->upstreams[i].at),
+                STR_FMT(c->upstreams[i].name));
+    for (size_t i = 0; i < c->commands_n; i++)
+        if (!prog_program_check(&c->commands[i], b->uid, e))
+            return false;
+    pki_crls_remember(b->crl_numbers, numbers);
+    return true;
+}
+
+/* ---- when certificates expire -------------------------------------------- */
+
+enum { VERIFY_DATES = 256 };  // that are told; more are left out
+
+/* The first certificate of a file, or the one that expires first. */
+static void
+verify_put_expiry(struct mem_buf *b, size_t *n, struct str file, struct str pem,
+                  const char *what, struct str name, bool all)
+{
+    struct mem_arena *a = mem_arena_new(PKI_ANCHORS_ARENA);
+    struct pki_cert c, first = {0};
+    struct str *der;
+    char date[32], who[160];
+    size_t count;
+    struct err e;
+
+    if (pem.n && *n < VERIFY_DATES &&
+        pki_pem_read(a, pem, "CERTIFICATE", &der, &count, &e))
+        for (size_t i = 0; i < (all ? count : 1); i++)
+            if (pki_cert_parse(der[i], &c, &e) &&
+                (!first.der.p || c.not_after < first.not_after))
+                first = c;
+    if (first.der.p) {
+        pki_date_text(first.not_after, date);
+        pki_subject_text(&first, who, sizeof who);
+        mem_buf_printf(b, "%s{\"of\":\"%s\",\"name\":", *n ? "," : "", what);
+        json_write_str(b, name);
+        mem_buf_printf(b, ",\"file\":");
+        json_write_str(b, file);
+        json_write_text(b, "subject", who);
+        mem_buf_printf(b, ",\"not_after\":\"%s\"}", date);
+        ++*n;
+    }
+    mem_arena_free(a);
+}
+
+static void
+verify_put_site_dates(struct mem_buf *b, size_t *n, const struct cfg_site *s,
+                      const struct boot_site *files, struct str name)
+{
+    for (size_t i = 0; i < s->pairs_n; i++)
+        verify_put_expiry(b, n, s->pairs[i].certificate,
+                          files->pairs[i].certificate, "certificate", name,
+                          false);
+    if (s->client_ca.n)
+        verify_put_expiry(b, n, s->client_ca, files->client_ca, "client_ca",
+                          name, true);
+}
+
+/* A JSON list, for people; made where certificates are parsed anyway. */
+static void
+verify_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
+{
+    size_t n = 0;
+
+    mem_buf_printf(out, "[");
+    for (size_t i = 0; i < c->listeners_n; i++) {
+        const struct cfg_listener *l = &c->listeners[i];
+        const struct boot_site *files = b->listeners[i].sites;
+
+        verify_put_site_dates(out, &n, &l->own, files, l->name);
+        for (size_t j = 0; j < l->sni_n; j++)
+            verify_put_site_dates(out, &n, &l->sni[j], files + j + 1,
+                                  l->sni[j].name);
+    }
+    for (size_t i = 0; i < c->upstreams_n; i++) {
+        const struct cfg_upstream *u = &c->upstreams[i];
+
+        verify_put_expiry(out, &n, u->certificate, b->upstreams[i].certificate,
+                          "upstream certificate", u->name, false);
+        verify_put_expiry(out, &n, u->ca, b->upstreams[i].trust.client_ca,
+                          "upstream ca", u->name, true);
+    }
+    mem_buf_printf(out, "]");
+}
+
+/* ==== 42 sup: the supervisor ================================================
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
@@ -45044,8 +45792,8 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
  * leave the queue of new connections as it is. A load begins with a signal, a
  * word on the control socket (ctl), or because a file changed (--watch).
  *
- * Entry   sup_main  sup_read_scripts  sup_read_certificates  sup_verify
- *         sup_dates
+ * Entry   sup_main  files_read_scripts  files_read_certificates  verify_all
+ *         verify_dates
  */
 #ifndef GATEWAY_VERSION
 #define GATEWAY_VERSION "unknown"
@@ -45081,11 +45829,8 @@ enum {
     SUP_SWEEP_MS = 2000,    // for what programs left behind, at the end
     SUP_BACK_MIN_MS = 100,
     SUP_BACK_MAX_MS = 10000,
-    SUP_ALIVE_MS = 10000,      // who lived that long begins at MIN again
-    SUP_FILE_BYTES = 1 << 20,  // a certificate, key or CA file
+    SUP_ALIVE_MS = 10000,  // who lived that long begins at MIN again
     SUP_RESULT_BYTES = 16 << 20,
-    SUP_DEPTH = 8,        // folders below the policy's
-    SUP_ENTRIES = 20000,  // names looked at while searching for scripts
     SUP_BACKLOG = 4096,
     SUP_ROWS = 64,       // of the metrics slab, at least
     SUP_CHAINS = 16,     // that wait for a broker to write down their end
@@ -45194,7 +45939,7 @@ struct sup_last {
 /* A chain of records that ended with its broker, and is in no other yet. */
 struct sup_chain {
     unsigned char id[CHAIN_ID];
-    struct exec_head head;
+    struct chain_head head;
     char how[80];
 };
 
@@ -45243,568 +45988,6 @@ static void sup_watch_on_time(uv_timer_t *);
 static void sup_arm(struct sup *);
 static void sup_settle(struct sup *);
 static void sup_load_over(struct sup *, bool ok, uint64_t upto);
-
-/* ---- files --------------------------------------------------------------- */
-
-/* A whole regular file, and what is known of it. A FIFO or device is refused
- * and never waited for. */
-static bool
-sup_read_stat(struct mem_arena *a, const char *path, size_t max,
-              struct str *out, struct stat *about, struct err *e)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    struct stat st;
-    size_t got = 0;
-    ssize_t n = 1;
-    char *p;
-
-    if (fd < 0 || fstat(fd, &st) != 0) {
-        err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
-        if (fd >= 0)
-            close(fd);
-        return false;
-    }
-    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size > max) {
-        close(fd);
-        return err_set(e, ERR_CONFIG,
-                       S_ISREG(st.st_mode) ? "%s: larger than %zu bytes"
-                                           : "%s: not a regular file",
-                       path, max);
-    }
-    p = mem_alloc_raw(a, (size_t)st.st_size + 1);
-    while (got < (size_t)st.st_size && n > 0) {
-        n = read(fd, p + got, (size_t)st.st_size - got);
-        if (n < 0 && errno == EINTR)
-            n = 1;
-        else if (n > 0)
-            got += (size_t)n;
-    }
-    close(fd);
-    if (n < 0)
-        return err_set(e, ERR_CONFIG, "%s: %s", path, strerror(errno));
-    p[got] = 0;
-    *out = (struct str){p, got};
-    *about = st;
-    return true;
-}
-
-static bool
-sup_read_file(struct mem_arena *a, const char *path, size_t max,
-              struct str *out, struct err *e)
-{
-    struct stat about;
-
-    return sup_read_stat(a, path, max, out, &about, e);
-}
-
-/* A file that nobody else may read. One that its group may read is named in
- * the log, not more: secrets are mounted like that. */
-static bool
-sup_read_secret(struct mem_arena *a, const char *path, struct str *out,
-                struct err *e)
-{
-    struct stat about;
-
-    if (!sup_read_stat(a, path, SUP_FILE_BYTES, out, &about, e))
-        return false;
-    if (about.st_mode & (S_IRWXO | S_IWGRP))
-        return err_set(e, ERR_CONFIG,
-                       "%s: others may read or change this key (mode %04o): "
-                       "chmod 600 it (in Kubernetes: defaultMode: 0400)",
-                       path, (unsigned)about.st_mode & 07777);
-    if (about.st_mode & S_IRWXG)
-        log_at(LOG_WARN, "sup",
-               "%s: its group may read this key (mode %04o): chmod 600 it, if "
-               "the group need not",
-               path, (unsigned)about.st_mode & 07777);
-    return true;
-}
-
-/* The scripts found so far, and the documents that they may name. */
-struct sup_scripts {
-    struct mem_arena *a;
-    struct boot_file *v;  // BOOT_SCRIPTS of them
-    size_t n, bytes, entries;
-    char **documents;  // SUP_ENTRIES of them
-    size_t documents_n;
-};
-
-static bool
-sup_add_script(struct sup_scripts *s, const char *path, struct err *e)
-{
-    struct boot_file *f = &s->v[s->n];
-
-    for (size_t i = 0; i < s->n; i++)
-        if (str_eq(s->v[i].name, str_of(path)))
-            return true;  // the policy itself came first
-    if (s->n == BOOT_SCRIPTS)
-        return err_set(e, ERR_CONFIG,
-                       "%s: more than %d scripts beside the "
-                       "policy: give the policy a folder of its own",
-                       path, BOOT_SCRIPTS);
-    if (!sup_read_file(s->a, path, BOOT_SCRIPT_BYTES, &f->bytes, e))
-        return false;
-    s->bytes += f->bytes.n;
-    if (s->bytes > BOOT_SCRIPT_BYTES)
-        return err_set(e, ERR_CONFIG,
-                       "%s: the scripts are together larger "
-                       "than %d MiB",
-                       path, BOOT_SCRIPT_BYTES >> 20);
-    f->name = str_dup(s->a, str_of(path));
-    s->n++;
-    return true;
-}
-
-static int
-sup_cmp_names(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* The names in a folder, sorted, without hidden ones. */
-static bool
-sup_list(struct sup_scripts *s, const char *dir, char ***names, size_t *n,
-         struct err *e)
-{
-    DIR *d = opendir(dir);
-    size_t cap = 0;
-    char **more;
-
-    *n = 0;
-    *names = NULL;
-    if (!d)
-        return err_set(e, ERR_CONFIG, "%s: %s", dir, strerror(errno));
-    for (struct dirent *f; (f = readdir(d));) {
-        if (++s->entries > SUP_ENTRIES)
-            break;
-        if (f->d_name[0] == '.')
-            continue;
-        if (*n == cap) {
-            cap = cap ? 2 * cap : 16;
-            more = mem_alloc(s->a, cap * sizeof *more);
-            if (*n)
-                memcpy(more, *names, *n * sizeof *more);
-            *names = more;
-        }
-        (*names)[(*n)++] = str_c(s->a, str_of(f->d_name));
-    }
-    closedir(d);
-    if (s->entries > SUP_ENTRIES)
-        return err_set(e, ERR_CONFIG,
-                       "%s: more than %d files beside the "
-                       "policy: give the policy a folder of its own",
-                       dir, SUP_ENTRIES);
-    if (*n)
-        qsort(*names, *n, sizeof **names, sup_cmp_names);
-    return true;
-}
-
-static bool
-sup_is_document(struct str name)
-{
-    return str_ends(name, S(".yaml")) || str_ends(name, S(".yml")) ||
-           str_ends(name, S(".json"));
-}
-
-/* All *.lua below `dir`. A linked file is followed (a ConfigMap is made of
- * them), a linked folder is not (it could lead in circles). */
-static bool
-sup_scan(struct sup_scripts *s, const char *dir, int depth, struct err *e)
-{
-    char **names, *path;
-    size_t n;
-    struct stat st;
-
-    if (!sup_list(s, dir, &names, &n, e))
-        return false;
-    for (size_t i = 0; i < n; i++) {
-        path = strcmp(dir, ".") == 0
-                   ? names[i]
-                   : mem_printf(s->a, "%s%s%s", dir,
-                                strcmp(dir, "/") ? "/" : "", names[i]);
-        if (lstat(path, &st) != 0)
-            continue;  // gone again
-        if (S_ISDIR(st.st_mode)) {
-            if (depth < SUP_DEPTH && !sup_scan(s, path, depth + 1, e))
-                return false;
-        } else if (str_ends(str_of(names[i]), S(".lua"))) {
-            if (!sup_add_script(s, path, e))
-                return false;
-        } else if (sup_is_document(str_of(names[i]))) {
-            s->documents[s->documents_n++] = path;
-        }
-    }
-    return true;
-}
-
-/* Does `text` hold `name` in quotes? */
-static bool
-sup_quotes(struct str text, struct str name)
-{
-    const char *p;
-
-    while ((p = memmem(text.p, text.n, name.p, name.n))) {
-        const char *after = p + name.n;
-
-        if (p > text.p && (p[-1] == '"' || p[-1] == '\'') &&
-            after < text.p + text.n && *after == p[-1])
-            return true;
-        text = str_from(text, (size_t)(after - text.p));
-    }
-    return false;
-}
-
-/* Of the documents found, those that a script names. The others may be
- * anybody's, and are not even opened. */
-static bool
-sup_add_documents(struct sup_scripts *s, const char *dir, struct err *e)
-{
-    size_t scripts = s->n, skip = strcmp(dir, ".") ? strlen(dir) : 0;
-    bool wanted;
-
-    for (size_t i = 0; i < s->documents_n; i++) {
-        const char *path = s->documents[i], *name = path + skip;
-
-        wanted = false;
-        while (*name == '/')
-            name++;
-        for (size_t k = 0; k < scripts && !wanted; k++)
-            wanted = sup_quotes(s->v[k].bytes, str_of(name)) ||
-                     sup_quotes(s->v[k].bytes, str_of(path));
-        if (wanted && !sup_add_script(s, path, e))
-            return false;
-    }
-    return true;
-}
-
-/* The policy, every *.lua in its folder and below, and the documents that they
- * name. */
-static bool
-sup_read_scripts(struct mem_arena *a, const char *policy, struct boot *b,
-                 struct err *e)
-{
-    struct sup_scripts s = {.a = a};
-    const char *slash;
-    char *dir;
-
-    while (strncmp(policy, "./", 2) == 0 && policy[2] && policy[2] != '/')
-        policy += 2;
-    slash = strrchr(policy, '/');
-    s.v = mem_alloc(a, BOOT_SCRIPTS * sizeof *s.v);
-    if (!sup_add_script(&s, policy, e))
-        return err_prefix(e, "policy: ");
-    dir = slash == policy ? str_c(a, S("/"))
-          : slash ? str_c(a, (struct str){policy, (size_t)(slash - policy)})
-                  : str_c(a, S("."));
-    s.documents = mem_alloc(a, SUP_ENTRIES * sizeof *s.documents);
-    if (!sup_scan(&s, dir, 0, e) || !sup_add_documents(&s, dir, e))
-        return false;
-    b->policy = str_dup(a, str_of(policy));
-    b->scripts = s.v;
-    b->scripts_n = s.n;
-    return true;
-}
-
-/* The scripts that serve now, out of the bundle of their workers: a policy that
- * is being edited does not keep new certificates out. */
-static bool
-sup_keep_scripts(struct sup *s, struct mem_arena *a, struct boot *b)
-{
-    int fd = s->current->worker_boot;
-    struct boot old;
-    struct stat st;
-    char *p;
-
-    must(fstat(fd, &st) == 0);
-    p = mem_alloc_raw(a, (size_t)st.st_size);
-    must(pread(fd, p, (size_t)st.st_size, 0) == st.st_size &&
-         boot_parse((struct str){p, (size_t)st.st_size}, a, &old, &s->why));
-    boot_forget_keys(&old);  // those are read anew
-    b->policy = old.policy;
-    b->scripts = old.scripts;
-    b->scripts_n = old.scripts_n;
-    return true;
-}
-
-/* The scripts of gateway.shadow: a policy, and every *.lua beside and below it.
- * Those that are there already are not read again. */
-static bool
-sup_read_shadow(struct mem_arena *a, const struct cfg *c, struct boot *b,
-                struct err *e)
-{
-    struct sup_scripts s = {.a = a};
-    struct boot next = {0};
-
-    struct str here;
-
-    if (!c->shadow.policy.n || vm_bundle_find(b, c->shadow.policy, &here))
-        return true;
-    s.v = mem_alloc(a, BOOT_SCRIPTS * sizeof *s.v);
-    for (; s.n < b->scripts_n; s.n++) {
-        s.v[s.n] = b->scripts[s.n];
-        s.bytes += b->scripts[s.n].bytes.n;
-    }
-    if (!sup_read_scripts(a, str_c(a, c->shadow.policy), &next, e))
-        return err_prefix(e, "%.*s: gateway.shadow: ", STR_FMT(c->shadow.at));
-    for (size_t i = 0; i < next.scripts_n; i++) {
-        size_t k = 0;
-
-        while (k < s.n && !str_eq(s.v[k].name, next.scripts[i].name))
-            k++;
-        if (k < s.n)
-            continue;
-        s.bytes += next.scripts[i].bytes.n;
-        if (s.n == BOOT_SCRIPTS || s.bytes > BOOT_SCRIPT_BYTES)
-            return err_set(e, ERR_CONFIG,
-                           "%.*s: gateway.shadow: with its scripts there are "
-                           "more than %d, or than %d MiB",
-                           STR_FMT(c->shadow.at), BOOT_SCRIPTS,
-                           BOOT_SCRIPT_BYTES >> 20);
-        s.v[s.n++] = next.scripts[i];
-    }
-    b->scripts = s.v;
-    b->scripts_n = s.n;
-    return true;
-}
-
-static bool
-sup_read_crl(struct mem_arena *a, const char *path, struct boot_site *to,
-             size_t *bytes, struct err *e)
-{
-    struct boot_file *f = &to->crls[to->crls_n];
-
-    if (to->crls_n == BOOT_CRLS)
-        return err_set(e, ERR_CONFIG, "%s: more than %d files of CRLs", path,
-                       BOOT_CRLS);
-    if (!sup_read_file(a, path, PKI_CRL_BYTES, &f->bytes, e))
-        return false;
-    *bytes += f->bytes.n;
-    if (*bytes > BOOT_CRL_BYTES)
-        return err_set(e, ERR_CONFIG,
-                       "%s: the CRLs of all listeners are together larger than "
-                       "%d MiB",
-                       path, BOOT_CRL_BYTES >> 20);
-    f->name = str_of(path);
-    to->crls_n++;
-    return true;
-}
-
-/* A file of revocation lists, or every *.crl in a folder. */
-static bool
-sup_read_crl_path(struct mem_arena *a, const char *path, struct boot_site *to,
-                  size_t *bytes, struct err *e)
-{
-    struct sup_scripts s = {.a = a};
-    size_t n, before = to->crls_n;
-    struct stat st;
-    char **names;
-
-    if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode))
-        return sup_read_crl(a, path, to, bytes, e);
-    if (!sup_list(&s, path, &names, &n, e))
-        return false;
-    for (size_t i = 0; i < n; i++)
-        if (str_ends(str_of(names[i]), S(".crl")) &&
-            !sup_read_crl(a, mem_printf(a, "%s/%s", path, names[i]), to, bytes,
-                          e))
-            return false;
-    return to->crls_n > before ||
-           err_set(e, ERR_CONFIG, "%s: no *.crl file in this folder", path);
-}
-
-/* One key of 48 or 80 bytes, as nginx takes it; or keys of that length, one a
- * line in Base64, as HAProxy does. Which of them does what is not their
- * business here: all of it is key material. */
-static bool
-sup_parse_ticket_keys(struct mem_arena *a, struct str text, struct boot *b,
-                      struct err *e)
-{
-    struct str line;
-
-    b->ticket_keys = mem_alloc(a, BOOT_TICKET_KEYS * sizeof *b->ticket_keys);
-    if (text.n == 48 || text.n == 80) {
-        b->ticket_keys[b->ticket_keys_n++] = text;
-        return true;
-    }
-    for (int n = 1; text.n; n++) {
-        struct str key;
-
-        str_cut(text, '\n', &line, &text);
-        line = str_trim(line);
-        if (!line.n)
-            continue;
-        if (!pki_b64_decode(a, line, &key) || (key.n != 48 && key.n != 80))
-            return err_set(e, ERR_CONFIG,
-                           "line %d is not 48 or 80 bytes in Base64: make one "
-                           "by openssl rand -base64 80 | tr -d '\\n'",
-                           n);
-        if (b->ticket_keys_n == BOOT_TICKET_KEYS)
-            return err_set(e, ERR_CONFIG,
-                           "more than %d keys: leave old ones "
-                           "out",
-                           BOOT_TICKET_KEYS);
-        b->ticket_keys[b->ticket_keys_n++] = key;
-    }
-    return b->ticket_keys_n ||
-           err_set(e, ERR_CONFIG,
-                   "there is no key in it: make one by openssl rand 80");
-}
-
-/* The ticket keys that replicas share; none: the supervisor makes one. */
-static bool
-sup_read_ticket_keys(struct mem_arena *a, const struct cfg_process *p,
-                     struct boot *b, struct err *e)
-{
-    struct str text;
-
-    b->ticket_rotate = !p->ticket_keys.n;
-    b->ticket_keys_n = 0;
-    if (!p->ticket_keys.n)
-        return true;
-    return (sup_read_secret(a, str_c(a, p->ticket_keys), &text, e) &&
-            (sup_parse_ticket_keys(a, text, b, e) ||
-             err_prefix(e, "%.*s: ", STR_FMT(p->ticket_keys)))) ||
-           err_prefix(e, "%.*s: ticket_keys: ", STR_FMT(p->at));
-}
-
-static bool
-sup_read_pairs(struct mem_arena *a, const struct cfg_site *s,
-               struct boot_site *to, struct err *e)
-{
-    to->pairs_n = s->pairs_n;
-    to->pairs = mem_alloc(a, s->pairs_n * sizeof *to->pairs);
-    for (size_t i = 0; i < s->pairs_n; i++)
-        if (!sup_read_file(a, str_c(a, s->pairs[i].certificate), SUP_FILE_BYTES,
-                           &to->pairs[i].certificate, e) ||
-            !sup_read_secret(a, str_c(a, s->pairs[i].key), &to->pairs[i].key,
-                             e))
-            return false;
-    return true;
-}
-
-/* Whom a site trusts. */
-static bool
-sup_read_trust(struct mem_arena *a, const struct cfg_listener *l,
-               const struct cfg_site *s, struct boot_site *to, size_t *bytes,
-               struct err *e)
-{
-    to->crl_missing_ok = l->crl_missing_ok;
-    to->crl_expired_ok = l->crl_expired_ok;
-    to->crls_n = 0;
-    to->crls = mem_alloc(a, (s->crl.n ? BOOT_CRLS : 0) * sizeof *to->crls);
-    for (size_t i = 0; i < s->crl.n; i++)
-        if (!sup_read_crl_path(a, str_c(a, s->crl.v[i]), to, bytes, e))
-            return err_prefix(e, "crl: ");
-    return !s->client_ca.n || sup_read_file(a, str_c(a, s->client_ca),
-                                            SUP_FILE_BYTES, &to->client_ca, e);
-}
-
-/* What a server name does not say is the listener's own. */
-static bool
-sup_read_site(struct mem_arena *a, const struct cfg_listener *l,
-              const struct cfg_site *s, const struct boot_site *own,
-              struct boot_site *to, size_t *bytes, struct err *e)
-{
-    *to = *own;
-    to->shared = !s->client_ca.n && !s->crl.n;
-    return (!s->pairs_n || sup_read_pairs(a, s, to, e)) &&
-           (to->shared || sup_read_trust(a, l, s, to, bytes, e));
-}
-
-static bool
-sup_read_sites(struct mem_arena *a, const struct cfg_listener *l,
-               struct boot_listener *to, size_t *bytes, struct err *e)
-{
-    struct boot_site *own;
-
-    to->fd = -1;
-    to->sites_n = l->sni_n + 1;
-    to->sites = own = mem_alloc(a, to->sites_n * sizeof *to->sites);
-    if (!sup_read_site(a, l, &l->own, own, own, bytes, e))
-        return false;
-    for (size_t i = 0; i < l->sni_n; i++)
-        if (!sup_read_site(a, l, &l->sni[i], own, own + i + 1, bytes, e))
-            return err_prefix(e, "sni \"%.*s\": ", STR_FMT(l->sni[i].name));
-    return true;
-}
-
-static bool
-sup_read_upstream(struct mem_arena *a, const struct cfg_upstream *u,
-                  struct boot_upstream *to, size_t *bytes, struct err *e)
-{
-    const struct cfg_listener rules = {.crl_missing_ok = u->crl_missing_ok,
-                                       .crl_expired_ok = u->crl_expired_ok};
-    const struct cfg_site site = {.client_ca = u->ca, .crl = u->crl};
-
-    to->trust.client_ca = to->certificate = to->key = S("");
-    return (!u->certificate.n ||
-            sup_read_file(a, str_c(a, u->certificate), SUP_FILE_BYTES,
-                          &to->certificate, e)) &&
-           (!u->key.n || sup_read_secret(a, str_c(a, u->key), &to->key, e)) &&
-           sup_read_trust(a, &rules, &site, &to->trust, bytes, e);
-}
-
-/* The same for https upstreams; `bytes` of CRLs are read already. */
-static bool
-sup_read_upstreams(struct mem_arena *a, const struct cfg *c, struct boot *b,
-                   size_t *bytes, struct err *e)
-{
-    b->upstreams_n = c->upstreams_n;
-    b->upstreams = mem_alloc(a, c->upstreams_n * sizeof *b->upstreams);
-    for (size_t i = 0; i < c->upstreams_n; i++) {
-        const struct cfg_upstream *u = &c->upstreams[i];
-
-        if (!sup_read_upstream(a, u, &b->upstreams[i], bytes, e))
-            return err_prefix(e, "%.*s: upstream %.*s: ", STR_FMT(u->at),
-                              STR_FMT(u->name));
-    }
-    return true;
-}
-
-/* Certificates, keys, CAs, CRLs: read here, as root where we are root. */
-static bool
-sup_read_certificates(struct mem_arena *a, const struct cfg *c, struct boot *b,
-                      struct err *e)
-{
-    size_t crl_bytes = 0;
-
-    b->listeners_n = c->listeners_n;
-    b->listeners = mem_alloc(a, c->listeners_n * sizeof *b->listeners);
-    for (size_t i = 0; i < c->listeners_n; i++)
-        if (!sup_read_sites(a, &c->listeners[i], &b->listeners[i], &crl_bytes,
-                            e))
-            return err_prefix(
-                e, "%.*s: listener %.*s: ", STR_FMT(c->listeners[i].at),
-                STR_FMT(c->listeners[i].name));
-    b->cas_n = c->cas.n;
-    b->cas = mem_alloc(a, c->cas.n * sizeof *b->cas);
-    for (size_t i = 0; i < c->cas.n; i++)
-        if (!sup_read_file(a, str_c(a, c->cas.v[i]), SUP_FILE_BYTES, &b->cas[i],
-                           e))
-            return err_prefix(e, "id.ca, or client_ca of a route: ");
-    return sup_read_upstreams(a, c, b, &crl_bytes, e) &&
-           sup_read_ticket_keys(a, &c->process, b, e);
-}
-
-/* The key of the audit records. *keyed: the policy names one. */
-static bool
-sup_read_audit_key(struct mem_arena *a, const struct cfg_process *p,
-                   unsigned char key[CHAIN_SUM], bool *keyed, struct err *e)
-{
-    struct str text;
-    bool ok;
-
-    *keyed = p->audit_key.n != 0;
-    if (!*keyed)
-        return true;
-    if (!sup_read_secret(a, str_c(a, p->audit_key), &text, e))
-        return err_prefix(e, "%.*s: audit_key: ", STR_FMT(p->at));
-    ok = chain_audit_key(text, key, e) ||
-         err_prefix(e, "%.*s: audit_key: %.*s: ", STR_FMT(p->at),
-                    STR_FMT(p->audit_key));
-    explicit_bzero((void *)(uintptr_t)text.p, text.n);
-    return ok;
-}
 
 /* ---- users --------------------------------------------------------------- */
 
@@ -46342,11 +46525,11 @@ sup_watch_look(const struct sup_watch *w, unsigned char out[32])
     size_t n;
 
     for (; p < end; p += strlen(p) + 1) {
-        struct sup_scripts s = {.a = a};
+        struct files_scripts s = {.a = a};
 
         sup_watch_stat(&b, p);
         if (stat(p, &st) != 0 || !S_ISDIR(st.st_mode) ||
-            !sup_list(&s, p, &names, &n, &e))
+            !files_list(&s, p, &names, &n, &e))
             continue;
         for (size_t i = 0; i < n; i++)
             sup_watch_stat(&b, mem_printf(a, "%s/%s", p, names[i]));
@@ -46428,7 +46611,7 @@ sup_watch_path(struct sup *s, struct mem_arena *a, const char *path, int links)
 
 /* The folders that scripts are looked for in. */
 static void
-sup_watch_tree(struct sup *s, struct sup_scripts *walk, const char *dir,
+sup_watch_tree(struct sup *s, struct files_scripts *walk, const char *dir,
                int depth)
 {
     struct stat st;
@@ -46437,7 +46620,7 @@ sup_watch_tree(struct sup *s, struct sup_scripts *walk, const char *dir,
     size_t n;
 
     sup_watch_dir(s, walk->a, dir);
-    if (depth == SUP_DEPTH || !sup_list(walk, dir, &names, &n, &e))
+    if (depth == FILES_DEPTH || !files_list(walk, dir, &names, &n, &e))
         return;
     for (size_t i = 0; i < n; i++) {
         path = mem_printf(walk->a, "%s/%s", dir, names[i]);
@@ -46454,7 +46637,7 @@ sup_watch_all(struct sup *s)
 {
     struct sup_watch *w = s->watch;
     struct mem_arena *a = mem_arena_new((size_t)64 << 20);
-    struct sup_scripts walk = {.a = a};
+    struct files_scripts walk = {.a = a};
     char *policy = sup_absolute(a, str_of(s->policy)), *slash;
     const char *end = mem_buf_ptr(&w->files) + mem_buf_len(&w->files);
 
@@ -46514,7 +46697,7 @@ sup_watch_on_time(uv_timer_t *t)
     bool ok, policy_too;
 
     sup_watch_all(s);
-    ok = sup_read_scripts(a, s->policy, &b, &e);
+    ok = files_read_scripts(a, s->policy, &b, &e);
     sup_hash_scripts(&b, ok, scripts);
     sup_watch_look(w, files);
     mem_arena_free(a);
@@ -46923,10 +47106,10 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     b->generation = g->number;
     b->admin_n = c.admin_n;
     if (!sup_judge(l->arena, &c, &host, b, e) ||
-        !sup_read_shadow(l->arena, &c, b, e) ||
-        !sup_read_certificates(l->arena, &c, b, e) ||
-        !sup_read_audit_key(l->arena, &c.process, g->audit_key, &g->audit_keyed,
-                            e) ||
+        !files_read_shadow(l->arena, &c, b, e) ||
+        !files_read_certificates(l->arena, &c, b, e) ||
+        !files_read_audit_key(l->arena, &c.process, g->audit_key,
+                              &g->audit_keyed, e) ||
         !sup_gen_sockets(s, g, &c, e) || !sup_slab(s, g->workers, e) ||
         !sup_route_slab(s, &c, g, e) || !sup_gen_control(s, g, &c.process, e))
         return false;
@@ -47526,8 +47709,9 @@ sup_begin(struct sup *s)
     sup_enter(s, SUP_CHECKING, SUP_STEP_MS);
     if (s->watch)
         sup_watch_all(s);
-    ok = anew ? sup_read_scripts(l->arena, s->policy, &l->boot, &s->why)
-              : sup_keep_scripts(s, l->arena, &l->boot);
+    ok = anew ? files_read_scripts(l->arena, s->policy, &l->boot, &s->why)
+              : files_keep_scripts(l->arena, s->current->worker_boot, &l->boot,
+                                   &s->why);
     s->policy_too = false;
     if (anew) {
         sup_hash_scripts(&l->boot, ok, l->policy_hash);
@@ -48260,13 +48444,6 @@ sup_put_date(struct mem_buf *b, const char *key, int64_t at)
 }
 
 static void
-sup_put_str(struct mem_buf *b, const char *key, const char *text)
-{
-    mem_buf_printf(b, ",\"%s\":", key);
-    json_write_str(b, str_of(text));
-}
-
-static void
 sup_put_addresses(struct mem_buf *b, const char *key, const struct sup_gen *g,
                   size_t from, size_t to)
 {
@@ -48313,7 +48490,7 @@ sup_put_last(struct mem_buf *b, const struct sup_last *last)
     mem_buf_printf(b, "{\"ok\":%s", last->ok ? "true" : "false");
     sup_put_date(b, "at", last->at);
     if (!last->ok)
-        sup_put_str(b, "error", last->why);
+        json_write_text(b, "error", last->why);
     mem_buf_printf(b, "}");
 }
 
@@ -48328,12 +48505,12 @@ sup_put_status(struct mem_buf *b, const struct sup *s)
     for (unsigned i = 0; s->rows && i < s->met_rows; i++)
         n += __atomic_load_n(&s->rows[i].v[MET_REQUESTS], __ATOMIC_RELAXED);
     mem_buf_printf(b, "{\"ok\":true,\"pid\":%d", (int)getpid());
-    sup_put_str(b, "version", GATEWAY_VERSION);
-    sup_put_str(b, "state", sup_state_name(s->state));
+    json_write_text(b, "version", GATEWAY_VERSION);
+    json_write_text(b, "state", sup_state_name(s->state));
     sup_put_date(b, "started", s->started);
     mem_buf_printf(b, ",\"uptime\":%" PRIu64 ",\"requests\":%" PRIu64,
                    (uv_now(s->loop) - s->born) / 1000, n);
-    sup_put_str(b, "policy", s->policy);
+    json_write_text(b, "policy", s->policy);
     if (g) {
         mem_buf_printf(b, ",\"generation\":%u,\"policy_sha256\":\"%.*s\"",
                        g->number, STR_FMT(str_hex(a, g->policy_hash, 32)));
@@ -48359,7 +48536,7 @@ sup_answer_load(const struct sup *s, struct ctl_conn *c, bool ok)
                        s->current->number);
     } else {
         mem_buf_printf(&b, "{\"ok\":false");
-        sup_put_str(&b, "error", s->why.msg);
+        json_write_text(&b, "error", s->why.msg);
         mem_buf_printf(&b, "}");
     }
     ctl_answer(c, (struct str){mem_buf_ptr(&b), mem_buf_len(&b)}, false);
@@ -48572,157 +48749,7 @@ sup_main(const char *policy, bool watch)
     return code;
 }
 
-/* ---- what the throw-away processes do ------------------------------------ */
-
-static bool
-sup_verify_cas(const struct cfg *c, const struct boot *b, struct err *e)
-{
-    struct pki_cas cas = {0};
-    bool ok = true;
-
-    for (size_t i = 0; ok && i < b->cas_n; i++)
-        ok = pki_cas_add(&cas, c->cas.v[i], b->cas[i], e) ||
-             err_prefix(e, "id.ca, or client_ca of a route: ");
-    pki_cas_free(&cas);
-    return ok;
-}
-
-/* Its lists go by another name than those of a listener called alike. */
-static bool
-sup_verify_upstream(const struct cfg_upstream *u, const struct boot *b,
-                    const struct boot_upstream *files, struct mem_buf *numbers,
-                    struct err *e)
-{
-    char name[CFG_NAME_MAX + 16];
-
-    snprintf(name, sizeof name, "upstream %.*s", STR_FMT(u->name));
-    return tls_client_check(files, u, e) &&
-           pki_crls_verify(&files->trust, str_of(name), b->crl_numbers, numbers,
-                           e);
-}
-
-/* The lists of each site of a listener. */
-static bool
-sup_verify_crls(const struct cfg_listener *l, const struct boot_listener *files,
-                struct str before, struct mem_buf *after, struct err *e)
-{
-    char name[3 * CFG_NAME_MAX + 2];
-
-    for (size_t i = 0; i < files->sites_n; i++) {
-        snprintf(name, sizeof name, "%.*s%s%.*s", STR_FMT(l->name),
-                 i ? " " : "", STR_FMT(i ? l->sni[i - 1].name : S("")));
-        if (!files->sites[i].shared &&
-            !pki_crls_verify(&files->sites[i], str_of(name), before, after, e))
-            return false;
-    }
-    return true;
-}
-
-/* Everything about a configuration that takes more than reading it: schemas,
- * certificates, programs. `numbers` gets those of the revocation lists. */
-static bool
-sup_verify(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
-           struct err *e)
-{
-    if (!cfg_check_schemas(c, e) || !sup_verify_cas(c, b, e))
-        return false;
-    for (size_t i = 0; i < c->listeners_n; i++)
-        if (!tls_check(&c->listeners[i], b, i, e) ||
-            !sup_verify_crls(&c->listeners[i], &b->listeners[i], b->crl_numbers,
-                             numbers, e))
-            return err_prefix(
-                e, "%.*s: listener %.*s: ", STR_FMT(c->listeners[i].at),
-                STR_FMT(c->listeners[i].name));
-    for (size_t i = 0; i < c->upstreams_n; i++)
-        if (c->upstreams[i].tls &&
-            !sup_verify_upstream(&c->upstreams[i], b, &b->upstreams[i], numbers,
-                                 e))
-            return err_prefix(
-                e, "%.*s: upstream %.*s: ", STR_FMT(c->upstreams[i].at),
-                STR_FMT(c->upstreams[i].name));
-    for (size_t i = 0; i < c->commands_n; i++)
-        if (!prog_program_check(&c->commands[i], b->uid, e))
-            return false;
-    pki_crls_remember(b->crl_numbers, numbers);
-    return true;
-}
-
-/* ---- when certificates expire -------------------------------------------- */
-
-enum { SUP_DATES = 256 };  // that are told; more are left out
-
-/* The first certificate of a file, or the one that expires first. */
-static void
-sup_put_expiry(struct mem_buf *b, size_t *n, struct str file, struct str pem,
-               const char *what, struct str name, bool all)
-{
-    struct mem_arena *a = mem_arena_new(PKI_ANCHORS_ARENA);
-    struct pki_cert c, first = {0};
-    struct str *der;
-    char date[32], who[160];
-    size_t count;
-    struct err e;
-
-    if (pem.n && *n < SUP_DATES &&
-        pki_pem_read(a, pem, "CERTIFICATE", &der, &count, &e))
-        for (size_t i = 0; i < (all ? count : 1); i++)
-            if (pki_cert_parse(der[i], &c, &e) &&
-                (!first.der.p || c.not_after < first.not_after))
-                first = c;
-    if (first.der.p) {
-        pki_date_text(first.not_after, date);
-        pki_subject_text(&first, who, sizeof who);
-        mem_buf_printf(b, "%s{\"of\":\"%s\",\"name\":", *n ? "," : "", what);
-        json_write_str(b, name);
-        mem_buf_printf(b, ",\"file\":");
-        json_write_str(b, file);
-        sup_put_str(b, "subject", who);
-        mem_buf_printf(b, ",\"not_after\":\"%s\"}", date);
-        ++*n;
-    }
-    mem_arena_free(a);
-}
-
-static void
-sup_put_site_dates(struct mem_buf *b, size_t *n, const struct cfg_site *s,
-                   const struct boot_site *files, struct str name)
-{
-    for (size_t i = 0; i < s->pairs_n; i++)
-        sup_put_expiry(b, n, s->pairs[i].certificate,
-                       files->pairs[i].certificate, "certificate", name, false);
-    if (s->client_ca.n)
-        sup_put_expiry(b, n, s->client_ca, files->client_ca, "client_ca", name,
-                       true);
-}
-
-/* A JSON list, for people; made where certificates are parsed anyway. */
-static void
-sup_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
-{
-    size_t n = 0;
-
-    mem_buf_printf(out, "[");
-    for (size_t i = 0; i < c->listeners_n; i++) {
-        const struct cfg_listener *l = &c->listeners[i];
-        const struct boot_site *files = b->listeners[i].sites;
-
-        sup_put_site_dates(out, &n, &l->own, files, l->name);
-        for (size_t j = 0; j < l->sni_n; j++)
-            sup_put_site_dates(out, &n, &l->sni[j], files + j + 1,
-                               l->sni[j].name);
-    }
-    for (size_t i = 0; i < c->upstreams_n; i++) {
-        const struct cfg_upstream *u = &c->upstreams[i];
-
-        sup_put_expiry(out, &n, u->certificate, b->upstreams[i].certificate,
-                       "upstream certificate", u->name, false);
-        sup_put_expiry(out, &n, u->ca, b->upstreams[i].trust.client_ca,
-                       "upstream ca", u->name, true);
-    }
-    mem_buf_printf(out, "]");
-}
-
-/* ==== 41 dial: a client for tools ============================================
+/* ==== 43 dial: a client for tools ============================================
  *
  * `gateway audit --live` asks a service as its clients would: over TCP, plain
  * or with TLS and any certificate, good or bad. It waits for each answer: a
@@ -49121,7 +49148,7 @@ dial_open(lua_State *L)
     lua_setfield(L, -2, "pause");
 }
 
-/* ==== 42 try: tools on a policy ==============================================
+/* ==== 44 try: tools on a policy ==============================================
  *
  * The commands that are written in Lua (scripts/gateway/test.lua and others):
  * a policy's real hooks, schemas, routes and parser, without network, clock or
@@ -50077,8 +50104,8 @@ try_trust_cas(struct try *t, struct mem_arena *a, struct try_trust *r,
     struct str pem;
 
     for (size_t i = 0; i < t->cfg.cas.n; i++)
-        if (!sup_read_file(a, str_c(a, t->cfg.cas.v[i]), SUP_FILE_BYTES, &pem,
-                           e) ||
+        if (!files_read_file(a, str_c(a, t->cfg.cas.v[i]), FILES_BYTES, &pem,
+                             e) ||
             !pki_cas_add(&r->cas, t->cfg.cas.v[i], pem, e))
             return false;
     return true;
@@ -50091,7 +50118,7 @@ try_trust_read(struct try *t, struct mem_arena *a, const struct cfg_listener *l,
     struct boot_site files = {0};
     size_t bytes = 0;
 
-    if (!sup_read_trust(a, l, site, &files, &bytes, e) ||
+    if (!files_read_trust(a, l, site, &files, &bytes, e) ||
         !pki_anchors_new(files.client_ca, &r->anchors, e))
         return err_prefix(e, "client_ca: ");
     pki_rules_init(&r->rules, PKI_CLIENT, r->anchors, l->eku_any,
@@ -50151,7 +50178,7 @@ try_core_certificate(lua_State *L)
     luaL_argcheck(L, at >= 0 && at <= (lua_Integer)t->cfg.listeners_n, 2,
                   "no such listener");
     a = bind_arena(L);
-    ok = sup_read_file(a, file, SUP_FILE_BYTES, &pem, &e) &&
+    ok = files_read_file(a, file, FILES_BYTES, &pem, &e) &&
          (pki_pem_read(a, pem, "CERTIFICATE", &der, &n, &e) ||
           err_prefix(&e, "%s: ", file)) &&
          (at ? try_judge(t, a, (size_t)at - 1, der, n, &id, &e)
@@ -50364,7 +50391,7 @@ try_read_policy(struct try *t, const char *name, struct err *e)
     t->scripts = mem_arena_new((size_t)1 << 30);
     t->boot = (struct boot){
         .role = BOOT_CHECK, .broker_fd = -1, .met_fd = -1, .route_met_fd = -1};
-    return sup_read_scripts(t->scripts, name, &t->boot, e);
+    return files_read_scripts(t->scripts, name, &t->boot, e);
 }
 
 /* Calls the policy: what it declares, as JSON. Raises. */
@@ -50464,7 +50491,7 @@ try_core_load(lua_State *L)
     struct str bytes;
     struct err e;
 
-    if (!sup_read_file(t->arena, name, BOOT_SCRIPT_BYTES, &bytes, &e)) {
+    if (!files_read_file(t->arena, name, BOOT_SCRIPT_BYTES, &bytes, &e)) {
         lua_pushnil(L);
         lua_pushstring(L, e.msg);
         return 2;
@@ -50551,7 +50578,7 @@ try_core_read_file(lua_State *L)
     struct str bytes;
     struct err e;
 
-    if (sup_read_file(t->arena, name, most, &bytes, &e)) {
+    if (files_read_file(t->arena, name, most, &bytes, &e)) {
         bind_push_str(L, bytes);
         return 1;
     }
@@ -50848,7 +50875,7 @@ try_tool(const char *module, const char *commands, int argc, char **argv)
     return a.code;
 }
 
-/* ==== 43 learn: what a program needs, by tracing it ==========================
+/* ==== 45 learn: what a program needs, by tracing it ==========================
  *
  * `gateway exec --learn`: one declared command is run under ptrace, with the
  * arguments, environment, limits and user that it has as the broker's, but
@@ -52032,7 +52059,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
     return ok ? 0 : 1;
 }
 
-/* ==== 44 cli: the commands, and main ========================================
+/* ==== 46 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
@@ -52156,7 +52183,7 @@ cli_load(struct mem_arena *a, const char *policy, struct boot *b, struct cfg *c,
 {
     *b = (struct boot){
         .role = BOOT_CHECK, .broker_fd = -1, .met_fd = -1, .route_met_fd = -1};
-    return sup_read_scripts(a, policy, b, e) &&
+    return files_read_scripts(a, policy, b, e) &&
            work_check_policy(a, b, &b->cfg_json, e) &&
            cfg_load(a, b->cfg_json, c, e);
 }
@@ -52192,10 +52219,10 @@ cli_check(const struct cli *cli)
 
     host_survey(&host);
     ok = cli_load(a, cli->policy, &b, &c, &e) && sup_servable(&c, &e) &&
-         sup_judge(a, &c, &host, &b, &e) && sup_read_shadow(a, &c, &b, &e) &&
-         sup_read_certificates(a, &c, &b, &e) &&
-         sup_read_audit_key(a, &c.process, audit_key, &keyed, &e) &&
-         sup_verify(&c, &b, &numbers, &e);
+         sup_judge(a, &c, &host, &b, &e) && files_read_shadow(a, &c, &b, &e) &&
+         files_read_certificates(a, &c, &b, &e) &&
+         files_read_audit_key(a, &c.process, audit_key, &keyed, &e) &&
+         verify_all(&c, &b, &numbers, &e);
     if (ok)
         cli_advise(&c);
     if (ok)
@@ -52415,7 +52442,7 @@ cli_exec_files(struct cli_exec *x, const struct boot *all, int *boot_fd,
     b.scripts_n = b.env_n = b.admin_n = b.listeners_n = b.upstreams_n = 0;
     b.cgroup = x->tree.own >= 0;
     memcpy(b.clone_key, x->clone_key, sizeof b.clone_key);
-    if (!sup_read_audit_key(x->a, &x->cfg.process, key, &keyed, e))
+    if (!files_read_audit_key(x->a, &x->cfg.process, key, &keyed, e))
         return false;
     *audit_fd = chain_slab_new(keyed ? key : NULL, e);
     explicit_bzero(key, sizeof key);
@@ -52831,9 +52858,9 @@ cli_log_file(struct chain_verify *v, const char *path, struct err *e)
 static bool
 cli_log_key(const char *path, unsigned char key[CHAIN_SUM], struct err *e)
 {
-    struct mem_arena *a = mem_arena_new(2 * SUP_FILE_BYTES);
+    struct mem_arena *a = mem_arena_new(2 * FILES_BYTES);
     struct str text;
-    bool ok = sup_read_file(a, path, SUP_FILE_BYTES, &text, e) &&
+    bool ok = files_read_file(a, path, FILES_BYTES, &text, e) &&
               (chain_audit_key(text, key, e) || err_prefix(e, "%s: ", path));
 
     if (ok)
@@ -53308,10 +53335,10 @@ cli_role_verify(struct mem_arena *a, struct boot *b)
     // programs and scripts may lie where only root can look
     ok = ok && wall_uncap_reader(&e) &&
          wall_raise(WALL_VERIFY, &fence, accept, &e) &&
-         sup_verify(&c, b, &numbers, &e);
+         verify_all(&c, b, &numbers, &e);
     if (ok) {
         mem_buf_add(&numbers, "", 1);
-        sup_dates(&c, b, &numbers);
+        verify_dates(&c, b, &numbers);
     }
     wall_report();
     log_flush();
