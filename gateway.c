@@ -100,11 +100,12 @@
  *   39  ctl     the control socket
  *   40  files   what the supervisor reads for the others
  *   41  verify  all of a configuration that reading it does not show
- *   42  sup     the supervisor
- *   43  dial    a client for tools
- *   44  try     tools on a policy
- *   45  learn   what a program needs, by tracing it
- *   46  cli     the commands, and main
+ *   42  watch   when a script or a file of the policy changes
+ *   43  sup     the supervisor
+ *   44  dial    a client for tools
+ *   45  try     tools on a policy
+ *   46  learn   what a program needs, by tracing it
+ *   47  cli     the commands, and main
  *
  * Rooms 1 to 13 are words: functions on memory (log writes lines, and boot its
  * bundle). 14 to 19 are protocols: bytes in, calls out, no descriptor, so that
@@ -124,7 +125,7 @@
  *   exec_tell      exec -> bind            exec_flow_ops  exec -> serve
  *   vm_call        vm -> serve             bind_stubs     bind -> work, try
  *   serve_set      serve -> work, try      vm_watcher     vm -> try
- *   ctl_ops        ctl -> sup
+ *   ctl_ops        ctl -> sup              watch_ops      watch -> sup
  *   (and mem_last_words: a failed must() first writes what log still holds;
  *   what vm_new() opens is bind's or try's, what vm_wake() pushes is bind's)
  *
@@ -45611,6 +45612,23 @@ files_read_audit_key(struct mem_arena *a, const struct cfg_process *p,
     return ok;
 }
 
+/* Of the names and the texts of all scripts; zeroes: they could not be read. */
+static void
+files_hash(const struct boot *b, bool ok, unsigned char out[32])
+{
+    struct mem_buf all = {0};
+
+    memset(out, 0, 32);
+    if (!ok)
+        return;
+    for (size_t i = 0; i < b->scripts_n; i++) {
+        msg_put_str(&all, b->scripts[i].name);
+        msg_put_str(&all, b->scripts[i].bytes);
+    }
+    pki_sha256(mem_buf_ptr(&all), mem_buf_len(&all), out);
+    mem_buf_free(&all);
+}
+
 /* ==== 41 verify: all of a configuration that reading it does not show ========
  *
  * Schemas, certificates, keys, revocation lists and programs, in a throw-away
@@ -45772,7 +45790,348 @@ verify_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
     mem_buf_printf(out, "]");
 }
 
-/* ==== 42 sup: the supervisor ================================================
+/* ==== 42 watch: when a script or a file of the policy changes ================
+ *
+ * For `gateway run --watch`. What counts is not what inotify says, but whether
+ * a script or a file is another than at the last load: so events of other files
+ * are harmless, and one that was missed is made good by the next. Where inotify
+ * does not work, it looks again and again.
+ *
+ * Owner   the supervisor has one; watch_close() before it is freed
+ * Down    files cfg boot pki log      Up  watch_ops
+ * Entry   watch_new  watch_scripts  watch_files  watch_again  watch_close
+ */
+enum {
+    WATCH_MS = 100,  // after an event: who saves writes more than once
+    WATCH_POLL_MS = 500,
+    WATCH_LINKS = 8,  // symbolic links on the way to a file that is watched
+    WATCH_ARENA = 64 << 20,
+};
+
+/* Up: the supervisor loads again. */
+struct watch_ops {
+    void (*on_change)(void *self, bool scripts);  // false: files alone
+};
+
+struct watch {
+    const struct watch_ops *ops;
+    void *self;            // lent, to ops
+    const char *policy;    // borrowed
+    int fd;                // of inotify, or -1
+    bool repeats;          // looks again and again instead
+    uv_poll_t poll;        // on fd
+    uv_timer_t timer;      // a while after an event, or every WATCH_POLL_MS
+    struct mem_buf files;  // absolute paths, NUL after each
+    unsigned char scripts_seen[32], files_seen[32];
+};
+
+static void watch_on_time(uv_timer_t *);
+
+static char *
+watch_absolute(struct mem_arena *a, struct str file)
+{
+    char cwd[PATH_MAX];
+
+    if (str_starts(file, S("/")) || !getcwd(cwd, sizeof cwd))
+        return mem_printf(a, "%s%.*s", str_starts(file, S("/")) ? "" : "/",
+                          STR_FMT(file));
+    return mem_printf(a, "%s/%.*s", strcmp(cwd, "/") ? cwd : "", STR_FMT(file));
+}
+
+static void
+watch_file(struct watch *w, struct mem_arena *a, struct str file)
+{
+    char *path;
+
+    if (!file.n)
+        return;
+    path = watch_absolute(a, file);
+    mem_buf_add(&w->files, path, strlen(path) + 1);
+}
+
+static void
+watch_site(struct watch *w, struct mem_arena *a, const struct cfg_site *s)
+{
+    for (size_t i = 0; i < s->pairs_n; i++) {
+        watch_file(w, a, s->pairs[i].certificate);
+        watch_file(w, a, s->pairs[i].key);
+    }
+    watch_file(w, a, s->client_ca);
+    for (size_t i = 0; i < s->crl.n; i++)
+        watch_file(w, a, s->crl.v[i]);
+}
+
+static void
+watch_upstream(struct watch *w, struct mem_arena *a,
+               const struct cfg_upstream *u)
+{
+    watch_file(w, a, u->ca);
+    watch_file(w, a, u->certificate);
+    watch_file(w, a, u->key);
+    for (size_t i = 0; i < u->crl.n; i++)
+        watch_file(w, a, u->crl.v[i]);
+}
+
+/* What identifies the content of a file, but for who reads it. */
+static void
+watch_stat(struct mem_buf *b, const char *path)
+{
+    struct stat st;
+
+    mem_buf_printf(b, "%s ", path);
+    if (stat(path, &st) != 0)
+        mem_buf_printf(b, "%d\n", errno);
+    else
+        mem_buf_printf(b, "%ju %ju %jd %jd.%ld %jd.%ld\n", (uintmax_t)st.st_dev,
+                       (uintmax_t)st.st_ino, (intmax_t)st.st_size,
+                       (intmax_t)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
+                       (intmax_t)st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
+}
+
+/* A fingerprint of the files, and of what is in folders of lists. */
+static void
+watch_look(const struct watch *w, unsigned char out[32])
+{
+    struct mem_arena *a = mem_arena_new(WATCH_ARENA);
+    struct mem_buf b = {0};
+    const char *p = mem_buf_ptr(&w->files), *end = p + mem_buf_len(&w->files);
+    struct stat st;
+    struct err e;
+    char **names;
+    size_t n;
+
+    for (; p < end; p += strlen(p) + 1) {
+        struct files_scripts s = {.a = a};
+
+        watch_stat(&b, p);
+        if (stat(p, &st) != 0 || !S_ISDIR(st.st_mode) ||
+            !files_list(&s, p, &names, &n, &e))
+            continue;
+        for (size_t i = 0; i < n; i++)
+            watch_stat(&b, mem_printf(a, "%s/%s", p, names[i]));
+    }
+    pki_sha256(mem_buf_ptr(&b), mem_buf_len(&b), out);
+    mem_buf_free(&b);
+    mem_arena_free(a);
+}
+
+/* Where there is no inotify, or no watch left. */
+static void
+watch_repeat(struct watch *w, int why)
+{
+    log_at(LOG_WARN, "sup", "--watch: inotify: %s: looking every %d ms instead",
+           strerror(why), WATCH_POLL_MS);
+    if (w->fd >= 0)
+        uv_poll_stop(&w->poll);
+    w->repeats = true;
+    uv_timer_start(&w->timer, watch_on_time, WATCH_POLL_MS, WATCH_POLL_MS);
+}
+
+/* A folder that is not there may come: then the one above says so. */
+static void
+watch_dir(struct watch *w, struct mem_arena *a, const char *dir)
+{
+    const uint32_t what = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM |
+                          IN_CREATE | IN_DELETE | IN_ATTRIB | IN_DELETE_SELF |
+                          IN_MOVE_SELF | IN_ONLYDIR;
+    char *above;
+
+    if (w->repeats || inotify_add_watch(w->fd, dir, what) >= 0)
+        return;
+    if (errno == ENOSPC || errno == ENOMEM) {
+        watch_repeat(w, errno);
+    } else if (errno == ENOENT && dir[0] == '/' && dir[1]) {
+        above = str_c(a, str_of(dir));
+        *strrchr(above, '/') = 0;
+        watch_dir(w, a, above[0] ? above : "/");
+    }
+}
+
+/* The folder that a file is in, the file itself where it is one, and the folder
+ * of each link on the way. `path` is absolute. */
+static void
+watch_path(struct watch *w, struct mem_arena *a, const char *path, int links)
+{
+    char *part = str_c(a, str_of(path)), *end = part, *rest, to[PATH_MAX];
+    ssize_t n;
+
+    do {
+        end = strchrnul(end + 1, '/');
+        rest = *end ? end + 1 : end;
+        if (*end)
+            *end = 0;
+        else
+            end = NULL;
+        n = links ? readlink(part, to, sizeof to - 1) : -1;
+        if (n > 0) {
+            to[n] = 0;
+            *strrchr(part, '/') = 0;
+            watch_dir(w, a, part[0] ? part : "/");
+            watch_path(w, a,
+                       mem_printf(a, "%s%s%s%s%s", to[0] == '/' ? "" : part,
+                                  to[0] == '/' ? "" : "/", to,
+                                  rest[0] ? "/" : "", rest),
+                       links - 1);
+            return;
+        }
+        if (end)
+            *end = '/';
+    } while (end);
+    watch_dir(w, a, part);
+    *strrchr(part, '/') = 0;
+    watch_dir(w, a, part[0] ? part : "/");
+}
+
+/* The folders that scripts are looked for in. */
+static void
+watch_tree(struct watch *w, struct files_scripts *walk, const char *dir,
+           int depth)
+{
+    struct stat st;
+    struct err e;
+    char **names, *path;
+    size_t n;
+
+    watch_dir(w, walk->a, dir);
+    if (depth == FILES_DEPTH || !files_list(walk, dir, &names, &n, &e))
+        return;
+    for (size_t i = 0; i < n; i++) {
+        path = mem_printf(walk->a, "%s/%s", dir, names[i]);
+        if (lstat(path, &st) == 0 && S_ISDIR(st.st_mode))
+            watch_tree(w, walk, path, depth + 1);
+        else if (S_ISLNK(st.st_mode) && str_ends(str_of(path), S(".lua")))
+            watch_path(w, walk->a, path, WATCH_LINKS);
+    }
+}
+
+/* Before anything is read: a change after this is an event. */
+static void
+watch_all(struct watch *w)
+{
+    struct mem_arena *a = mem_arena_new(WATCH_ARENA);
+    struct files_scripts walk = {.a = a};
+    char *policy = watch_absolute(a, str_of(w->policy)), *slash;
+    const char *end = mem_buf_ptr(&w->files) + mem_buf_len(&w->files);
+
+    watch_path(w, a, policy, WATCH_LINKS);
+    slash = strrchr(policy, '/');
+    *slash = 0;
+    watch_tree(w, &walk, policy[0] ? policy : "/", 0);
+    for (const char *p = mem_buf_ptr(&w->files); p < end; p += strlen(p) + 1)
+        watch_path(w, a, p, WATCH_LINKS);
+    mem_arena_free(a);
+}
+
+/* A load begins, with these scripts. */
+static void
+watch_scripts(struct watch *w, const unsigned char hash[32])
+{
+    if (w)
+        memcpy(w->scripts_seen, hash, 32);
+}
+
+/* It goes on, with these files, which are read after this. */
+static void
+watch_files(struct watch *w, struct mem_arena *a, const struct cfg *c)
+{
+    if (!w)
+        return;
+    w->files.n = w->files.off = 0;
+    watch_file(w, a, c->process.ticket_keys);
+    watch_file(w, a, c->process.audit_key);
+    for (size_t i = 0; i < c->cas.n; i++)
+        watch_file(w, a, c->cas.v[i]);
+    for (size_t i = 0; i < c->listeners_n; i++) {
+        const struct cfg_listener *l = &c->listeners[i];
+
+        watch_site(w, a, &l->own);
+        for (size_t j = 0; j < l->sni_n; j++)
+            watch_site(w, a, &l->sni[j]);
+    }
+    for (size_t i = 0; i < c->upstreams_n; i++)
+        watch_upstream(w, a, &c->upstreams[i]);
+    watch_all(w);
+    watch_look(w, w->files_seen);
+}
+
+/* Is anything other than it was? */
+static void
+watch_on_time(uv_timer_t *t)
+{
+    struct watch *w = t->data;
+    struct mem_arena *a = mem_arena_new(WATCH_ARENA);
+    unsigned char scripts[32], files[32];
+    struct boot b = {0};
+    struct err e;
+    bool ok, changed;
+
+    watch_all(w);
+    ok = files_read_scripts(a, w->policy, &b, &e);
+    files_hash(&b, ok, scripts);
+    watch_look(w, files);
+    mem_arena_free(a);
+    changed = memcmp(scripts, w->scripts_seen, sizeof scripts) != 0;
+    if (changed || memcmp(files, w->files_seen, sizeof files) != 0)
+        w->ops->on_change(w->self, changed);
+}
+
+static void
+watch_on_event(uv_poll_t *p, int status, int events)
+{
+    struct watch *w = p->data;
+    char what[4096];
+
+    (void)status;
+    (void)events;
+    while (read(w->fd, what, sizeof what) > 0) {
+        // that something happened is enough
+    }
+    if (!w->repeats && !uv_is_active((uv_handle_t *)&w->timer))
+        uv_timer_start(&w->timer, watch_on_time, WATCH_MS, 0);
+}
+
+/* Look again soon: what was just read may be half of what somebody saves. */
+static void
+watch_again(struct watch *w)
+{
+    uv_timer_start(&w->timer, watch_on_time, WATCH_MS,
+                   w->repeats ? WATCH_POLL_MS : 0);
+}
+
+static struct watch *
+watch_new(uv_loop_t *loop, const char *policy, const struct watch_ops *ops,
+          void *self)
+{
+    struct watch *w = mem_xcalloc(sizeof *w);
+
+    w->ops = ops;
+    w->self = self;
+    w->policy = policy;
+    must(uv_timer_init(loop, &w->timer) == 0);
+    w->timer.data = w->poll.data = w;
+    w->fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    if (w->fd < 0) {
+        watch_repeat(w, errno);
+        return w;
+    }
+    must(uv_poll_init(loop, &w->poll, w->fd) == 0);
+    uv_poll_start(&w->poll, UV_READABLE, watch_on_event);
+    return w;
+}
+
+/* The loop must turn once more, and then the struct may be freed. */
+static void
+watch_close(struct watch *w)
+{
+    uv_close((uv_handle_t *)&w->timer, NULL);
+    if (w->fd >= 0) {
+        uv_close((uv_handle_t *)&w->poll, NULL);
+        close(w->fd);
+    }
+    mem_buf_free(&w->files);
+}
+
+/* ==== 43 sup: the supervisor ================================================
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
@@ -45832,12 +46191,9 @@ enum {
     SUP_ALIVE_MS = 10000,  // who lived that long begins at MIN again
     SUP_RESULT_BYTES = 16 << 20,
     SUP_BACKLOG = 4096,
-    SUP_ROWS = 64,       // of the metrics slab, at least
-    SUP_CHAINS = 16,     // that wait for a broker to write down their end
-    SUP_WATCH_MS = 100,  // after an event: who saves writes more than once
-    SUP_WATCH_POLL_MS = 500,
-    SUP_LINKS = 8,  // symbolic links on the way to a file that is watched
-    SUP_TOLD = 16,  // routes that a reload has added or taken, in a line
+    SUP_ROWS = 64,    // of the metrics slab, at least
+    SUP_CHAINS = 16,  // that wait for a broker to write down their end
+    SUP_TOLD = 16,    // routes that a reload has added or taken, in a line
     SUP_FDS = BOOT_FIRST_FD + BOOT_LISTENERS + BOOT_ADMINS + 3,
     SUP_ELDERS = RUN_ELDERS_MAX / 2,
 };
@@ -45916,19 +46272,6 @@ struct sup_load {
     unsigned char policy_hash[32];
 };
 
-/* `gateway run --watch`. What counts is not what inotify says, but whether a
- * script or a file is another than at the last load: so events of other files
- * are harmless, and one that was missed is made good by the next. */
-struct sup_watch {
-    int fd;                // of inotify, or -1
-    bool repeats;          // looks again and again instead
-    uv_poll_t poll;        // on fd
-    uv_timer_t timer;      // a while after an event, or every SUP_WATCH_POLL_MS
-    struct mem_buf files;  // absolute paths, NUL after each
-    unsigned char scripts_seen[32], files_seen[32];
-    char *routes;  // owned: those of the generation before; NULL: none
-};
-
 /* How the last load went. */
 struct sup_last {
     int64_t at;  // Unix seconds; 0: none is over
@@ -45979,12 +46322,12 @@ struct sup {
     int64_t started;  // Unix seconds
     uint64_t born;
     const struct met_row *rows;  // mapped from met_fd
-    struct sup_watch *watch;     // owned; NULL: without --watch
+    struct watch *watch;         // owned; NULL: without --watch
+    char *routes_told;           // owned: with --watch; NULL: none yet
 };
 
 /* Called upwards, in the order of a generation's life. */
 static void sup_do(struct sup *, enum sup_event);
-static void sup_watch_on_time(uv_timer_t *);
 static void sup_arm(struct sup *);
 static void sup_settle(struct sup *);
 static void sup_load_over(struct sup *, bool ok, uint64_t upto);
@@ -46431,328 +46774,7 @@ sup_route_slab(struct sup *s, const struct cfg *c, struct sup_gen *g,
     return g->route_met_fd >= 0;
 }
 
-/* Of the names and the texts of all scripts; zeroes: they could not be read. */
-static void
-sup_hash_scripts(const struct boot *b, bool ok, unsigned char out[32])
-{
-    struct mem_buf all = {0};
-
-    memset(out, 0, 32);
-    if (!ok)
-        return;
-    for (size_t i = 0; i < b->scripts_n; i++) {
-        msg_put_str(&all, b->scripts[i].name);
-        msg_put_str(&all, b->scripts[i].bytes);
-    }
-    pki_sha256(mem_buf_ptr(&all), mem_buf_len(&all), out);
-    mem_buf_free(&all);
-}
-
-/* ---- what is watched ----------------------------------------------------- */
-
-static char *
-sup_absolute(struct mem_arena *a, struct str file)
-{
-    char cwd[PATH_MAX];
-
-    if (str_starts(file, S("/")) || !getcwd(cwd, sizeof cwd))
-        return mem_printf(a, "%s%.*s", str_starts(file, S("/")) ? "" : "/",
-                          STR_FMT(file));
-    return mem_printf(a, "%s/%.*s", strcmp(cwd, "/") ? cwd : "", STR_FMT(file));
-}
-
-static void
-sup_watch_file(struct sup_watch *w, struct mem_arena *a, struct str file)
-{
-    char *path;
-
-    if (!file.n)
-        return;
-    path = sup_absolute(a, file);
-    mem_buf_add(&w->files, path, strlen(path) + 1);
-}
-
-static void
-sup_watch_site(struct sup_watch *w, struct mem_arena *a,
-               const struct cfg_site *s)
-{
-    for (size_t i = 0; i < s->pairs_n; i++) {
-        sup_watch_file(w, a, s->pairs[i].certificate);
-        sup_watch_file(w, a, s->pairs[i].key);
-    }
-    sup_watch_file(w, a, s->client_ca);
-    for (size_t i = 0; i < s->crl.n; i++)
-        sup_watch_file(w, a, s->crl.v[i]);
-}
-
-static void
-sup_watch_upstream(struct sup_watch *w, struct mem_arena *a,
-                   const struct cfg_upstream *u)
-{
-    sup_watch_file(w, a, u->ca);
-    sup_watch_file(w, a, u->certificate);
-    sup_watch_file(w, a, u->key);
-    for (size_t i = 0; i < u->crl.n; i++)
-        sup_watch_file(w, a, u->crl.v[i]);
-}
-
-/* What identifies the content of a file, but for who reads it. */
-static void
-sup_watch_stat(struct mem_buf *b, const char *path)
-{
-    struct stat st;
-
-    mem_buf_printf(b, "%s ", path);
-    if (stat(path, &st) != 0)
-        mem_buf_printf(b, "%d\n", errno);
-    else
-        mem_buf_printf(b, "%ju %ju %jd %jd.%ld %jd.%ld\n", (uintmax_t)st.st_dev,
-                       (uintmax_t)st.st_ino, (intmax_t)st.st_size,
-                       (intmax_t)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
-                       (intmax_t)st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
-}
-
-/* A fingerprint of the files, and of what is in folders of lists. */
-static void
-sup_watch_look(const struct sup_watch *w, unsigned char out[32])
-{
-    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
-    struct mem_buf b = {0};
-    const char *p = mem_buf_ptr(&w->files), *end = p + mem_buf_len(&w->files);
-    struct stat st;
-    struct err e;
-    char **names;
-    size_t n;
-
-    for (; p < end; p += strlen(p) + 1) {
-        struct files_scripts s = {.a = a};
-
-        sup_watch_stat(&b, p);
-        if (stat(p, &st) != 0 || !S_ISDIR(st.st_mode) ||
-            !files_list(&s, p, &names, &n, &e))
-            continue;
-        for (size_t i = 0; i < n; i++)
-            sup_watch_stat(&b, mem_printf(a, "%s/%s", p, names[i]));
-    }
-    pki_sha256(mem_buf_ptr(&b), mem_buf_len(&b), out);
-    mem_buf_free(&b);
-    mem_arena_free(a);
-}
-
-/* Where there is no inotify, or no watch left. */
-static void
-sup_watch_repeat(struct sup *s, int why)
-{
-    struct sup_watch *w = s->watch;
-
-    log_at(LOG_WARN, "sup", "--watch: inotify: %s: looking every %d ms instead",
-           strerror(why), SUP_WATCH_POLL_MS);
-    if (w->fd >= 0)
-        uv_poll_stop(&w->poll);
-    w->repeats = true;
-    uv_timer_start(&w->timer, sup_watch_on_time, SUP_WATCH_POLL_MS,
-                   SUP_WATCH_POLL_MS);
-}
-
-/* A folder that is not there may come: then the one above says so. */
-static void
-sup_watch_dir(struct sup *s, struct mem_arena *a, const char *dir)
-{
-    const uint32_t what = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM |
-                          IN_CREATE | IN_DELETE | IN_ATTRIB | IN_DELETE_SELF |
-                          IN_MOVE_SELF | IN_ONLYDIR;
-    char *above;
-
-    if (s->watch->repeats || inotify_add_watch(s->watch->fd, dir, what) >= 0)
-        return;
-    if (errno == ENOSPC || errno == ENOMEM) {
-        sup_watch_repeat(s, errno);
-    } else if (errno == ENOENT && dir[0] == '/' && dir[1]) {
-        above = str_c(a, str_of(dir));
-        *strrchr(above, '/') = 0;
-        sup_watch_dir(s, a, above[0] ? above : "/");
-    }
-}
-
-/* The folder that a file is in, the file itself where it is one, and the folder
- * of each link on the way. `path` is absolute. */
-static void
-sup_watch_path(struct sup *s, struct mem_arena *a, const char *path, int links)
-{
-    char *part = str_c(a, str_of(path)), *end = part, *rest, to[PATH_MAX];
-    ssize_t n;
-
-    do {
-        end = strchrnul(end + 1, '/');
-        rest = *end ? end + 1 : end;
-        if (*end)
-            *end = 0;
-        else
-            end = NULL;
-        n = links ? readlink(part, to, sizeof to - 1) : -1;
-        if (n > 0) {
-            to[n] = 0;
-            *strrchr(part, '/') = 0;
-            sup_watch_dir(s, a, part[0] ? part : "/");
-            sup_watch_path(s, a,
-                           mem_printf(a, "%s%s%s%s%s", to[0] == '/' ? "" : part,
-                                      to[0] == '/' ? "" : "/", to,
-                                      rest[0] ? "/" : "", rest),
-                           links - 1);
-            return;
-        }
-        if (end)
-            *end = '/';
-    } while (end);
-    sup_watch_dir(s, a, part);
-    *strrchr(part, '/') = 0;
-    sup_watch_dir(s, a, part[0] ? part : "/");
-}
-
-/* The folders that scripts are looked for in. */
-static void
-sup_watch_tree(struct sup *s, struct files_scripts *walk, const char *dir,
-               int depth)
-{
-    struct stat st;
-    struct err e;
-    char **names, *path;
-    size_t n;
-
-    sup_watch_dir(s, walk->a, dir);
-    if (depth == FILES_DEPTH || !files_list(walk, dir, &names, &n, &e))
-        return;
-    for (size_t i = 0; i < n; i++) {
-        path = mem_printf(walk->a, "%s/%s", dir, names[i]);
-        if (lstat(path, &st) == 0 && S_ISDIR(st.st_mode))
-            sup_watch_tree(s, walk, path, depth + 1);
-        else if (S_ISLNK(st.st_mode) && str_ends(str_of(path), S(".lua")))
-            sup_watch_path(s, walk->a, path, SUP_LINKS);
-    }
-}
-
-/* Before anything is read: a change after this is an event. */
-static void
-sup_watch_all(struct sup *s)
-{
-    struct sup_watch *w = s->watch;
-    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
-    struct files_scripts walk = {.a = a};
-    char *policy = sup_absolute(a, str_of(s->policy)), *slash;
-    const char *end = mem_buf_ptr(&w->files) + mem_buf_len(&w->files);
-
-    sup_watch_path(s, a, policy, SUP_LINKS);
-    slash = strrchr(policy, '/');
-    *slash = 0;
-    sup_watch_tree(s, &walk, policy[0] ? policy : "/", 0);
-    for (const char *p = mem_buf_ptr(&w->files); p < end; p += strlen(p) + 1)
-        sup_watch_path(s, a, p, SUP_LINKS);
-    mem_arena_free(a);
-}
-
-/* A load begins, with these scripts. */
-static void
-sup_watch_scripts(struct sup *s, const unsigned char hash[32])
-{
-    if (s->watch)
-        memcpy(s->watch->scripts_seen, hash, 32);
-}
-
-/* It goes on, with these files, which are read after this. */
-static void
-sup_watch_files(struct sup *s, struct mem_arena *a, const struct cfg *c)
-{
-    struct sup_watch *w = s->watch;
-
-    if (!w)
-        return;
-    w->files.n = w->files.off = 0;
-    sup_watch_file(w, a, c->process.ticket_keys);
-    sup_watch_file(w, a, c->process.audit_key);
-    for (size_t i = 0; i < c->cas.n; i++)
-        sup_watch_file(w, a, c->cas.v[i]);
-    for (size_t i = 0; i < c->listeners_n; i++) {
-        const struct cfg_listener *l = &c->listeners[i];
-
-        sup_watch_site(w, a, &l->own);
-        for (size_t j = 0; j < l->sni_n; j++)
-            sup_watch_site(w, a, &l->sni[j]);
-    }
-    for (size_t i = 0; i < c->upstreams_n; i++)
-        sup_watch_upstream(w, a, &c->upstreams[i]);
-    sup_watch_all(s);
-    sup_watch_look(w, w->files_seen);
-}
-
-/* Is anything other than it was? */
-static void
-sup_watch_on_time(uv_timer_t *t)
-{
-    struct sup *s = t->data;
-    struct sup_watch *w = s->watch;
-    struct mem_arena *a = mem_arena_new((size_t)64 << 20);
-    unsigned char scripts[32], files[32];
-    struct boot b = {0};
-    struct err e;
-    bool ok, policy_too;
-
-    sup_watch_all(s);
-    ok = files_read_scripts(a, s->policy, &b, &e);
-    sup_hash_scripts(&b, ok, scripts);
-    sup_watch_look(w, files);
-    mem_arena_free(a);
-    policy_too = memcmp(scripts, w->scripts_seen, sizeof scripts) != 0;
-    if (!policy_too && memcmp(files, w->files_seen, sizeof files) == 0)
-        return;
-    s->policy_too |= policy_too;
-    sup_do(s, SUP_EV_HUP);
-}
-
-static void
-sup_watch_on_event(uv_poll_t *p, int status, int events)
-{
-    struct sup *s = p->data;
-    char what[4096];
-
-    (void)status;
-    (void)events;
-    while (read(s->watch->fd, what, sizeof what) > 0) {
-        // that something happened is enough
-    }
-    if (!s->watch->repeats && !uv_is_active((uv_handle_t *)&s->watch->timer))
-        uv_timer_start(&s->watch->timer, sup_watch_on_time, SUP_WATCH_MS, 0);
-}
-
-static void
-sup_watch_init(struct sup *s)
-{
-    struct sup_watch *w = s->watch = mem_xcalloc(sizeof *w);
-
-    must(uv_timer_init(s->loop, &w->timer) == 0);
-    w->timer.data = w->poll.data = s;
-    w->fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
-    if (w->fd < 0) {
-        sup_watch_repeat(s, errno);
-        return;
-    }
-    must(uv_poll_init(s->loop, &w->poll, w->fd) == 0);
-    uv_poll_start(&w->poll, UV_READABLE, sup_watch_on_event);
-}
-
-/* The loop must turn once more, and then the struct may be freed. */
-static void
-sup_watch_close(struct sup_watch *w)
-{
-    uv_close((uv_handle_t *)&w->timer, NULL);
-    if (w->fd >= 0) {
-        uv_close((uv_handle_t *)&w->poll, NULL);
-        close(w->fd);
-    }
-    mem_buf_free(&w->files);
-    free(w->routes);
-}
-
-/* ---- and what is told of it ---- */
+/* ---- what is told of a load that --watch began --------------------------- */
 
 static bool
 sup_has_line(struct str lines, struct str wanted)
@@ -46783,12 +46805,22 @@ sup_put_lines(struct mem_buf *b, unsigned *n, char sign, struct str lines,
     }
 }
 
+static void
+sup_on_change(void *self, bool scripts)
+{
+    struct sup *s = self;
+
+    s->policy_too |= scripts;
+    sup_do(s, SUP_EV_HUP);
+}
+
+static const struct watch_ops sup_watch_ops = {sup_on_change};
+
 /* One line for whoever has just saved a file. */
 static void
-sup_watch_tell(struct sup *s, bool ok)
+sup_tell(struct sup *s, bool ok)
 {
-    struct sup_watch *w = s->watch;
-    struct str was = str_of(w->routes), is;
+    struct str was = str_of(s->routes_told), is;
     struct mem_buf b = {0};
     unsigned n = 0;
 
@@ -46797,20 +46829,19 @@ sup_watch_tell(struct sup *s, bool ok)
         if (s->current)
             mem_buf_printf(&b, " (generation %u serves on)",
                            s->current->number);
-        uv_timer_start(&w->timer, sup_watch_on_time, SUP_WATCH_MS,
-                       w->repeats ? SUP_WATCH_POLL_MS : 0);
+        watch_again(s->watch);
     } else {
         is = str_of(s->current->routes);
         mem_buf_printf(&b, "gateway: generation %u serves", s->current->number);
-        if (w->routes) {
+        if (s->routes_told) {
             sup_put_lines(&b, &n, '+', is, was);
             sup_put_lines(&b, &n, '-', was, is);
         }
         if (n > SUP_TOLD)
             mem_buf_printf(&b, ", and %u more", n - SUP_TOLD);
-        free(w->routes);
-        w->routes = strdup(s->current->routes);
-        must(w->routes != NULL);
+        free(s->routes_told);
+        s->routes_told = strdup(s->current->routes);
+        must(s->routes_told != NULL);
     }
     mem_buf_printf(&b, "\n");
     log_flush();
@@ -47091,7 +47122,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
 
     if (!cfg_load(l->arena, json, &c, e))
         return false;
-    sup_watch_files(s, l->arena, &c);
+    watch_files(s->watch, l->arena, &c);
     if (!sup_servable(&c, e))
         return false;
     g = s->next = sup_gen_new(s);
@@ -47708,14 +47739,14 @@ sup_begin(struct sup *s)
     l->boot.layers = s->host.have.layers;
     sup_enter(s, SUP_CHECKING, SUP_STEP_MS);
     if (s->watch)
-        sup_watch_all(s);
+        watch_all(s->watch);
     ok = anew ? files_read_scripts(l->arena, s->policy, &l->boot, &s->why)
               : files_keep_scripts(l->arena, s->current->worker_boot, &l->boot,
                                    &s->why);
     s->policy_too = false;
     if (anew) {
-        sup_hash_scripts(&l->boot, ok, l->policy_hash);
-        sup_watch_scripts(s, l->policy_hash);
+        files_hash(&l->boot, ok, l->policy_hash);
+        watch_scripts(s->watch, l->policy_hash);
     } else {
         memcpy(l->policy_hash, s->current->policy_hash, sizeof l->policy_hash);
     }
@@ -48557,7 +48588,7 @@ sup_load_over(struct sup *s, bool ok, uint64_t upto)
         s->last.ok = ok;
         snprintf(s->last.why, sizeof s->last.why, "%s", ok ? "" : s->why.msg);
         if (s->watch)
-            sup_watch_tell(s, ok);
+            sup_tell(s, ok);
     }
     for (c = s->ctl->conns; c; c = next) {
         next = c->next;
@@ -48713,7 +48744,7 @@ sup_fini(struct sup *s)
     free(s->slots);
     ctl_close(s->ctl);
     if (s->watch)
-        sup_watch_close(s->watch);
+        watch_close(s->watch);
     uv_close((uv_handle_t *)&s->timer, NULL);
     for (size_t i = 0; i < sizeof s->signals / sizeof *s->signals; i++)
         uv_close((uv_handle_t *)&s->signals[i], NULL);
@@ -48722,6 +48753,7 @@ sup_fini(struct sup *s)
     free(s->ctl);
     free(s->control);
     free(s->watch);
+    free(s->routes_told);
     log_flush();
 }
 
@@ -48740,7 +48772,7 @@ sup_main(const char *policy, bool watch)
         return 1;
     }
     if (watch)
-        sup_watch_init(s);
+        s->watch = watch_new(s->loop, s->policy, &sup_watch_ops, s);
     sup_begin(s);
     uv_run(s->loop, UV_RUN_DEFAULT);
     code = s->exit_code;
@@ -48749,7 +48781,7 @@ sup_main(const char *policy, bool watch)
     return code;
 }
 
-/* ==== 43 dial: a client for tools ============================================
+/* ==== 44 dial: a client for tools ============================================
  *
  * `gateway audit --live` asks a service as its clients would: over TCP, plain
  * or with TLS and any certificate, good or bad. It waits for each answer: a
@@ -49148,7 +49180,7 @@ dial_open(lua_State *L)
     lua_setfield(L, -2, "pause");
 }
 
-/* ==== 44 try: tools on a policy ==============================================
+/* ==== 45 try: tools on a policy ==============================================
  *
  * The commands that are written in Lua (scripts/gateway/test.lua and others):
  * a policy's real hooks, schemas, routes and parser, without network, clock or
@@ -50875,7 +50907,7 @@ try_tool(const char *module, const char *commands, int argc, char **argv)
     return a.code;
 }
 
-/* ==== 45 learn: what a program needs, by tracing it ==========================
+/* ==== 46 learn: what a program needs, by tracing it ==========================
  *
  * `gateway exec --learn`: one declared command is run under ptrace, with the
  * arguments, environment, limits and user that it has as the broker's, but
@@ -52059,7 +52091,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
     return ok ? 0 : 1;
 }
 
-/* ==== 46 cli: the commands, and main ========================================
+/* ==== 47 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
