@@ -84,28 +84,31 @@
  *   23  proxy   a request, carried to an upstream and back
  *   24  msg     typed frames between our processes
  *   25  wall    what our own processes give up
- *   26  host    what this machine has, and what is around us
- *   27  jail    the cage around a program
- *   28  prog    which programs, arguments and values are let through
- *   29  chain   the audit records of runs, each bound to the one before
- *   30  run     one program, from its start to its record
- *   31  broker  the process that starts programs, and no other does
- *   32  exec    programs, and nothing but the declared ones
- *   33  vm      the Lua state
- *   34  lib     string and table functions that cannot run away
- *   35  bind    what scripts can see
- *   36  serve   from request to answer
- *   37  admin   health and metrics
- *   38  work    a worker
- *   39  ctl     the control socket
- *   40  files   what the supervisor reads for the others
- *   41  verify  all of a configuration that reading it does not show
- *   42  watch   when a script or a file of the policy changes
- *   43  sup     the supervisor
- *   44  dial    a client for tools
- *   45  try     tools on a policy
- *   46  learn   what a program needs, by tracing it
- *   47  cli     the commands, and main
+ *   26  host    what this machine grants
+ *   27  posture what somebody else has set up around us
+ *   28  jail    the cage around a program
+ *   29  guard   arguments of programs that read more into them
+ *   30  prog    which programs are let through
+ *   31  chain   the audit records of runs, each bound to the one before
+ *   32  run     one program, from its start to its record
+ *   33  broker  the process that starts programs, and no other does
+ *   34  exec    a worker's way to programs
+ *   35  vm      the Lua state
+ *   36  lib     string and table functions that cannot run away
+ *   37  bind    what scripts can see
+ *   38  serve   from request to answer
+ *   39  admin   health and metrics
+ *   40  work    a worker
+ *   41  ctl     the control socket
+ *   42  files   what the supervisor reads for the others
+ *   43  verify  all of a configuration that reading it does not show
+ *   44  watch   when a script or a file of the policy changes
+ *   45  sup     the supervisor
+ *   46  dial    a client for tools
+ *   47  try     tools on a policy
+ *   48  learn   what a program needs, by tracing it
+ *   49  certs   gateway certs
+ *   50  cli     the commands, and main
  *
  * Rooms 1 to 13 are words: functions on memory (log writes lines, and boot its
  * bundle). 14 to 19 are protocols: bytes in, calls out, no descriptor, so that
@@ -8605,7 +8608,7 @@ cfg_read_level(struct cfg_read *r, yyjson_val *v, void *object)
 enum { CFG_LAYERS_N = 15 };
 
 /* What our processes give up, or are shut into, in the order of enum
- * host_layer; then, for must_have alone, what is around us: enum host_posture.
+ * host_layer; then, for must_have alone, what is around us: enum posture_item.
  * Room jail says what is lost without each. */
 static const char *const cfg_layers[] = {
     "no_new_privs",
@@ -16241,13 +16244,11 @@ pki_cache_verify(struct pki_cache *c, const struct pki_rules *rules,
 
 /* ==== 16 mint: making certificates ==========================================
  *
- * What `gateway certs` writes, for development, tests and small sites: a CA,
- * certificates for servers and clients, revocation lists; and its doctor, which
- * says why a certificate would be refused. Keys are EC P-256. A file is written
- * whole or not at all, and a key is never written over.
+ * Keys (EC P-256), certificates and revocation lists, in memory: what `gateway
+ * certs` writes to files, and what tools show to a service they test.
  *
  * Down    pki, wolfCrypt
- * Entry   mint_make  mint_make_crl  mint_command
+ * Entry   mint_key_make  mint_make  mint_make_crl
  */
 
 /* ---- the DER writer ---- */
@@ -16499,7 +16500,7 @@ struct mint_order {
     size_t serial_n;
 
     /* how the command line put it */
-    const char *command;  // a name of mint_commands
+    const char *command;  // a name of certs_commands
     const char *dir, *name;
     char **names;  // the certificates to be revoked
     int names_n;
@@ -16705,281 +16706,6 @@ mint_make(const struct mint_order *o, struct mint_key *subject,
     return ok;
 }
 
-/* ---- files of `gateway certs` ---- */
-
-enum { MINT_FILE_MAX = 1 << 20, MINT_NOREPLACE = 1 /* RENAME_NOREPLACE */ };
-
-struct mint_file {
-    const char *name;
-    char tmp[128];  // "" until it is there
-    mode_t mode;
-    struct mem_buf text;  // owned
-};
-
-static bool
-mint_file_read(struct mem_arena *a, int dir, const char *name, struct str *out,
-               struct stat *st, struct err *e)
-{
-    int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    char *p;
-    ssize_t n = -1;
-
-    if (fd < 0)
-        return err_set(e, ERR_CONFIG, "%s%s", strerror(errno),
-                       errno == ENOENT ? ": first make a CA there with "
-                                         "gateway certs init"
-                                       : "");
-    if (fstat(fd, st) == 0 && S_ISREG(st->st_mode) &&
-        st->st_size <= MINT_FILE_MAX) {
-        p = mem_alloc_raw(a, (size_t)st->st_size + 1);
-        n = read(fd, p, (size_t)st->st_size);
-        *out = (struct str){p, n > 0 ? (size_t)n : 0};
-    }
-    if (n < 0 && S_ISREG(st->st_mode) && st->st_size <= MINT_FILE_MAX)
-        err_set(e, ERR_CONFIG, "cannot be read: %s", strerror(errno));
-    else if (n < 0)
-        err_set(e, ERR_CONFIG, "is not a file of at most 1 MiB");
-    close(fd);
-    return n >= 0;
-}
-
-/* Nothing is overwritten unasked, and nothing follows a link. */
-static bool
-mint_file_absent(const struct mint_order *o, int dir, const char *name,
-                 struct err *e)
-{
-    struct stat st;
-
-    if (o->force || fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
-        return true;
-    return err_set(e, ERR_CONFIG,
-                   "%s/%s is there already: give --force to replace it, or "
-                   "another %s",
-                   o->dir, name, o->ca ? "folder" : "name");
-}
-
-static bool
-mint_file_write(int dir, struct mint_file *f, struct err *e)
-{
-    const char *p = mem_buf_ptr(&f->text);
-    size_t left = mem_buf_len(&f->text);
-    bool ok = true;
-    int fd;
-
-    snprintf(f->tmp, sizeof f->tmp, ".%s.%ld.tmp", f->name, (long)getpid());
-    fd = openat(dir, f->tmp,
-                O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, f->mode);
-    if (fd < 0) {
-        err_set(e, ERR_CONFIG, "%s: %s", f->tmp, strerror(errno));
-        f->tmp[0] = 0;
-        return false;
-    }
-    while (ok && left) {
-        ssize_t n = write(fd, p, left);
-
-        ok = n > 0 || (n < 0 && errno == EINTR);
-        if (n > 0) {
-            p += n;
-            left -= (size_t)n;
-        }
-    }
-    ok = ok && fsync(fd) == 0;
-    if (!ok)
-        err_set(e, ERR_CONFIG, "%s: %s", f->tmp, strerror(errno));
-    close(fd);
-    return ok;
-}
-
-/* Gives the file its name. Where the file system knows no RENAME_NOREPLACE,
- * the look before the rename has to do. */
-static bool
-mint_file_rename(const struct mint_order *o, int dir, struct mint_file *f,
-                 struct err *e)
-{
-    unsigned flags = o->force ? 0 : MINT_NOREPLACE;
-    long r = syscall(SYS_renameat2, dir, f->tmp, dir, f->name, flags);
-
-    if (r != 0 && (errno == EINVAL || errno == ENOSYS)) {
-        if (!mint_file_absent(o, dir, f->name, e))
-            return false;
-        r = renameat(dir, f->tmp, dir, f->name);
-    }
-    if (r != 0)
-        return err_set(e, ERR_CONFIG, "%s/%s: %s", o->dir, f->name,
-                       strerror(errno));
-    f->tmp[0] = 0;
-    return true;
-}
-
-/* Both files or neither: they are written under other names first. */
-static bool
-mint_files_write(const struct mint_order *o, int dir, struct mint_file f[2],
-                 struct err *e)
-{
-    bool ok = mint_file_absent(o, dir, f[0].name, e) &&
-              mint_file_absent(o, dir, f[1].name, e);
-
-    if (ok)
-        ok = (mint_file_write(dir, &f[0], e) &&
-              mint_file_write(dir, &f[1], e)) ||
-             err_prefix(e, "%s/", o->dir);
-    ok = ok && mint_file_rename(o, dir, &f[0], e);
-    if (ok && !mint_file_rename(o, dir, &f[1], e)) {
-        ok = false;
-        if (!o->force)
-            unlinkat(dir, f[0].name, 0);
-    }
-    for (int i = 0; i < 2; i++)
-        if (f[i].tmp[0])
-            unlinkat(dir, f[i].tmp, 0);
-    return ok;
-}
-
-/* Writes key and certificate, and says so. What was made is first read as a
- * peer would read it: names that no gateway accepts are not handed out. */
-static bool
-mint_certs_save(const struct mint_order *o, int dir, struct mint_key *key,
-                struct mem_buf *der, struct err *e)
-{
-    struct str leaf = {der->p, der->n};
-    struct mint_file f[2] = {{.mode = 0600}, {.mode = 0644}};
-    struct pki_identity *id;
-    char until[32];
-    bool ok;
-
-    if (!pki_identity_parse(leaf, NULL, 0, &id, e)) {
-        e->kind = ERR_SYNTAX;
-        return false;
-    }
-    f[0].name = mem_printf(o->a, "%s.key", o->name);
-    f[1].name = mem_printf(o->a, "%s.crt", o->name);
-    mint_key_pem(o->a, key, &f[0].text);
-    mint_put_pem(o->a, &f[1].text, "CERTIFICATE", leaf);
-    ok = mint_files_write(o, dir, f, e);
-    if (ok) {
-        pki_date_text(o->not_after, until);
-        printf("wrote %s/%s  %.*s  until %s\n", o->dir, f[1].name,
-               STR_FMT(id->dn), until);
-        printf("wrote %s/%s  its private key: show it to nobody\n", o->dir,
-               f[0].name);
-    }
-    explicit_bzero(f[0].text.p, f[0].text.n);
-    mem_buf_free(&f[0].text);
-    mem_buf_free(&f[1].text);
-    pki_identity_put(id);
-    return ok;
-}
-
-/* ---- gateway certs ---- */
-
-static bool
-mint_dir_open(const struct mint_order *o, bool make, int *dir, struct err *e)
-{
-    if (make && mkdir(o->dir, 0755) != 0 && errno != EEXIST)
-        return err_set(e, ERR_CONFIG, "%s: cannot make this folder: %s", o->dir,
-                       strerror(errno));
-    *dir = open(o->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (*dir >= 0)
-        return true;
-    return err_set(e, ERR_CONFIG, "%s: %s%s%s", o->dir, strerror(errno),
-                   errno == ENOENT ? ": make a CA with: gateway certs init "
-                                   : "",
-                   errno == ENOENT ? o->dir : "");
-}
-
-/* not_before and not_after from the options and the clock. A little of the
- * past is included for peers whose clock is behind. */
-static bool
-mint_certs_dates(struct mint_order *o, struct err *e)
-{
-    int64_t days = o->days ? o->days : o->ca ? 3650 : 90;
-
-    if (o->not_before == 0) {
-        if (o->now < 1700000000)
-            return err_set(e, ERR_CONFIG,
-                           "this machine's clock is before 2023: set it first");
-        o->not_before = o->now - 300;
-        if (!o->date_given)
-            o->not_after = o->now + days * 86400;
-    } else if (!o->date_given) {
-        o->not_after = o->not_before + days * 86400;
-    }
-    if (o->not_after < o->not_before)
-        return err_set(e, ERR_SYNTAX,
-                       "it would end before it begins: look at --not-before "
-                       "and --not-after");
-    return true;
-}
-
-static bool
-mint_certs_init(struct mint_order *o, struct err *e)
-{
-    struct mint_key key;
-    struct mem_buf der = {0};
-    int dir = -1;
-    bool ok;
-
-    o->ca = true;
-    o->name = "ca";
-    if (!o->cn.n)
-        o->cn = S("gateway development CA");
-    if (!mint_certs_dates(o, e) || !mint_dir_open(o, true, &dir, e))
-        return false;
-    ok = mint_file_absent(o, dir, "ca.key", e) &&
-         mint_file_absent(o, dir, "ca.crt", e) && mint_key_init(&key, e);
-    if (ok) {
-        ok = mint_key_make(&key, e) &&
-             mint_make(o, &key, &key, (struct str){0}, &der, e) &&
-             mint_certs_save(o, dir, &key, &der, e);
-        mint_key_fini(&key);
-    }
-    if (ok)
-        printf("next: gateway certs server %s localhost\n"
-               "      gateway certs client %s alice --ou ops\n",
-               o->dir, o->dir);
-    mem_buf_free(&der);
-    close(dir);
-    return ok;
-}
-
-/* The CA of the folder: its certificate as slices of the arena, its key. */
-static bool
-mint_ca_load(struct mint_order *o, int dir, struct pki_cert *ca,
-             struct mint_key *key, struct err *e)
-{
-    struct mem_buf b = {0};
-    struct str text, *v;
-    struct stat st;
-    size_t n;
-    bool ok;
-
-    if (!mint_file_read(o->a, dir, "ca.crt", &text, &st, e) ||
-        !pki_pem_read(o->a, text, "CERTIFICATE", &v, &n, e) ||
-        !pki_cert_parse(v[0], ca, e))
-        return err_prefix(e, "%s/ca.crt: ", o->dir);
-    if (n != 1 || !ca->ca)
-        return err_set(e, ERR_CONFIG,
-                       "%s/ca.crt: is not the one certificate of a CA", o->dir);
-    if (!mint_file_read(o->a, dir, "ca.key", &text, &st, e) ||
-        !pki_pem_read(o->a, text,
-                      memmem(text.p, text.n, "BEGIN EC", 8) ? "EC PRIVATE KEY"
-                                                            : "PRIVATE KEY",
-                      &v, &n, e) ||
-        !mint_key_load(key, v[0], e))
-        return err_prefix(e, "%s/ca.key: ", o->dir);
-    if (st.st_mode & 077)
-        fprintf(stderr, "warning: others can read %s/ca.key: chmod 600 it\n",
-                o->dir);
-    mint_put_public(&b, key);
-    ok = str_eq(ca->spki, (struct str){b.p, b.n});
-    mem_buf_free(&b);
-    return ok || err_set(e, ERR_CONFIG,
-                         "%s/ca.key: is not the key of ca.crt: put the right "
-                         "one back, or begin anew with gateway certs init %s "
-                         "--force",
-                         o->dir, o->dir);
-}
-
 static bool
 mint_order_san(struct mint_order *o, unsigned tag, struct str body,
                struct err *e)
@@ -16991,74 +16717,22 @@ mint_order_san(struct mint_order *o, unsigned tag, struct str body,
     return true;
 }
 
-/* A server that was given no name is called as its files are. */
 static bool
-mint_certs_server_names(struct mint_order *o, struct err *e)
+mint_order_eku(struct mint_order *o, const char *s, struct err *e)
 {
-    const char *why = pki_dns_why(str_of(o->name));
-
-    if (o->san_n)
-        return true;
-    if (why)
+    if (strcmp(s, "none") == 0)
+        o->eku = NULL;
+    else if (strcmp(s, "clientAuth") == 0)
+        o->eku = "clientAuth";
+    else if (strcmp(s, "serverAuth") == 0)
+        o->eku = "serverAuth";
+    else
         return err_set(e, ERR_SYNTAX,
-                       "\"%s\" is no DNS name: say with --dns or --ip how "
-                       "clients call this server",
-                       o->name);
-    if (!mint_order_san(o, PKI_SAN_DNS, str_of(o->name), e))
-        return false;
-    if (strcmp(o->name, "localhost") != 0)
-        return true;
-    return mint_order_san(o, PKI_SAN_IP, S("\x7f\x00\x00\x01"), e) &&
-           mint_order_san(o, PKI_SAN_IP, S("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1"),
-                          e);
-}
-
-/* A leaf does not outlive its CA, unless a test wants just that. */
-static bool
-mint_certs_clip(struct mint_order *o, const struct pki_cert *ca, struct err *e)
-{
-    if (o->date_given || o->not_after <= ca->not_after)
-        return true;
-    if (o->not_before > ca->not_after)
-        return err_set(e, ERR_CONFIG,
-                       "%s/ca.crt: has expired: make a new one with "
-                       "gateway certs init %s --force",
-                       o->dir, o->dir);
-    o->not_after = ca->not_after;
+                       "--eku \"%s\": write clientAuth, serverAuth or none", s);
     return true;
 }
 
-static bool
-mint_certs_leaf(struct mint_order *o, struct err *e)
-{
-    struct mint_key issuer, key;
-    struct mem_buf der = {0};
-    struct pki_cert ca = {0};
-    int dir = -1;
-    bool ok = false;
-
-    if (!o->cn.n)
-        o->cn = str_of(o->name);
-    if ((o->command[0] == 's' && !mint_certs_server_names(o, e)) ||
-        !mint_certs_dates(o, e) || !mint_dir_open(o, false, &dir, e))
-        return false;
-    if (!mint_key_init(&issuer, e))
-        goto out;
-    if (mint_key_init(&key, e)) {
-        ok = mint_ca_load(o, dir, &ca, &issuer, e) &&
-             mint_certs_clip(o, &ca, e) && mint_key_make(&key, e) &&
-             mint_make(o, &key, &issuer, ca.subject, &der, e) &&
-             mint_certs_save(o, dir, &key, &der, e);
-        mint_key_fini(&key);
-    }
-    mint_key_fini(&issuer);
-out:
-    mem_buf_free(&der);
-    close(dir);
-    return ok;
-}
-
-/* ---- gateway certs revoke ---- */
+/* ---- making revocation lists ---- */
 
 /* The list of a folder: what was in it, and what is added. */
 struct mint_list {
@@ -17138,777 +16812,6 @@ mint_make_crl(const struct mint_order *o, const struct mint_list *l,
     }
     mem_buf_free(&b);
     return ok;
-}
-
-/* One more, in the one shortest form. */
-static struct str
-mint_number_next(struct mem_arena *a, struct str number)
-{
-    char *p = mem_alloc(a, number.n + 1);
-    size_t i = number.n;
-
-    if (i)
-        memcpy(p + 1, number.p, i);
-    while (++p[i] == 0 && i > 0)
-        i--;
-    return pki_number_trim((struct str){p, number.n + 1});
-}
-
-/* Reads ca.crl, which must be this CA's own; none is an empty one. */
-static bool
-mint_list_load(const struct mint_order *o, int dir, struct mint_list *l,
-               struct err *e)
-{
-    struct str text, *v;
-    struct stat st;
-    size_t n;
-
-    if (fstatat(dir, "ca.crl", &st, 0) != 0 && errno == ENOENT) {
-        l->number = S("\1");
-        return true;
-    }
-    if (!mint_file_read(o->a, dir, "ca.crl", &text, &st, e) ||
-        !pki_pem_read(o->a, text, "X509 CRL", &v, &n, e) ||
-        !pki_crl_parse(o->a, v[0], &l->old, e))
-        return err_prefix(e, "%s/ca.crl: ", o->dir);
-    if (n != 1 || !pki_name_equal(l->old.issuer, l->ca.subject) ||
-        !pki_crl_signed(&l->old, &l->ca, e))
-        return err_set(e, ERR_CONFIG,
-                       "%s/ca.crl: is not the one list of ca.crt: put the "
-                       "right one back, or remove it to begin an empty one",
-                       o->dir);
-    l->number = mint_number_next(o->a, l->old.number);
-    for (l->n = 0; l->n < l->old.revoked_n; l->n++) {
-        const char *at = l->old.revoked[l->n];
-        struct str in = {at, (size_t)(v[0].p + v[0].n - at)};
-        struct pki_crl_entry x;
-
-        must(pki_crl_entry_take(&in, &x, e));
-        mem_buf_add(&l->entries, at, (size_t)(in.p - at));
-    }
-    return true;
-}
-
-/* An entry, unless the serial number has one. */
-static void
-mint_list_add(const struct mint_order *o, struct mint_list *l,
-              struct str serial)
-{
-    size_t at;
-
-    for (struct str in = {mem_buf_ptr(&l->entries), l->entries.n}; in.n;) {
-        const char *entry = in.p;
-        struct pki_crl_entry x;
-        struct err e;
-
-        must(pki_crl_entry_take(&in, &x, &e));
-        if (pki_number_cmp(pki_crl_serial(entry), serial) == 0)
-            return;
-    }
-    at = mint_open(&l->entries, PKI_SEQUENCE);
-    mint_put_number(&l->entries, serial);
-    mint_put_time(&l->entries, o->now);
-    mint_close(&l->entries, at);
-    l->n++;
-}
-
-/* The certificate of that name, which must be this CA's. */
-static bool
-mint_list_add_name(const struct mint_order *o, int dir, const char *name,
-                   struct mint_list *l, struct err *e)
-{
-    const char *file = mem_printf(o->a, "%s.crt", name);
-    struct pki_cert c;
-    struct str text, *v;
-    struct stat st;
-    size_t n;
-
-    if (fstatat(dir, file, &st, 0) != 0)
-        return err_set(e, ERR_CONFIG,
-                       "%s/%s: %s: name a certificate of this folder, or give "
-                       "its --serial",
-                       o->dir, file, strerror(errno));
-    if (!mint_file_read(o->a, dir, file, &text, &st, e) ||
-        !pki_pem_read(o->a, text, "CERTIFICATE", &v, &n, e) ||
-        !pki_cert_parse(v[0], &c, e))
-        return err_prefix(e, "%s/%s: ", o->dir, file);
-    if (!pki_name_equal(c.issuer, l->ca.subject) ||
-        !pki_signature_check(c.algorithm, c.tbs, c.signature, l->ca.spki, e))
-        return err_set(e, ERR_CONFIG,
-                       "%s/%s: was not issued by %s/ca.crt, so this CA cannot "
-                       "revoke it",
-                       o->dir, file, o->dir);
-    mint_list_add(o, l, c.serial);
-    return true;
-}
-
-/* Under another name first, so that ca.crl is always a whole list. */
-static bool
-mint_list_save(const struct mint_order *o, int dir, const struct mint_list *l,
-               struct str der, struct err *e)
-{
-    struct mint_file f = {.name = "ca.crl", .mode = 0644};
-    struct str number;
-    char until[32];
-    bool ok;
-
-    mint_put_pem(o->a, &f.text, "X509 CRL", der);
-    ok = mem_buf_len(&f.text) <= MINT_FILE_MAX ||
-         err_set(e, ERR_CONFIG, "%s/ca.crl: would be over 1 MiB", o->dir);
-    ok = ok && (mint_file_write(dir, &f, e) || err_prefix(e, "%s/", o->dir));
-    if (ok && renameat(dir, f.tmp, dir, f.name) == 0)
-        f.tmp[0] = 0;
-    else if (ok)
-        ok = err_set(e, ERR_CONFIG, "%s/ca.crl: %s", o->dir, strerror(errno));
-    if (f.tmp[0])
-        unlinkat(dir, f.tmp, 0);
-    mem_buf_free(&f.text);
-    if (!ok)
-        return false;
-    pki_date_text(o->not_after, until);
-    number = str_hex(o->a, l->number.p, l->number.n);
-    printf("wrote %s/ca.crl  number 0x%.*s, %zu revoked  until %s\n", o->dir,
-           STR_FMT(number), l->n, until);
-    return true;
-}
-
-static bool
-mint_list_make(struct mint_order *o, int dir, struct mint_list *l,
-               struct mint_key *key, struct err *e)
-{
-    struct mem_buf der = {0};
-    bool ok =
-        mint_ca_load(o, dir, &l->ca, key, e) && mint_list_load(o, dir, l, e);
-
-    for (int i = 0; ok && i < o->names_n; i++)
-        ok = mint_list_add_name(o, dir, o->names[i], l, e);
-    for (size_t i = 0; ok && i < o->serial_n; i++)
-        mint_list_add(o, l, o->serial[i]);
-    ok = ok && mint_make_crl(o, l, key, &der, e) &&
-         mint_list_save(o, dir, l, (struct str){der.p, der.n}, e);
-    mem_buf_free(&der);
-    return ok;
-}
-
-static bool
-mint_certs_revoke(struct mint_order *o, struct err *e)
-{
-    struct mint_list l = {0};
-    struct mint_key key;
-    bool ok = false;
-    int dir;
-
-    if (!mint_certs_dates(o, e) || !mint_dir_open(o, false, &dir, e))
-        return false;
-    // two at once would lose what one of them adds
-    if (flock(dir, LOCK_EX) != 0) {
-        err_set(e, ERR_CONFIG, "%s: cannot be locked: %s", o->dir,
-                strerror(errno));
-    } else if (mint_key_init(&key, e)) {
-        ok = mint_list_make(o, dir, &l, &key, e);
-        mint_key_fini(&key);
-    }
-    mem_buf_free(&l.entries);
-    close(dir);
-    return ok;
-}
-
-/* ---- its command line ---- */
-
-#define MINT_HELP_DATES                                                        \
-    "  --days N            valid for N days from now (1 to 36500)\n"           \
-    "  --not-before DATE   for tests: 2026-01-31 or 2026-01-31T12:00:00Z\n"    \
-    "  --not-after DATE\n"                                                     \
-    "  --force             replace files that are there already\n"             \
-    "  --help              this text\n"
-
-#define MINT_HELP_LEAF                                                         \
-    "  --cn TEXT           common name, if not NAME\n"                         \
-    "  --o TEXT            organization\n"                                     \
-    "  --ou TEXT           organizational unit; may be repeated\n"             \
-    "  --dns NAME          subject alternative names; may be repeated\n"       \
-    "  --ip ADDRESS\n"                                                         \
-    "  --uri URI\n"                                                            \
-    "  --email ADDRESS\n"                                                      \
-    "  --eku PURPOSE       clientAuth, serverAuth or none\n" MINT_HELP_DATES
-
-static const char mint_help[] =
-    "usage: gateway certs init|server|client|revoke DIR ...\n"
-    "       gateway certs doctor CERT.pem --ca CA.pem\n"
-    "\n"
-    "A development CA in a folder: EC P-256 keys, no openssl needed.\n"
-    "\n"
-    "  gateway certs init DIR              a CA: DIR/ca.crt and DIR/ca.key\n"
-    "  gateway certs server DIR NAME       a server: DIR/NAME.crt and .key\n"
-    "  gateway certs client DIR NAME       a client: DIR/NAME.crt and .key\n"
-    "  gateway certs revoke DIR [NAME...]  the CA's revocation list: "
-    "DIR/ca.crl\n"
-    "\n"
-    "  gateway certs doctor CERT.pem ...   would this client be accepted?\n"
-    "\n"
-    "Whoever reads ca.key can make certificates that the gateway trusts.\n"
-    "Each command has --help.\n"
-    "\n"
-    "examples:\n"
-    "  gateway certs init certs\n"
-    "  gateway certs server certs localhost\n"
-    "  gateway certs client certs alice --ou ops\n";
-
-static const char mint_help_init[] =
-    "usage: gateway certs init DIR [options]\n"
-    "\n"
-    "Makes a CA: DIR/ca.crt, and DIR/ca.key (mode 0600). DIR is made if it\n"
-    "is not there. Valid for ten years if nothing else is said.\n"
-    "\n"
-    "  --name TEXT         what the CA is called\n" MINT_HELP_DATES "\n"
-    "examples:\n"
-    "  gateway certs init certs\n"
-    "  gateway certs init certs --name \"Lab CA\" --days 365\n";
-
-static const char mint_help_server[] =
-    "usage: gateway certs server DIR NAME [options]\n"
-    "\n"
-    "Makes DIR/NAME.crt and DIR/NAME.key (mode 0600), signed by DIR/ca.key,\n"
-    "valid for 90 days if nothing else is said. Without --dns and --ip the\n"
-    "server is called NAME; localhost is 127.0.0.1 and ::1 too.\n"
-    "\n" MINT_HELP_LEAF "\n"
-    "examples:\n"
-    "  gateway certs server certs localhost\n"
-    "  gateway certs server certs server --dns gw.example.org --ip 10.0.0.7\n";
-
-static const char mint_help_client[] =
-    "usage: gateway certs client DIR NAME [options]\n"
-    "\n"
-    "Makes DIR/NAME.crt and DIR/NAME.key (mode 0600), signed by DIR/ca.key,\n"
-    "valid for 90 days if nothing else is said.\n"
-    "\n" MINT_HELP_LEAF "\n"
-    "examples:\n"
-    "  gateway certs client certs alice --ou ops --ou dev\n"
-    "  gateway certs client certs cam1 \\\n"
-    "      --uri spiffe://example.org/ns/eu/sa/camera\n"
-    "  gateway certs client certs old --not-before 2020-01-01 "
-    "--not-after 2020-12-31\n";
-
-static const char mint_help_revoke[] =
-    "usage: gateway certs revoke DIR [NAME...] [options]\n"
-    "\n"
-    "Writes DIR/ca.crl, the list of the certificates that DIR's CA has taken\n"
-    "back, for `crl` of gateway.listen: what was in it, and DIR/NAME.crt of\n"
-    "each NAME. Its number is one more each time. Without a NAME the list is\n"
-    "made anew with what is in it, so that it does not expire: it is good for\n"
-    "90 days if nothing else is said. Then: kill -USR1 the gateway.\n"
-    "\n"
-    "  --serial HEX        one whose file is lost, by the serial number in "
-    "the\n"
-    "                      log; may be repeated\n"
-    "  --days N            the list is good for N days from now (1 to 36500)\n"
-    "  --not-before DATE   for tests: 2026-01-31 or 2026-01-31T12:00:00Z\n"
-    "  --not-after DATE\n"
-    "  --help              this text\n"
-    "\n"
-    "examples:\n"
-    "  gateway certs revoke certs\n"
-    "  gateway certs revoke certs alice cam1\n"
-    "  gateway certs revoke certs --serial 531e8ea168a03d800d1560b8061162af\n";
-
-static const struct mint_command {
-    const char *name, *help;
-    bool (*run)(struct mint_order *, struct err *);
-    const char *eku;
-    int words;  // DIR, or DIR and NAME; 0: DIR and any number of NAMEs
-} mint_commands[] = {
-    {"init", mint_help_init, mint_certs_init, NULL, 1},
-    {"server", mint_help_server, mint_certs_leaf, "serverAuth", 2},
-    {"client", mint_help_client, mint_certs_leaf, "clientAuth", 2},
-    {"revoke", mint_help_revoke, mint_certs_revoke, NULL, 0},
-};
-
-enum { MINT_OPT_LEAF_ONLY = 7 };  // how many options `init` does not have
-
-static const struct option mint_options[] = {
-    {"ou", 1, NULL, 'u'},
-    {"dns", 1, NULL, 'D'},
-    {"ip", 1, NULL, 'I'},
-    {"uri", 1, NULL, 'U'},
-    {"email", 1, NULL, 'E'},
-    {"eku", 1, NULL, 'k'},
-    {"cn", 1, NULL, 'c'},
-    {"name", 1, NULL, 'c'},
-    {"o", 1, NULL, 'o'},
-    {"days", 1, NULL, 'd'},
-    {"not-before", 1, NULL, 'b'},
-    {"not-after", 1, NULL, 'a'},
-    {"force", 0, NULL, 'f'},
-    {"help", 0, NULL, 'h'},
-    {0},
-};
-
-static const struct option mint_options_revoke[] = {
-    {"serial", 1, NULL, 's'},     {"days", 1, NULL, 'd'},
-    {"not-before", 1, NULL, 'b'}, {"not-after", 1, NULL, 'a'},
-    {"help", 0, NULL, 'h'},       {0},
-};
-
-/* "2026-01-31" (its first second) or "2026-01-31T12:00:00Z". */
-static bool
-mint_date_parse(const char *s, int64_t *out)
-{
-    static const char form[] = "0000-00-00T00:00:00Z";
-    int f[6] = {0};
-    size_t n = strlen(s), k = 0;
-
-    if (n != 10 && n != 20)
-        return false;
-    for (size_t i = 0; i < n; i++) {
-        if (form[i] != '0') {
-            if (s[i] != form[i])
-                return false;
-            k++;
-        } else if (s[i] < '0' || s[i] > '9') {
-            return false;
-        } else {
-            f[k] = f[k] * 10 + (s[i] - '0');
-        }
-    }
-    return f[0] >= 1950 && pki_seconds(f, out);
-}
-
-static bool
-mint_option_date(const char *option, const char *s, int64_t *out, struct err *e)
-{
-    if (mint_date_parse(s, out) && *out != 0)
-        return true;
-    return err_set(e, ERR_SYNTAX,
-                   "--%s \"%s\": write a date as 2026-01-31 or "
-                   "2026-01-31T12:00:00Z",
-                   option, s);
-}
-
-/* Text of a subject: X.520 allows 64 characters. */
-static bool
-mint_option_text(const char *option, const char *s, struct str *out,
-                 struct err *e)
-{
-    size_t chars = 0;
-
-    *out = str_of(s);
-    if (!str_utf8(*out) || pki_has_control(*out))
-        return err_set(e, ERR_SYNTAX,
-                       "--%s: is not UTF-8, or holds a control character",
-                       option);
-    for (size_t i = 0; i < out->n; i++)
-        chars += (pki_byte(*out, i) & 0xc0) != 0x80;
-    return (chars > 0 && chars <= 64) ||
-           err_set(e, ERR_SYNTAX, "--%s \"%s\": must have 1 to 64 characters",
-                   option, s);
-}
-
-static bool
-mint_option_san(struct mint_order *o, int code, const char *s, struct err *e)
-{
-    struct str v = str_of(s);
-    const char *why = NULL;
-    unsigned tag = PKI_SAN_EMAIL;
-    char ip[16];
-
-    if (code == 'D') {
-        tag = PKI_SAN_DNS;
-        why = pki_dns_why(v);
-    } else if (code == 'U') {
-        tag = PKI_SAN_URI;
-        why = pki_uri_why(v);
-    } else if (code == 'I') {
-        tag = PKI_SAN_IP;
-        if (inet_pton(AF_INET, s, ip) == 1)
-            v = str_dup(o->a, (struct str){ip, 4});
-        else if (inet_pton(AF_INET6, s, ip) == 1)
-            v = str_dup(o->a, (struct str){ip, 16});
-        else
-            why = "is no IPv4 or IPv6 address";
-    } else {
-        why = pki_email_why(v);
-    }
-    if (why)
-        return err_set(e, ERR_SYNTAX, "\"%s\": %s", s, why);
-    return mint_order_san(o, tag, v, e);
-}
-
-static bool
-mint_option_eku(struct mint_order *o, const char *s, struct err *e)
-{
-    if (strcmp(s, "none") == 0)
-        o->eku = NULL;
-    else if (strcmp(s, "clientAuth") == 0)
-        o->eku = "clientAuth";
-    else if (strcmp(s, "serverAuth") == 0)
-        o->eku = "serverAuth";
-    else
-        return err_set(e, ERR_SYNTAX,
-                       "--eku \"%s\": write clientAuth, serverAuth or none", s);
-    return true;
-}
-
-static bool
-mint_option_days(struct mint_order *o, const char *s, struct err *e)
-{
-    uint64_t days;
-
-    if (!str_u64(str_of(s), &days) || days < 1 || days > 36500)
-        return err_set(e, ERR_SYNTAX, "--days \"%s\": write 1 to 36500", s);
-    o->days = (int64_t)days;
-    return true;
-}
-
-static bool
-mint_option_serial(struct mint_order *o, const char *s, struct err *e)
-{
-    size_t n = strlen(s), odd = n & 1;
-    char *p = mem_alloc(o->a, n / 2 + 1);
-
-    if (o->serial_n == PKI_ITEMS_MAX)
-        return err_set(e, ERR_SYNTAX, "more than %d times --serial",
-                       PKI_ITEMS_MAX);
-    for (size_t i = 0; i < n; i++) {
-        int d = str_hex_digit(s[i]);
-
-        if (d < 0 || n > 40)
-            return err_set(e, ERR_SYNTAX,
-                           "--serial \"%s\": write 1 to 40 hex digits", s);
-        p[(i + odd) / 2] = (char)(p[(i + odd) / 2] << 4 | d);
-    }
-    o->serial[o->serial_n++] = pki_number_trim((struct str){p, (n + odd) / 2});
-    return n > 0 || err_set(e, ERR_SYNTAX, "--serial: give it a value");
-}
-
-static bool
-mint_option(struct mint_order *o, int code, const char *s, struct err *e)
-{
-    switch (code) {
-    case 's':
-        return mint_option_serial(o, s, e);
-    case 'u':
-        if (o->ou_n == PKI_ITEMS_MAX / 2)
-            return err_set(e, ERR_SYNTAX, "more than %d times --ou",
-                           PKI_ITEMS_MAX / 2);
-        return mint_option_text("ou", s, &o->ou[o->ou_n++], e);
-    case 'c':
-        return mint_option_text(o->command[0] == 'i' ? "name" : "cn", s, &o->cn,
-                                e);
-    case 'o':
-        return mint_option_text("o", s, &o->o, e);
-    case 'k':
-        return mint_option_eku(o, s, e);
-    case 'd':
-        return mint_option_days(o, s, e);
-    case 'b':
-        return mint_option_date("not-before", s, &o->not_before, e);
-    case 'a':
-        o->date_given = true;
-        return mint_option_date("not-after", s, &o->not_after, e);
-    case 'f':
-        return o->force = true;
-    case 'h':
-        return o->help = true;
-    default:
-        return mint_option_san(o, code, s, e);
-    }
-}
-
-/* NAME becomes two file names: one plain word, and not the CA's. */
-static bool
-mint_name_ok(const char *s)
-{
-    size_t n = strlen(s);
-
-    for (size_t i = 0; i < n; i++)
-        if (!isalnum((unsigned char)s[i]) && !strchr("._-", s[i]))
-            return false;
-    return n > 0 && n <= 64 && s[0] != '.' && s[0] != '-' &&
-           strcmp(s, "ca") != 0;
-}
-
-static bool
-mint_args(const struct mint_command *c, int argc, char **argv,
-          struct mint_order *o, struct err *e)
-{
-    const struct option *options =
-        c->words == 0 ? mint_options_revoke
-                      : mint_options + (c->words == 1 ? MINT_OPT_LEAF_ONLY : 0);
-    int code;
-
-    optind = 0;  // glibc and musl: begin anew
-    opterr = 0;
-    while ((code = getopt_long(argc, argv, ":h", options, NULL)) != -1) {
-        if (code == ':')
-            return err_set(e, ERR_SYNTAX, "%s needs a value", argv[optind - 1]);
-        if (code == '?')
-            return err_set(e, ERR_SYNTAX, "unknown option %s",
-                           argv[optind - 1]);
-        if (!mint_option(o, code, optarg, e))
-            return false;
-        if (o->help)
-            return true;
-    }
-    if (c->words ? argc - optind != c->words : argc == optind)
-        return err_set(e, ERR_SYNTAX, "expected %s",
-                       c->words == 1   ? "one folder"
-                       : c->words == 2 ? "a folder and a name"
-                                       : "a folder, and names");
-    o->dir = argv[optind];
-    o->name = argv[optind + 1];
-    o->names = argv + optind + 1;
-    o->names_n = argc - optind - 1;
-    for (int i = 0; i < o->names_n; i++)
-        if (!mint_name_ok(o->names[i]))
-            return err_set(e, ERR_SYNTAX,
-                           "NAME \"%s\": it names files, so write letters, "
-                           "digits, '.', '-' and '_' (and not \"ca\"); --cn "
-                           "takes any text",
-                           o->names[i]);
-    return true;
-}
-
-static int
-mint_command_run(const struct mint_command *c, int argc, char **argv)
-{
-    struct mem_arena *a = mem_arena_new(8u << 20);
-    struct mint_order *o = mem_alloc(a, sizeof *o);
-    struct err e;
-    bool ok;
-
-    o->a = a;
-    o->command = c->name;
-    o->eku = c->eku;
-    o->now = time(NULL);
-    must(wolfCrypt_Init() == 0);
-    ok = mint_args(c, argc, argv, o, &e);
-    if (ok && o->help)
-        fputs(c->help, stdout);
-    else if (ok)
-        ok = c->run(o, &e);
-    if (!ok)
-        fprintf(stderr, "gateway certs %s: %s\n%s%s%s", c->name, e.msg,
-                e.kind == ERR_SYNTAX ? "try: gateway certs " : "",
-                e.kind == ERR_SYNTAX ? c->name : "",
-                e.kind == ERR_SYNTAX ? " --help\n" : "");
-    mem_arena_free(a);
-    return ok ? 0 : e.kind == ERR_SYNTAX ? 2 : 1;
-}
-
-/* ---- gateway certs doctor ---- */
-
-static const char mint_help_doctor[] =
-    "usage: gateway certs doctor CERT.pem --ca CA.pem [options]\n"
-    "\n"
-    "Would a listener whose client_ca is CA.pem accept this client, and if\n"
-    "not, why? CERT.pem holds the client's certificate first, and then what\n"
-    "the client sends with it. Exit code 0: accepted, 1: refused.\n"
-    "\n"
-    "  --ca FILE           the CAs that are trusted; may be repeated\n"
-    "  --crl FILE          as `crl` of a listener; may be repeated\n"
-    "  --eku any           as `eku = \"any\"` of a listener\n"
-    "  --depth N           as `depth` of a listener (1 to 9)\n"
-    "  --server            judge a server's certificate, as an upstream's is\n"
-    "  --at DATE           at another time: 2026-01-31 or "
-    "2026-01-31T12:00:00Z\n"
-    "  --help              this text\n"
-    "\n"
-    "examples:\n"
-    "  gateway certs doctor alice.crt --ca certs/ca.crt\n"
-    "  gateway certs doctor alice.crt --ca certs/ca.crt --at 2027-06-01\n";
-
-static const struct option mint_doctor_options[] = {
-    {"ca", 1, NULL, 'C'},     {"crl", 1, NULL, 'r'},
-    {"eku", 1, NULL, 'k'},    {"depth", 1, NULL, 'd'},
-    {"server", 0, NULL, 's'}, {"at", 1, NULL, 'a'},
-    {"help", 0, NULL, 'h'},   {0},
-};
-
-struct mint_doctor {
-    struct mem_arena *a;
-    const char *file;       // CERT.pem
-    struct mem_buf ca;      // owned: all of --ca
-    struct pki_crls *crls;  // owned: all of --crl
-    enum pki_role role;
-    bool eku_any, help;
-    uint64_t depth;
-    int64_t at;
-};
-
-static bool
-mint_doctor_file(struct mint_doctor *d, const char *file, struct str *out,
-                 struct err *e)
-{
-    struct stat st;
-    int fd = open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-
-    if (fd < 0)
-        return err_set(e, ERR_CONFIG, "%s: %s", file, strerror(errno));
-    close(fd);
-    return mint_file_read(d->a, AT_FDCWD, file, out, &st, e) ||
-           err_prefix(e, "%s: ", file);
-}
-
-static bool
-mint_doctor_option(struct mint_doctor *d, int code, const char *s,
-                   struct err *e)
-{
-    struct str text;
-
-    switch (code) {
-    case 'C':
-        if (!mint_doctor_file(d, s, &text, e))
-            return false;
-        mem_buf_add(&d->ca, text.p, text.n);
-        mem_buf_add(&d->ca, "\n", 1);
-        return true;
-    case 'r':
-        return mint_doctor_file(d, s, &text, e) &&
-               pki_crls_add(d->crls, str_of(s), text, e);
-    case 'k':
-        d->eku_any = strcmp(s, "any") == 0;
-        return d->eku_any || strcmp(s, "clientAuth") == 0 ||
-               err_set(e, ERR_SYNTAX, "--eku \"%s\": write clientAuth or any",
-                       s);
-    case 'd':
-        return (str_u64(str_of(s), &d->depth) && d->depth >= 1 &&
-                d->depth <= PKI_CHAIN_MAX) ||
-               err_set(e, ERR_SYNTAX, "--depth \"%s\": write 1 to 9", s);
-    case 's':
-        d->role = PKI_SERVER;
-        return true;
-    case 'a':
-        return mint_option_date("at", s, &d->at, e);
-    default:
-        return d->help = true;
-    }
-}
-
-static bool
-mint_doctor_args(struct mint_doctor *d, int argc, char **argv, struct err *e)
-{
-    int code;
-
-    optind = 0;
-    opterr = 0;
-    while ((code = getopt_long(argc, argv, ":h", mint_doctor_options, NULL)) !=
-           -1) {
-        if (code == ':' || code == '?')
-            return err_set(e, ERR_SYNTAX,
-                           code == ':' ? "%s needs a value"
-                                       : "unknown option %s",
-                           argv[optind - 1]);
-        if (!mint_doctor_option(d, code, optarg, e))
-            return false;
-        if (d->help)
-            return true;
-    }
-    if (argc - optind != 1 || !mem_buf_len(&d->ca))
-        return err_set(e, ERR_SYNTAX, "expected CERT.pem and --ca CA.pem");
-    d->file = argv[optind];
-    return true;
-}
-
-/* False with ERR_TLS: refused. */
-static bool
-mint_doctor_ask(struct mint_doctor *d, struct pki_identity **id, struct err *e)
-{
-    struct str pem, *der, ca = {mem_buf_ptr(&d->ca), mem_buf_len(&d->ca)};
-    struct pki_anchors *anchors = NULL;
-    struct pki_rules rules;
-    struct pki_path path;
-    size_t n;
-    bool ok;
-
-    if (!pki_crls_settle(d->crls, e))
-        return false;
-    if (!pki_anchors_new(ca, &anchors, e))
-        return err_prefix(e, "--ca: ");
-    pki_rules_init(&rules, d->role, anchors, d->eku_any, (unsigned)d->depth);
-    pki_rules_crls(&rules, d->crls);
-    ok = mint_doctor_file(d, d->file, &pem, e) &&
-         (pki_pem_read(d->a, pem, "CERTIFICATE", &der, &n, e) ||
-          err_prefix(e, "%s: ", d->file)) &&
-         (n <= PKI_CHAIN_MAX || err_set(e, ERR_TLS, "its chain is too long")) &&
-         pki_verify(&rules, der[0], der + 1, n - 1, d->at, &path, e) &&
-         pki_identity_parse(der[0], path.issuer, path.n, id, e);
-    if (ok) {
-        (*id)->from = path.from;
-        (*id)->until = path.until;
-    }
-    pki_anchors_free(anchors);
-    return ok;
-}
-
-static int
-mint_doctor_run(struct mint_doctor *d)
-{
-    struct pki_identity *id;
-    char until[32];
-    struct err e;
-
-    if (!mint_doctor_ask(d, &id, &e)) {
-        if (e.kind != ERR_TLS) {
-            fprintf(stderr, "gateway certs doctor: %s\n", e.msg);
-            return 2;
-        }
-        printf("refused: %s\n", e.msg);
-        return 1;
-    }
-    pki_date_text(id->until, until);
-    printf("accepted: %.*s, issued by %.*s, until %s\n", STR_FMT(id->dn),
-           STR_FMT(id->issuer_dn), until);
-    pki_identity_put(id);
-    return 0;
-}
-
-/* argv[0] is "doctor". Returns the exit code. */
-static int
-mint_doctor(int argc, char **argv)
-{
-    struct mint_doctor d = {.a = mem_arena_new(SIZE_MAX),
-                            .crls = pki_crls_new(),
-                            .depth = PKI_CHAIN_MAX,
-                            .at = time(NULL)};
-    struct err e;
-    int code = 0;
-
-    must(wolfCrypt_Init() == 0);
-    if (!mint_doctor_args(&d, argc, argv, &e)) {
-        fprintf(stderr,
-                "gateway certs doctor: %s\ntry: gateway certs doctor --help\n",
-                e.msg);
-        code = 2;
-    } else if (d.help) {
-        fputs(mint_help_doctor, stdout);
-    } else {
-        code = mint_doctor_run(&d);
-    }
-    mem_buf_free(&d.ca);
-    pki_crls_free(d.crls);
-    mem_arena_free(d.a);
-    return code;
-}
-
-/* `gateway certs …`: argv[0] is "certs". Returns the exit code. */
-static int
-mint_command(int argc, char **argv)
-{
-    const char *name = argc > 1 ? argv[1] : "";
-
-    for (size_t i = 0; i < sizeof mint_commands / sizeof *mint_commands; i++)
-        if (strcmp(mint_commands[i].name, name) == 0)
-            return mint_command_run(&mint_commands[i], argc - 1, argv + 1);
-    if (strcmp(name, "doctor") == 0)
-        return mint_doctor(argc - 1, argv + 1);
-    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
-        fputs(mint_help, stdout);
-        return 0;
-    }
-    fprintf(stderr, "gateway certs: %s%s\n%s",
-            argc > 1 ? "no such command: " : "say which command", name,
-            mint_help);
-    return 2;
 }
 
 /* ==== 17 tls: wolfSSL over two buffers ======================================
@@ -26483,18 +25386,15 @@ wall_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
     return wall_filter_end(&f, "programs (files)", out, e);
 }
 
-/* ==== 26 host: what this machine has, and what is around us =================
+/* ==== 26 host: what this machine grants =====================================
  *
  * Layers: what the kernel grants of what walls and cages are made of. Each is
  * tried by host_probe() in a throw-away child, once, before any of it is relied
  * on; the other processes read it in their bundle. What of it may be missing,
  * the policy says.
  *
- * Posture: what somebody else has set up around us, read from /proc and judged
- * from text, so that any machine's can be judged in a test.
- *
  * Down    wall cfg boot json log err
- * Entry   host_probe  host_has  host_have_of  host_enough  host_survey
+ * Entry   host_probe  host_has  host_have_of  host_enough
  */
 
 /* ---- mounts -------------------------------------------------------------- */
@@ -27437,75 +26337,80 @@ host_write_json(const struct host_have *h, const struct cfg_process *p,
     mem_buf_add(out, "]", 1);
 }
 
-/* ---- posture -------------------------------------------------------------
+/* ==== 27 posture: what somebody else has set up around us ===================
  *
- * What is around us, and not ours to change: told at the start and by `check`
- * and `audit --host`, each with the mend. host_look() reads, host_judge() only
+ * Not ours to change: told at the start and by `check` and `audit --host`, each
+ * with the mend. It is read from /proc and judged from text, so that any
+ * machine's can be judged in a test: posture_look() reads, posture_judge() only
  * compares.
+ *
+ * Down    host wall cfg boot json log err
+ * Entry   posture_survey
  */
-enum host_posture {
-    HOST_NOT_ROOT,
-    HOST_READ_ONLY_ROOT,
-    HOST_OUTER_SECCOMP,
-    HOST_OUTER_NO_NEW_PRIVS,
-    HOST_FEW_CAPABILITIES,
-    HOST_NO_CONTAINER_SOCKET,
-    HOST_NO_HOST_MOUNTS,
-    HOST_MASKED_PROC,
-    HOST_OWN_PIDS,
-    HOST_OWN_NETWORK,
-    HOST_NO_CORE_PIPE,
-    HOST_USER_NAMESPACES_OFF,
-    HOST_YAMA,
-    HOST_UNSHARED_FILES,  // of the policy
-    HOST_POSTURE_N
+
+enum posture_item {
+    POSTURE_NOT_ROOT,
+    POSTURE_READ_ONLY_ROOT,
+    POSTURE_OUTER_SECCOMP,
+    POSTURE_OUTER_NO_NEW_PRIVS,
+    POSTURE_FEW_CAPABILITIES,
+    POSTURE_NO_CONTAINER_SOCKET,
+    POSTURE_NO_HOST_MOUNTS,
+    POSTURE_MASKED_PROC,
+    POSTURE_OWN_PIDS,
+    POSTURE_OWN_NETWORK,
+    POSTURE_NO_CORE_PIPE,
+    POSTURE_USER_NAMESPACES_OFF,
+    POSTURE_YAMA,
+    POSTURE_UNSHARED_FILES,  // of the policy
+    POSTURE_N
 };
 
-static_assert((int)HOST_POSTURE_N == CFG_MUSTS_N - CFG_LAYERS_N, "all named");
+static_assert((int)POSTURE_N == CFG_MUSTS_N - CFG_LAYERS_N, "all named");
 
 /* Mends; each name says what holds where all is well. */
-static const char *const host_mends[HOST_POSTURE_N] = {
-    [HOST_NOT_ROOT] =
+static const char *const posture_mends[POSTURE_N] = {
+    [POSTURE_NOT_ROOT] =
         "start as an ordinary user (User=, --user), or in a user namespace",
-    [HOST_READ_ONLY_ROOT] = "--read-only, readOnlyRootFilesystem: true, or "
-                            "ProtectSystem=strict",
-    [HOST_OUTER_SECCOMP] =
+    [POSTURE_READ_ONLY_ROOT] = "--read-only, readOnlyRootFilesystem: true, or "
+                               "ProtectSystem=strict",
+    [POSTURE_OUTER_SECCOMP] =
         "leave the runtime's seccomp profile on (not unconfined; Kubernetes: "
         "seccompProfile RuntimeDefault; systemd: SystemCallFilter=)",
-    [HOST_OUTER_NO_NEW_PRIVS] =
+    [POSTURE_OUTER_NO_NEW_PRIVS] =
         "--security-opt no-new-privileges, allowPrivilegeEscalation: false, or "
         "NoNewPrivileges=yes",
-    [HOST_FEW_CAPABILITIES] =
+    [POSTURE_FEW_CAPABILITIES] =
         "--cap-drop ALL, and --cap-add setuid setgid setpcap kill where it "
         "starts as root (net_bind_service for a port below 1024)",
-    [HOST_NO_CONTAINER_SOCKET] =
+    [POSTURE_NO_CONTAINER_SOCKET] =
         "take it out of the container, or away from our user and group: who "
         "reaches it is root on the host",
-    [HOST_NO_HOST_MOUNTS] = "mount only what the policy reads, read-only",
-    [HOST_MASKED_PROC] =
+    [POSTURE_NO_HOST_MOUNTS] = "mount only what the policy reads, read-only",
+    [POSTURE_MASKED_PROC] =
         "leave the runtime's masks on (not --privileged, not procMount: "
         "Unmasked, not systempaths=unconfined)",
-    [HOST_OWN_PIDS] = "take out --pid=host, hostPID: true",
-    [HOST_OWN_NETWORK] = "take out --network=host, hostNetwork: true",
-    [HOST_NO_CORE_PIPE] =
+    [POSTURE_OWN_PIDS] = "take out --pid=host, hostPID: true",
+    [POSTURE_OWN_NETWORK] = "take out --network=host, hostNetwork: true",
+    [POSTURE_NO_CORE_PIPE] =
         "let kernel.core_pattern be a file name, if dumps are not wanted",
-    [HOST_USER_NAMESPACES_OFF] =
+    [POSTURE_USER_NAMESPACES_OFF] =
         "where nobody else needs them: user.max_user_namespaces = 0; commands "
         "then go without, unless we start as root",
-    [HOST_YAMA] = "kernel.yama.ptrace_scope = 1 or more",
-    [HOST_UNSHARED_FILES] = "chmod o-w",
+    [POSTURE_YAMA] = "kernel.yama.ptrace_scope = 1 or more",
+    [POSTURE_UNSHARED_FILES] = "chmod o-w",
 };
 
-enum host_severity {
-    HOST_FINE,
-    HOST_NOTE,  // good to know; not a finding
-    HOST_LOW,
-    HOST_MEDIUM,
-    HOST_HIGH,
+enum posture_severity {
+    POSTURE_FINE,
+    POSTURE_NOTE,  // good to know; not a finding
+    POSTURE_LOW,
+    POSTURE_MEDIUM,
+    POSTURE_HIGH,
 };
 
 static const char *
-host_severity_name(enum host_severity s)
+posture_severity_name(enum posture_severity s)
 {
     static const char *const names[] = {"fine", "note", "low", "medium",
                                         "high"};
@@ -27513,13 +26418,13 @@ host_severity_name(enum host_severity s)
     return names[s];
 }
 
-struct host_finding {
-    enum host_severity severity;
+struct posture_finding {
+    enum posture_severity severity;
     char what[320];
 };
 
 /* Texts of /proc, as they are, and what was tried. */
-struct host_view {
+struct posture_view {
     struct str mounts, status, uid_map, cgroup, core_pattern, max_userns, yama,
         interfaces;
     bool marked;  // /.dockerenv and its like, or $container
@@ -27529,10 +26434,10 @@ struct host_view {
 };
 
 __attribute__((format(printf, 4, 5))) static void
-host_find(struct host_finding *all, enum host_posture id,
-          enum host_severity severity, const char *fmt, ...)
+posture_find(struct posture_finding *all, enum posture_item id,
+             enum posture_severity severity, const char *fmt, ...)
 {
-    struct host_finding *f = &all[id];
+    struct posture_finding *f = &all[id];
     va_list ap;
 
     if (severity <= f->severity)
@@ -27548,13 +26453,13 @@ host_find(struct host_finding *all, enum host_posture id,
 
 /* For "%.*s": a name of others, and no more of it than there is room for. */
 static struct str
-host_short(struct str s)
+posture_short(struct str s)
 {
     return (struct str){s.p, s.n < 120 ? s.n : 120};
 }
 
 static struct str
-host_line(struct str text)
+posture_line(struct str text)
 {
     struct str line, rest;
 
@@ -27564,7 +26469,7 @@ host_line(struct str text)
 
 /* The value of "Name:\tvalue" in /proc/PID/status. */
 static struct str
-host_status(struct str status, struct str name)
+posture_status(struct str status, struct str name)
 {
     struct str line, key, value;
 
@@ -27578,7 +26483,7 @@ host_status(struct str status, struct str name)
 
 /* The next number of a line of /proc/PID/uid_map. */
 static bool
-host_number(struct str *line, uint64_t *n)
+posture_number(struct str *line, uint64_t *n)
 {
     struct str word;
 
@@ -27589,7 +26494,7 @@ host_number(struct str *line, uint64_t *n)
 
 /* Whether uid 0 here is uid 0 around us: the map is "inside outside count". */
 static bool
-host_real_root(struct str map)
+posture_real_root(struct str map)
 {
     struct str line;
 
@@ -27597,22 +26502,22 @@ host_real_root(struct str map)
         uint64_t inside, outside, n;
 
         str_cut(map, '\n', &line, &map);
-        if (host_number(&line, &inside) && host_number(&line, &outside) &&
-            host_number(&line, &n) && inside == 0 && n)
+        if (posture_number(&line, &inside) && posture_number(&line, &outside) &&
+            posture_number(&line, &n) && inside == 0 && n)
             return outside == 0;
     }
     return true;  // nothing says otherwise
 }
 
 static bool
-host_holds(struct str text, const char *word)
+posture_holds(struct str text, const char *word)
 {
     return text.n && memmem(text.p, text.n, word, strlen(word));
 }
 
 /* The mount that a path of one component lies on: the last one there. */
 static bool
-host_mount_at(struct str mounts, struct str point, struct host_mount *m)
+posture_mount_at(struct str mounts, struct str point, struct host_mount *m)
 {
     struct host_mount one;
     bool found = false;
@@ -27628,7 +26533,7 @@ host_mount_at(struct str mounts, struct str point, struct host_mount *m)
 /* Containers are known in many ways, of which one is enough; but a machine
  * whose disk was made of an image has the marks of a container too. */
 static bool
-host_contained(const struct host_view *v)
+posture_contained(const struct posture_view *v)
 {
     static const char *const words[] = {"docker", "kubepods",   "libpod",
                                         "lxc",    "containerd", "crio"};
@@ -27636,12 +26541,12 @@ host_contained(const struct host_view *v)
                                         "fuse.fuse-overlayfs"};
     struct host_mount root;
 
-    if (!v->initial_pids || !host_real_root(v->uid_map))
+    if (!v->initial_pids || !posture_real_root(v->uid_map))
         return true;
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (host_holds(v->cgroup, words[i]))
+        if (posture_holds(v->cgroup, words[i]))
             return true;
-    if (!host_mount_at(v->mounts, S("/"), &root))
+    if (!posture_mount_at(v->mounts, S("/"), &root))
         return false;
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (str_eq(root.type, str_of(types[i])))
@@ -27650,9 +26555,10 @@ host_contained(const struct host_view *v)
 }
 
 static void
-host_judge_root(const struct host_view *v, bool in, struct host_finding *out)
+posture_judge_root(const struct posture_view *v, bool in,
+                   struct posture_finding *out)
 {
-    struct str uids = host_status(v->status, S("Uid")), ruid, euid, rest;
+    struct str uids = posture_status(v->status, S("Uid")), ruid, euid, rest;
     struct host_mount root;
     bool is_root;
 
@@ -27660,45 +26566,48 @@ host_judge_root(const struct host_view *v, bool in, struct host_finding *out)
     str_cut(rest, '\t', &euid, &rest);
     is_root = str_eq(euid, S("0"));
     if (!euid.n)
-        host_find(out, HOST_NOT_ROOT, HOST_LOW,
-                  "/proc/self/status cannot be read");
-    else if (is_root && host_real_root(v->uid_map))
-        host_find(out, HOST_NOT_ROOT, HOST_LOW,
-                  "the supervisor is root; those that serve become another "
-                  "user");
-    if (!host_mount_at(v->mounts, S("/"), &root))
-        host_find(out, HOST_READ_ONLY_ROOT, HOST_LOW,
-                  "/proc/self/mountinfo cannot be read");
+        posture_find(out, POSTURE_NOT_ROOT, POSTURE_LOW,
+                     "/proc/self/status cannot be read");
+    else if (is_root && posture_real_root(v->uid_map))
+        posture_find(out, POSTURE_NOT_ROOT, POSTURE_LOW,
+                     "the supervisor is root; those that serve become another "
+                     "user");
+    if (!posture_mount_at(v->mounts, S("/"), &root))
+        posture_find(out, POSTURE_READ_ONLY_ROOT, POSTURE_LOW,
+                     "/proc/self/mountinfo cannot be read");
     else if (!host_listed(root.options, ',', "ro") &&
              !host_listed(root.super, ',', "ro"))
-        host_find(out, HOST_READ_ONLY_ROOT,
-                  in && is_root ? HOST_MEDIUM : HOST_LOW,
-                  "the root file system is mounted writable (%.*s)",
-                  STR_FMT(root.type));
+        posture_find(out, POSTURE_READ_ONLY_ROOT,
+                     in && is_root ? POSTURE_MEDIUM : POSTURE_LOW,
+                     "the root file system is mounted writable (%.*s)",
+                     STR_FMT(root.type));
 }
 
 /* What somebody else has already put around us. */
 static void
-host_judge_filters(const struct host_view *v, bool in, struct host_finding *out)
+posture_judge_filters(const struct posture_view *v, bool in,
+                      struct posture_finding *out)
 {
-    struct str seccomp = host_status(v->status, S("Seccomp"));
-    struct str no_new = host_status(v->status, S("NoNewPrivs"));
+    struct str seccomp = posture_status(v->status, S("Seccomp"));
+    struct str no_new = posture_status(v->status, S("NoNewPrivs"));
 
     if (!str_eq(seccomp, S("2")) && !str_eq(seccomp, S("1")))
-        host_find(out, HOST_OUTER_SECCOMP, in ? HOST_MEDIUM : HOST_LOW,
-                  "no seccomp filter was on before us: the supervisor has the "
-                  "system calls that we leave it");
+        posture_find(
+            out, POSTURE_OUTER_SECCOMP, in ? POSTURE_MEDIUM : POSTURE_LOW,
+            "no seccomp filter was on before us: the supervisor has the "
+            "system calls that we leave it");
     if (!str_eq(no_new, S("1")))
-        host_find(out, HOST_OUTER_NO_NEW_PRIVS, in ? HOST_MEDIUM : HOST_LOW,
-                  "no_new_privs was not set before us: the supervisor could "
-                  "start a set-uid program");
+        posture_find(out, POSTURE_OUTER_NO_NEW_PRIVS,
+                     in ? POSTURE_MEDIUM : POSTURE_LOW,
+                     "no_new_privs was not set before us: the supervisor could "
+                     "start a set-uid program");
 }
 
-static const struct host_cap {
+static const struct posture_cap {
     const char *name;
     bool needed;     // to become another user, listen, and end children
     bool dangerous;  // as good as root on the host
-} host_caps[] = {
+} posture_caps[] = {
     {"chown", false, false},
     {"dac_override", false, false},
     {"dac_read_search", false, true},
@@ -27744,7 +26653,7 @@ static const struct host_cap {
 
 /* Sixteen digits of hexadecimal; what is no digit, ends them. */
 static uint64_t
-host_hex(struct str s)
+posture_hex(struct str s)
 {
     uint64_t n = 0;
     int d;
@@ -27761,15 +26670,15 @@ host_hex(struct str s)
 /* The names of those that are not needed, the dangerous ones first. True: there
  * is one. */
 static bool
-host_cap_names(uint64_t held, char *names, size_t cap)
+posture_cap_names(uint64_t held, char *names, size_t cap)
 {
-    const unsigned n = sizeof host_caps / sizeof *host_caps;
+    const unsigned n = sizeof posture_caps / sizeof *posture_caps;
     bool danger = false;
     size_t at = 0;
 
     *names = 0;
     for (unsigned k = 0; k < 2 * n; k++) {
-        const struct host_cap *c = &host_caps[k % n];
+        const struct posture_cap *c = &posture_caps[k % n];
 
         if (!(held >> k % n & 1) || c->needed || c->dangerous != (k < n))
             continue;
@@ -27787,27 +26696,27 @@ host_cap_names(uint64_t held, char *names, size_t cap)
 /* Held now, or to be had without asking: effective, permitted, inheritable,
  * ambient. */
 static void
-host_judge_capabilities(const struct host_view *v, bool in,
-                        struct host_finding *out)
+posture_judge_capabilities(const struct posture_view *v, bool in,
+                           struct posture_finding *out)
 {
-    uint64_t held = host_hex(host_status(v->status, S("CapEff"))) |
-                    host_hex(host_status(v->status, S("CapPrm"))) |
-                    host_hex(host_status(v->status, S("CapInh"))) |
-                    host_hex(host_status(v->status, S("CapAmb")));
+    uint64_t held = posture_hex(posture_status(v->status, S("CapEff"))) |
+                    posture_hex(posture_status(v->status, S("CapPrm"))) |
+                    posture_hex(posture_status(v->status, S("CapInh"))) |
+                    posture_hex(posture_status(v->status, S("CapAmb")));
     char names[160];
-    bool danger = host_cap_names(held, names, sizeof names);
+    bool danger = posture_cap_names(held, names, sizeof names);
 
     if (*names)
-        host_find(out, HOST_FEW_CAPABILITIES,
-                  !in      ? HOST_LOW
-                  : danger ? HOST_HIGH
-                           : HOST_MEDIUM,
-                  "it holds capabilities it does not need: %s", names);
+        posture_find(out, POSTURE_FEW_CAPABILITIES,
+                     !in      ? POSTURE_LOW
+                     : danger ? POSTURE_HIGH
+                              : POSTURE_MEDIUM,
+                     "it holds capabilities it does not need: %s", names);
 }
 
 /* Folders that make whoever writes, or reads, them master of the host. */
 static bool
-host_is_hosts(struct str root)
+posture_is_hosts(struct str root)
 {
     static const char *const roots[] = {
         "/etc",
@@ -27840,7 +26749,7 @@ host_is_hosts(struct str root)
 }
 
 static bool
-host_below(struct str path, struct str folder)
+posture_below(struct str path, struct str folder)
 {
     return str_starts(path, folder) &&
            (path.n == folder.n || path.p[folder.n] == '/');
@@ -27848,12 +26757,12 @@ host_below(struct str path, struct str folder)
 
 /* Whether one of the mounts that come `later` lies on top. */
 static bool
-host_covered(struct str later, const struct host_mount *m)
+posture_covered(struct str later, const struct host_mount *m)
 {
     struct host_mount one;
 
     while (host_mount_next(&later, &one))
-        if (one.point.n == 1 || host_below(m->point, one.point))
+        if (one.point.n == 1 || posture_below(m->point, one.point))
             return true;
     return false;
 }
@@ -27861,7 +26770,7 @@ host_covered(struct str later, const struct host_mount *m)
 /* Whether `root` of a disk is shown at `point` while other parts of the same
  * disk are too: as runtimes do with /etc/hosts, whose disk is the host's. */
 static bool
-host_whole_disk(struct str mounts, const struct host_mount *m)
+posture_whole_disk(struct str mounts, const struct host_mount *m)
 {
     struct host_mount one;
 
@@ -27875,25 +26784,25 @@ host_whole_disk(struct str mounts, const struct host_mount *m)
 
 /* Why a mount of a container is one of the host; NULL: it is not. */
 static const char *
-host_mount_hosts(struct str mounts, const struct host_mount *m)
+posture_mount_hosts(struct str mounts, const struct host_mount *m)
 {
     bool disk = str_starts(m->source, S("/dev/"));
 
     if (str_eq(m->type, S("proc")))
-        return host_below(m->point, S("/proc")) ? NULL : "another /proc";
+        return posture_below(m->point, S("/proc")) ? NULL : "another /proc";
     if (str_eq(m->type, S("sysfs")))
-        return host_below(m->point, S("/sys")) ? NULL : "another /sys";
+        return posture_below(m->point, S("/sys")) ? NULL : "another /sys";
     if (str_eq(m->type, S("devtmpfs")))
         return m->root.n == 1 ? "the devices of the host" : NULL;
-    if (host_whole_disk(mounts, m))
+    if (posture_whole_disk(mounts, m))
         return "a whole disk of the host";
-    return disk && m->point.n > 1 && host_is_hosts(m->root)
+    return disk && m->point.n > 1 && posture_is_hosts(m->root)
                ? "a folder of the host"
                : NULL;
 }
 
 static bool
-host_is_socket(struct str point)
+posture_is_socket(struct str point)
 {
     static const char *const names[] = {"/docker.sock", "/containerd.sock",
                                         "/crio.sock", "/podman.sock"};
@@ -27905,68 +26814,74 @@ host_is_socket(struct str point)
 }
 
 static void
-host_judge_mounts(const struct host_view *v, bool in, struct host_finding *out)
+posture_judge_mounts(const struct posture_view *v, bool in,
+                     struct posture_finding *out)
 {
     struct str mounts = v->mounts;
     struct host_mount m;
 
     if (v->socket)
-        host_find(out, HOST_NO_CONTAINER_SOCKET, HOST_HIGH,
-                  "%s can be written to", v->socket);
+        posture_find(out, POSTURE_NO_CONTAINER_SOCKET, POSTURE_HIGH,
+                     "%s can be written to", v->socket);
     if (!mounts.n) {
-        host_find(out, HOST_NO_HOST_MOUNTS, HOST_LOW,
-                  "/proc/self/mountinfo cannot be read");
+        posture_find(out, POSTURE_NO_HOST_MOUNTS, POSTURE_LOW,
+                     "/proc/self/mountinfo cannot be read");
         return;
     }
     while (host_mount_next(&mounts, &m)) {
-        const char *why = in && out[HOST_NO_HOST_MOUNTS].severity < HOST_HIGH
-                              ? host_mount_hosts(v->mounts, &m)
-                              : NULL;
+        const char *why =
+            in && out[POSTURE_NO_HOST_MOUNTS].severity < POSTURE_HIGH
+                ? posture_mount_hosts(v->mounts, &m)
+                : NULL;
 
-        if (why && host_covered(mounts, &m))
+        if (why && posture_covered(mounts, &m))
             why = NULL;
-        if (host_is_socket(m.point))
-            host_find(out, HOST_NO_CONTAINER_SOCKET, HOST_HIGH,
-                      "%.*s is mounted here", STR_FMT(host_short(m.point)));
+        if (posture_is_socket(m.point))
+            posture_find(out, POSTURE_NO_CONTAINER_SOCKET, POSTURE_HIGH,
+                         "%.*s is mounted here",
+                         STR_FMT(posture_short(m.point)));
         if (why)
-            host_find(out, HOST_NO_HOST_MOUNTS,
-                      host_listed(m.options, ',', "ro") ? HOST_MEDIUM
-                                                        : HOST_HIGH,
-                      "%.*s: %s", STR_FMT(host_short(m.point)), why);
+            posture_find(out, POSTURE_NO_HOST_MOUNTS,
+                         host_listed(m.options, ',', "ro") ? POSTURE_MEDIUM
+                                                           : POSTURE_HIGH,
+                         "%.*s: %s", STR_FMT(posture_short(m.point)), why);
     }
 }
 
 static void
-host_judge_proc(const struct host_view *v, bool in, struct host_finding *out)
+posture_judge_proc(const struct posture_view *v, bool in,
+                   struct posture_finding *out)
 {
-    struct str pipe = host_line(v->core_pattern);
+    struct str pipe = posture_line(v->core_pattern);
 
     if (in && (v->kcore || v->sysrq || v->sysctl))
-        host_find(out, HOST_MASKED_PROC, HOST_HIGH, "within reach:%s%s%s",
-                  v->kcore ? " /proc/kcore" : "",
-                  v->sysrq ? " /proc/sysrq-trigger" : "",
-                  v->sysctl ? " /proc/sys" : "");
+        posture_find(out, POSTURE_MASKED_PROC, POSTURE_HIGH,
+                     "within reach:%s%s%s", v->kcore ? " /proc/kcore" : "",
+                     v->sysrq ? " /proc/sysrq-trigger" : "",
+                     v->sysctl ? " /proc/sys" : "");
     if (in && (v->initial_pids || v->kthreadd))
-        host_find(out, HOST_OWN_PIDS, HOST_HIGH,
-                  "the processes of the host are seen here");
+        posture_find(out, POSTURE_OWN_PIDS, POSTURE_HIGH,
+                     "the processes of the host are seen here");
     if (str_starts(pipe, S("|")))
-        host_find(out, HOST_NO_CORE_PIPE, HOST_LOW,
-                  "a program that crashes makes the kernel start %.*s as "
-                  "root of the host",
-                  STR_FMT(host_short(str_from(pipe, 1))));
-    if (v->max_userns.n && !str_eq(host_line(v->max_userns), S("0")))
-        host_find(out, HOST_USER_NAMESPACES_OFF, HOST_NOTE,
-                  "every user can make user namespaces, and so reach parts of "
-                  "the kernel that are root's otherwise");
-    if (!v->yama.n || str_eq(host_line(v->yama), S("0")))
-        host_find(out, HOST_YAMA, HOST_NOTE,
-                  "a process may trace others of its user; ours are not "
-                  "dumpable, which forbids it");
+        posture_find(out, POSTURE_NO_CORE_PIPE, POSTURE_LOW,
+                     "a program that crashes makes the kernel start %.*s as "
+                     "root of the host",
+                     STR_FMT(posture_short(str_from(pipe, 1))));
+    if (v->max_userns.n && !str_eq(posture_line(v->max_userns), S("0")))
+        posture_find(
+            out, POSTURE_USER_NAMESPACES_OFF, POSTURE_NOTE,
+            "every user can make user namespaces, and so reach parts of "
+            "the kernel that are root's otherwise");
+    if (!v->yama.n || str_eq(posture_line(v->yama), S("0")))
+        posture_find(out, POSTURE_YAMA, POSTURE_NOTE,
+                     "a process may trace others of its user; ours are not "
+                     "dumpable, which forbids it");
 }
 
 /* Bridges and far ends of containers are a host's. */
 static void
-host_judge_network(const struct host_view *v, bool in, struct host_finding *out)
+posture_judge_network(const struct posture_view *v, bool in,
+                      struct posture_finding *out)
 {
     static const char *const names[] = {"docker",  "cni",  "veth",   "virbr",
                                         "flannel", "cali", "podman", "br-"};
@@ -27980,59 +26895,62 @@ host_judge_network(const struct host_view *v, bool in, struct host_finding *out)
             host |= str_starts(line, str_of(names[i]));
     }
     if (in && host)
-        host_find(out, HOST_OWN_NETWORK, HOST_MEDIUM,
-                  "the network of the host is seen here: its loopback, and "
-                  "abstract sockets");
+        posture_find(out, POSTURE_OWN_NETWORK, POSTURE_MEDIUM,
+                     "the network of the host is seen here: its loopback, and "
+                     "abstract sockets");
 }
 
 /* All but what is the policy's. */
 static void
-host_judge(const struct host_view *v, struct host_finding *out)
+posture_judge(const struct posture_view *v, struct posture_finding *out)
 {
-    bool in = host_contained(v);
+    bool in = posture_contained(v);
 
-    memset(out, 0, HOST_POSTURE_N * sizeof *out);
-    host_judge_root(v, in, out);
-    host_judge_filters(v, in, out);
-    host_judge_capabilities(v, in, out);
-    host_judge_mounts(v, in, out);
-    host_judge_proc(v, in, out);
-    host_judge_network(v, in, out);
+    memset(out, 0, POSTURE_N * sizeof *out);
+    posture_judge_root(v, in, out);
+    posture_judge_filters(v, in, out);
+    posture_judge_capabilities(v, in, out);
+    posture_judge_mounts(v, in, out);
+    posture_judge_proc(v, in, out);
+    posture_judge_network(v, in, out);
 }
 
 /* The children keep our user, which is well unless that is root. */
 static void
-host_judge_keep(struct host_finding *out)
+posture_judge_keep(struct posture_finding *out)
 {
-    if (out[HOST_NOT_ROOT].severity)
-        host_find(out, HOST_NOT_ROOT, HOST_HIGH,
-                  "all processes are root, also those that parse the network");
+    if (out[POSTURE_NOT_ROOT].severity)
+        posture_find(
+            out, POSTURE_NOT_ROOT, POSTURE_HIGH,
+            "all processes are root, also those that parse the network");
 }
 
 /* A file of the policy, or its folder, that everybody may write. */
 static void
-host_judge_path(struct host_finding *out, const char *path)
+posture_judge_path(struct posture_finding *out, const char *path)
 {
     struct stat st;
 
     if (stat(path, &st) == 0 && st.st_mode & S_IWOTH)
-        host_find(out, HOST_UNSHARED_FILES,
-                  S_ISDIR(st.st_mode) && st.st_mode & S_ISVTX ? HOST_MEDIUM
-                                                              : HOST_HIGH,
-                  "everybody can write %s (mode %04o)", path,
-                  (unsigned)st.st_mode & 07777);
+        posture_find(out, POSTURE_UNSHARED_FILES,
+                     S_ISDIR(st.st_mode) && st.st_mode & S_ISVTX
+                         ? POSTURE_MEDIUM
+                         : POSTURE_HIGH,
+                     "everybody can write %s (mode %04o)", path,
+                     (unsigned)st.st_mode & 07777);
 }
 
 static void
-host_judge_file(struct mem_arena *a, struct host_finding *out, struct str path)
+posture_judge_file(struct mem_arena *a, struct posture_finding *out,
+                   struct str path)
 {
     const char *slash;
 
     if (!path.n)
         return;
-    host_judge_path(out, str_c(a, path));
+    posture_judge_path(out, str_c(a, path));
     slash = memrchr(path.p, '/', path.n);
-    host_judge_path(
+    posture_judge_path(
         out, !slash ? "."
              : slash == path.p
                  ? "/"
@@ -28041,7 +26959,7 @@ host_judge_file(struct mem_arena *a, struct host_finding *out, struct str path)
 
 /* A socket that leads out of the container, and that we may write to. */
 static const char *
-host_look_socket(void)
+posture_look_socket(void)
 {
     static const char *const paths[] = {
         "/run/docker.sock",
@@ -28066,7 +26984,7 @@ host_look_socket(void)
 /* Inode numbers of the first namespaces are fixed (include/uapi/linux/nsfs.h);
  * that of the first network is since Linux 6.18. */
 static bool
-host_look_initial(const char *path, const char *name)
+posture_look_initial(const char *path, const char *name)
 {
     char text[64];
     ssize_t n = readlink(path, text, sizeof text - 1);
@@ -28076,7 +26994,7 @@ host_look_initial(const char *path, const char *name)
 }
 
 static bool
-host_look_marked(void)
+posture_look_marked(void)
 {
     return getenv("container") || access("/.dockerenv", F_OK) == 0 ||
            access("/run/.containerenv", F_OK) == 0 ||
@@ -28084,7 +27002,7 @@ host_look_marked(void)
 }
 
 static bool
-host_look_access(const char *path, int mode)
+posture_look_access(const char *path, int mode)
 {
     struct stat st;
 
@@ -28093,144 +27011,146 @@ host_look_access(const char *path, int mode)
 }
 
 static void
-host_look(struct mem_arena *a, struct host_view *v)
+posture_look(struct mem_arena *a, struct posture_view *v)
 {
     static const struct {
         const char *path;
         size_t offset, max;
     } files[] = {
-        {"/proc/self/mountinfo", offsetof(struct host_view, mounts), 256 << 10},
-        {"/proc/self/status", offsetof(struct host_view, status), 8192},
-        {"/proc/self/uid_map", offsetof(struct host_view, uid_map), 4096},
-        {"/proc/self/cgroup", offsetof(struct host_view, cgroup), 8192},
+        {"/proc/self/mountinfo", offsetof(struct posture_view, mounts),
+         256 << 10},
+        {"/proc/self/status", offsetof(struct posture_view, status), 8192},
+        {"/proc/self/uid_map", offsetof(struct posture_view, uid_map), 4096},
+        {"/proc/self/cgroup", offsetof(struct posture_view, cgroup), 8192},
         {"/proc/sys/kernel/core_pattern",
-         offsetof(struct host_view, core_pattern), 256},
+         offsetof(struct posture_view, core_pattern), 256},
         {"/proc/sys/user/max_user_namespaces",
-         offsetof(struct host_view, max_userns), 64},
-        {"/proc/sys/kernel/yama/ptrace_scope", offsetof(struct host_view, yama),
-         64},
-        {"/proc/net/dev", offsetof(struct host_view, interfaces), 1 << 16},
+         offsetof(struct posture_view, max_userns), 64},
+        {"/proc/sys/kernel/yama/ptrace_scope",
+         offsetof(struct posture_view, yama), 64},
+        {"/proc/net/dev", offsetof(struct posture_view, interfaces), 1 << 16},
     };
     char comm[32];
 
-    *v = (struct host_view){0};
+    *v = (struct posture_view){0};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         *(struct str *)((char *)v + files[i].offset) = host_read(
             files[i].path, mem_alloc_raw(a, files[i].max), files[i].max);
-    v->marked = host_look_marked();
+    v->marked = posture_look_marked();
     v->initial_pids =
-        host_look_initial("/proc/self/ns/pid", "pid:[4026531836]");
+        posture_look_initial("/proc/self/ns/pid", "pid:[4026531836]");
     v->initial_network =
-        host_look_initial("/proc/self/ns/net", "net:[4026531833]");
-    v->kthreadd = str_eq(
-        host_line(host_read("/proc/2/comm", comm, sizeof comm)), S("kthreadd"));
-    v->kcore = host_look_access("/proc/kcore", R_OK);
-    v->sysrq = host_look_access("/proc/sysrq-trigger", W_OK);
-    v->sysctl = host_look_access("/proc/sys/kernel/core_pattern", W_OK);
-    v->socket = host_look_socket();
+        posture_look_initial("/proc/self/ns/net", "net:[4026531833]");
+    v->kthreadd =
+        str_eq(posture_line(host_read("/proc/2/comm", comm, sizeof comm)),
+               S("kthreadd"));
+    v->kcore = posture_look_access("/proc/kcore", R_OK);
+    v->sysrq = posture_look_access("/proc/sysrq-trigger", W_OK);
+    v->sysctl = posture_look_access("/proc/sys/kernel/core_pattern", W_OK);
+    v->socket = posture_look_socket();
 }
 
 /* What this machine gives us, and what is around us. */
-struct host_seen {
+struct posture_seen {
     struct host_have have;
-    struct host_finding posture[HOST_POSTURE_N];
+    struct posture_finding posture[POSTURE_N];
 };
 
 /* Once, before we change anything about ourselves: see host_probe(). */
 static void
-host_survey(struct host_seen *h)
+posture_survey(struct posture_seen *h)
 {
     struct mem_arena *a = mem_arena_new((size_t)4 << 20);
-    struct host_view v;
+    struct posture_view v;
 
     host_probe(&h->have);
-    host_look(a, &v);
-    host_judge(&v, h->posture);
+    posture_look(a, &v);
+    posture_judge(&v, h->posture);
     mem_arena_free(a);
 }
 
 static const char *
-host_posture_name(unsigned id)
+posture_name(unsigned id)
 {
     return cfg_layers[CFG_LAYERS_N + id];
 }
 
 /* Whether each part of it that must be fine, is. */
 static bool
-host_posture_enough(const struct host_finding *all, const struct cfg_process *p,
-                    struct err *e)
+posture_enough(const struct posture_finding *all, const struct cfg_process *p,
+               struct err *e)
 {
-    for (unsigned i = 0; i < HOST_POSTURE_N; i++)
+    for (unsigned i = 0; i < POSTURE_N; i++)
         if (all[i].severity && host_named(p->must_have, CFG_LAYERS_N + i)) {
             err_set(e, ERR_CONFIG, "process: must_have: %s: %s; mend: %s",
-                    host_posture_name(i), all[i].what, host_mends[i]);
+                    posture_name(i), all[i].what, posture_mends[i]);
             return p->at.n ? err_prefix(e, "%.*s: ", STR_FMT(p->at)) : false;
         }
     return true;
 }
 
 static void
-host_posture_warn(const struct host_finding *all)
+posture_warn(const struct posture_finding *all)
 {
-    for (unsigned i = 0; i < HOST_POSTURE_N; i++) {
-        const struct host_finding *f = &all[i];
+    for (unsigned i = 0; i < POSTURE_N; i++) {
+        const struct posture_finding *f = &all[i];
         struct log_line l;
 
-        if (f->severity < HOST_LOW ||
-            !log_begin(&l, f->severity > HOST_LOW ? LOG_WARN : LOG_INFO,
+        if (f->severity < POSTURE_LOW ||
+            !log_begin(&l, f->severity > POSTURE_LOW ? LOG_WARN : LOG_INFO,
                        "posture"))
             continue;
-        log_str(&l, "name", str_of(host_posture_name(i)));
-        log_str(&l, "severity", str_of(host_severity_name(f->severity)));
+        log_str(&l, "name", str_of(posture_name(i)));
+        log_str(&l, "severity", str_of(posture_severity_name(f->severity)));
         log_str(&l, "what", str_of(f->what));
-        log_str(&l, "mend", str_of(host_mends[i]));
+        log_str(&l, "mend", str_of(posture_mends[i]));
         log_end(&l);
     }
 }
 
 /* `p` is NULL without a policy. */
 static void
-host_posture_print(const struct host_finding *all, const struct cfg_process *p,
-                   FILE *f)
+posture_print(const struct posture_finding *all, const struct cfg_process *p,
+              FILE *f)
 {
     unsigned n = 0;
 
-    for (unsigned i = 0; i < HOST_POSTURE_N; i++) {
+    for (unsigned i = 0; i < POSTURE_N; i++) {
         bool must_have = p && host_named(p->must_have, CFG_LAYERS_N + i);
 
         if (!all[i].severity && !must_have)
             continue;
         n++;
-        fprintf(f, "  %-20s %-6s %s%s\n", host_posture_name(i),
-                host_severity_name(all[i].severity),
+        fprintf(f, "  %-20s %-6s %s%s\n", posture_name(i),
+                posture_severity_name(all[i].severity),
                 all[i].severity ? all[i].what : "",
                 must_have ? " (must have)" : "");
         if (all[i].severity)
-            fprintf(f, "      mend: %s\n", host_mends[i]);
+            fprintf(f, "      mend: %s\n", posture_mends[i]);
     }
     if (!n)
         fputs("  nothing to say\n", f);
 }
 
 static void
-host_posture_json(const struct host_finding *all, struct mem_buf *out)
+posture_json(const struct posture_finding *all, struct mem_buf *out)
 {
-    for (unsigned i = 0; i < HOST_POSTURE_N; i++) {
+    for (unsigned i = 0; i < POSTURE_N; i++) {
         mem_buf_printf(out, "%s{\"name\":\"%s\",\"severity\":\"%s\"",
-                       i ? "," : "[", host_posture_name(i),
-                       host_severity_name(all[i].severity));
+                       i ? "," : "[", posture_name(i),
+                       posture_severity_name(all[i].severity));
         if (all[i].severity) {
             mem_buf_printf(out, ",\"what\":");
             json_write_str(out, str_of(all[i].what));
             mem_buf_printf(out, ",\"mend\":");
-            json_write_str(out, str_of(host_mends[i]));
+            json_write_str(out, str_of(posture_mends[i]));
         }
         mem_buf_add(out, "}", 1);
     }
     mem_buf_add(out, "]", 1);
 }
 
-/* ==== 27 jail: the cage around a program ====================================
+/* ==== 28 jail: the cage around a program ====================================
  *
  * Prepared once, when the broker starts: jail_cage_enter() makes namespaces and
  * a view of the file system for all programs. Then, for each run, jail_spawn()
@@ -29549,32 +28469,32 @@ jail_sweep(int children, int ms)
     return false;
 }
 
-/* ==== 28 prog: which programs, arguments and values are let through ==========
+/* ==== 29 guard: arguments of programs that read more into them ==============
  *
- * By name and by content: what starts another program or reads more into its
- * arguments than they say does not load, or only as the table of guards has it.
- * The fixed arguments are judged at load, by each guard; what a slot's schema
- * lets through, too; and each value again when it comes, by worker and broker
- * alike: prog_slot_check() is the one judge of both.
+ * A program may take one of its arguments as a command, a file or an address
+ * (`tar --to-command=`, `curl @file`). Such a program does not load, or only
+ * with a guard: what is known of its grammar, a row a program. The fixed
+ * arguments are judged by it at load, and what a slot's schema lets through,
+ * too; and each value again when it comes, by worker and broker alike:
+ * guard_slot_check() is the one judge of both.
  *
- * Down    jail wall schema cfg str err
- * Entry   prog_program_check  prog_slot_check
+ * Down    jail schema cfg str err
+ * Entry   guard_find  guard_slot_check
  */
+
 enum {
-    PROG_VALUE_MAX = 4096,  // bytes of a slot value
-    PROG_SLOTS_MAX = 16,    // per command: their records fit one log line
-    PROG_ARGS_MAX = 256,
-    PROG_PIN_MAX = 256 << 20,  // bytes of a program that is pinned
-    PROG_COPY = 64 << 10,      // of it in one step
+    GUARD_VALUE_MAX = 4096,  // bytes of a slot value
+    GUARD_SLOTS_MAX = 16,    // per command: their records fit one log line
+    GUARD_ARGS_MAX = 256,
 };
-static_assert((int)PROG_SLOTS_MAX <= JAIL_FILES_MAX, "each may be a file");
+static_assert((int)GUARD_SLOTS_MAX <= JAIL_FILES_MAX, "each may be a file");
 
 /* ---- programs, by name --------------------------------------------------- */
 
 /* "python3.11" is "python": after the name only a version may follow. A '*'
  * stands for any end. */
 static bool
-prog_name_is(struct str name, struct str bad)
+guard_name_is(struct str name, struct str bad)
 {
     unsigned char next;
 
@@ -29591,20 +28511,20 @@ prog_name_is(struct str name, struct str bad)
 }
 
 static bool
-prog_name_in(struct str name, const char *names)
+guard_name_in(struct str name, const char *names)
 {
     struct str left = str_of(names), one;
 
     while (left.n) {
         str_cut(left, ' ', &one, &left);
-        if (prog_name_is(name, one))
+        if (guard_name_is(name, one))
             return true;
     }
     return false;
 }
 
 static struct str
-prog_basename(struct str path)
+guard_basename(struct str path)
 {
     const char *slash = path.n ? memrchr(path.p, '/', path.n) : NULL;
 
@@ -29613,12 +28533,12 @@ prog_basename(struct str path)
 
 /* One binary with many programs in it: argv[0], the declared path, says which,
  * and no argument can change that. */
-static const char prog_multicall[] = "busybox toybox coreutils";
+static const char guard_multicall[] = "busybox toybox coreutils";
 
 static bool
-prog_is_multicall(struct str name)
+guard_is_multicall(struct str name)
 {
-    return prog_name_in(name, prog_multicall);
+    return guard_name_in(name, guard_multicall);
 }
 
 /* ---- guards: programs with a grammar of their own -------------------------
@@ -29631,8 +28551,8 @@ prog_is_multicall(struct str name)
  * Lists of arguments: '|' between alternatives, blanks between arguments that
  * follow each other, ';' between what must all stand; a '*' for any end.
  */
-struct prog_guard {
-    const char *names;   // as prog_name_in() has them
+struct guard_rule {
+    const char *names;   // as guard_name_in() has them
     const char *lead;    // a value may not begin with one of these bytes
     const char *inside;  // nor hold one of these
     bool scheme;         // nor begin like "name:"
@@ -29653,10 +28573,10 @@ struct prog_guard {
     const char *why;     // "it …"
 };
 
-#define PROG_CODERS                                                            \
+#define GUARD_CODERS                                                           \
     "png: png8: png24: png32: jpeg: jpg: gif: webp: bmp: tiff: tif: ppm: "     \
     "pgm: pbm: pnm: heic: avif: jp2: ico: tga: label: caption:"
-#define PROG_IMAGE_VALUES                                                      \
+#define GUARD_IMAGE_VALUES                                                     \
     "-resize -thumbnail -scale -sample -adaptive-resize -liquid-rescale "      \
     "-crop -chop -extent -shave -splice -gravity -geometry -page "             \
     "-repage -quality -rotate -shear -roll -density -size -depth -type "       \
@@ -29666,24 +28586,24 @@ struct prog_guard {
     "-brightness-contrast -pointsize -strokewidth -kerning -weight -style "    \
     "-interlace -compress -filter -channel -posterize -sepia-tone -swirl "     \
     "-delay -loop -dispose -compose -sampling-factor -alpha -units -metric"
-#define PROG_IMAGE_WHY                                                         \
+#define GUARD_IMAGE_WHY                                                        \
     "it reads \"coder:file\", \"@file\", \"|program\" and file[n], and "       \
     "guesses the format of a file from its bytes, of formats that name other " \
     "files and programs too"
-#define PROG_WHITELIST                                                         \
+#define GUARD_WHITELIST                                                        \
     "-protocol_whitelist file|-protocol_whitelist pipe|-protocol_whitelist "   \
     "file,pipe|-protocol_whitelist pipe,file"
-#define PROG_MEDIA_NEVER                                                       \
+#define GUARD_MEDIA_NEVER                                                      \
     "-f concat|-f lavfi|-f hls|-f dash|-f sdp|-f tee|-safe 0|-filter_script*|" \
     "-attach|-dump_attachment*|-enable_drefs|-use_absolute_path"
-#define PROG_MEDIA_OWN                                                         \
+#define GUARD_MEDIA_OWN                                                        \
     "-f|-vf|-af|-filter*|-lavfi|-protocol_whitelist|-format_whitelist|"        \
     "-passlogfile|-vstats_file|-sdp_file|-progress|-report|-bsf*|-vstats*"
-#define PROG_MEDIA_WHY                                                         \
+#define GUARD_MEDIA_WHY                                                        \
     "it opens \"concat:\", \"http:\" and other protocols, and follows the "    \
     "names in a playlist, which a file may turn out to be"
 
-static const struct prog_guard prog_guards[] = {
+static const struct guard_rule guard_rules[] = {
     {.names = "convert convert-im6* mogrify mogrify-im6* identify "
               "identify-im6* composite composite-im6* montage montage-im6* "
               "compare compare-im6* stream-im6* animate-im6* display-im6* "
@@ -29691,35 +28611,35 @@ static const struct prog_guard prog_guards[] = {
      .lead = "@|~+",
      .inside = ":%[]{}*?",
      .never = "-|-script|-write|-process|-read-mask|-write-mask",
-     .values = PROG_IMAGE_VALUES,
-     .coders = PROG_CODERS,
-     .why = PROG_IMAGE_WHY},
+     .values = GUARD_IMAGE_VALUES,
+     .coders = GUARD_CODERS,
+     .why = GUARD_IMAGE_WHY},
     {.names = "gm",
      .lead = "@|~+",
      .inside = ":%[]{}*?",
      .never = "-|batch|conjure|-write|-process",
-     .values = PROG_IMAGE_VALUES,
-     .coders = PROG_CODERS,
+     .values = GUARD_IMAGE_VALUES,
+     .coders = GUARD_CODERS,
      .first = true,
-     .why = PROG_IMAGE_WHY},
+     .why = GUARD_IMAGE_WHY},
     {.names = "ffmpeg ffplay",
      .lead = "@|",
      .inside = ",;[]%",
      .scheme = true,
      .must = "-nostdin",
      .each = "-i",
-     .each_must = PROG_WHITELIST ";-f *|-format_whitelist *",
-     .never = PROG_MEDIA_NEVER,
-     .own = PROG_MEDIA_OWN,
-     .why = PROG_MEDIA_WHY},
+     .each_must = GUARD_WHITELIST ";-f *|-format_whitelist *",
+     .never = GUARD_MEDIA_NEVER,
+     .own = GUARD_MEDIA_OWN,
+     .why = GUARD_MEDIA_WHY},
     {.names = "ffprobe",
      .lead = "@|",
      .inside = ",;[]%",
      .scheme = true,
-     .must = PROG_WHITELIST ";-f *|-format_whitelist *",
-     .never = PROG_MEDIA_NEVER,
-     .own = PROG_MEDIA_OWN,
-     .why = PROG_MEDIA_WHY},
+     .must = GUARD_WHITELIST ";-f *|-format_whitelist *",
+     .never = GUARD_MEDIA_NEVER,
+     .own = GUARD_MEDIA_OWN,
+     .why = GUARD_MEDIA_WHY},
     {.names = "sox soxi play rec",
      .lead = "|~",
      .inside = "*?[",
@@ -29972,42 +28892,42 @@ static const struct prog_guard prog_guards[] = {
 };
 
 /* Which rows a program is under, by its names. */
-struct prog_guarding {
-    const struct prog_guard *v[2];
+struct guard_guarding {
+    const struct guard_rule *v[2];
     unsigned n;
     bool applet;  // of a multicall binary: it lacks the options of `must`
 };
 
 static void
-prog_guard_add(struct prog_guarding *g, struct str name)
+guard_add(struct guard_guarding *g, struct str name)
 {
-    for (size_t i = 0; i < sizeof prog_guards / sizeof *prog_guards; i++)
-        if (prog_name_in(name, prog_guards[i].names)) {
-            if (g->n < 2 && (!g->n || g->v[0] != &prog_guards[i]))
-                g->v[g->n++] = &prog_guards[i];
+    for (size_t i = 0; i < sizeof guard_rules / sizeof *guard_rules; i++)
+        if (guard_name_in(name, guard_rules[i].names)) {
+            if (g->n < 2 && (!g->n || g->v[0] != &guard_rules[i]))
+                g->v[g->n++] = &guard_rules[i];
             return;
         }
 }
 
 /* By the declared name, and by the real one (which a worker cannot look up:
  * empty). */
-static struct prog_guarding
-prog_guard_find(struct str given, struct str real)
+static struct guard_guarding
+guard_find(struct str given, struct str real)
 {
-    struct prog_guarding g = {0};
+    struct guard_guarding g = {0};
 
-    given = prog_basename(given);
-    real = prog_basename(real);
-    prog_guard_add(&g, given);
-    prog_guard_add(&g, real);
-    g.applet = prog_is_multicall(real) && !prog_is_multicall(given);
+    given = guard_basename(given);
+    real = guard_basename(real);
+    guard_add(&g, given);
+    guard_add(&g, real);
+    g.applet = guard_is_multicall(real) && !guard_is_multicall(given);
     return g;
 }
 
 /* "name:" with a letter in front, as addresses, coders and protocols have it;
  * a time of day has none. */
 static bool
-prog_has_scheme(struct str v)
+guard_has_scheme(struct str v)
 {
     size_t n = 0;
 
@@ -30021,7 +28941,7 @@ prog_has_scheme(struct str v)
 
 /* "10.0-255.1.1", which stands for many. */
 static bool
-prog_is_range(struct str v)
+guard_is_range(struct str v)
 {
     bool dash = false;
 
@@ -30035,7 +28955,7 @@ prog_is_range(struct str v)
 
 /* Is slot `i` behind a fixed "--"? */
 static bool
-prog_slot_ended(const struct cfg_command *c, unsigned slot)
+guard_slot_ended(const struct cfg_command *c, unsigned slot)
 {
     bool ended = false;
 
@@ -30049,7 +28969,7 @@ prog_slot_ended(const struct cfg_command *c, unsigned slot)
 
 /* What stands in front of the value in its argument. */
 static struct str
-prog_slot_prefix(const struct cfg_command *c, unsigned slot)
+guard_slot_prefix(const struct cfg_command *c, unsigned slot)
 {
     for (size_t i = 0; i < c->args_n; i++)
         if (c->args[i].is_slot && c->args[i].slot == slot)
@@ -30059,7 +28979,7 @@ prog_slot_prefix(const struct cfg_command *c, unsigned slot)
 
 /* A value that begins with '-' is an option, but for a negative number. */
 static bool
-prog_is_option(struct str v)
+guard_is_option(struct str v)
 {
     return v.n && v.p[0] == '-' &&
            !(v.n > 1 && (isdigit((unsigned char)v.p[1]) || v.p[1] == '.'));
@@ -30068,27 +28988,27 @@ prog_is_option(struct str v)
 /* What a program of this row would read into the value; NULL: nothing. Below
  * a folder ("./", the end of the prefix) no first byte means anything. */
 static const char *
-prog_guard_fault(const struct prog_guard *g, const struct cfg_command *c,
-                 unsigned slot, struct str v)
+guard_fault(const struct guard_rule *g, const struct cfg_command *c,
+            unsigned slot, struct str v)
 {
-    struct str prefix = prog_slot_prefix(c, slot);
+    struct str prefix = guard_slot_prefix(c, slot);
     bool below = str_ends(prefix, S("/"));
 
     if (c->slots[slot].is_file || !v.n)
         return NULL;  // its name never reaches the program
-    if (!prefix.n && c->slots[slot].dash && prog_is_option(v) &&
-        !(g->ends && prog_slot_ended(c, slot)))
+    if (!prefix.n && c->slots[slot].dash && guard_is_option(v) &&
+        !(g->ends && guard_slot_ended(c, slot)))
         return "begins with '-', which this program takes for an option";
     if (g->lead && !below && strchr(g->lead, v.p[0]))
         return "begins with a character that this program gives a meaning to";
     for (size_t i = 0; g->inside && i < v.n; i++)
         if (strchr(g->inside, v.p[i]))
             return "holds a character that this program gives a meaning to";
-    if (g->range && prog_is_range(v))
+    if (g->range && guard_is_range(v))
         return "is a range of addresses";
     if (g->web && (str_starts(v, S("http:")) || str_starts(v, S("https:"))))
         return NULL;
-    if ((g->scheme || g->web) && !below && prog_has_scheme(v))
+    if ((g->scheme || g->web) && !below && guard_has_scheme(v))
         return "begins with a scheme, such as \"http:\" or \"file:\"";
     return NULL;
 }
@@ -30097,7 +29017,7 @@ prog_guard_fault(const struct prog_guard *g, const struct cfg_command *c,
 
 /* A dash in all but the byte: a program that folds Unicode would see one. */
 static bool
-prog_lookalike_dash(struct str v)
+guard_lookalike_dash(struct str v)
 {
     static const char *const dashes[] = {"\u00ad", "\u02d7", "\u06d4", "\u1806",
                                          "\u2010", "\u2011", "\u2012", "\u2013",
@@ -30112,7 +29032,7 @@ prog_lookalike_dash(struct str v)
 
 /* U+0080 to U+009F, which terminals obey like ESC sequences. */
 static bool
-prog_has_c1(struct str v)
+guard_has_c1(struct str v)
 {
     for (size_t i = 0; i + 1 < v.n; i++)
         if ((unsigned char)v.p[i] == 0xc2 && (unsigned char)v.p[i + 1] < 0xa0)
@@ -30122,7 +29042,7 @@ prog_has_c1(struct str v)
 
 /* "a/b" and no other way to say it: no part is empty, "." or "..". */
 static bool
-prog_plain_name(struct str v)
+guard_plain_name(struct str v)
 {
     struct str part;
     bool more = true;
@@ -30138,41 +29058,41 @@ prog_plain_name(struct str v)
 /* What holds for every value, whatever its schema says; NULL if it is fine.
  * `whole`: it becomes a whole argument, with no prefix in front. */
 static const char *
-prog_value_fault(const struct cfg_slot *s, bool whole, struct str v)
+guard_value_fault(const struct cfg_slot *s, bool whole, struct str v)
 {
     if (!v.p)
         return "has no value";
     if (!v.n)
         return "is empty";
-    if (v.n > PROG_VALUE_MAX)
+    if (v.n > GUARD_VALUE_MAX)
         return "is longer than 4096 bytes";
     if (!str_utf8(v))
         return "is not UTF-8";
-    if (!str_no_control(v) || prog_has_c1(v))
+    if (!str_no_control(v) || guard_has_c1(v))
         return "holds a control character";
     if (whole && !s->dash && v.p[0] == '-')
         return "begins with '-'";
-    if (whole && !s->dash && prog_lookalike_dash(v))
+    if (whole && !s->dash && guard_lookalike_dash(v))
         return "begins with a character that looks like '-'";
     if (s->is_file && v.p[0] == '/')
         return "is an absolute path: a file slot takes a relative name";
-    if (s->is_file && !prog_plain_name(v))
+    if (s->is_file && !guard_plain_name(v))
         return "has an empty part, \".\" or \"..\" in its path";
     return NULL;
 }
 
 /* May `v` go into this slot? ERR_SCHEMA names the slot, never the value. */
 static bool
-prog_slot_check(const struct cfg_command *c, unsigned i,
-                const struct prog_guarding *g, const struct schema *schema,
-                struct mem_arena *a, struct str v, struct err *e)
+guard_slot_check(const struct cfg_command *c, unsigned i,
+                 const struct guard_guarding *g, const struct schema *schema,
+                 struct mem_arena *a, struct str v, struct err *e)
 {
     const struct cfg_slot *s = &c->slots[i];
-    const char *fault = prog_value_fault(s, !prog_slot_prefix(c, i).n, v);
+    const char *fault = guard_value_fault(s, !guard_slot_prefix(c, i).n, v);
     struct schema_why why = {0};
 
     for (unsigned k = 0; k < g->n && !fault; k++)
-        fault = prog_guard_fault(g->v[k], c, i, v);
+        fault = guard_fault(g->v[k], c, i, v);
     if (fault)
         return err_set(e, ERR_SCHEMA, "slot %.*s: %s", STR_FMT(s->name), fault);
     if (!schema_text(schema, a, &v, 1, &why))
@@ -30186,8 +29106,8 @@ prog_slot_check(const struct cfg_command *c, unsigned i,
 /* Is the fixed text `arg` the option `word`? `value`: only where the next
  * argument, or what follows in this one, is the option's value. */
 static bool
-prog_word_is(const struct prog_guard *g, struct str arg, bool first,
-             struct str word, bool value)
+guard_word_is(const struct guard_rule *g, struct str arg, bool first,
+              struct str word, bool value)
 {
     bool old = g->old && first && arg.n && arg.p[0] != '-';
     struct str name, rest;
@@ -30213,8 +29133,8 @@ prog_word_is(const struct prog_guard *g, struct str arg, bool first,
 
 /* Do the arguments from `i` on read like one of the alternatives? */
 static bool
-prog_words_at(const struct prog_guard *g, const struct cfg_command *c, size_t i,
-              struct str alternatives, bool exact)
+guard_words_at(const struct guard_rule *g, const struct cfg_command *c,
+               size_t i, struct str alternatives, bool exact)
 {
     struct str one, word;
 
@@ -30229,7 +29149,7 @@ prog_words_at(const struct prog_guard *g, const struct cfg_command *c, size_t i,
             if (ok && exact && word.p[word.n - 1] != '*')
                 ok = !c->args[k].is_slot && str_eq(c->args[k].text, word);
             else if (ok)
-                ok = prog_word_is(g, c->args[k].text, k == 0, word, false);
+                ok = guard_word_is(g, c->args[k].text, k == 0, word, false);
         }
         if (ok)
             return true;
@@ -30239,7 +29159,7 @@ prog_words_at(const struct prog_guard *g, const struct cfg_command *c, size_t i,
 
 /* Where options end: at a fixed "--", for programs that know it. */
 static size_t
-prog_options_end(const struct prog_guard *g, const struct cfg_command *c)
+guard_options_end(const struct guard_rule *g, const struct cfg_command *c)
 {
     for (size_t i = 0; g->ends && i < c->args_n; i++)
         if (!c->args[i].is_slot && str_eq(c->args[i].text, S("--")))
@@ -30249,9 +29169,8 @@ prog_options_end(const struct prog_guard *g, const struct cfg_command *c)
 
 /* Every group of `groups` must stand somewhere between `from` and `to`. */
 static bool
-prog_guard_need(const struct prog_guard *g, const struct cfg_command *c,
-                size_t from, size_t to, const char *groups, const char *before,
-                struct err *e)
+guard_need(const struct guard_rule *g, const struct cfg_command *c, size_t from,
+           size_t to, const char *groups, const char *before, struct err *e)
 {
     struct str left = str_of(groups), group;
 
@@ -30261,7 +29180,7 @@ prog_guard_need(const struct prog_guard *g, const struct cfg_command *c,
 
         str_cut(left, ';', &group, &left);
         for (size_t i = from; i < to && !found; i++)
-            found = prog_words_at(g, c, i, group, true);
+            found = guard_words_at(g, c, i, group, true);
         if (found)
             continue;
         snprintf(text, sizeof text, "%.*s", STR_FMT(group));
@@ -30274,14 +29193,14 @@ prog_guard_need(const struct prog_guard *g, const struct cfg_command *c,
 }
 
 static bool
-prog_guard_never(const struct prog_guard *g, const struct cfg_command *c,
-                 struct err *e)
+guard_never(const struct guard_rule *g, const struct cfg_command *c,
+            struct err *e)
 {
-    size_t end = prog_options_end(g, c);
+    size_t end = guard_options_end(g, c);
 
     for (size_t i = 0; g->never && i < end; i++)
         if (c->args[i].text.n &&
-            prog_words_at(g, c, i, str_of(g->never), false))
+            guard_words_at(g, c, i, str_of(g->never), false))
             return err_set(e, ERR_CONFIG, "takes no \"%.*s\" here: %s",
                            STR_FMT(c->args[i].text), g->why);
     return true;
@@ -30290,7 +29209,7 @@ prog_guard_never(const struct prog_guard *g, const struct cfg_command *c,
 /* Is slot `i` open text: neither a file, nor a number, nor one of some words
  * that the policy lists? */
 static bool
-prog_slot_open(const struct cfg_command *c, unsigned i, const struct schema *s)
+guard_slot_open(const struct cfg_command *c, unsigned i, const struct schema *s)
 {
     return !c->slots[i].is_file && schema_takes_text(s) &&
            !yyjson_obj_get(c->slots[i].schema, "enum") &&
@@ -30298,13 +29217,13 @@ prog_slot_open(const struct cfg_command *c, unsigned i, const struct schema *s)
 }
 
 static bool
-prog_own_word(const struct prog_guard *g, struct str arg, bool first)
+guard_own_word(const struct guard_rule *g, struct str arg, bool first)
 {
     struct str left = str_of(g->own), word;
 
     while (left.n) {
         str_cut(left, '|', &word, &left);
-        if (prog_word_is(g, arg, first, word, true))
+        if (guard_word_is(g, arg, first, word, true))
             return true;
     }
     return false;
@@ -30312,19 +29231,20 @@ prog_own_word(const struct prog_guard *g, struct str arg, bool first)
 
 /* An option that names a file to write, or a program, is the policy's. */
 static bool
-prog_guard_own(const struct prog_guard *g, const struct cfg_command *c,
-               struct schema *const *schemas, struct err *e)
+guard_own(const struct guard_rule *g, const struct cfg_command *c,
+          struct schema *const *schemas, struct err *e)
 {
-    size_t end = prog_options_end(g, c);
+    size_t end = guard_options_end(g, c);
 
     for (size_t i = 0; g->own && i < end; i++) {
         const struct cfg_arg *a = &c->args[i], *option = a;
 
-        if (!a->is_slot || !prog_slot_open(c, a->slot, schemas[a->slot]))
+        if (!a->is_slot || !guard_slot_open(c, a->slot, schemas[a->slot]))
             continue;
         if (!a->text.n && i && !a[-1].is_slot)
             option = a - 1;
-        if (option->text.n && prog_own_word(g, option->text, option == c->args))
+        if (option->text.n &&
+            guard_own_word(g, option->text, option == c->args))
             return err_set(e, ERR_CONFIG,
                            "slot %.*s must not be the value of \"%.*s\": %s: "
                            "write it into the policy, or list the values by "
@@ -30336,7 +29256,7 @@ prog_guard_own(const struct prog_guard *g, const struct cfg_command *c,
 }
 
 static bool
-prog_starts_one(struct str text, const char *words)
+guard_starts_one(struct str text, const char *words)
 {
     struct str left = str_of(words), word;
 
@@ -30351,8 +29271,8 @@ prog_starts_one(struct str text, const char *words)
 /* An image program takes a slot as the value of a harmless option, or behind
  * a fixed coder. */
 static bool
-prog_guard_images(const struct prog_guard *g, const struct cfg_command *c,
-                  struct schema *const *schemas, struct err *e)
+guard_images(const struct guard_rule *g, const struct cfg_command *c,
+             struct schema *const *schemas, struct err *e)
 {
     for (size_t i = 0; g->coders && i < c->args_n; i++) {
         const struct cfg_arg *a = &c->args[i];
@@ -30362,9 +29282,9 @@ prog_guard_images(const struct prog_guard *g, const struct cfg_command *c,
             (!s->is_file && !schema_takes_text(schemas[a->slot])))
             continue;
         if (!s->is_file && !a->text.n && i && !a[-1].is_slot &&
-            prog_name_in(a[-1].text, g->values))
+            guard_name_in(a[-1].text, g->values))
             continue;
-        if (!prog_starts_one(a->text, g->coders))
+        if (!guard_starts_one(a->text, g->coders))
             return err_set(e, ERR_CONFIG,
                            "slot %.*s needs a prefix that says the format, as "
                            "in gateway.slot(\"%.*s\", \"png:\"): %s",
@@ -30374,76 +29294,74 @@ prog_guard_images(const struct prog_guard *g, const struct cfg_command *c,
 }
 
 static bool
-prog_guard_args(const struct prog_guard *g, const struct cfg_command *c,
-                bool applet, struct schema *const *schemas, struct err *e)
+guard_args(const struct guard_rule *g, const struct cfg_command *c, bool applet,
+           struct schema *const *schemas, struct err *e)
 {
-    size_t end = prog_options_end(g, c), slot = 0, last = 0;
+    size_t end = guard_options_end(g, c), slot = 0, last = 0;
     bool text = false;
 
     while (slot < end && !c->args[slot].is_slot)
         slot++;
     for (size_t i = 0; i < c->args_n; i++)
         text |= c->args[i].is_slot &&
-                prog_slot_open(c, c->args[i].slot, schemas[c->args[i].slot]);
+                guard_slot_open(c, c->args[i].slot, schemas[c->args[i].slot]);
     if (g->first && (!c->args_n || c->args[0].is_slot ||
                      str_starts(c->args[0].text, S("-"))))
         return err_set(e, ERR_CONFIG,
                        "its first argument says what it does: write it into "
                        "the policy");
-    if (!applet &&
-        ((g->must &&
-          !prog_guard_need(g, c, 0, slot, g->must, "the first slot", e)) ||
-         (g->text && text &&
-          !prog_guard_need(g, c, 0, slot, g->text, "the first slot", e))))
+    if (!applet && ((g->must && !guard_need(g, c, 0, slot, g->must,
+                                            "the first slot", e)) ||
+                    (g->text && text &&
+                     !guard_need(g, c, 0, slot, g->text, "the first slot", e))))
         return false;
     for (size_t i = 0; g->each && i < c->args_n; i++) {
         if (c->args[i].is_slot || !str_eq(c->args[i].text, str_of(g->each)))
             continue;
-        if (!prog_guard_need(g, c, last, i, g->each_must, g->each, e))
+        if (!guard_need(g, c, last, i, g->each_must, g->each, e))
             return false;
         last = i + 1;
     }
-    return prog_guard_never(g, c, e) && prog_guard_own(g, c, schemas, e) &&
-           prog_guard_images(g, c, schemas, e);
+    return guard_never(g, c, e) && guard_own(g, c, schemas, e) &&
+           guard_images(g, c, schemas, e);
 }
 
 /* ---- guards: what a slot's schema lets through, at load ------------------ */
 
 enum {
-    PROG_REACH_DEPTH = 18,     // bytes of a value that are tried
-    PROG_REACH_SEEN = 4,       // ways to go on that are told apart, a depth
-    PROG_REACH_TRIES = 60000,  // for one slot
+    GUARD_REACH_DEPTH = 18,     // bytes of a value that are tried
+    GUARD_REACH_SEEN = 4,       // ways to go on that are told apart, a depth
+    GUARD_REACH_TRIES = 60000,  // for one slot
 };
 
 /* A search through the texts that a schema may begin with, for one that
  * `fault` objects to. What it overlooks is refused when it comes. */
-struct prog_reach {
+struct guard_reach {
     const struct schema *schema;
-    const struct prog_guard *guard;
+    const struct guard_rule *guard;
     const struct cfg_command *c;
     unsigned slot, tries;
     size_t depth;  // where to turn back
-    uint64_t seen[PROG_REACH_DEPTH][PROG_REACH_SEEN];
-    char text[PROG_REACH_DEPTH + 1];
+    uint64_t seen[GUARD_REACH_DEPTH][GUARD_REACH_SEEN];
+    char text[GUARD_REACH_DEPTH + 1];
     const char *fault;
 };
 
 static bool
-prog_reach_fault(struct prog_reach *r, size_t n)
+guard_reach_fault(struct guard_reach *r, size_t n)
 {
     if (n == 1 && r->text[0] == '-')  // a number may follow
         return false;
     r->text[n] = 0;
-    r->fault =
-        prog_guard_fault(r->guard, r->c, r->slot, (struct str){r->text, n});
+    r->fault = guard_fault(r->guard, r->c, r->slot, (struct str){r->text, n});
     return r->fault != NULL;
 }
 
 /* False where this way to go on was seen at this depth. */
 static bool
-prog_reach_new(struct prog_reach *r, size_t n, uint64_t mark)
+guard_reach_new(struct guard_reach *r, size_t n, uint64_t mark)
 {
-    for (size_t i = 0; i < PROG_REACH_SEEN; i++) {
+    for (size_t i = 0; i < GUARD_REACH_SEEN; i++) {
         if (r->seen[n][i] == mark)
             return false;
         if (!r->seen[n][i]) {
@@ -30457,7 +29375,7 @@ prog_reach_new(struct prog_reach *r, size_t n, uint64_t mark)
 /* Of the letters, small and capital, and the digits that may follow: is `c` the
  * first or the last? */
 static bool
-prog_reach_end(const bool may[128], int c)
+guard_reach_end(const bool may[128], int c)
 {
     int (*kind)(int) = islower(c) ? islower : isupper(c) ? isupper : isdigit;
     bool below = false, above = false;
@@ -30472,7 +29390,7 @@ prog_reach_end(const bool may[128], int c)
 /* Goes on with two of each kind of letter and digit, and every other byte that
  * may follow the first `n`. True: r->text is such a text. */
 static bool
-prog_reach_from(struct prog_reach *r, size_t n)
+guard_reach_from(struct guard_reach *r, size_t n)
 {
     bool may[128] = {false};
     uint64_t mark = 14695981039346656037u;
@@ -30483,16 +29401,16 @@ prog_reach_from(struct prog_reach *r, size_t n)
         r->text[n] = (char)c;
         may[c] = schema_may_begin(r->schema, (struct str){r->text, n + 1});
         mark = (mark ^ (uint64_t)(may[c] ? c : 0)) * 1099511628211u;
-        if (may[c] && prog_reach_fault(r, n + 1))
+        if (may[c] && guard_reach_fault(r, n + 1))
             return true;
     }
-    if (!prog_reach_new(r, n, mark | 1))
+    if (!guard_reach_new(r, n, mark | 1))
         return false;
     for (int c = 126; c >= ' '; c--) {
-        if (!may[c] || (isalnum(c) && !prog_reach_end(may, c)))
+        if (!may[c] || (isalnum(c) && !guard_reach_end(may, c)))
             continue;
         r->text[n] = (char)c;
-        if (prog_reach_from(r, n + 1))
+        if (guard_reach_from(r, n + 1))
             return true;
     }
     return false;
@@ -30500,7 +29418,7 @@ prog_reach_from(struct prog_reach *r, size_t n)
 
 /* Of an enum, every value is looked at. */
 static bool
-prog_reach_enum(struct prog_reach *r, yyjson_val *values)
+guard_reach_enum(struct guard_reach *r, yyjson_val *values)
 {
     yyjson_arr_iter it = yyjson_arr_iter_with(values);
     yyjson_val *v;
@@ -30509,7 +29427,7 @@ prog_reach_enum(struct prog_reach *r, yyjson_val *values)
         if (yyjson_is_str(v)) {
             struct str text = cfg_val_str(v);
 
-            r->fault = prog_guard_fault(r->guard, r->c, r->slot, text);
+            r->fault = guard_fault(r->guard, r->c, r->slot, text);
             snprintf(r->text, sizeof r->text, "%.*s", STR_FMT(text));
         }
     return r->fault != NULL;
@@ -30517,24 +29435,24 @@ prog_reach_enum(struct prog_reach *r, yyjson_val *values)
 
 /* May slot `i` hold what this row objects to? Fills in *r. */
 static bool
-prog_reach_find(struct prog_reach *r, const struct prog_guard *g,
-                const struct cfg_command *c, unsigned i,
-                const struct schema *schema)
+guard_reach_find(struct guard_reach *r, const struct guard_rule *g,
+                 const struct cfg_command *c, unsigned i,
+                 const struct schema *schema)
 {
     yyjson_val *values = yyjson_obj_get(c->slots[i].schema, "enum");
 
-    *r = (struct prog_reach){.schema = schema,
-                             .guard = g,
-                             .c = c,
-                             .slot = i,
-                             .tries = PROG_REACH_TRIES};
+    *r = (struct guard_reach){.schema = schema,
+                              .guard = g,
+                              .c = c,
+                              .slot = i,
+                              .tries = GUARD_REACH_TRIES};
     if (c->slots[i].is_file || !schema_takes_text(schema))
         return false;
     if (yyjson_is_arr(values))
-        return prog_reach_enum(r, values);
-    for (r->depth = 2; r->depth <= PROG_REACH_DEPTH; r->depth *= 3) {
+        return guard_reach_enum(r, values);
+    for (r->depth = 2; r->depth <= GUARD_REACH_DEPTH; r->depth *= 3) {
         memset(r->seen, 0, sizeof r->seen);  // short ones first
-        if (prog_reach_from(r, 0))
+        if (guard_reach_from(r, 0))
             return true;
     }
     r->fault = NULL;
@@ -30542,11 +29460,11 @@ prog_reach_find(struct prog_reach *r, const struct prog_guard *g,
 }
 
 static bool
-prog_guard_slot(const struct prog_guard *g, const struct cfg_command *c,
-                unsigned i, const struct schema *schema, struct err *e)
+guard_slot(const struct guard_rule *g, const struct cfg_command *c, unsigned i,
+           const struct schema *schema, struct err *e)
 {
-    struct prog_reach *r = mem_xmalloc(sizeof *r);
-    bool bad = prog_reach_find(r, g, c, i, schema);
+    struct guard_reach *r = mem_xmalloc(sizeof *r);
+    bool bad = guard_reach_find(r, g, c, i, schema);
 
     if (bad && strstr(r->fault, "'-'"))
         err_set(e, ERR_CONFIG,
@@ -30567,9 +29485,9 @@ prog_guard_slot(const struct prog_guard *g, const struct cfg_command *c,
 
 /* All the rows a program is under, against the command as it is declared. */
 static bool
-prog_guard_check(const struct cfg_command *c, const char *real, struct err *e)
+guard_check(const struct cfg_command *c, const char *real, struct err *e)
 {
-    struct prog_guarding g = prog_guard_find(c->program, str_of(real));
+    struct guard_guarding g = guard_find(c->program, str_of(real));
     struct mem_arena *a = mem_arena_new((size_t)64 << 20);
     struct schema **schemas = mem_alloc(a, (c->slots_n + 1) * sizeof *schemas);
     bool ok = true;
@@ -30583,13 +29501,26 @@ prog_guard_check(const struct cfg_command *c, const char *real, struct err *e)
             err_prefix(e, "slot %.*s: ", STR_FMT(c->slots[i].name));
     }
     for (unsigned k = 0; ok && k < g.n; k++) {
-        ok = prog_guard_args(g.v[k], c, g.applet, schemas, e);
+        ok = guard_args(g.v[k], c, g.applet, schemas, e);
         for (unsigned i = 0; ok && i < c->slots_n; i++)
-            ok = prog_guard_slot(g.v[k], c, i, schemas[i], e);
+            ok = guard_slot(g.v[k], c, i, schemas[i], e);
     }
     mem_arena_free(a);
     return ok;
 }
+
+/* ==== 30 prog: which programs are let through ================================
+ *
+ * By name and by content: what starts another program, what others may write,
+ * what a shell reads does not load. And what each needs to open besides itself.
+ *
+ * Down    guard jail wall schema cfg str err
+ * Entry   prog_program_check  prog_program_open  prog_opens_load
+ */
+enum {
+    PROG_PIN_MAX = 256 << 20,  // bytes of a program that is pinned
+    PROG_COPY = 64 << 10,      // of it in one step
+};
 
 /* ---- programs: what does not load ---------------------------------------- */
 
@@ -30692,16 +29623,16 @@ static const char prog_sed[] = "sed";
 static const void *
 prog_rule_of(struct str name)
 {
-    struct prog_guarding g = prog_guard_find(name, S(""));
+    struct guard_guarding g = guard_find(name, S(""));
 
     for (size_t i = 0; i < sizeof prog_refused / sizeof *prog_refused; i++)
-        if (prog_name_in(name, prog_refused[i].names))
+        if (guard_name_in(name, prog_refused[i].names))
             return &prog_refused[i];
     for (size_t i = 0; i < sizeof prog_interpreters / sizeof *prog_interpreters;
          i++)
-        if (prog_name_in(name, prog_interpreters[i].names))
+        if (guard_name_in(name, prog_interpreters[i].names))
             return &prog_interpreters[i];
-    if (prog_name_in(name, prog_sed))
+    if (guard_name_in(name, prog_sed))
         return prog_sed;
     return g.n ? g.v[0] : NULL;
 }
@@ -30798,7 +29729,7 @@ static bool
 prog_refused_check(struct str name, struct err *e)
 {
     for (size_t i = 0; i < sizeof prog_refused / sizeof *prog_refused; i++)
-        if (prog_name_in(name, prog_refused[i].names))
+        if (guard_name_in(name, prog_refused[i].names))
             return err_set(e, ERR_CONFIG,
                            "%s: declare the program that does the work",
                            prog_refused[i].why);
@@ -30834,8 +29765,8 @@ prog_is_applet(const struct str names[2], const struct stat *st)
                                         "/bin/toybox", "/usr/bin/coreutils"};
     struct stat other;
 
-    if (prog_is_multicall(names[0]) || prog_is_multicall(names[1]))
-        return !prog_is_multicall(names[0]);
+    if (guard_is_multicall(names[0]) || guard_is_multicall(names[1]))
+        return !guard_is_multicall(names[0]);
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         if (stat(files[i], &other) == 0 && other.st_dev == st->st_dev &&
             other.st_ino == st->st_ino)
@@ -30851,8 +29782,8 @@ prog_interpreter_of(const struct str names[2])
     const size_t n = sizeof prog_interpreters / sizeof *prog_interpreters;
 
     for (size_t i = 0; i < n; i++)
-        if (prog_name_in(names[0], p[i].names) ||
-            prog_name_in(names[1], p[i].names))
+        if (guard_name_in(names[0], p[i].names) ||
+            guard_name_in(names[1], p[i].names))
             return &p[i];
     return NULL;
 }
@@ -30864,8 +29795,8 @@ prog_name_check(const struct cfg_command *c, const char *given,
                 const char *real, int file, const struct stat *st,
                 struct str *script, struct err *e)
 {
-    struct str names[2] = {prog_basename(str_of(given)),
-                           prog_basename(str_of(real))};
+    struct str names[2] = {guard_basename(str_of(given)),
+                           guard_basename(str_of(real))};
     const struct prog_interpreter *p = prog_interpreter_of(names);
     bool applet = prog_is_applet(names, st);
 
@@ -30873,7 +29804,8 @@ prog_name_check(const struct cfg_command *c, const char *given,
         (!applet && (!prog_refused_check(names[1], e) ||
                      !prog_twin_check(names, file, st, e))))
         return false;
-    if (prog_name_in(names[0], prog_sed) || prog_name_in(names[1], prog_sed)) {
+    if (guard_name_in(names[0], prog_sed) ||
+        guard_name_in(names[1], prog_sed)) {
         if (applet || !c->args_n || c->args[0].is_slot ||
             !str_eq(c->args[0].text, S("--sandbox")))
             return err_set(e, ERR_CONFIG,
@@ -31168,7 +30100,7 @@ prog_program_rules(const struct cfg_command *c, const char *given, int file,
                        "on another one, or pin it by sha256");
     if (!prog_file_check(file, &st, e) ||
         !prog_name_check(c, given, real, file, &st, &script, e) ||
-        !prog_guard_check(c, real, e))
+        !guard_check(c, real, e))
         return false;
     if (!c->sha256.n && !prog_path_check(given, uid, e))
         return false;
@@ -31225,10 +30157,10 @@ prog_program_open(const struct cfg_command *c, uid_t uid, int *program,
     if (!prog_program_try(c, uid, program, e)) {
         err_prefix(e, "program %.*s: ", STR_FMT(c->program));
     } else if (prog_env_check(c, e)) {
-        if (c->slots_n <= PROG_SLOTS_MAX && c->args_n <= PROG_ARGS_MAX)
+        if (c->slots_n <= GUARD_SLOTS_MAX && c->args_n <= GUARD_ARGS_MAX)
             return true;
         err_set(e, ERR_CONFIG, "more than %d slots or %d arguments",
-                PROG_SLOTS_MAX, PROG_ARGS_MAX);
+                GUARD_SLOTS_MAX, GUARD_ARGS_MAX);
         close(*program);
     } else {
         close(*program);
@@ -31335,11 +30267,12 @@ static struct str
 prog_script(const struct cfg_command *c, const char *program)
 {
     char real[PATH_MAX] = "";
-    struct str names[2] = {prog_basename(str_of(program))}, script = {0};
+    struct str names[2] = {guard_basename(str_of(program))}, script = {0};
     const struct prog_interpreter *p;
     struct err e;
 
-    names[1] = realpath(program, real) ? prog_basename(str_of(real)) : names[0];
+    names[1] =
+        realpath(program, real) ? guard_basename(str_of(real)) : names[0];
     p = prog_interpreter_of(names);
     if (p)
         prog_script_check(c, p->flags, &script, &e);
@@ -31519,11 +30452,11 @@ static void
 prog_advise_dash(const struct cfg_command *c, unsigned i,
                  const struct schema *schema, struct mem_buf *out)
 {
-    static const struct prog_guard dash = {.ends = true};
-    struct prog_reach *r = mem_xmalloc(sizeof *r);
-    bool knows = prog_name_in(prog_basename(c->program), prog_knows_end);
+    static const struct guard_rule dash = {.ends = true};
+    struct guard_reach *r = mem_xmalloc(sizeof *r);
+    bool knows = guard_name_in(guard_basename(c->program), prog_knows_end);
 
-    if (c->slots[i].dash && prog_reach_find(r, &dash, c, i, schema))
+    if (c->slots[i].dash && guard_reach_find(r, &dash, c, i, schema))
         mem_buf_printf(out,
                        "%.*s: command %.*s: slot %.*s may begin with '-', as "
                        "an option does: put \"--\" before it in args%s\n",
@@ -31538,17 +30471,17 @@ static void
 prog_advise_shape(const struct cfg_command *c, unsigned i,
                   const struct schema *schema, struct mem_buf *out)
 {
-    static const struct prog_guard scheme = {.scheme = true, .ends = true};
-    static const struct prog_guard pair = {.inside = "=", .ends = true};
-    struct prog_reach *r = mem_xmalloc(sizeof *r);
+    static const struct guard_rule scheme = {.scheme = true, .ends = true};
+    static const struct guard_rule pair = {.inside = "=", .ends = true};
+    struct guard_reach *r = mem_xmalloc(sizeof *r);
     struct mem_buf b = {0};
 
     for (const char *lead = "@+|<>=~"; *lead; lead++)
         if (schema_may_begin(schema, (struct str){lead, 1}))
             mem_buf_printf(&b, " \"%c\"", *lead);
-    if (prog_reach_find(r, &scheme, c, i, schema) && !strchr(r->fault, '-'))
+    if (guard_reach_find(r, &scheme, c, i, schema) && !strchr(r->fault, '-'))
         mem_buf_printf(&b, " \"scheme:\"");
-    if (prog_reach_find(r, &pair, c, i, schema) && r->fault[0] == 'h')
+    if (guard_reach_find(r, &pair, c, i, schema) && r->fault[0] == 'h')
         mem_buf_printf(&b, " \"key=value\"");
     if (schema_may_begin(schema, S("/")) || schema_may_begin(schema, S("../")))
         mem_buf_printf(&b, " \"/\" or \"../\" (any file: gateway.file_below "
@@ -31585,14 +30518,14 @@ static void
 prog_advise(const struct cfg_command *c, struct mem_buf *out)
 {
     struct mem_arena *a = mem_arena_new((size_t)64 << 20);
-    bool known = prog_guard_find(c->program, S("")).n > 0;
+    bool known = guard_find(c->program, S("")).n > 0;
     struct err e;
 
     for (unsigned i = 0; i < c->slots_n; i++) {
         struct schema *s = schema_compile(a, c->slots[i].schema, false, &e);
-        struct str prefix = prog_slot_prefix(c, i);
+        struct str prefix = guard_slot_prefix(c, i);
 
-        if (!s || !prog_slot_open(c, i, s))
+        if (!s || !guard_slot_open(c, i, s))
             continue;
         if (str_ends(prefix, S("/")))
             prog_advise_folder(c, i, s, out);
@@ -31604,7 +30537,7 @@ prog_advise(const struct cfg_command *c, struct mem_buf *out)
     mem_arena_free(a);
 }
 
-/* ==== 29 chain: the audit records of runs, each bound to the one before ======
+/* ==== 31 chain: the audit records of runs, each bound to the one before ======
  *
  * Each record ends in its place in a chain, and nothing follows that:
  *
@@ -32561,7 +31494,7 @@ chain_verify_end(struct chain_verify *v)
         chain_fault(v, v->at, CHAIN_MISSING, "there is no record in this log");
 }
 
-/* ==== 30 run: one program, from its start to its record ======================
+/* ==== 32 run: one program, from its start to its record ======================
  *
  *   WAITING --> RUNNING --> DRAINING --> REPORTING --> closed
  *      \___________\____ worker gone: ended, recorded, told to nobody
@@ -32611,7 +31544,7 @@ struct run_slot {
 struct run_command {
     const struct cfg_command *cfg;
     struct run_slot *slots;
-    struct prog_guarding guards;
+    struct guard_guarding guards;
     int program;  // O_PATH
     int cwd;      // O_PATH; -1: /
     char **envp;
@@ -32705,7 +31638,7 @@ run_command_load(struct mem_arena *a, const struct cfg_command *c,
         return err_prefix(e, "%.*s: command %.*s: cwd: ", STR_FMT(c->at),
                           STR_FMT(c->name));
     if (realpath(mem_printf(a, "%.*s", STR_FMT(c->program)), real))
-        x->guards = prog_guard_find(c->program, str_of(real));
+        x->guards = guard_find(c->program, str_of(real));
     else
         return err_set(e, ERR_CONFIG, "program %.*s: %s", STR_FMT(c->program),
                        strerror(errno));
@@ -34134,7 +33067,7 @@ run_collect(struct run *r)
     uv_timer_start(&r->timer, run_on_timer, RUN_LINGER_MS, 0);
 }
 
-/* ==== 31 broker: the process that starts programs, and no other does =========
+/* ==== 33 broker: the process that starts programs, and no other does =========
  *
  * Its main loop: children that end, what a worker may ask (a table: anything
  * that is not in it ends the channel), the channels to workers and supervisor,
@@ -34329,14 +33262,14 @@ broker_run_parse(struct run_worker *w, const struct msg_frame *f,
     uint64_t ticket = msg_get_u64(&in);
     uint32_t command = msg_get_u32(&in), slots;
     struct str request = msg_get_str(&in), who = msg_get_str(&in);
-    struct str values[PROG_SLOTS_MAX], text, owner = S("");
+    struct str values[GUARD_SLOTS_MAX], text, owner = S("");
     struct run *r;
 
     slots = msg_get_u32(&in);
     if (in.bad || command >= w->broker->cfg.commands_n ||
         slots != w->broker->commands[command].cfg->slots_n)
         return err_set(e, ERR_NET, "run: no such command, or not its slots");
-    must(slots <= PROG_SLOTS_MAX);
+    must(slots <= GUARD_SLOTS_MAX);
     for (uint32_t i = 0; i < slots; i++)
         values[i] = msg_get_u8(&in) ? msg_get_str(&in) : (struct str){0};
     text = msg_get_str(&in);
@@ -34370,8 +33303,8 @@ broker_run_check(struct run *r, struct err *e)
     const struct run_command *c = r->command;
 
     for (unsigned i = 0; i < c->cfg->slots_n; i++)
-        if (!prog_slot_check(c->cfg, i, &c->guards, c->slots[i].schema,
-                             r->arena, r->values[i], e))
+        if (!guard_slot_check(c->cfg, i, &c->guards, c->slots[i].schema,
+                              r->arena, r->values[i], e))
             return false;
     if (c->file_on_stdin && (r->more || r->io[0].total))
         return err_set(e, ERR_SCHEMA, "its stdin is a slot's file");
@@ -34864,7 +33797,7 @@ broker_places(struct run_broker *b, struct jail_place **out)
 {
     struct jail_place *p = mem_alloc(
         b->arena, (b->cfg.commands_n + 1) *
-                      (PROG_OPEN_MAX + 1 + PROG_SLOTS_MAX) * sizeof *p);
+                      (PROG_OPEN_MAX + 1 + GUARD_SLOTS_MAX) * sizeof *p);
     size_t n = 0;
 
     for (size_t i = 0; i < b->cfg.commands_n; i++) {
@@ -35238,7 +34171,7 @@ broker_main(struct boot *boot)
     return ok ? 0 : 1;
 }
 
-/* ==== 32 exec: a worker's way to programs ====================================
+/* ==== 34 exec: a worker's way to programs ====================================
  *
  *     worker                              broker
  *     exec_start --- MSG_EXEC_RUN ------> table, slots checked again, record
@@ -35860,7 +34793,7 @@ exec_cancel(struct exec *x, uint64_t ticket)
              (struct str){(const char *)&ticket, sizeof ticket}, &e);
 }
 
-/* ==== 33 vm: the Lua state ==================================================
+/* ==== 35 vm: the Lua state ==================================================
  *
  * One lua_State a worker: boot, sandbox, memory cap, CPU budget. A request's
  * hooks run in a coroutine of their own, a task, one after the other, and may
@@ -37009,7 +35942,7 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
     return true;
 }
 
-/* ==== 34 lib: string and table functions that cannot run away ===============
+/* ==== 36 lib: string and table functions that cannot run away ===============
  *
  * A debug hook does not fire inside a C function, so one string.find() with an
  * unlucky pattern could hold the loop for ever. These replace the functions of
@@ -38217,7 +37150,7 @@ static const luaL_Reg lib_tab_functions[] = {
     {NULL, NULL},
 };
 
-/* ==== 35 bind: what scripts can see =========================================
+/* ==== 37 bind: what scripts can see =========================================
  *
  * "gateway.core", the functions that the Lua library is built on, and the
  * objects that hooks are given: request, identity, raw values. Objects are
@@ -39856,7 +38789,7 @@ struct bind_stubs {
 struct bind_command {
     const struct cfg_command *cfg;  // borrowed
     struct schema **slots;
-    struct prog_guarding guards;
+    struct guard_guarding guards;
 };
 
 /* Per worker: what bindings need of the configuration. */
@@ -40143,8 +39076,8 @@ bind_take_slots(lua_State *L, const struct bind_command *c, int at,
                               STR_FMT(s->name));
         known++;
         slots[i] = bind_slot_text(L, lua_gettop(L), a, s->name.p);
-        if (!prog_slot_check(c->cfg, (unsigned)i, &c->guards, c->slots[i], a,
-                             slots[i], &e))
+        if (!guard_slot_check(c->cfg, (unsigned)i, &c->guards, c->slots[i], a,
+                              slots[i], &e))
             return mem_printf(a, "refused: %s", e.msg);
         lua_pop(L, 1);
     }
@@ -40877,7 +39810,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
         struct bind_command *c = &set->commands[i];
 
         c->cfg = &env->cfg->commands[i];
-        c->guards = prog_guard_find(c->cfg->program, S(""));
+        c->guards = guard_find(c->cfg->program, S(""));
         c->slots = mem_alloc(boot, (c->cfg->slots_n + 1) * sizeof *c->slots);
         for (size_t j = 0; j < c->cfg->slots_n; j++) {
             c->slots[j] =
@@ -40891,7 +39824,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
     return true;
 }
 
-/* ==== 36 serve: from request to answer ======================================
+/* ==== 38 serve: from request to answer ======================================
  *
  * The order of a request, and nothing else. Each step either goes on, waits
  * for something that calls serve_go() again, or ends the exchange.
@@ -43188,7 +42121,7 @@ serve_set_new(struct env *env, struct mem_arena *boot, struct met_route *met,
     return set;
 }
 
-/* ==== 37 admin: health and metrics ==========================================
+/* ==== 39 admin: health and metrics ==========================================
  *
  * Plain HTTP on an address that the policy declares; any worker answers for
  * all, from the shared slab.
@@ -43403,7 +42336,7 @@ static const struct req_ops admin_ops = {
     .on_time = admin_on_nothing,
 };
 
-/* ==== 38 work: a worker =====================================================
+/* ==== 40 work: a worker =====================================================
  *
  * Inherits listening sockets, scripts and certificates, opens nothing by name
  * (but what c-ares reads), serves until it is told to drain. One loop, one Lua
@@ -44453,7 +43386,7 @@ work_main(struct boot *boot)
     return 0;
 }
 
-/* ==== 39 ctl: the control socket ============================================
+/* ==== 41 ctl: the control socket ============================================
  *
  * How `gateway reload`, `stop`, `drain` and `status` reach a supervisor: a Unix
  * socket, one word a connection, one line of JSON for an answer. A connection
@@ -45034,7 +43967,7 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
     return ok;
 }
 
-/* ==== 40 files: what the supervisor reads for the others =====================
+/* ==== 42 files: what the supervisor reads for the others =====================
  *
  * Children open nothing by name: each gets what it needs in its bundle (boot).
  * Here the supervisor reads the scripts below the policy's folder, certificates
@@ -45629,7 +44562,7 @@ files_hash(const struct boot *b, bool ok, unsigned char out[32])
     mem_buf_free(&all);
 }
 
-/* ==== 41 verify: all of a configuration that reading it does not show ========
+/* ==== 43 verify: all of a configuration that reading it does not show ========
  *
  * Schemas, certificates, keys, revocation lists and programs, in a throw-away
  * process: what it parses, nobody trusts yet. It also notes what the supervisor
@@ -45790,7 +44723,7 @@ verify_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
     mem_buf_printf(out, "]");
 }
 
-/* ==== 42 watch: when a script or a file of the policy changes ================
+/* ==== 44 watch: when a script or a file of the policy changes ================
  *
  * For `gateway run --watch`. What counts is not what inotify says, but whether
  * a script or a file is another than at the last load: so events of other files
@@ -46131,7 +45064,7 @@ watch_close(struct watch *w)
     mem_buf_free(&w->files);
 }
 
-/* ==== 43 sup: the supervisor ================================================
+/* ==== 45 sup: the supervisor ================================================
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
@@ -46306,7 +45239,7 @@ struct sup {
     int children_fd;        // for jail_orphans()
     struct jail_tree tree;  // of cgroups, where we have that layer
     uint64_t clone_key[2];  // a broker's, to get by our filter
-    struct host_seen host;
+    struct posture_seen host;
     unsigned met_rows;
     bool *slots;  // which rows are leased
     unsigned number;
@@ -46419,26 +45352,26 @@ sup_user(struct mem_arena *a, const struct cfg_process *p,
 
 static void
 sup_judge_site(struct mem_arena *a, const struct cfg_site *s,
-               struct host_finding *out)
+               struct posture_finding *out)
 {
-    host_judge_file(a, out, s->client_ca);
+    posture_judge_file(a, out, s->client_ca);
     for (size_t i = 0; i < s->pairs_n; i++) {
-        host_judge_file(a, out, s->pairs[i].certificate);
-        host_judge_file(a, out, s->pairs[i].key);
+        posture_judge_file(a, out, s->pairs[i].certificate);
+        posture_judge_file(a, out, s->pairs[i].key);
     }
     for (size_t i = 0; i < s->crl.n; i++)
-        host_judge_file(a, out, s->crl.v[i]);
+        posture_judge_file(a, out, s->crl.v[i]);
 }
 
 /* Files whose change changes who may do what. */
 static void
 sup_judge_files(struct mem_arena *a, const struct cfg *c, struct str policy,
-                struct host_finding *out)
+                struct posture_finding *out)
 {
-    host_judge_file(a, out, policy);
-    host_judge_file(a, out, c->process.ticket_keys);
+    posture_judge_file(a, out, policy);
+    posture_judge_file(a, out, c->process.ticket_keys);
     for (size_t i = 0; i < c->cas.n; i++)
-        host_judge_file(a, out, c->cas.v[i]);
+        posture_judge_file(a, out, c->cas.v[i]);
     for (size_t i = 0; i < c->listeners_n; i++) {
         const struct cfg_listener *l = &c->listeners[i];
 
@@ -46448,15 +45381,15 @@ sup_judge_files(struct mem_arena *a, const struct cfg *c, struct str policy,
     for (size_t i = 0; i < c->upstreams_n; i++) {
         const struct cfg_upstream *u = &c->upstreams[i];
 
-        host_judge_file(a, out, u->ca);
-        host_judge_file(a, out, u->certificate);
-        host_judge_file(a, out, u->key);
+        posture_judge_file(a, out, u->ca);
+        posture_judge_file(a, out, u->certificate);
+        posture_judge_file(a, out, u->key);
     }
 }
 
 /* The machine as this policy uses it: the user, and whether it is enough. */
 static bool
-sup_judge(struct mem_arena *a, const struct cfg *c, struct host_seen *host,
+sup_judge(struct mem_arena *a, const struct cfg *c, struct posture_seen *host,
           struct boot *b, struct err *e)
 {
     if (!sup_user(a, &c->process, &host->have, b, e) ||
@@ -46464,9 +45397,9 @@ sup_judge(struct mem_arena *a, const struct cfg *c, struct host_seen *host,
         return false;
     b->layers = host->have.layers;
     if (!b->drop)
-        host_judge_keep(host->posture);
+        posture_judge_keep(host->posture);
     sup_judge_files(a, c, b->policy, host->posture);
-    return host_posture_enough(host->posture, &c->process, e);
+    return posture_enough(host->posture, &c->process, e);
 }
 
 /* ---- sockets ------------------------------------------------------------- */
@@ -47116,7 +46049,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
 {
     struct sup_load *l = s->load;
     struct boot *b = &l->boot;
-    struct host_seen host = s->host;
+    struct posture_seen host = s->host;
     struct sup_gen *g;
     struct cfg c;
 
@@ -47150,7 +46083,7 @@ sup_configure(struct sup *s, struct str json, struct err *e)
     g->uid = b->uid;
     g->gid = b->gid;
     host_warn(&host.have, &c.process);
-    host_posture_warn(host.posture);
+    posture_warn(host.posture);
     sup_boot_env(l->arena, &c, b);
     sup_boot_ticket_key(s, l->arena, b);
     b->met_fd = s->met_fd;
@@ -48692,7 +47625,7 @@ sup_init(struct sup *s, struct err *e)
 
     signal(SIGPIPE, SIG_IGN);
     sup_reopen_log();
-    host_survey(&s->host);
+    posture_survey(&s->host);
     if (!host_vital(&s->host.have, e))
         return false;
     if (!wall_undumpable())
@@ -48781,7 +47714,7 @@ sup_main(const char *policy, bool watch)
     return code;
 }
 
-/* ==== 44 dial: a client for tools ============================================
+/* ==== 46 dial: a client for tools ============================================
  *
  * `gateway audit --live` asks a service as its clients would: over TCP, plain
  * or with TLS and any certificate, good or bad. It waits for each answer: a
@@ -49180,7 +48113,7 @@ dial_open(lua_State *L)
     lua_setfield(L, -2, "pause");
 }
 
-/* ==== 45 try: tools on a policy ==============================================
+/* ==== 47 try: tools on a policy ==============================================
  *
  * The commands that are written in Lua (scripts/gateway/test.lua and others):
  * a policy's real hooks, schemas, routes and parser, without network, clock or
@@ -49849,7 +48782,7 @@ try_add_eku(lua_State *L, struct mint_order *o, const char *name, struct str v)
     struct err e;
 
     (void)name;
-    if (!mint_option_eku(o, v.p, &e))
+    if (!mint_order_eku(o, v.p, &e))
         luaL_error(L, "t.identity: eku: %s", e.msg);
 }
 
@@ -50907,7 +49840,7 @@ try_tool(const char *module, const char *commands, int argc, char **argv)
     return a.code;
 }
 
-/* ==== 46 learn: what a program needs, by tracing it ==========================
+/* ==== 48 learn: what a program needs, by tracing it ==========================
  *
  * `gateway exec --learn`: one declared command is run under ptrace, with the
  * arguments, environment, limits and user that it has as the broker's, but
@@ -52048,13 +50981,13 @@ static int
 learn_run(const struct learn_ask *ask, struct boot *b)
 {
     struct learn *x = mem_xcalloc(sizeof *x);
-    struct host_seen host;
+    struct posture_seen host;
     char why[96];
     struct err e;
     bool ok;
 
     x->a = ask->arena;
-    host_survey(&host);
+    posture_survey(&host);
     ok = sup_user(x->a, &ask->cfg->process, &host.have, b, &e) &&
          learn_init(x, ask, b, &e) && learn_start(x, &e);
     if (ok) {
@@ -52091,7 +51024,1121 @@ learn_run(const struct learn_ask *ask, struct boot *b)
     return ok ? 0 : 1;
 }
 
-/* ==== 47 cli: the commands, and main ========================================
+/* ==== 49 certs: `gateway certs` ==============================================
+ *
+ * A CA, certificates for servers and clients, and revocation lists, for
+ * development, tests and small sites; and the doctor, which says why a
+ * certificate would be refused. A file is written whole or not at all, and a
+ * key is never written over.
+ *
+ * Down    mint pki err
+ * Entry   certs_command
+ */
+
+/* ---- files of `gateway certs` ---- */
+
+enum { CERTS_FILE_MAX = 1 << 20, CERTS_NOREPLACE = 1 /* RENAME_NOREPLACE */ };
+
+struct certs_file {
+    const char *name;
+    char tmp[128];  // "" until it is there
+    mode_t mode;
+    struct mem_buf text;  // owned
+};
+
+static bool
+certs_file_read(struct mem_arena *a, int dir, const char *name, struct str *out,
+                struct stat *st, struct err *e)
+{
+    int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    char *p;
+    ssize_t n = -1;
+
+    if (fd < 0)
+        return err_set(e, ERR_CONFIG, "%s%s", strerror(errno),
+                       errno == ENOENT ? ": first make a CA there with "
+                                         "gateway certs init"
+                                       : "");
+    if (fstat(fd, st) == 0 && S_ISREG(st->st_mode) &&
+        st->st_size <= CERTS_FILE_MAX) {
+        p = mem_alloc_raw(a, (size_t)st->st_size + 1);
+        n = read(fd, p, (size_t)st->st_size);
+        *out = (struct str){p, n > 0 ? (size_t)n : 0};
+    }
+    if (n < 0 && S_ISREG(st->st_mode) && st->st_size <= CERTS_FILE_MAX)
+        err_set(e, ERR_CONFIG, "cannot be read: %s", strerror(errno));
+    else if (n < 0)
+        err_set(e, ERR_CONFIG, "is not a file of at most 1 MiB");
+    close(fd);
+    return n >= 0;
+}
+
+/* Nothing is overwritten unasked, and nothing follows a link. */
+static bool
+certs_file_absent(const struct mint_order *o, int dir, const char *name,
+                  struct err *e)
+{
+    struct stat st;
+
+    if (o->force || fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return true;
+    return err_set(e, ERR_CONFIG,
+                   "%s/%s is there already: give --force to replace it, or "
+                   "another %s",
+                   o->dir, name, o->ca ? "folder" : "name");
+}
+
+static bool
+certs_file_write(int dir, struct certs_file *f, struct err *e)
+{
+    const char *p = mem_buf_ptr(&f->text);
+    size_t left = mem_buf_len(&f->text);
+    bool ok = true;
+    int fd;
+
+    snprintf(f->tmp, sizeof f->tmp, ".%s.%ld.tmp", f->name, (long)getpid());
+    fd = openat(dir, f->tmp,
+                O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, f->mode);
+    if (fd < 0) {
+        err_set(e, ERR_CONFIG, "%s: %s", f->tmp, strerror(errno));
+        f->tmp[0] = 0;
+        return false;
+    }
+    while (ok && left) {
+        ssize_t n = write(fd, p, left);
+
+        ok = n > 0 || (n < 0 && errno == EINTR);
+        if (n > 0) {
+            p += n;
+            left -= (size_t)n;
+        }
+    }
+    ok = ok && fsync(fd) == 0;
+    if (!ok)
+        err_set(e, ERR_CONFIG, "%s: %s", f->tmp, strerror(errno));
+    close(fd);
+    return ok;
+}
+
+/* Gives the file its name. Where the file system knows no RENAME_NOREPLACE,
+ * the look before the rename has to do. */
+static bool
+certs_file_rename(const struct mint_order *o, int dir, struct certs_file *f,
+                  struct err *e)
+{
+    unsigned flags = o->force ? 0 : CERTS_NOREPLACE;
+    long r = syscall(SYS_renameat2, dir, f->tmp, dir, f->name, flags);
+
+    if (r != 0 && (errno == EINVAL || errno == ENOSYS)) {
+        if (!certs_file_absent(o, dir, f->name, e))
+            return false;
+        r = renameat(dir, f->tmp, dir, f->name);
+    }
+    if (r != 0)
+        return err_set(e, ERR_CONFIG, "%s/%s: %s", o->dir, f->name,
+                       strerror(errno));
+    f->tmp[0] = 0;
+    return true;
+}
+
+/* Both files or neither: they are written under other names first. */
+static bool
+certs_files_write(const struct mint_order *o, int dir, struct certs_file f[2],
+                  struct err *e)
+{
+    bool ok = certs_file_absent(o, dir, f[0].name, e) &&
+              certs_file_absent(o, dir, f[1].name, e);
+
+    if (ok)
+        ok = (certs_file_write(dir, &f[0], e) &&
+              certs_file_write(dir, &f[1], e)) ||
+             err_prefix(e, "%s/", o->dir);
+    ok = ok && certs_file_rename(o, dir, &f[0], e);
+    if (ok && !certs_file_rename(o, dir, &f[1], e)) {
+        ok = false;
+        if (!o->force)
+            unlinkat(dir, f[0].name, 0);
+    }
+    for (int i = 0; i < 2; i++)
+        if (f[i].tmp[0])
+            unlinkat(dir, f[i].tmp, 0);
+    return ok;
+}
+
+/* Writes key and certificate, and says so. What was made is first read as a
+ * peer would read it: names that no gateway accepts are not handed out. */
+static bool
+certs_save(const struct mint_order *o, int dir, struct mint_key *key,
+           struct mem_buf *der, struct err *e)
+{
+    struct str leaf = {der->p, der->n};
+    struct certs_file f[2] = {{.mode = 0600}, {.mode = 0644}};
+    struct pki_identity *id;
+    char until[32];
+    bool ok;
+
+    if (!pki_identity_parse(leaf, NULL, 0, &id, e)) {
+        e->kind = ERR_SYNTAX;
+        return false;
+    }
+    f[0].name = mem_printf(o->a, "%s.key", o->name);
+    f[1].name = mem_printf(o->a, "%s.crt", o->name);
+    mint_key_pem(o->a, key, &f[0].text);
+    mint_put_pem(o->a, &f[1].text, "CERTIFICATE", leaf);
+    ok = certs_files_write(o, dir, f, e);
+    if (ok) {
+        pki_date_text(o->not_after, until);
+        printf("wrote %s/%s  %.*s  until %s\n", o->dir, f[1].name,
+               STR_FMT(id->dn), until);
+        printf("wrote %s/%s  its private key: show it to nobody\n", o->dir,
+               f[0].name);
+    }
+    explicit_bzero(f[0].text.p, f[0].text.n);
+    mem_buf_free(&f[0].text);
+    mem_buf_free(&f[1].text);
+    pki_identity_put(id);
+    return ok;
+}
+
+/* ---- gateway certs ---- */
+
+static bool
+certs_dir_open(const struct mint_order *o, bool make, int *dir, struct err *e)
+{
+    if (make && mkdir(o->dir, 0755) != 0 && errno != EEXIST)
+        return err_set(e, ERR_CONFIG, "%s: cannot make this folder: %s", o->dir,
+                       strerror(errno));
+    *dir = open(o->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*dir >= 0)
+        return true;
+    return err_set(e, ERR_CONFIG, "%s: %s%s%s", o->dir, strerror(errno),
+                   errno == ENOENT ? ": make a CA with: gateway certs init "
+                                   : "",
+                   errno == ENOENT ? o->dir : "");
+}
+
+/* not_before and not_after from the options and the clock. A little of the
+ * past is included for peers whose clock is behind. */
+static bool
+certs_dates(struct mint_order *o, struct err *e)
+{
+    int64_t days = o->days ? o->days : o->ca ? 3650 : 90;
+
+    if (o->not_before == 0) {
+        if (o->now < 1700000000)
+            return err_set(e, ERR_CONFIG,
+                           "this machine's clock is before 2023: set it first");
+        o->not_before = o->now - 300;
+        if (!o->date_given)
+            o->not_after = o->now + days * 86400;
+    } else if (!o->date_given) {
+        o->not_after = o->not_before + days * 86400;
+    }
+    if (o->not_after < o->not_before)
+        return err_set(e, ERR_SYNTAX,
+                       "it would end before it begins: look at --not-before "
+                       "and --not-after");
+    return true;
+}
+
+static bool
+certs_init(struct mint_order *o, struct err *e)
+{
+    struct mint_key key;
+    struct mem_buf der = {0};
+    int dir = -1;
+    bool ok;
+
+    o->ca = true;
+    o->name = "ca";
+    if (!o->cn.n)
+        o->cn = S("gateway development CA");
+    if (!certs_dates(o, e) || !certs_dir_open(o, true, &dir, e))
+        return false;
+    ok = certs_file_absent(o, dir, "ca.key", e) &&
+         certs_file_absent(o, dir, "ca.crt", e) && mint_key_init(&key, e);
+    if (ok) {
+        ok = mint_key_make(&key, e) &&
+             mint_make(o, &key, &key, (struct str){0}, &der, e) &&
+             certs_save(o, dir, &key, &der, e);
+        mint_key_fini(&key);
+    }
+    if (ok)
+        printf("next: gateway certs server %s localhost\n"
+               "      gateway certs client %s alice --ou ops\n",
+               o->dir, o->dir);
+    mem_buf_free(&der);
+    close(dir);
+    return ok;
+}
+
+/* The CA of the folder: its certificate as slices of the arena, its key. */
+static bool
+certs_ca_load(struct mint_order *o, int dir, struct pki_cert *ca,
+              struct mint_key *key, struct err *e)
+{
+    struct mem_buf b = {0};
+    struct str text, *v;
+    struct stat st;
+    size_t n;
+    bool ok;
+
+    if (!certs_file_read(o->a, dir, "ca.crt", &text, &st, e) ||
+        !pki_pem_read(o->a, text, "CERTIFICATE", &v, &n, e) ||
+        !pki_cert_parse(v[0], ca, e))
+        return err_prefix(e, "%s/ca.crt: ", o->dir);
+    if (n != 1 || !ca->ca)
+        return err_set(e, ERR_CONFIG,
+                       "%s/ca.crt: is not the one certificate of a CA", o->dir);
+    if (!certs_file_read(o->a, dir, "ca.key", &text, &st, e) ||
+        !pki_pem_read(o->a, text,
+                      memmem(text.p, text.n, "BEGIN EC", 8) ? "EC PRIVATE KEY"
+                                                            : "PRIVATE KEY",
+                      &v, &n, e) ||
+        !mint_key_load(key, v[0], e))
+        return err_prefix(e, "%s/ca.key: ", o->dir);
+    if (st.st_mode & 077)
+        fprintf(stderr, "warning: others can read %s/ca.key: chmod 600 it\n",
+                o->dir);
+    mint_put_public(&b, key);
+    ok = str_eq(ca->spki, (struct str){b.p, b.n});
+    mem_buf_free(&b);
+    return ok || err_set(e, ERR_CONFIG,
+                         "%s/ca.key: is not the key of ca.crt: put the right "
+                         "one back, or begin anew with gateway certs init %s "
+                         "--force",
+                         o->dir, o->dir);
+}
+
+/* A server that was given no name is called as its files are. */
+static bool
+certs_server_names(struct mint_order *o, struct err *e)
+{
+    const char *why = pki_dns_why(str_of(o->name));
+
+    if (o->san_n)
+        return true;
+    if (why)
+        return err_set(e, ERR_SYNTAX,
+                       "\"%s\" is no DNS name: say with --dns or --ip how "
+                       "clients call this server",
+                       o->name);
+    if (!mint_order_san(o, PKI_SAN_DNS, str_of(o->name), e))
+        return false;
+    if (strcmp(o->name, "localhost") != 0)
+        return true;
+    return mint_order_san(o, PKI_SAN_IP, S("\x7f\x00\x00\x01"), e) &&
+           mint_order_san(o, PKI_SAN_IP, S("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1"),
+                          e);
+}
+
+/* A leaf does not outlive its CA, unless a test wants just that. */
+static bool
+certs_clip(struct mint_order *o, const struct pki_cert *ca, struct err *e)
+{
+    if (o->date_given || o->not_after <= ca->not_after)
+        return true;
+    if (o->not_before > ca->not_after)
+        return err_set(e, ERR_CONFIG,
+                       "%s/ca.crt: has expired: make a new one with "
+                       "gateway certs init %s --force",
+                       o->dir, o->dir);
+    o->not_after = ca->not_after;
+    return true;
+}
+
+static bool
+certs_leaf(struct mint_order *o, struct err *e)
+{
+    struct mint_key issuer, key;
+    struct mem_buf der = {0};
+    struct pki_cert ca = {0};
+    int dir = -1;
+    bool ok = false;
+
+    if (!o->cn.n)
+        o->cn = str_of(o->name);
+    if ((o->command[0] == 's' && !certs_server_names(o, e)) ||
+        !certs_dates(o, e) || !certs_dir_open(o, false, &dir, e))
+        return false;
+    if (!mint_key_init(&issuer, e))
+        goto out;
+    if (mint_key_init(&key, e)) {
+        ok = certs_ca_load(o, dir, &ca, &issuer, e) && certs_clip(o, &ca, e) &&
+             mint_key_make(&key, e) &&
+             mint_make(o, &key, &issuer, ca.subject, &der, e) &&
+             certs_save(o, dir, &key, &der, e);
+        mint_key_fini(&key);
+    }
+    mint_key_fini(&issuer);
+out:
+    mem_buf_free(&der);
+    close(dir);
+    return ok;
+}
+
+/* ---- gateway certs revoke ---- */
+
+/* One more, in the one shortest form. */
+static struct str
+certs_number_next(struct mem_arena *a, struct str number)
+{
+    char *p = mem_alloc(a, number.n + 1);
+    size_t i = number.n;
+
+    if (i)
+        memcpy(p + 1, number.p, i);
+    while (++p[i] == 0 && i > 0)
+        i--;
+    return pki_number_trim((struct str){p, number.n + 1});
+}
+
+/* Reads ca.crl, which must be this CA's own; none is an empty one. */
+static bool
+certs_list_load(const struct mint_order *o, int dir, struct mint_list *l,
+                struct err *e)
+{
+    struct str text, *v;
+    struct stat st;
+    size_t n;
+
+    if (fstatat(dir, "ca.crl", &st, 0) != 0 && errno == ENOENT) {
+        l->number = S("\1");
+        return true;
+    }
+    if (!certs_file_read(o->a, dir, "ca.crl", &text, &st, e) ||
+        !pki_pem_read(o->a, text, "X509 CRL", &v, &n, e) ||
+        !pki_crl_parse(o->a, v[0], &l->old, e))
+        return err_prefix(e, "%s/ca.crl: ", o->dir);
+    if (n != 1 || !pki_name_equal(l->old.issuer, l->ca.subject) ||
+        !pki_crl_signed(&l->old, &l->ca, e))
+        return err_set(e, ERR_CONFIG,
+                       "%s/ca.crl: is not the one list of ca.crt: put the "
+                       "right one back, or remove it to begin an empty one",
+                       o->dir);
+    l->number = certs_number_next(o->a, l->old.number);
+    for (l->n = 0; l->n < l->old.revoked_n; l->n++) {
+        const char *at = l->old.revoked[l->n];
+        struct str in = {at, (size_t)(v[0].p + v[0].n - at)};
+        struct pki_crl_entry x;
+
+        must(pki_crl_entry_take(&in, &x, e));
+        mem_buf_add(&l->entries, at, (size_t)(in.p - at));
+    }
+    return true;
+}
+
+/* An entry, unless the serial number has one. */
+static void
+certs_list_add(const struct mint_order *o, struct mint_list *l,
+               struct str serial)
+{
+    size_t at;
+
+    for (struct str in = {mem_buf_ptr(&l->entries), l->entries.n}; in.n;) {
+        const char *entry = in.p;
+        struct pki_crl_entry x;
+        struct err e;
+
+        must(pki_crl_entry_take(&in, &x, &e));
+        if (pki_number_cmp(pki_crl_serial(entry), serial) == 0)
+            return;
+    }
+    at = mint_open(&l->entries, PKI_SEQUENCE);
+    mint_put_number(&l->entries, serial);
+    mint_put_time(&l->entries, o->now);
+    mint_close(&l->entries, at);
+    l->n++;
+}
+
+/* The certificate of that name, which must be this CA's. */
+static bool
+certs_list_add_name(const struct mint_order *o, int dir, const char *name,
+                    struct mint_list *l, struct err *e)
+{
+    const char *file = mem_printf(o->a, "%s.crt", name);
+    struct pki_cert c;
+    struct str text, *v;
+    struct stat st;
+    size_t n;
+
+    if (fstatat(dir, file, &st, 0) != 0)
+        return err_set(e, ERR_CONFIG,
+                       "%s/%s: %s: name a certificate of this folder, or give "
+                       "its --serial",
+                       o->dir, file, strerror(errno));
+    if (!certs_file_read(o->a, dir, file, &text, &st, e) ||
+        !pki_pem_read(o->a, text, "CERTIFICATE", &v, &n, e) ||
+        !pki_cert_parse(v[0], &c, e))
+        return err_prefix(e, "%s/%s: ", o->dir, file);
+    if (!pki_name_equal(c.issuer, l->ca.subject) ||
+        !pki_signature_check(c.algorithm, c.tbs, c.signature, l->ca.spki, e))
+        return err_set(e, ERR_CONFIG,
+                       "%s/%s: was not issued by %s/ca.crt, so this CA cannot "
+                       "revoke it",
+                       o->dir, file, o->dir);
+    certs_list_add(o, l, c.serial);
+    return true;
+}
+
+/* Under another name first, so that ca.crl is always a whole list. */
+static bool
+certs_list_save(const struct mint_order *o, int dir, const struct mint_list *l,
+                struct str der, struct err *e)
+{
+    struct certs_file f = {.name = "ca.crl", .mode = 0644};
+    struct str number;
+    char until[32];
+    bool ok;
+
+    mint_put_pem(o->a, &f.text, "X509 CRL", der);
+    ok = mem_buf_len(&f.text) <= CERTS_FILE_MAX ||
+         err_set(e, ERR_CONFIG, "%s/ca.crl: would be over 1 MiB", o->dir);
+    ok = ok && (certs_file_write(dir, &f, e) || err_prefix(e, "%s/", o->dir));
+    if (ok && renameat(dir, f.tmp, dir, f.name) == 0)
+        f.tmp[0] = 0;
+    else if (ok)
+        ok = err_set(e, ERR_CONFIG, "%s/ca.crl: %s", o->dir, strerror(errno));
+    if (f.tmp[0])
+        unlinkat(dir, f.tmp, 0);
+    mem_buf_free(&f.text);
+    if (!ok)
+        return false;
+    pki_date_text(o->not_after, until);
+    number = str_hex(o->a, l->number.p, l->number.n);
+    printf("wrote %s/ca.crl  number 0x%.*s, %zu revoked  until %s\n", o->dir,
+           STR_FMT(number), l->n, until);
+    return true;
+}
+
+static bool
+certs_list_make(struct mint_order *o, int dir, struct mint_list *l,
+                struct mint_key *key, struct err *e)
+{
+    struct mem_buf der = {0};
+    bool ok =
+        certs_ca_load(o, dir, &l->ca, key, e) && certs_list_load(o, dir, l, e);
+
+    for (int i = 0; ok && i < o->names_n; i++)
+        ok = certs_list_add_name(o, dir, o->names[i], l, e);
+    for (size_t i = 0; ok && i < o->serial_n; i++)
+        certs_list_add(o, l, o->serial[i]);
+    ok = ok && mint_make_crl(o, l, key, &der, e) &&
+         certs_list_save(o, dir, l, (struct str){der.p, der.n}, e);
+    mem_buf_free(&der);
+    return ok;
+}
+
+static bool
+certs_revoke(struct mint_order *o, struct err *e)
+{
+    struct mint_list l = {0};
+    struct mint_key key;
+    bool ok = false;
+    int dir;
+
+    if (!certs_dates(o, e) || !certs_dir_open(o, false, &dir, e))
+        return false;
+    // two at once would lose what one of them adds
+    if (flock(dir, LOCK_EX) != 0) {
+        err_set(e, ERR_CONFIG, "%s: cannot be locked: %s", o->dir,
+                strerror(errno));
+    } else if (mint_key_init(&key, e)) {
+        ok = certs_list_make(o, dir, &l, &key, e);
+        mint_key_fini(&key);
+    }
+    mem_buf_free(&l.entries);
+    close(dir);
+    return ok;
+}
+
+/* ---- its command line ---- */
+
+#define CERTS_HELP_DATES                                                       \
+    "  --days N            valid for N days from now (1 to 36500)\n"           \
+    "  --not-before DATE   for tests: 2026-01-31 or 2026-01-31T12:00:00Z\n"    \
+    "  --not-after DATE\n"                                                     \
+    "  --force             replace files that are there already\n"             \
+    "  --help              this text\n"
+
+#define CERTS_HELP_LEAF                                                        \
+    "  --cn TEXT           common name, if not NAME\n"                         \
+    "  --o TEXT            organization\n"                                     \
+    "  --ou TEXT           organizational unit; may be repeated\n"             \
+    "  --dns NAME          subject alternative names; may be repeated\n"       \
+    "  --ip ADDRESS\n"                                                         \
+    "  --uri URI\n"                                                            \
+    "  --email ADDRESS\n"                                                      \
+    "  --eku PURPOSE       clientAuth, serverAuth or none\n" CERTS_HELP_DATES
+
+static const char certs_help[] =
+    "usage: gateway certs init|server|client|revoke DIR ...\n"
+    "       gateway certs doctor CERT.pem --ca CA.pem\n"
+    "\n"
+    "A development CA in a folder: EC P-256 keys, no openssl needed.\n"
+    "\n"
+    "  gateway certs init DIR              a CA: DIR/ca.crt and DIR/ca.key\n"
+    "  gateway certs server DIR NAME       a server: DIR/NAME.crt and .key\n"
+    "  gateway certs client DIR NAME       a client: DIR/NAME.crt and .key\n"
+    "  gateway certs revoke DIR [NAME...]  the CA's revocation list: "
+    "DIR/ca.crl\n"
+    "\n"
+    "  gateway certs doctor CERT.pem ...   would this client be accepted?\n"
+    "\n"
+    "Whoever reads ca.key can make certificates that the gateway trusts.\n"
+    "Each command has --help.\n"
+    "\n"
+    "examples:\n"
+    "  gateway certs init certs\n"
+    "  gateway certs server certs localhost\n"
+    "  gateway certs client certs alice --ou ops\n";
+
+static const char certs_help_init[] =
+    "usage: gateway certs init DIR [options]\n"
+    "\n"
+    "Makes a CA: DIR/ca.crt, and DIR/ca.key (mode 0600). DIR is made if it\n"
+    "is not there. Valid for ten years if nothing else is said.\n"
+    "\n"
+    "  --name TEXT         what the CA is called\n" CERTS_HELP_DATES "\n"
+    "examples:\n"
+    "  gateway certs init certs\n"
+    "  gateway certs init certs --name \"Lab CA\" --days 365\n";
+
+static const char certs_help_server[] =
+    "usage: gateway certs server DIR NAME [options]\n"
+    "\n"
+    "Makes DIR/NAME.crt and DIR/NAME.key (mode 0600), signed by DIR/ca.key,\n"
+    "valid for 90 days if nothing else is said. Without --dns and --ip the\n"
+    "server is called NAME; localhost is 127.0.0.1 and ::1 too.\n"
+    "\n" CERTS_HELP_LEAF "\n"
+    "examples:\n"
+    "  gateway certs server certs localhost\n"
+    "  gateway certs server certs server --dns gw.example.org --ip 10.0.0.7\n";
+
+static const char certs_help_client[] =
+    "usage: gateway certs client DIR NAME [options]\n"
+    "\n"
+    "Makes DIR/NAME.crt and DIR/NAME.key (mode 0600), signed by DIR/ca.key,\n"
+    "valid for 90 days if nothing else is said.\n"
+    "\n" CERTS_HELP_LEAF "\n"
+    "examples:\n"
+    "  gateway certs client certs alice --ou ops --ou dev\n"
+    "  gateway certs client certs cam1 \\\n"
+    "      --uri spiffe://example.org/ns/eu/sa/camera\n"
+    "  gateway certs client certs old --not-before 2020-01-01 "
+    "--not-after 2020-12-31\n";
+
+static const char certs_help_revoke[] =
+    "usage: gateway certs revoke DIR [NAME...] [options]\n"
+    "\n"
+    "Writes DIR/ca.crl, the list of the certificates that DIR's CA has taken\n"
+    "back, for `crl` of gateway.listen: what was in it, and DIR/NAME.crt of\n"
+    "each NAME. Its number is one more each time. Without a NAME the list is\n"
+    "made anew with what is in it, so that it does not expire: it is good for\n"
+    "90 days if nothing else is said. Then: kill -USR1 the gateway.\n"
+    "\n"
+    "  --serial HEX        one whose file is lost, by the serial number in "
+    "the\n"
+    "                      log; may be repeated\n"
+    "  --days N            the list is good for N days from now (1 to 36500)\n"
+    "  --not-before DATE   for tests: 2026-01-31 or 2026-01-31T12:00:00Z\n"
+    "  --not-after DATE\n"
+    "  --help              this text\n"
+    "\n"
+    "examples:\n"
+    "  gateway certs revoke certs\n"
+    "  gateway certs revoke certs alice cam1\n"
+    "  gateway certs revoke certs --serial 531e8ea168a03d800d1560b8061162af\n";
+
+static const struct certs_command {
+    const char *name, *help;
+    bool (*run)(struct mint_order *, struct err *);
+    const char *eku;
+    int words;  // DIR, or DIR and NAME; 0: DIR and any number of NAMEs
+} certs_commands[] = {
+    {"init", certs_help_init, certs_init, NULL, 1},
+    {"server", certs_help_server, certs_leaf, "serverAuth", 2},
+    {"client", certs_help_client, certs_leaf, "clientAuth", 2},
+    {"revoke", certs_help_revoke, certs_revoke, NULL, 0},
+};
+
+enum { CERTS_OPT_LEAF_ONLY = 7 };  // how many options `init` does not have
+
+static const struct option certs_options[] = {
+    {"ou", 1, NULL, 'u'},
+    {"dns", 1, NULL, 'D'},
+    {"ip", 1, NULL, 'I'},
+    {"uri", 1, NULL, 'U'},
+    {"email", 1, NULL, 'E'},
+    {"eku", 1, NULL, 'k'},
+    {"cn", 1, NULL, 'c'},
+    {"name", 1, NULL, 'c'},
+    {"o", 1, NULL, 'o'},
+    {"days", 1, NULL, 'd'},
+    {"not-before", 1, NULL, 'b'},
+    {"not-after", 1, NULL, 'a'},
+    {"force", 0, NULL, 'f'},
+    {"help", 0, NULL, 'h'},
+    {0},
+};
+
+static const struct option certs_options_revoke[] = {
+    {"serial", 1, NULL, 's'},     {"days", 1, NULL, 'd'},
+    {"not-before", 1, NULL, 'b'}, {"not-after", 1, NULL, 'a'},
+    {"help", 0, NULL, 'h'},       {0},
+};
+
+/* "2026-01-31" (its first second) or "2026-01-31T12:00:00Z". */
+static bool
+certs_date_parse(const char *s, int64_t *out)
+{
+    static const char form[] = "0000-00-00T00:00:00Z";
+    int f[6] = {0};
+    size_t n = strlen(s), k = 0;
+
+    if (n != 10 && n != 20)
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        if (form[i] != '0') {
+            if (s[i] != form[i])
+                return false;
+            k++;
+        } else if (s[i] < '0' || s[i] > '9') {
+            return false;
+        } else {
+            f[k] = f[k] * 10 + (s[i] - '0');
+        }
+    }
+    return f[0] >= 1950 && pki_seconds(f, out);
+}
+
+static bool
+certs_option_date(const char *option, const char *s, int64_t *out,
+                  struct err *e)
+{
+    if (certs_date_parse(s, out) && *out != 0)
+        return true;
+    return err_set(e, ERR_SYNTAX,
+                   "--%s \"%s\": write a date as 2026-01-31 or "
+                   "2026-01-31T12:00:00Z",
+                   option, s);
+}
+
+/* Text of a subject: X.520 allows 64 characters. */
+static bool
+certs_option_text(const char *option, const char *s, struct str *out,
+                  struct err *e)
+{
+    size_t chars = 0;
+
+    *out = str_of(s);
+    if (!str_utf8(*out) || pki_has_control(*out))
+        return err_set(e, ERR_SYNTAX,
+                       "--%s: is not UTF-8, or holds a control character",
+                       option);
+    for (size_t i = 0; i < out->n; i++)
+        chars += (pki_byte(*out, i) & 0xc0) != 0x80;
+    return (chars > 0 && chars <= 64) ||
+           err_set(e, ERR_SYNTAX, "--%s \"%s\": must have 1 to 64 characters",
+                   option, s);
+}
+
+static bool
+certs_option_san(struct mint_order *o, int code, const char *s, struct err *e)
+{
+    struct str v = str_of(s);
+    const char *why = NULL;
+    unsigned tag = PKI_SAN_EMAIL;
+    char ip[16];
+
+    if (code == 'D') {
+        tag = PKI_SAN_DNS;
+        why = pki_dns_why(v);
+    } else if (code == 'U') {
+        tag = PKI_SAN_URI;
+        why = pki_uri_why(v);
+    } else if (code == 'I') {
+        tag = PKI_SAN_IP;
+        if (inet_pton(AF_INET, s, ip) == 1)
+            v = str_dup(o->a, (struct str){ip, 4});
+        else if (inet_pton(AF_INET6, s, ip) == 1)
+            v = str_dup(o->a, (struct str){ip, 16});
+        else
+            why = "is no IPv4 or IPv6 address";
+    } else {
+        why = pki_email_why(v);
+    }
+    if (why)
+        return err_set(e, ERR_SYNTAX, "\"%s\": %s", s, why);
+    return mint_order_san(o, tag, v, e);
+}
+
+static bool
+certs_option_days(struct mint_order *o, const char *s, struct err *e)
+{
+    uint64_t days;
+
+    if (!str_u64(str_of(s), &days) || days < 1 || days > 36500)
+        return err_set(e, ERR_SYNTAX, "--days \"%s\": write 1 to 36500", s);
+    o->days = (int64_t)days;
+    return true;
+}
+
+static bool
+certs_option_serial(struct mint_order *o, const char *s, struct err *e)
+{
+    size_t n = strlen(s), odd = n & 1;
+    char *p = mem_alloc(o->a, n / 2 + 1);
+
+    if (o->serial_n == PKI_ITEMS_MAX)
+        return err_set(e, ERR_SYNTAX, "more than %d times --serial",
+                       PKI_ITEMS_MAX);
+    for (size_t i = 0; i < n; i++) {
+        int d = str_hex_digit(s[i]);
+
+        if (d < 0 || n > 40)
+            return err_set(e, ERR_SYNTAX,
+                           "--serial \"%s\": write 1 to 40 hex digits", s);
+        p[(i + odd) / 2] = (char)(p[(i + odd) / 2] << 4 | d);
+    }
+    o->serial[o->serial_n++] = pki_number_trim((struct str){p, (n + odd) / 2});
+    return n > 0 || err_set(e, ERR_SYNTAX, "--serial: give it a value");
+}
+
+static bool
+certs_option(struct mint_order *o, int code, const char *s, struct err *e)
+{
+    switch (code) {
+    case 's':
+        return certs_option_serial(o, s, e);
+    case 'u':
+        if (o->ou_n == PKI_ITEMS_MAX / 2)
+            return err_set(e, ERR_SYNTAX, "more than %d times --ou",
+                           PKI_ITEMS_MAX / 2);
+        return certs_option_text("ou", s, &o->ou[o->ou_n++], e);
+    case 'c':
+        return certs_option_text(o->command[0] == 'i' ? "name" : "cn", s,
+                                 &o->cn, e);
+    case 'o':
+        return certs_option_text("o", s, &o->o, e);
+    case 'k':
+        return mint_order_eku(o, s, e);
+    case 'd':
+        return certs_option_days(o, s, e);
+    case 'b':
+        return certs_option_date("not-before", s, &o->not_before, e);
+    case 'a':
+        o->date_given = true;
+        return certs_option_date("not-after", s, &o->not_after, e);
+    case 'f':
+        return o->force = true;
+    case 'h':
+        return o->help = true;
+    default:
+        return certs_option_san(o, code, s, e);
+    }
+}
+
+/* NAME becomes two file names: one plain word, and not the CA's. */
+static bool
+certs_name_ok(const char *s)
+{
+    size_t n = strlen(s);
+
+    for (size_t i = 0; i < n; i++)
+        if (!isalnum((unsigned char)s[i]) && !strchr("._-", s[i]))
+            return false;
+    return n > 0 && n <= 64 && s[0] != '.' && s[0] != '-' &&
+           strcmp(s, "ca") != 0;
+}
+
+static bool
+certs_args(const struct certs_command *c, int argc, char **argv,
+           struct mint_order *o, struct err *e)
+{
+    const struct option *options =
+        c->words == 0
+            ? certs_options_revoke
+            : certs_options + (c->words == 1 ? CERTS_OPT_LEAF_ONLY : 0);
+    int code;
+
+    optind = 0;  // glibc and musl: begin anew
+    opterr = 0;
+    while ((code = getopt_long(argc, argv, ":h", options, NULL)) != -1) {
+        if (code == ':')
+            return err_set(e, ERR_SYNTAX, "%s needs a value", argv[optind - 1]);
+        if (code == '?')
+            return err_set(e, ERR_SYNTAX, "unknown option %s",
+                           argv[optind - 1]);
+        if (!certs_option(o, code, optarg, e))
+            return false;
+        if (o->help)
+            return true;
+    }
+    if (c->words ? argc - optind != c->words : argc == optind)
+        return err_set(e, ERR_SYNTAX, "expected %s",
+                       c->words == 1   ? "one folder"
+                       : c->words == 2 ? "a folder and a name"
+                                       : "a folder, and names");
+    o->dir = argv[optind];
+    o->name = argv[optind + 1];
+    o->names = argv + optind + 1;
+    o->names_n = argc - optind - 1;
+    for (int i = 0; i < o->names_n; i++)
+        if (!certs_name_ok(o->names[i]))
+            return err_set(e, ERR_SYNTAX,
+                           "NAME \"%s\": it names files, so write letters, "
+                           "digits, '.', '-' and '_' (and not \"ca\"); --cn "
+                           "takes any text",
+                           o->names[i]);
+    return true;
+}
+
+static int
+certs_command_run(const struct certs_command *c, int argc, char **argv)
+{
+    struct mem_arena *a = mem_arena_new(8u << 20);
+    struct mint_order *o = mem_alloc(a, sizeof *o);
+    struct err e;
+    bool ok;
+
+    o->a = a;
+    o->command = c->name;
+    o->eku = c->eku;
+    o->now = time(NULL);
+    must(wolfCrypt_Init() == 0);
+    ok = certs_args(c, argc, argv, o, &e);
+    if (ok && o->help)
+        fputs(c->help, stdout);
+    else if (ok)
+        ok = c->run(o, &e);
+    if (!ok)
+        fprintf(stderr, "gateway certs %s: %s\n%s%s%s", c->name, e.msg,
+                e.kind == ERR_SYNTAX ? "try: gateway certs " : "",
+                e.kind == ERR_SYNTAX ? c->name : "",
+                e.kind == ERR_SYNTAX ? " --help\n" : "");
+    mem_arena_free(a);
+    return ok ? 0 : e.kind == ERR_SYNTAX ? 2 : 1;
+}
+
+/* ---- gateway certs doctor ---- */
+
+static const char certs_help_doctor[] =
+    "usage: gateway certs doctor CERT.pem --ca CA.pem [options]\n"
+    "\n"
+    "Would a listener whose client_ca is CA.pem accept this client, and if\n"
+    "not, why? CERT.pem holds the client's certificate first, and then what\n"
+    "the client sends with it. Exit code 0: accepted, 1: refused.\n"
+    "\n"
+    "  --ca FILE           the CAs that are trusted; may be repeated\n"
+    "  --crl FILE          as `crl` of a listener; may be repeated\n"
+    "  --eku any           as `eku = \"any\"` of a listener\n"
+    "  --depth N           as `depth` of a listener (1 to 9)\n"
+    "  --server            judge a server's certificate, as an upstream's is\n"
+    "  --at DATE           at another time: 2026-01-31 or "
+    "2026-01-31T12:00:00Z\n"
+    "  --help              this text\n"
+    "\n"
+    "examples:\n"
+    "  gateway certs doctor alice.crt --ca certs/ca.crt\n"
+    "  gateway certs doctor alice.crt --ca certs/ca.crt --at 2027-06-01\n";
+
+static const struct option certs_doctor_options[] = {
+    {"ca", 1, NULL, 'C'},     {"crl", 1, NULL, 'r'},
+    {"eku", 1, NULL, 'k'},    {"depth", 1, NULL, 'd'},
+    {"server", 0, NULL, 's'}, {"at", 1, NULL, 'a'},
+    {"help", 0, NULL, 'h'},   {0},
+};
+
+struct certs_doctor {
+    struct mem_arena *a;
+    const char *file;       // CERT.pem
+    struct mem_buf ca;      // owned: all of --ca
+    struct pki_crls *crls;  // owned: all of --crl
+    enum pki_role role;
+    bool eku_any, help;
+    uint64_t depth;
+    int64_t at;
+};
+
+static bool
+certs_doctor_file(struct certs_doctor *d, const char *file, struct str *out,
+                  struct err *e)
+{
+    struct stat st;
+    int fd = open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    if (fd < 0)
+        return err_set(e, ERR_CONFIG, "%s: %s", file, strerror(errno));
+    close(fd);
+    return certs_file_read(d->a, AT_FDCWD, file, out, &st, e) ||
+           err_prefix(e, "%s: ", file);
+}
+
+static bool
+certs_doctor_option(struct certs_doctor *d, int code, const char *s,
+                    struct err *e)
+{
+    struct str text;
+
+    switch (code) {
+    case 'C':
+        if (!certs_doctor_file(d, s, &text, e))
+            return false;
+        mem_buf_add(&d->ca, text.p, text.n);
+        mem_buf_add(&d->ca, "\n", 1);
+        return true;
+    case 'r':
+        return certs_doctor_file(d, s, &text, e) &&
+               pki_crls_add(d->crls, str_of(s), text, e);
+    case 'k':
+        d->eku_any = strcmp(s, "any") == 0;
+        return d->eku_any || strcmp(s, "clientAuth") == 0 ||
+               err_set(e, ERR_SYNTAX, "--eku \"%s\": write clientAuth or any",
+                       s);
+    case 'd':
+        return (str_u64(str_of(s), &d->depth) && d->depth >= 1 &&
+                d->depth <= PKI_CHAIN_MAX) ||
+               err_set(e, ERR_SYNTAX, "--depth \"%s\": write 1 to 9", s);
+    case 's':
+        d->role = PKI_SERVER;
+        return true;
+    case 'a':
+        return certs_option_date("at", s, &d->at, e);
+    default:
+        return d->help = true;
+    }
+}
+
+static bool
+certs_doctor_args(struct certs_doctor *d, int argc, char **argv, struct err *e)
+{
+    int code;
+
+    optind = 0;
+    opterr = 0;
+    while ((code = getopt_long(argc, argv, ":h", certs_doctor_options, NULL)) !=
+           -1) {
+        if (code == ':' || code == '?')
+            return err_set(e, ERR_SYNTAX,
+                           code == ':' ? "%s needs a value"
+                                       : "unknown option %s",
+                           argv[optind - 1]);
+        if (!certs_doctor_option(d, code, optarg, e))
+            return false;
+        if (d->help)
+            return true;
+    }
+    if (argc - optind != 1 || !mem_buf_len(&d->ca))
+        return err_set(e, ERR_SYNTAX, "expected CERT.pem and --ca CA.pem");
+    d->file = argv[optind];
+    return true;
+}
+
+/* False with ERR_TLS: refused. */
+static bool
+certs_doctor_ask(struct certs_doctor *d, struct pki_identity **id,
+                 struct err *e)
+{
+    struct str pem, *der, ca = {mem_buf_ptr(&d->ca), mem_buf_len(&d->ca)};
+    struct pki_anchors *anchors = NULL;
+    struct pki_rules rules;
+    struct pki_path path;
+    size_t n;
+    bool ok;
+
+    if (!pki_crls_settle(d->crls, e))
+        return false;
+    if (!pki_anchors_new(ca, &anchors, e))
+        return err_prefix(e, "--ca: ");
+    pki_rules_init(&rules, d->role, anchors, d->eku_any, (unsigned)d->depth);
+    pki_rules_crls(&rules, d->crls);
+    ok = certs_doctor_file(d, d->file, &pem, e) &&
+         (pki_pem_read(d->a, pem, "CERTIFICATE", &der, &n, e) ||
+          err_prefix(e, "%s: ", d->file)) &&
+         (n <= PKI_CHAIN_MAX || err_set(e, ERR_TLS, "its chain is too long")) &&
+         pki_verify(&rules, der[0], der + 1, n - 1, d->at, &path, e) &&
+         pki_identity_parse(der[0], path.issuer, path.n, id, e);
+    if (ok) {
+        (*id)->from = path.from;
+        (*id)->until = path.until;
+    }
+    pki_anchors_free(anchors);
+    return ok;
+}
+
+static int
+certs_doctor_run(struct certs_doctor *d)
+{
+    struct pki_identity *id;
+    char until[32];
+    struct err e;
+
+    if (!certs_doctor_ask(d, &id, &e)) {
+        if (e.kind != ERR_TLS) {
+            fprintf(stderr, "gateway certs doctor: %s\n", e.msg);
+            return 2;
+        }
+        printf("refused: %s\n", e.msg);
+        return 1;
+    }
+    pki_date_text(id->until, until);
+    printf("accepted: %.*s, issued by %.*s, until %s\n", STR_FMT(id->dn),
+           STR_FMT(id->issuer_dn), until);
+    pki_identity_put(id);
+    return 0;
+}
+
+/* argv[0] is "doctor". Returns the exit code. */
+static int
+certs_doctor(int argc, char **argv)
+{
+    struct certs_doctor d = {.a = mem_arena_new(SIZE_MAX),
+                             .crls = pki_crls_new(),
+                             .depth = PKI_CHAIN_MAX,
+                             .at = time(NULL)};
+    struct err e;
+    int code = 0;
+
+    must(wolfCrypt_Init() == 0);
+    if (!certs_doctor_args(&d, argc, argv, &e)) {
+        fprintf(stderr,
+                "gateway certs doctor: %s\ntry: gateway certs doctor --help\n",
+                e.msg);
+        code = 2;
+    } else if (d.help) {
+        fputs(certs_help_doctor, stdout);
+    } else {
+        code = certs_doctor_run(&d);
+    }
+    mem_buf_free(&d.ca);
+    pki_crls_free(d.crls);
+    mem_arena_free(d.a);
+    return code;
+}
+
+/* `gateway certs …`: argv[0] is "certs". Returns the exit code. */
+static int
+certs_command(int argc, char **argv)
+{
+    const char *name = argc > 1 ? argv[1] : "";
+
+    for (size_t i = 0; i < sizeof certs_commands / sizeof *certs_commands; i++)
+        if (strcmp(certs_commands[i].name, name) == 0)
+            return certs_command_run(&certs_commands[i], argc - 1, argv + 1);
+    if (strcmp(name, "doctor") == 0)
+        return certs_doctor(argc - 1, argv + 1);
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
+        fputs(certs_help, stdout);
+        return 0;
+    }
+    fprintf(stderr, "gateway certs: %s%s\n%s",
+            argc > 1 ? "no such command: " : "say which command", name,
+            certs_help);
+    return 2;
+}
+
+/* ==== 50 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
@@ -52222,7 +52269,7 @@ cli_load(struct mem_arena *a, const char *policy, struct boot *b, struct cfg *c,
 
 /* The plain configuration, and what is here to run it. */
 static void
-cli_check_json(const struct cfg *c, const struct host_seen *host,
+cli_check_json(const struct cfg *c, const struct posture_seen *host,
                struct str plain)
 {
     struct mem_buf out = {0};
@@ -52232,7 +52279,7 @@ cli_check_json(const struct cfg *c, const struct host_seen *host,
     mem_buf_printf(&out, ",\"layers\":");
     host_write_json(&host->have, &c->process, c->commands_n > 0, &out);
     mem_buf_printf(&out, ",\"posture\":");
-    host_posture_json(host->posture, &out);
+    posture_json(host->posture, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
 }
@@ -52242,14 +52289,14 @@ cli_check(const struct cli *cli)
 {
     struct mem_arena *a = mem_arena_new((size_t)512 << 20);
     struct mem_buf numbers = {0};
-    struct host_seen host;
+    struct posture_seen host;
     struct boot b;
     struct cfg c;
     struct err e;
     unsigned char audit_key[CHAIN_SUM];
     bool ok, keyed;
 
-    host_survey(&host);
+    posture_survey(&host);
     ok = cli_load(a, cli->policy, &b, &c, &e) && sup_servable(&c, &e) &&
          sup_judge(a, &c, &host, &b, &e) && files_read_shadow(a, &c, &b, &e) &&
          files_read_certificates(a, &c, &b, &e) &&
@@ -52266,7 +52313,7 @@ cli_check(const struct cli *cli)
         fputs("sandbox layers\n", stdout);
         host_print(&host.have, &c.process, c.commands_n > 0, stdout);
         fputs("posture\n", stdout);
-        host_posture_print(host.posture, &c.process, stdout);
+        posture_print(host.posture, &c.process, stdout);
         printf("\nfine: %.*s, %zu listener%s, %zu route%s, %zu command%s\n",
                STR_FMT(b.policy), c.listeners_n, c.listeners_n == 1 ? "" : "s",
                c.routes_n, c.routes_n == 1 ? "" : "s", c.commands_n,
@@ -52286,7 +52333,7 @@ cli_check(const struct cli *cli)
 /* ---- audit --------------------------------------------------------------- */
 
 static void
-cli_audit_write(const struct host_seen *host, const struct cfg *c, bool json)
+cli_audit_write(const struct posture_seen *host, const struct cfg *c, bool json)
 {
     const struct cfg_process *p = c ? &c->process : NULL;
     bool commands = c && c->commands_n;
@@ -52296,13 +52343,13 @@ cli_audit_write(const struct host_seen *host, const struct cfg *c, bool json)
         fputs("sandbox layers\n", stdout);
         host_print(&host->have, p, commands, stdout);
         fputs("posture\n", stdout);
-        host_posture_print(host->posture, p, stdout);
+        posture_print(host->posture, p, stdout);
         return;
     }
     mem_buf_printf(&out, "{\"layers\":");
     host_write_json(&host->have, p, commands, &out);
     mem_buf_printf(&out, ",\"posture\":");
-    host_posture_json(host->posture, &out);
+    posture_json(host->posture, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
 }
@@ -52312,16 +52359,16 @@ static int
 cli_audit(const struct cli *cli)
 {
     struct mem_arena *a;
-    struct host_seen host;
+    struct posture_seen host;
     struct boot b;
     struct cfg c;
     struct err e;
     bool ok = true, loaded = false;
 
     a = mem_arena_new((size_t)512 << 20);
-    host_survey(&host);
+    posture_survey(&host);
     if (!host_has(&host.have, HOST_UID))
-        host_judge_keep(host.posture);
+        posture_judge_keep(host.posture);
     if (cli->policy_given) {
         loaded = cli_load(a, cli->policy, &b, &c, &e);
         ok = loaded && sup_judge(a, &c, &host, &b, &e);
@@ -52330,8 +52377,8 @@ cli_audit(const struct cli *cli)
         cli_audit_write(&host, loaded ? &c : NULL, cli->json);
     if (!ok)
         cli_fail("%s", e.msg);
-    for (unsigned i = 0; i < HOST_POSTURE_N; i++)
-        ok = ok && host.posture[i].severity < HOST_MEDIUM;
+    for (unsigned i = 0; i < POSTURE_N; i++)
+        ok = ok && host.posture[i].severity < POSTURE_MEDIUM;
     if (fflush(stdout) != 0)
         ok = cli_fail("standard output: %s", strerror(errno)) == 0;
     mem_arena_free(a);
@@ -52637,11 +52684,11 @@ static bool
 cli_exec_start(struct cli_exec *x, const struct cli *cli, struct boot *b,
                struct err *e)
 {
-    struct host_seen host;
+    struct posture_seen host;
     struct str in;
     int fd;
 
-    host_survey(&host);
+    posture_survey(&host);
     sup_tree_begin(&x->tree, &host.have);
     if (!sup_judge(x->a, &x->cfg, &host, b, e) ||
         !prog_program_check(x->command, b->uid, e) ||
@@ -53059,7 +53106,7 @@ static const struct cli_command cli_commands[] = {
      "why a client would be refused.",
      "  gateway certs init certs\n"
      "  gateway certs client certs alice --ou ops\n",
-     0, -1, .raw = mint_command},
+     0, -1, .raw = certs_command},
     {"exec", "COMMAND [slot=value ...]",
      "Runs one declared command, through a "
      "broker as requests do.",
@@ -53228,7 +53275,7 @@ cli_option_json(struct mem_buf *b, const char *sep, const char *name,
 static void
 cli_raw_json(struct mem_buf *b)
 {
-    const struct option *const lists[] = {mint_options, mint_options_revoke};
+    const struct option *const lists[] = {certs_options, certs_options_revoke};
 
     for (size_t i = 0; i < 2; i++)
         for (const struct option *o = lists[i]; o->name; o++)

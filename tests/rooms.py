@@ -148,7 +148,7 @@ def banners(s):
 def contents(s):
     listed = []
     for n, line in enumerate(s.preface, 1):
-        m = re.match(r" \* +(\d+)  (\w+)  +\S", line)
+        m = re.match(r" \* +(\d+)  (\w+) +\S", line)
         if m:
             listed.append((n, m[1], m[2]))
     there = [(r.number, r.name) for r in s.rooms]
