@@ -17,7 +17,7 @@
  *      |                policy and writes the plain configuration (cfg)
  *      |- verify        for a moment, after that: do schemas, certificates and
  *      |                programs load?
- *      |- broker (exec) only where a command is declared: the only process that
+ *      |- broker        only where a command is declared: the only process that
  *      |    |           may start programs; holds no TLS key and no script
  *      |    |- keeper   process 1 of the programs' pid namespace (jail): when
  *      |    |           it ends, they do
@@ -38,7 +38,7 @@
  *                            conn_hello(): its first bytes take a slot for the
  *                            handshake
  *    2  tls_feed()           tls_begin() picks certificate and CA; handshake;
- *                            tls_on_verify() sees the chain, pki_verify()
+ *                            tls_on_verify() sees the chain, path_verify()
  *                            decides on it, or a ticket says who it was
  *    3  h1_server_feed()     bytes become a head; h1_scan(), llhttp and
  *                            h1_framing() must agree, or it is refused
@@ -56,9 +56,9 @@
  *   10  serve_step_respond(), serve_step_log(), serve_finish()
  *   11  conn_run_later()     bytes go out, the next request may begin
  *
- * Contents: each room is a prefix, and uses only rooms before it. Lower rooms
- * come first.
+ * Contents: each room is a prefix, and uses only rooms before it.
  *
+ *  Words: functions on memory (log writes lines)
  *    1  mem     arenas, growable buffers, magic-checked objects
  *    2  str     byte slices
  *    3  log     one event, one line
@@ -68,62 +68,75 @@
  *    7  doc     YAML and JSON documents, with the line of everything
  *    8  uri     request targets
  *    9  hdr     header fields
- *   10  schema  JSON Schema 2020-12, compiled
- *   11  route   which route a request is for
- *   12  cfg     the plain configuration
- *   13  boot    what a child starts from
- *   14  req     one exchange
- *   15  pki     certificates: parsing, verdicts, identities
- *   16  mint    making certificates, keys and lists: `gateway certs`
- *   17  tls     wolfSSL over two buffers
- *   18  h1      HTTP/1.1, both sides
- *   19  pp      PROXY protocol headers
- *   20  sock    a stream with an output queue and deadlines
- *   21  conn    one client connection
- *   22  up      upstream connections
- *   23  proxy   a request, carried to an upstream and back
- *   24  msg     typed frames between our processes
- *   25  wall    what our own processes give up
- *   26  host    what this machine grants
- *   27  posture what somebody else has set up around us
- *   28  jail    the cage around a program
- *   29  guard   arguments of programs that read more into them
- *   30  prog    which programs are let through
- *   31  chain   the audit records of runs, each bound to the one before
- *   32  run     one program, from its start to its record
- *   33  broker  the process that starts programs, and no other does
- *   34  exec    a worker's way to programs
- *   35  vm      the Lua state
- *   36  lib     string and table functions that cannot run away
- *   37  bind    what scripts can see
- *   38  serve   from request to answer
- *   39  admin   health and metrics
- *   40  work    a worker
- *   41  ctl     the control socket
- *   42  files   what the supervisor reads for the others
- *   43  verify  all of a configuration that reading it does not show
- *   44  watch   when a script or a file of the policy changes
- *   45  sup     the supervisor
- *   46  dial    a client for tools
- *   47  try     tools on a policy
- *   48  learn   what a program needs, by tracing it
- *   49  certs   gateway certs
- *   50  cli     the commands, and main
+ *   10  format  the formats of JSON Schema
+ *   11  schema  JSON Schema 2020-12, compiled
+ *   12  route   which route a request is for
+ *   13  cfg     the plain configuration
+ *   14  boot    what a child starts from
  *
- * Rooms 1 to 13 are words: functions on memory (log writes lines, and boot its
- * bundle). 14 to 19 are protocols: bytes in, calls out, no descriptor, so that
- * two of them can be tested back to back (but mint writes the files of `gateway
- * certs`). Everything is static and defined before use, so a call upwards does
- * not compile. The only stairs up are function pointers, declared in the lower
- * room and filled in by the upper one:
+ *  Protocols: bytes in, calls out, no descriptor; tested back to back
+ *   15  req     one exchange
+ *   16  pki     certificates, and who they say one is
+ *   17  crl     revocation lists
+ *   18  path    the verdict on a chain
+ *   19  mint    making certificates, keys and revocation lists
+ *   20  hello   the ClientHello
+ *   21  tls     wolfSSL over two buffers
+ *   22  h1      HTTP/1.1, both sides
+ *   23  pp      PROXY protocol headers
+ *
+ *  Sockets
+ *   24  sock    a stream with an output queue and deadlines
+ *   25  conn    one client connection
+ *   26  up      upstream connections
+ *   27  proxy   a request, carried to an upstream and back
+ *
+ *  Privilege: what is given up, and how programs run
+ *   28  msg     typed frames between our processes
+ *   29  wall    what our own processes give up
+ *   30  host    what this machine grants
+ *   31  posture what somebody else has set up around us
+ *   32  jail    the cage around a program
+ *   33  guard   arguments of programs that read more into them
+ *   34  prog    which programs are let through
+ *   35  chain   the audit records of runs, each bound to the one before
+ *   36  run     one program, from its start to its record
+ *   37  broker  the process that starts programs, and no other does
+ *   38  exec    a worker's way to programs
+ *
+ *  Script: Lua, and a request on its way through it
+ *   39  vm      the Lua state
+ *   40  lib     string and table functions that cannot run away
+ *   41  bind    what scripts can see
+ *   42  serve   from request to answer
+ *
+ *  Processes
+ *   43  admin   health and metrics
+ *   44  work    a worker
+ *   45  ctl     the control socket
+ *   46  files   what the supervisor reads for the others
+ *   47  verify  all of a configuration that reading it does not show
+ *   48  watch   when a script or a file of the policy changes
+ *   49  sup     the supervisor
+ *
+ *  Tools: what a policy is edited, tested and shipped with
+ *   50  dial    a client for tools
+ *   51  try     tools on a policy
+ *   52  learn   what a program needs, by tracing it
+ *   53  certs   `gateway certs`
+ *   54  cli     the commands, and main
+ *
+ * Everything is static and defined before use, so a call upwards does not
+ * compile. The only stairs up are function pointers, declared in the lower room
+ * and filled in by the upper one:
  *
  *   req_ops        h1 -> serve, admin      req_wire       req -> h1, work
  *   h1_io          h1 -> conn, try         h1_client_ops  h1 -> up, try
  *   tls_ops        tls -> conn, up, dial   sock_ops       sock -> conn, up
  *   conn_ops       conn -> work            up_ops         up -> proxy, bind
- *   proxy_ops      proxy -> serve          msg_ops        msg -> exec, work,
- *                                                         sup
- *   jail_known     jail -> exec, sup       exec_done      exec -> bind, serve,
+ *   proxy_ops      proxy -> serve          msg_ops        msg -> broker, exec,
+ *                                                         work, sup
+ *   jail_known     jail -> broker, sup     exec_done      exec -> bind, serve,
  *                                                         cli
  *   exec_tell      exec -> bind            exec_flow_ops  exec -> serve
  *   vm_call        vm -> serve             bind_stubs     bind -> work, try
@@ -3484,7 +3497,514 @@ hdr_identity(struct str name)
     }
 }
 
-/* ==== 10 schema: JSON Schema 2020-12, compiled ===============================
+/* ==== 10 format: the formats of JSON Schema ==================================
+ *
+ * Each takes a string and says whether it has that form, by the RFC that JSON
+ * Schema 2020-12 names (section 7.3), and by nothing laxer.
+ *
+ * Down    str
+ * Entry   format_date_time  format_hostname  format_ipv6  format_uuid
+ */
+
+/* ---- formats ---- */
+
+static bool
+format_is_digit(char c)
+{
+    return c >= '0' && c <= '9';
+}
+
+static bool
+format_is_alpha(char c)
+{
+    c = (char)(c | 0x20);
+    return c >= 'a' && c <= 'z';
+}
+
+/* Exactly `n` digits at the front of *s, taken off. */
+static bool
+format_digits(struct str *s, size_t n, unsigned *out)
+{
+    *out = 0;
+    if (s->n < n)
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        if (!format_is_digit(s->p[i]))
+            return false;
+        *out = *out * 10 + (unsigned)(s->p[i] - '0');
+    }
+    *s = str_from(*s, n);
+    return true;
+}
+
+static bool
+format_take(struct str *s, char c)
+{
+    if (!s->n || s->p[0] != c)
+        return false;
+    *s = str_from(*s, 1);
+    return true;
+}
+
+static bool
+format_take_date(struct str *s)
+{
+    static const unsigned char days[] = {31, 29, 31, 30, 31, 30,
+                                         31, 31, 30, 31, 30, 31};
+    unsigned y, m, d;
+    bool leap;
+
+    if (!format_digits(s, 4, &y) || !format_take(s, '-') ||
+        !format_digits(s, 2, &m) || !format_take(s, '-') ||
+        !format_digits(s, 2, &d))
+        return false;
+    leap = (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
+    return m >= 1 && m <= 12 && d >= 1 && d <= days[m - 1] &&
+           (m != 2 || d < 29 || leap);
+}
+
+/* A leap second is only ever at 23:59:60 UTC. */
+static bool
+format_take_time(struct str *s)
+{
+    unsigned h, m, sec, oh = 0, om = 0;
+    bool west = false;
+
+    if (!format_digits(s, 2, &h) || !format_take(s, ':') ||
+        !format_digits(s, 2, &m) || !format_take(s, ':') ||
+        !format_digits(s, 2, &sec) || h > 23 || m > 59 || sec > 60)
+        return false;
+    if (format_take(s, '.')) {
+        if (!s->n || !format_is_digit(s->p[0]))
+            return false;
+        while (s->n && format_is_digit(s->p[0]))
+            *s = str_from(*s, 1);
+    }
+    if (!format_take(s, 'Z') && !format_take(s, 'z')) {
+        west = format_take(s, '-');
+        if (!west && !format_take(s, '+'))
+            return false;
+        if (!format_digits(s, 2, &oh) || !format_take(s, ':') ||
+            !format_digits(s, 2, &om) || oh > 23 || om > 59)
+            return false;
+    }
+    if (sec < 60)
+        return true;
+    oh = oh * 60 + om;
+    m += h * 60 + 1440;
+    m = west ? m + oh : m - oh;
+    return m % 1440 == 23 * 60 + 59;
+}
+
+static bool
+format_date(struct str s)
+{
+    return format_take_date(&s) && !s.n;
+}
+
+static bool
+format_time(struct str s)
+{
+    return format_take_time(&s) && !s.n;
+}
+
+static bool
+format_date_time(struct str s)
+{
+    return format_take_date(&s) &&
+           (format_take(&s, 'T') || format_take(&s, 't')) &&
+           format_take_time(&s) && !s.n;
+}
+
+/* "1Y2M3D": units in this order without a gap, each with its digits. */
+static bool
+format_take_units(struct str *s, const char *units)
+{
+    const char *at = NULL, *unit;
+    struct str was = *s;
+
+    for (;;) {
+        while (s->n && format_is_digit(s->p[0]))
+            *s = str_from(*s, 1);
+        if (s->n == was.n)
+            return at != NULL;
+        if (!s->n || !(unit = strchr(units, s->p[0])) || !*unit ||
+            (at && unit != at + 1))
+            return false;
+        at = unit;
+        *s = was = str_from(*s, 1);
+    }
+}
+
+/* RFC 3339 appendix A. */
+static bool
+format_duration(struct str s)
+{
+    struct str week;
+
+    if (!format_take(&s, 'P') || !s.n || memchr(s.p, 0, s.n))
+        return false;
+    week = s;
+    if (format_take_units(&week, "W") && !week.n)
+        return true;
+    if (s.p[0] != 'T' && !format_take_units(&s, "YMD"))
+        return false;
+    return !s.n ||
+           (format_take(&s, 'T') && format_take_units(&s, "HMS") && !s.n);
+}
+
+static bool
+format_host(struct str s, bool wide)
+{
+    size_t label = 0;
+
+    if (!s.n || s.n > 253)
+        return false;
+    for (size_t i = 0; i < s.n; i++) {
+        char c = s.p[i];
+        bool edge = label == 0 || i + 1 == s.n || s.p[i + 1] == '.';
+
+        if (c == '.') {
+            if (!label || i + 1 == s.n)
+                return false;
+            label = 0;
+            continue;
+        }
+        if (!format_is_alpha(c) && !format_is_digit(c) &&
+            !(c == '-' && !edge) && !(wide && (unsigned char)c >= 0x80))
+            return false;
+        if (++label > 63)
+            return false;
+    }
+    return true;
+}
+
+static bool
+format_hostname(struct str s)
+{
+    return format_host(s, false);
+}
+
+static bool
+format_ip(struct str s, int family)
+{
+    char text[INET6_ADDRSTRLEN];
+    unsigned char bytes[16];
+
+    if (s.n >= sizeof text || memchr(s.p, 0, s.n))
+        return false;
+    memcpy(text, s.p, s.n);
+    text[s.n] = 0;
+    return inet_pton(family, text, bytes) == 1;
+}
+
+static bool
+format_ipv4(struct str s)
+{
+    return format_ip(s, AF_INET);
+}
+
+static bool
+format_ipv6(struct str s)
+{
+    return format_ip(s, AF_INET6);
+}
+
+static bool
+format_is_atext(char c, bool wide)
+{
+    return format_is_alpha(c) || format_is_digit(c) ||
+           (c && strchr("!#$%&'*+-/=?^_`{|}~", c)) ||
+           (wide && (unsigned char)c >= 0x80);
+}
+
+/* The quoted form of RFC 5321: qtextSMTP and quoted pairs. */
+static bool
+format_quoted_local(struct str s, bool wide)
+{
+    if (s.n < 2 || s.p[0] != '"' || s.p[s.n - 1] != '"')
+        return false;
+    for (size_t i = 1; i < s.n - 1; i++) {
+        if (s.p[i] == '"')
+            return false;
+        if (s.p[i] == '\\' && ++i == s.n - 1)
+            return false;
+        if ((unsigned char)s.p[i] < 32 || s.p[i] == 127 ||
+            ((unsigned char)s.p[i] >= 0x80 && !wide))
+            return false;
+    }
+    return true;
+}
+
+static bool
+format_local(struct str s, bool wide)
+{
+    if (!s.n || s.n > 64)
+        return false;
+    if (s.p[0] == '"')
+        return format_quoted_local(s, wide);
+    for (size_t i = 0; i < s.n; i++)
+        if (s.p[i] == '.' ? i == 0 || i + 1 == s.n || s.p[i + 1] == '.'
+                          : !format_is_atext(s.p[i], wide))
+            return false;
+    return true;
+}
+
+static bool
+format_mail(struct str s, bool wide)
+{
+    size_t at = s.n;
+    struct str host;
+
+    while (at && s.p[at - 1] != '@')
+        at--;
+    if (!at || !format_local((struct str){s.p, at - 1}, wide))
+        return false;
+    host = str_from(s, at);
+    if (host.n > 2 && host.p[0] == '[' && host.p[host.n - 1] == ']') {
+        host = (struct str){host.p + 1, host.n - 2};
+        if (host.n > 5 && str_eqi((struct str){host.p, 5}, S("IPv6:")))
+            return format_ipv6(str_from(host, 5));
+        return format_ipv4(host);
+    }
+    return format_host(host, wide);
+}
+
+static bool
+format_email(struct str s)
+{
+    return format_mail(s, false);
+}
+
+static bool
+format_idn_email(struct str s)
+{
+    return format_mail(s, true);
+}
+
+static bool
+format_uuid(struct str s)
+{
+    if (s.n != 36)
+        return false;
+    for (size_t i = 0; i < 36; i++) {
+        bool dash = i == 8 || i == 13 || i == 18 || i == 23;
+
+        if (dash ? s.p[i] != '-' : str_hex_digit(s.p[i]) < 0)
+            return false;
+    }
+    return true;
+}
+
+static bool
+format_json_pointer(struct str s)
+{
+    if (s.n && s.p[0] != '/')
+        return false;
+    for (size_t i = 0; i < s.n; i++)
+        if (s.p[i] == '~' &&
+            (i + 1 == s.n || (s.p[i + 1] != '0' && s.p[i + 1] != '1')))
+            return false;
+    return true;
+}
+
+/* "0", "12#", "1/a", and "0+1/a" of the newer drafts. */
+static bool
+format_take_count(struct str *s)
+{
+    struct str was = *s;
+
+    while (s->n && format_is_digit(s->p[0]))
+        *s = str_from(*s, 1);
+    return s->n < was.n && (was.p[0] != '0' || was.n - s->n == 1);
+}
+
+static bool
+format_relative_pointer(struct str s)
+{
+    if (!format_take_count(&s))
+        return false;
+    if ((format_take(&s, '+') || format_take(&s, '-')) &&
+        !(s.n && s.p[0] != '0' && format_take_count(&s)))
+        return false;
+    return str_eq(s, S("#")) || format_json_pointer(s);
+}
+
+/* One component of a URI: unreserved, sub-delims, percent-encodings and what
+ * `more` lists; `wide` lets RFC 3987's characters in. */
+static bool
+format_uri_chars(struct str s, const char *more, bool wide)
+{
+    for (size_t i = 0; i < s.n; i++) {
+        char c = s.p[i];
+
+        if (c == '%') {
+            if (s.n - i < 3 || str_hex_digit(s.p[i + 1]) < 0 ||
+                str_hex_digit(s.p[i + 2]) < 0)
+                return false;
+            i += 2;
+        } else if (!format_is_alpha(c) && !format_is_digit(c) &&
+                   !(c && strchr("-._~!$&'()*+,;=", c)) &&
+                   !(c && strchr(more, c)) &&
+                   !(wide && (unsigned char)c >= 0x80)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* "v1.x" between the brackets of an IP literal. */
+static bool
+format_uri_future(struct str s)
+{
+    struct str version, rest;
+
+    if (!s.n || (s.p[0] | 0x20) != 'v' ||
+        !str_cut(str_from(s, 1), '.', &version, &rest) || !version.n || !rest.n)
+        return false;
+    for (size_t i = 0; i < version.n; i++)
+        if (str_hex_digit(version.p[i]) < 0)
+            return false;
+    return !memchr(rest.p, '%', rest.n) && format_uri_chars(rest, ":", false);
+}
+
+static bool
+format_uri_authority(struct str s, bool wide)
+{
+    struct str user, host = s, port = {s.p, 0};
+
+    if (s.n && memchr(s.p, '@', s.n)) {
+        str_cut(s, '@', &user, &host);
+        if (!format_uri_chars(user, ":", wide))
+            return false;
+    }
+    if (host.n && host.p[0] == '[') {
+        struct str literal;
+
+        if (!str_cut(str_from(host, 1), ']', &literal, &port) ||
+            !(format_ipv6(literal) || format_uri_future(literal)))
+            return false;
+        if (port.n && !format_take(&port, ':'))
+            return false;
+    } else {
+        str_cut(host, ':', &host, &port);
+        if (!format_uri_chars(host, "", wide))
+            return false;
+    }
+    for (size_t i = 0; i < port.n; i++)
+        if (!format_is_digit(port.p[i]))
+            return false;
+    return true;
+}
+
+/* The length of "scheme", where `s` begins with "scheme:"; or 0. */
+static size_t
+format_uri_scheme(struct str s)
+{
+    size_t i = 0;
+
+    if (!s.n || !format_is_alpha(s.p[0]))
+        return 0;
+    while (i < s.n && (format_is_alpha(s.p[i]) || format_is_digit(s.p[i]) ||
+                       s.p[i] == '+' || s.p[i] == '-' || s.p[i] == '.'))
+        i++;
+    return i < s.n && s.p[i] == ':' ? i : 0;
+}
+
+/* A URI of RFC 3986 in its five parts; a part that is absent has p == NULL. */
+struct format_uri {
+    struct str scheme, authority, path, query, fragment;
+};
+
+static void
+format_uri_split(struct str s, struct format_uri *u)
+{
+    size_t n = format_uri_scheme(s);
+    struct str tail;
+
+    *u = (struct format_uri){0};
+    if (n) {
+        u->scheme = (struct str){s.p, n};
+        s = str_from(s, n + 1);
+    }
+    if (str_cut(s, '#', &s, &tail))
+        u->fragment = tail;
+    if (str_cut(s, '?', &s, &tail))
+        u->query = tail;
+    if (str_starts(s, S("//"))) {
+        s = str_from(s, 2);
+        n = 0;
+        while (n < s.n && s.p[n] != '/')
+            n++;
+        u->authority = (struct str){s.p, n};
+        s = str_from(s, n);
+    }
+    u->path = s;
+}
+
+static bool
+format_uri_ok(struct str s, bool relative, bool wide)
+{
+    struct format_uri u;
+    struct str first, rest;
+
+    if (wide && !str_utf8(s))
+        return false;
+    format_uri_split(s, &u);
+    if (!u.scheme.p) {
+        if (!relative)
+            return false;
+        str_cut(u.path, '/', &first, &rest);
+        if (!u.authority.p && first.n && memchr(first.p, ':', first.n))
+            return false;
+    }
+    return (!u.authority.p || format_uri_authority(u.authority, wide)) &&
+           format_uri_chars(u.path, ":@/", wide) &&
+           (!u.query.p || format_uri_chars(u.query, ":@/?", wide)) &&
+           (!u.fragment.p || format_uri_chars(u.fragment, ":@/?", wide));
+}
+
+static bool
+format_uri(struct str s)
+{
+    return format_uri_ok(s, false, false);
+}
+
+static bool
+format_uri_reference(struct str s)
+{
+    return format_uri_ok(s, true, false);
+}
+
+static bool
+format_iri(struct str s)
+{
+    return format_uri_ok(s, false, true);
+}
+
+static bool
+format_iri_reference(struct str s)
+{
+    return format_uri_ok(s, true, true);
+}
+
+static bool
+format_byte(struct str s)
+{
+    size_t pad = 0;
+
+    if (s.n % 4)
+        return false;
+    while (pad < 2 && s.n && s.p[s.n - 1] == '=')
+        s.n--, pad++;
+    for (size_t i = 0; i < s.n; i++)
+        if (!format_is_alpha(s.p[i]) && !format_is_digit(s.p[i]) &&
+            s.p[i] != '+' && s.p[i] != '/')
+            return false;
+    return true;
+}
+
+/* ==== 11 schema: JSON Schema 2020-12, compiled ===============================
  *
  * A schema becomes a graph of nodes at load, and a check walks the instance and
  * the graph together. What the draft calls annotations (which members and items
@@ -3982,504 +4502,6 @@ schema_code_points(struct str s)
     return n;
 }
 
-/* ---- formats ---- */
-
-static bool
-schema_is_digit(char c)
-{
-    return c >= '0' && c <= '9';
-}
-
-static bool
-schema_is_alpha(char c)
-{
-    c = (char)(c | 0x20);
-    return c >= 'a' && c <= 'z';
-}
-
-/* Exactly `n` digits at the front of *s, taken off. */
-static bool
-schema_digits(struct str *s, size_t n, unsigned *out)
-{
-    *out = 0;
-    if (s->n < n)
-        return false;
-    for (size_t i = 0; i < n; i++) {
-        if (!schema_is_digit(s->p[i]))
-            return false;
-        *out = *out * 10 + (unsigned)(s->p[i] - '0');
-    }
-    *s = str_from(*s, n);
-    return true;
-}
-
-static bool
-schema_take(struct str *s, char c)
-{
-    if (!s->n || s->p[0] != c)
-        return false;
-    *s = str_from(*s, 1);
-    return true;
-}
-
-static bool
-schema_take_date(struct str *s)
-{
-    static const unsigned char days[] = {31, 29, 31, 30, 31, 30,
-                                         31, 31, 30, 31, 30, 31};
-    unsigned y, m, d;
-    bool leap;
-
-    if (!schema_digits(s, 4, &y) || !schema_take(s, '-') ||
-        !schema_digits(s, 2, &m) || !schema_take(s, '-') ||
-        !schema_digits(s, 2, &d))
-        return false;
-    leap = (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
-    return m >= 1 && m <= 12 && d >= 1 && d <= days[m - 1] &&
-           (m != 2 || d < 29 || leap);
-}
-
-/* A leap second is only ever at 23:59:60 UTC. */
-static bool
-schema_take_time(struct str *s)
-{
-    unsigned h, m, sec, oh = 0, om = 0;
-    bool west = false;
-
-    if (!schema_digits(s, 2, &h) || !schema_take(s, ':') ||
-        !schema_digits(s, 2, &m) || !schema_take(s, ':') ||
-        !schema_digits(s, 2, &sec) || h > 23 || m > 59 || sec > 60)
-        return false;
-    if (schema_take(s, '.')) {
-        if (!s->n || !schema_is_digit(s->p[0]))
-            return false;
-        while (s->n && schema_is_digit(s->p[0]))
-            *s = str_from(*s, 1);
-    }
-    if (!schema_take(s, 'Z') && !schema_take(s, 'z')) {
-        west = schema_take(s, '-');
-        if (!west && !schema_take(s, '+'))
-            return false;
-        if (!schema_digits(s, 2, &oh) || !schema_take(s, ':') ||
-            !schema_digits(s, 2, &om) || oh > 23 || om > 59)
-            return false;
-    }
-    if (sec < 60)
-        return true;
-    oh = oh * 60 + om;
-    m += h * 60 + 1440;
-    m = west ? m + oh : m - oh;
-    return m % 1440 == 23 * 60 + 59;
-}
-
-static bool
-schema_format_date(struct str s)
-{
-    return schema_take_date(&s) && !s.n;
-}
-
-static bool
-schema_format_time(struct str s)
-{
-    return schema_take_time(&s) && !s.n;
-}
-
-static bool
-schema_format_date_time(struct str s)
-{
-    return schema_take_date(&s) &&
-           (schema_take(&s, 'T') || schema_take(&s, 't')) &&
-           schema_take_time(&s) && !s.n;
-}
-
-/* "1Y2M3D": units in this order without a gap, each with its digits. */
-static bool
-schema_take_units(struct str *s, const char *units)
-{
-    const char *at = NULL, *unit;
-    struct str was = *s;
-
-    for (;;) {
-        while (s->n && schema_is_digit(s->p[0]))
-            *s = str_from(*s, 1);
-        if (s->n == was.n)
-            return at != NULL;
-        if (!s->n || !(unit = strchr(units, s->p[0])) || !*unit ||
-            (at && unit != at + 1))
-            return false;
-        at = unit;
-        *s = was = str_from(*s, 1);
-    }
-}
-
-/* RFC 3339 appendix A. */
-static bool
-schema_format_duration(struct str s)
-{
-    struct str week;
-
-    if (!schema_take(&s, 'P') || !s.n || memchr(s.p, 0, s.n))
-        return false;
-    week = s;
-    if (schema_take_units(&week, "W") && !week.n)
-        return true;
-    if (s.p[0] != 'T' && !schema_take_units(&s, "YMD"))
-        return false;
-    return !s.n ||
-           (schema_take(&s, 'T') && schema_take_units(&s, "HMS") && !s.n);
-}
-
-static bool
-schema_host(struct str s, bool wide)
-{
-    size_t label = 0;
-
-    if (!s.n || s.n > 253)
-        return false;
-    for (size_t i = 0; i < s.n; i++) {
-        char c = s.p[i];
-        bool edge = label == 0 || i + 1 == s.n || s.p[i + 1] == '.';
-
-        if (c == '.') {
-            if (!label || i + 1 == s.n)
-                return false;
-            label = 0;
-            continue;
-        }
-        if (!schema_is_alpha(c) && !schema_is_digit(c) &&
-            !(c == '-' && !edge) && !(wide && (unsigned char)c >= 0x80))
-            return false;
-        if (++label > 63)
-            return false;
-    }
-    return true;
-}
-
-static bool
-schema_format_hostname(struct str s)
-{
-    return schema_host(s, false);
-}
-
-static bool
-schema_ip(struct str s, int family)
-{
-    char text[INET6_ADDRSTRLEN];
-    unsigned char bytes[16];
-
-    if (s.n >= sizeof text || memchr(s.p, 0, s.n))
-        return false;
-    memcpy(text, s.p, s.n);
-    text[s.n] = 0;
-    return inet_pton(family, text, bytes) == 1;
-}
-
-static bool
-schema_format_ipv4(struct str s)
-{
-    return schema_ip(s, AF_INET);
-}
-
-static bool
-schema_format_ipv6(struct str s)
-{
-    return schema_ip(s, AF_INET6);
-}
-
-static bool
-schema_is_atext(char c, bool wide)
-{
-    return schema_is_alpha(c) || schema_is_digit(c) ||
-           (c && strchr("!#$%&'*+-/=?^_`{|}~", c)) ||
-           (wide && (unsigned char)c >= 0x80);
-}
-
-/* The quoted form of RFC 5321: qtextSMTP and quoted pairs. */
-static bool
-schema_quoted_local(struct str s, bool wide)
-{
-    if (s.n < 2 || s.p[0] != '"' || s.p[s.n - 1] != '"')
-        return false;
-    for (size_t i = 1; i < s.n - 1; i++) {
-        if (s.p[i] == '"')
-            return false;
-        if (s.p[i] == '\\' && ++i == s.n - 1)
-            return false;
-        if ((unsigned char)s.p[i] < 32 || s.p[i] == 127 ||
-            ((unsigned char)s.p[i] >= 0x80 && !wide))
-            return false;
-    }
-    return true;
-}
-
-static bool
-schema_local(struct str s, bool wide)
-{
-    if (!s.n || s.n > 64)
-        return false;
-    if (s.p[0] == '"')
-        return schema_quoted_local(s, wide);
-    for (size_t i = 0; i < s.n; i++)
-        if (s.p[i] == '.' ? i == 0 || i + 1 == s.n || s.p[i + 1] == '.'
-                          : !schema_is_atext(s.p[i], wide))
-            return false;
-    return true;
-}
-
-static bool
-schema_mail(struct str s, bool wide)
-{
-    size_t at = s.n;
-    struct str host;
-
-    while (at && s.p[at - 1] != '@')
-        at--;
-    if (!at || !schema_local((struct str){s.p, at - 1}, wide))
-        return false;
-    host = str_from(s, at);
-    if (host.n > 2 && host.p[0] == '[' && host.p[host.n - 1] == ']') {
-        host = (struct str){host.p + 1, host.n - 2};
-        if (host.n > 5 && str_eqi((struct str){host.p, 5}, S("IPv6:")))
-            return schema_format_ipv6(str_from(host, 5));
-        return schema_format_ipv4(host);
-    }
-    return schema_host(host, wide);
-}
-
-static bool
-schema_format_email(struct str s)
-{
-    return schema_mail(s, false);
-}
-
-static bool
-schema_format_idn_email(struct str s)
-{
-    return schema_mail(s, true);
-}
-
-static bool
-schema_format_uuid(struct str s)
-{
-    if (s.n != 36)
-        return false;
-    for (size_t i = 0; i < 36; i++) {
-        bool dash = i == 8 || i == 13 || i == 18 || i == 23;
-
-        if (dash ? s.p[i] != '-' : str_hex_digit(s.p[i]) < 0)
-            return false;
-    }
-    return true;
-}
-
-static bool
-schema_format_json_pointer(struct str s)
-{
-    if (s.n && s.p[0] != '/')
-        return false;
-    for (size_t i = 0; i < s.n; i++)
-        if (s.p[i] == '~' &&
-            (i + 1 == s.n || (s.p[i + 1] != '0' && s.p[i + 1] != '1')))
-            return false;
-    return true;
-}
-
-/* "0", "12#", "1/a", and "0+1/a" of the newer drafts. */
-static bool
-schema_take_count(struct str *s)
-{
-    struct str was = *s;
-
-    while (s->n && schema_is_digit(s->p[0]))
-        *s = str_from(*s, 1);
-    return s->n < was.n && (was.p[0] != '0' || was.n - s->n == 1);
-}
-
-static bool
-schema_format_relative_pointer(struct str s)
-{
-    if (!schema_take_count(&s))
-        return false;
-    if ((schema_take(&s, '+') || schema_take(&s, '-')) &&
-        !(s.n && s.p[0] != '0' && schema_take_count(&s)))
-        return false;
-    return str_eq(s, S("#")) || schema_format_json_pointer(s);
-}
-
-/* One component of a URI: unreserved, sub-delims, percent-encodings and what
- * `more` lists; `wide` lets RFC 3987's characters in. */
-static bool
-schema_uri_chars(struct str s, const char *more, bool wide)
-{
-    for (size_t i = 0; i < s.n; i++) {
-        char c = s.p[i];
-
-        if (c == '%') {
-            if (s.n - i < 3 || str_hex_digit(s.p[i + 1]) < 0 ||
-                str_hex_digit(s.p[i + 2]) < 0)
-                return false;
-            i += 2;
-        } else if (!schema_is_alpha(c) && !schema_is_digit(c) &&
-                   !(c && strchr("-._~!$&'()*+,;=", c)) &&
-                   !(c && strchr(more, c)) &&
-                   !(wide && (unsigned char)c >= 0x80)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/* "v1.x" between the brackets of an IP literal. */
-static bool
-schema_uri_future(struct str s)
-{
-    struct str version, rest;
-
-    if (!s.n || (s.p[0] | 0x20) != 'v' ||
-        !str_cut(str_from(s, 1), '.', &version, &rest) || !version.n || !rest.n)
-        return false;
-    for (size_t i = 0; i < version.n; i++)
-        if (str_hex_digit(version.p[i]) < 0)
-            return false;
-    return !memchr(rest.p, '%', rest.n) && schema_uri_chars(rest, ":", false);
-}
-
-static bool
-schema_uri_authority(struct str s, bool wide)
-{
-    struct str user, host = s, port = {s.p, 0};
-
-    if (s.n && memchr(s.p, '@', s.n)) {
-        str_cut(s, '@', &user, &host);
-        if (!schema_uri_chars(user, ":", wide))
-            return false;
-    }
-    if (host.n && host.p[0] == '[') {
-        struct str literal;
-
-        if (!str_cut(str_from(host, 1), ']', &literal, &port) ||
-            !(schema_format_ipv6(literal) || schema_uri_future(literal)))
-            return false;
-        if (port.n && !schema_take(&port, ':'))
-            return false;
-    } else {
-        str_cut(host, ':', &host, &port);
-        if (!schema_uri_chars(host, "", wide))
-            return false;
-    }
-    for (size_t i = 0; i < port.n; i++)
-        if (!schema_is_digit(port.p[i]))
-            return false;
-    return true;
-}
-
-/* The length of "scheme", where `s` begins with "scheme:"; or 0. */
-static size_t
-schema_uri_scheme(struct str s)
-{
-    size_t i = 0;
-
-    if (!s.n || !schema_is_alpha(s.p[0]))
-        return 0;
-    while (i < s.n && (schema_is_alpha(s.p[i]) || schema_is_digit(s.p[i]) ||
-                       s.p[i] == '+' || s.p[i] == '-' || s.p[i] == '.'))
-        i++;
-    return i < s.n && s.p[i] == ':' ? i : 0;
-}
-
-/* A URI of RFC 3986 in its five parts; a part that is absent has p == NULL. */
-struct schema_uri {
-    struct str scheme, authority, path, query, fragment;
-};
-
-static void
-schema_uri_split(struct str s, struct schema_uri *u)
-{
-    size_t n = schema_uri_scheme(s);
-    struct str tail;
-
-    *u = (struct schema_uri){0};
-    if (n) {
-        u->scheme = (struct str){s.p, n};
-        s = str_from(s, n + 1);
-    }
-    if (str_cut(s, '#', &s, &tail))
-        u->fragment = tail;
-    if (str_cut(s, '?', &s, &tail))
-        u->query = tail;
-    if (str_starts(s, S("//"))) {
-        s = str_from(s, 2);
-        n = 0;
-        while (n < s.n && s.p[n] != '/')
-            n++;
-        u->authority = (struct str){s.p, n};
-        s = str_from(s, n);
-    }
-    u->path = s;
-}
-
-static bool
-schema_uri_ok(struct str s, bool relative, bool wide)
-{
-    struct schema_uri u;
-    struct str first, rest;
-
-    if (wide && !str_utf8(s))
-        return false;
-    schema_uri_split(s, &u);
-    if (!u.scheme.p) {
-        if (!relative)
-            return false;
-        str_cut(u.path, '/', &first, &rest);
-        if (!u.authority.p && first.n && memchr(first.p, ':', first.n))
-            return false;
-    }
-    return (!u.authority.p || schema_uri_authority(u.authority, wide)) &&
-           schema_uri_chars(u.path, ":@/", wide) &&
-           (!u.query.p || schema_uri_chars(u.query, ":@/?", wide)) &&
-           (!u.fragment.p || schema_uri_chars(u.fragment, ":@/?", wide));
-}
-
-static bool
-schema_format_uri(struct str s)
-{
-    return schema_uri_ok(s, false, false);
-}
-
-static bool
-schema_format_uri_reference(struct str s)
-{
-    return schema_uri_ok(s, true, false);
-}
-
-static bool
-schema_format_iri(struct str s)
-{
-    return schema_uri_ok(s, false, true);
-}
-
-static bool
-schema_format_iri_reference(struct str s)
-{
-    return schema_uri_ok(s, true, true);
-}
-
-static bool
-schema_format_byte(struct str s)
-{
-    size_t pad = 0;
-
-    if (s.n % 4)
-        return false;
-    while (pad < 2 && s.n && s.p[s.n - 1] == '=')
-        s.n--, pad++;
-    for (size_t i = 0; i < s.n; i++)
-        if (!schema_is_alpha(s.p[i]) && !schema_is_digit(s.p[i]) &&
-            s.p[i] != '+' && s.p[i] != '/')
-            return false;
-    return true;
-}
-
 /* ---- patterns ---- */
 
 /* What ECMA-262 calls white space, and what it does not. Each begins with what
@@ -4586,7 +4608,7 @@ schema_ecma_p(struct schema_ecma *x, struct mem_buf *out)
 {
     struct str rest = str_from(x->text, x->at + 2), name, tail;
 
-    if (!schema_take(&rest, '{') || !str_cut(rest, '}', &name, &tail))
+    if (!format_take(&rest, '{') || !str_cut(rest, '}', &name, &tail))
         return false;
     for (size_t i = 0; i < sizeof schema_categories / sizeof *schema_categories;
          i++) {
@@ -4626,7 +4648,7 @@ schema_ecma_posix(struct str s)
 
     if (!str_starts(s, S("[:")))
         return 0;
-    while (n < s.n && (schema_is_alpha(s.p[n]) || s.p[n] == '^'))
+    while (n < s.n && (format_is_alpha(s.p[n]) || s.p[n] == '^'))
         n++;
     return str_starts(str_from(s, n), S(":]")) ? n + 2 : 0;
 }
@@ -4735,7 +4757,7 @@ static bool
 schema_ecma_foreign(struct str s)
 {
     for (size_t i = 0; i + 1 < s.n; i++)
-        if (s.p[i] == '\\' && schema_is_alpha(s.p[++i]) &&
+        if (s.p[i] == '\\' && format_is_alpha(s.p[++i]) &&
             !strchr("bBcdDfknpPrsStuvwWx", s.p[i]))
             return true;
     return false;
@@ -4779,24 +4801,24 @@ schema_format_int64(const yyjson_val *v)
 }
 
 static const struct schema_format schema_formats[] = {
-    {"date-time", "2024-02-29T23:59:00Z", schema_format_date_time, NULL},
-    {"date", "2024-02-29", schema_format_date, NULL},
-    {"time", "23:59:00Z", schema_format_time, NULL},
-    {"duration", "P1DT12H", schema_format_duration, NULL},
-    {"email", "a@example.com", schema_format_email, NULL},
-    {"idn-email", "a@example.com", schema_format_idn_email, NULL},
-    {"hostname", "a.example.com", schema_format_hostname, NULL},
-    {"ipv4", "192.0.2.1", schema_format_ipv4, NULL},
-    {"ipv6", "2001:db8::1", schema_format_ipv6, NULL},
-    {"uri", "https://example.com/a", schema_format_uri, NULL},
-    {"uri-reference", "/a?b#c", schema_format_uri_reference, NULL},
-    {"iri", "https://example.com/a", schema_format_iri, NULL},
-    {"iri-reference", "/a?b#c", schema_format_iri_reference, NULL},
-    {"uuid", "123e4567-e89b-12d3-a456-426614174000", schema_format_uuid, NULL},
-    {"json-pointer", "/a/0", schema_format_json_pointer, NULL},
-    {"relative-json-pointer", "1/a", schema_format_relative_pointer, NULL},
+    {"date-time", "2024-02-29T23:59:00Z", format_date_time, NULL},
+    {"date", "2024-02-29", format_date, NULL},
+    {"time", "23:59:00Z", format_time, NULL},
+    {"duration", "P1DT12H", format_duration, NULL},
+    {"email", "a@example.com", format_email, NULL},
+    {"idn-email", "a@example.com", format_idn_email, NULL},
+    {"hostname", "a.example.com", format_hostname, NULL},
+    {"ipv4", "192.0.2.1", format_ipv4, NULL},
+    {"ipv6", "2001:db8::1", format_ipv6, NULL},
+    {"uri", "https://example.com/a", format_uri, NULL},
+    {"uri-reference", "/a?b#c", format_uri_reference, NULL},
+    {"iri", "https://example.com/a", format_iri, NULL},
+    {"iri-reference", "/a?b#c", format_iri_reference, NULL},
+    {"uuid", "123e4567-e89b-12d3-a456-426614174000", format_uuid, NULL},
+    {"json-pointer", "/a/0", format_json_pointer, NULL},
+    {"relative-json-pointer", "1/a", format_relative_pointer, NULL},
     {"regex", "^[a-z]+$", schema_format_regex, NULL},
-    {"byte", "aGVsbG8=", schema_format_byte, NULL},
+    {"byte", "aGVsbG8=", format_byte, NULL},
     {"int32", "-2147483648", NULL, schema_format_int32},
     {"int64", "-9223372036854775808", NULL, schema_format_int64},
 };
@@ -6469,12 +6491,12 @@ schema_dots(struct mem_buf *out, struct str path)
 static struct str
 schema_resolve(struct schema_build *b, struct str base, struct str ref)
 {
-    struct schema_uri r, u;
+    struct format_uri r, u;
     struct mem_buf out = {0};
     struct str done;
 
-    schema_uri_split(base, &u);
-    schema_uri_split(ref, &r);
+    format_uri_split(base, &u);
+    format_uri_split(ref, &r);
     if (!r.scheme.p && !r.authority.p && !r.path.n && !r.query.p)
         return base;
     if (r.scheme.p || !u.scheme.p) {
@@ -6512,7 +6534,7 @@ schema_survey_id(struct schema_build *b, yyjson_val *v, unsigned *base)
 {
     yyjson_val *id = json_get(v, "$id");
     struct schema_resource *r;
-    struct schema_uri u;
+    struct format_uri u;
 
     if (!id && b->resources_n)
         return true;
@@ -6524,7 +6546,7 @@ schema_survey_id(struct schema_build *b, yyjson_val *v, unsigned *base)
     r->v = v;
     r->uri = (struct str){"", 0};
     if (id) {
-        schema_uri_split(json_str(id), &u);
+        format_uri_split(json_str(id), &u);
         if (u.fragment.n)
             return schema_bad(b, id, "$id",
                               "must have no fragment: use $anchor");
@@ -6703,14 +6725,14 @@ schema_fill_ref(struct schema_build *b, struct schema_node *n, yyjson_val *v,
     const struct schema_spot *here = schema_spot_find(b, n->at), *there;
     struct schema_node **out = schema_field(b, n, w);
     yyjson_val *target = NULL;
-    struct schema_uri u;
+    struct format_uri u;
     struct str uri;
     size_t i = 0;
 
     if (json_type(v) != YYJSON_TYPE_STR)
         return schema_bad(b, v, w->name, "must be a string");
     must(here);
-    schema_uri_split(json_str(v), &u);
+    format_uri_split(json_str(v), &u);
     uri = schema_resolve(b, b->resources[here->base].uri, json_str(v));
     while (i < b->resources_n && !str_eq(b->resources[i].uri, uri))
         i++;
@@ -7005,13 +7027,13 @@ schema_number_text(struct str s, bool real)
 {
     size_t i = s.n && s.p[0] == '-', from = i;
 
-    while (i < s.n && schema_is_digit(s.p[i]))
+    while (i < s.n && format_is_digit(s.p[i]))
         i++;
     if (i == from || (s.p[from] == '0' && i > from + 1))
         return false;
     if (real && i < s.n && s.p[i] == '.') {
         from = ++i;
-        while (i < s.n && schema_is_digit(s.p[i]))
+        while (i < s.n && format_is_digit(s.p[i]))
             i++;
         if (i == from)
             return false;
@@ -7020,7 +7042,7 @@ schema_number_text(struct str s, bool real)
         i++;
         i += i < s.n && (s.p[i] == '+' || s.p[i] == '-');
         from = i;
-        while (i < s.n && schema_is_digit(s.p[i]))
+        while (i < s.n && format_is_digit(s.p[i]))
             i++;
         if (i == from)
             return false;
@@ -7148,8 +7170,8 @@ static const struct schema_room {
 static bool
 schema_room_has(const char *room, char c)
 {
-    return c && (strchr(room, c) || (schema_is_digit(c) && *room == '0') ||
-                 (schema_is_alpha(c) && strchr(room, 'a')));
+    return c && (strchr(room, c) || (format_is_digit(c) && *room == '0') ||
+                 (format_is_alpha(c) && strchr(room, 'a')));
 }
 
 static bool
@@ -7256,7 +7278,7 @@ schema_may_begin(const struct schema *s, struct str begin)
     return schema_takes_text(s) && schema_node_may(s, s->root, begin, 0);
 }
 
-/* ==== 11 route: which route a request is for ================================
+/* ==== 12 route: which route a request is for ================================
  *
  * A tree of path segments. At each segment a literal beats a capture, and a
  * capture beats a tail; if what follows does not fit, the next best is tried.
@@ -7738,7 +7760,7 @@ route_match(const struct route_table *t, struct str host, unsigned listener,
     return hit->allow ? ROUTE_WRONG_METHOD : ROUTE_NONE;
 }
 
-/* ==== 12 cfg: the plain configuration =======================================
+/* ==== 13 cfg: the plain configuration =======================================
  *
  * A policy is Lua, and evaluates once to one JSON document: listeners, routes,
  * commands, limits, with every default written out. Supervisor, workers and
@@ -10878,7 +10900,7 @@ cfg_print(const struct cfg *c, FILE *f)
     }
 }
 
-/* ==== 13 boot: what a child starts from ====================================
+/* ==== 14 boot: what a child starts from ====================================
  *
  * The supervisor hands each child one sealed memory file: the scripts as they
  * were read once, the plain configuration, the certificates, the variables the
@@ -10948,7 +10970,7 @@ struct boot {
     size_t listeners_n;
     struct str *cas;  // PEM, in the order of cfg.cas
     size_t cas_n;
-    struct str crl_numbers;  // of the lists in force: pki_crls_verify()
+    struct str crl_numbers;  // of the lists in force: crl_set_verify()
     struct boot_upstream *upstreams;
     size_t upstreams_n;
     struct str *ticket_keys;  // secrets: the first seals, all open
@@ -11442,7 +11464,7 @@ boot_settle(void)
         malloc_trim(0);
 }
 
-/* ==== 14 req: one exchange ==================================================
+/* ==== 15 req: one exchange ==================================================
  *
  * A request and its answer, the same for every HTTP version. The codec that
  * made it (h1) fills the request half and owns the object; the room that
@@ -11650,24 +11672,25 @@ req_queued(struct req *r)
     return r->wire->queued(r);
 }
 
-/* ==== 15 pki: certificates ==================================================
+/* ==== 16 pki: certificates, and who they say one is =========================
  *
- * DER in, verdict and identity out. The reader is our own and strict: one value
- * has one encoding, so that what we decide on is what the issuer signed. It
- * copies nothing: a pki_cert is slices of the DER it came from. An identity is
- * a copy, made once for each certificate and shared by its connections.
+ * The reader of DER is our own and strict: one value has one encoding, so that
+ * what we decide on is what the issuer signed. It copies nothing: a pki_cert is
+ * slices of the DER it came from. An identity is a copy, made once for each
+ * certificate and shared by its connections.
  *
- *   DER --> pki_cert (slices) --> pki_link, pki_search --> pki_path: verified
- *   pki_anchors, pki_crls, pki_rules --^                        |
- *   pki_cache, by SHA-256 <-- pki_identity (text, counted) <----'
+ *   DER --> pki_cert (slices) --> pki_link --> path_verify: struct path
+ *   pki_anchors, crl_set, path_rules --^          |
+ *   pki_cache, by SHA-256 <-- pki_identity <------'   (text, counted)
  *
  * Refused is what is malformed, or what no text can say safely (control bytes
- * in names, two extensions of one kind, a SPIFFE ID that is none), and what no
- * path leads to from an anchor by the rules of RFC 5280.
+ * in names, two extensions of one kind, a SPIFFE ID that is none).
  *
- * Entry   pki_anchors_new  pki_crls_load  pki_rules_init  pki_verify
- *         pki_cache_verify  pki_cache_keep  pki_identity_put  pki_crls_verify
- *         pki_pem_read  pki_describe
+ * Owner   an identity is counted: pki_identity_ref(), pki_identity_put()
+ * Down    uri str err log
+ * Entry   pki_cert_parse  pki_anchors_new  pki_signature_check  pki_cache_find
+ *         pki_cache_keep  pki_identity_parse  pki_identity_put  pki_pem_read
+ *         pki_describe
  */
 enum {
     PKI_CERT_MAX = 16384,  // bytes of one certificate
@@ -12036,6 +12059,15 @@ pki_now(int64_t clock)
     return clock >= GATEWAY_EPOCH ? clock
            : pki_clock_floor      ? GATEWAY_EPOCH
                                   : -1;
+}
+
+static void
+pki_date_text(int64_t seconds, char out[32])
+{
+    time_t t = (time_t)seconds;
+    struct tm tm;
+
+    must(gmtime_r(&t, &tm) && strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm));
 }
 
 /* ---- text ---- */
@@ -13389,7 +13421,7 @@ struct pki_identity {
     struct str xfcc;         // "Hash=…;Subject=\"…\";URI=…;DNS=…"
 
     unsigned char tbs_hash[32];          // SHA-256 of what the issuer signed
-    unsigned char rules_hash[32];        // of the pki_rules that it passed
+    unsigned char rules_hash[32];        // of the path_rules that it passed
     unsigned char cache_key[32];         // SHA-256 of rules, leaf and chain
     bool cached;                         // the cache holds one of the refs
     struct pki_identity *next;           // of the same slot
@@ -13883,7 +13915,7 @@ pki_cache_drop_alike(struct pki_cache *c, const struct pki_identity *id)
         }
 }
 
-/* Takes in whom pki_cache_verify() found, once it has proved to have the key:
+/* Takes in whom path_cache_verify() found, once it has proved to have the key:
  * chains are public, and whoever sends one must not push others out. */
 static void
 pki_cache_keep(struct pki_cache *c, struct pki_identity *id)
@@ -14609,6 +14641,17 @@ pki_anchors_hold(const struct pki_anchors *t, struct str der)
     return false;
 }
 
+/* ==== 17 crl: revocation lists ===============================================
+ *
+ * Lists are parsed as strictly as certificates, once, when they are loaded: a
+ * listener's set is settled on its anchors, and a lookup is a binary search.
+ * The number of a list never goes back, not over a reload either.
+ *
+ * Owner   a crl_set belongs to a listener or an upstream
+ * Down    pki
+ * Entry   crl_set_load  crl_set_verify  crl_check  crl_parse
+ */
+
 /* ---- revocation lists ---- */
 
 /* A CRL is read once, as strictly as a certificate, and stays slices of its
@@ -14618,23 +14661,23 @@ pki_anchors_hold(const struct pki_anchors *t, struct str der)
  * what cannot be answered for is refused at load: delta and indirect lists,
  * lists of some reasons or of attribute certificates. */
 enum {
-    PKI_CRL_BYTES = 16 << 20,   // one file
-    PKI_CRLS_BYTES = 48 << 20,  // the files of one listener
-    PKI_CRLS_MAX = 256,         // and the lists in them
-    PKI_CRL_ISSUERS = 32,       // issuers that a set remembers
-    PKI_CRL_NUMBERS = 4096,     // lines that go from one load to the next
+    CRL_CRL_BYTES = 16 << 20,   // one file
+    CRL_CRLS_BYTES = 48 << 20,  // the files of one listener
+    CRL_CRLS_MAX = 256,         // and the lists in them
+    CRL_CRL_ISSUERS = 32,       // issuers that a set remembers
+    CRL_CRL_NUMBERS = 4096,     // lines that go from one load to the next
     /* PEM becomes 3/4 of itself, and an entry of 20 bytes or more a pointer */
-    PKI_CRLS_ARENA = 96 << 20,
+    CRL_CRLS_ARENA = 96 << 20,
 };
 
-#define PKI_CE(x) S("\x55\x1d" x)  // 2.5.29.x, extensions
-#define PKI_OID_CRL_NUMBER PKI_CE("\x14")
-#define PKI_OID_CRL_REASON PKI_CE("\x15")
-#define PKI_OID_CRL_DELTA PKI_CE("\x1b")
-#define PKI_OID_CRL_SCOPE PKI_CE("\x1c")
-#define PKI_OID_CRL_ISSUER PKI_CE("\x1d")
+#define CRL_CE(x) S("\x55\x1d" x)  // 2.5.29.x, extensions
+#define CRL_OID_CRL_NUMBER CRL_CE("\x14")
+#define CRL_OID_CRL_REASON CRL_CE("\x15")
+#define CRL_OID_CRL_DELTA CRL_CE("\x1b")
+#define CRL_OID_CRL_SCOPE CRL_CE("\x1c")
+#define CRL_OID_CRL_ISSUER CRL_CE("\x1d")
 
-struct pki_crl {
+struct crl {
     struct str der, tbs, algorithm, signature;  // tbs and algorithm are whole
     struct str issuer, name;                    // whole, and canonical
     int64_t this_update, next_update;           // Unix seconds
@@ -14648,13 +14691,13 @@ struct pki_crl {
     struct str file;  // where it came from
 };
 
-struct pki_crl_entry {
+struct crl_entry {
     struct str serial;
     int64_t date;
     unsigned reason;
 };
 
-static const char *const pki_crl_reasons[] = {
+static const char *const crl_reasons[] = {
     "unspecified",     "keyCompromise",
     "cACompromise",    "affiliationChanged",
     "superseded",      "cessationOfOperation",
@@ -14663,18 +14706,9 @@ static const char *const pki_crl_reasons[] = {
     "aACompromise",
 };
 
-static void
-pki_date_text(int64_t seconds, char out[32])
-{
-    time_t t = (time_t)seconds;
-    struct tm tm;
-
-    must(gmtime_r(&t, &tm) && strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm));
-}
-
 /* What the reader says of certificates, said of a list. */
 __attribute__((format(printf, 2, 3))) static bool
-pki_crl_blame(struct err *e, const char *fmt, ...)
+crl_blame(struct err *e, const char *fmt, ...)
 {
     static const char was[] = "certificate: ";
     size_t n = strncmp(e->msg, was, sizeof was - 1) ? 0 : sizeof was - 1;
@@ -14690,7 +14724,7 @@ pki_crl_blame(struct err *e, const char *fmt, ...)
 
 /* Numbers without a sign: crlNumber, serials. */
 static int
-pki_number_cmp(struct str a, struct str b)
+crl_number_cmp(struct str a, struct str b)
 {
     if (a.n != b.n)
         return a.n < b.n ? -1 : 1;
@@ -14698,18 +14732,17 @@ pki_number_cmp(struct str a, struct str b)
 }
 
 static struct str
-pki_number_trim(struct str v)
+crl_number_trim(struct str v)
 {
     return v.n > 1 && pki_byte(v, 0) == 0 ? str_from(v, 1) : v;
 }
 
-typedef bool pki_crl_on_ext(void *, struct str oid, bool critical,
-                            struct str value, struct err *);
+typedef bool crl_on_ext(void *, struct str oid, bool critical, struct str value,
+                        struct err *);
 
 /* The extensions of a list or of an entry, none of them twice. */
 static bool
-pki_crl_extensions(struct str in, pki_crl_on_ext *each, void *data,
-                   struct err *e)
+crl_extensions(struct str in, crl_on_ext *each, void *data, struct err *e)
 {
     const char *what = "extensions";
     struct str seen[PKI_ITEMS_MAX];
@@ -14739,7 +14772,7 @@ pki_crl_extensions(struct str in, pki_crl_on_ext *each, void *data,
 }
 
 static bool
-pki_crl_unknown(struct str oid, struct err *e)
+crl_unknown(struct str oid, struct err *e)
 {
     struct mem_arena *a = mem_arena_new(PKI_ARENA_MAX);
     struct str text = pki_oid_text(a, oid);
@@ -14751,7 +14784,7 @@ pki_crl_unknown(struct str oid, struct err *e)
 }
 
 static bool
-pki_crl_reason(struct str in, unsigned *reason, struct err *e)
+crl_reason(struct str in, unsigned *reason, struct err *e)
 {
     const char *what = "reasonCode";
     struct pki_tlv t;
@@ -14767,88 +14800,87 @@ pki_crl_reason(struct str in, unsigned *reason, struct err *e)
 }
 
 static bool
-pki_crl_entry_ext(void *data, struct str oid, bool critical, struct str value,
-                  struct err *e)
+crl_entry_ext(void *data, struct str oid, bool critical, struct str value,
+              struct err *e)
 {
-    struct pki_crl_entry *x = data;
+    struct crl_entry *x = data;
 
-    if (str_eq(oid, PKI_OID_CRL_REASON))
-        return pki_crl_reason(value, &x->reason, e);
-    if (str_eq(oid, PKI_OID_CRL_ISSUER))
+    if (str_eq(oid, CRL_OID_CRL_REASON))
+        return crl_reason(value, &x->reason, e);
+    if (str_eq(oid, CRL_OID_CRL_ISSUER))
         return pki_bad(e, "certificateIssuer",
                        "this is an indirect list: give gateway one list of "
                        "each CA, signed by that CA");
-    return !critical || pki_crl_unknown(oid, e);
+    return !critical || crl_unknown(oid, e);
 }
 
 /* Takes one entry from the front of `in`. */
 static bool
-pki_crl_entry_take(struct str *in, struct pki_crl_entry *x, struct err *e)
+crl_entry_take(struct str *in, struct crl_entry *x, struct err *e)
 {
     const char *what = "serial number";
     struct pki_tlv t;
 
-    *x = (struct pki_crl_entry){0};
+    *x = (struct crl_entry){0};
     if (!pki_take(in, "entry", PKI_SEQUENCE, &t, e) ||
         !pki_take_int(&t.body, what, &x->serial, e) ||
         !pki_take_time(&t.body, "revocation date", &x->date, e))
         return false;
-    return t.body.n == 0 || pki_crl_extensions(t.body, pki_crl_entry_ext, x, e);
+    return t.body.n == 0 || crl_extensions(t.body, crl_entry_ext, x, e);
 }
 
-/* The serial number of an entry that pki_crl_entry_take() passed; it is
+/* The serial number of an entry that crl_entry_take() passed; it is
  * shorter than 128 bytes. */
 static struct str
-pki_crl_serial(const char *entry)
+crl_serial(const char *entry)
 {
     unsigned len = (unsigned char)entry[1];
     const char *p = entry + 2 + (len & 0x80 ? len & 0x7f : 0);
 
-    return pki_number_trim((struct str){p + 2, (unsigned char)p[1]});
+    return crl_number_trim((struct str){p + 2, (unsigned char)p[1]});
 }
 
 static int
-pki_crl_entry_cmp(const void *a, const void *b)
+crl_entry_cmp(const void *a, const void *b)
 {
     const char *x, *y;
 
     memcpy(&x, a, sizeof x);
     memcpy(&y, b, sizeof y);
-    return pki_number_cmp(pki_crl_serial(x), pki_crl_serial(y));
+    return crl_number_cmp(crl_serial(x), crl_serial(y));
 }
 
 /* A serial number that no certificate has which pki_cert_parse() takes. */
 static bool
-pki_crl_serial_odd(struct str v)
+crl_serial_odd(struct str v)
 {
     return v.n > 20 || (pki_byte(v, 0) & 0x80) != 0;
 }
 
 static bool
-pki_crl_entries(struct mem_arena *a, struct str all, struct pki_crl *c,
-                struct err *e)
+crl_entries(struct mem_arena *a, struct str all, struct crl *c, struct err *e)
 {
-    struct pki_crl_entry x;
+    struct crl_entry x;
     size_t n = 0;
 
     for (struct str in = all; in.n; n++)
-        if (!pki_crl_entry_take(&in, &x, e))
-            return pki_crl_blame(e, "entry %zu: ", n + 1);
+        if (!crl_entry_take(&in, &x, e))
+            return crl_blame(e, "entry %zu: ", n + 1);
     c->revoked = mem_alloc_raw(a, n * sizeof *c->revoked);
     for (struct str in = all; in.n;) {
         const char *entry = in.p;
 
-        must(pki_crl_entry_take(&in, &x, e));
-        if (!pki_crl_serial_odd(x.serial))
+        must(crl_entry_take(&in, &x, e));
+        if (!crl_serial_odd(x.serial))
             c->revoked[c->revoked_n++] = entry;
     }
     if (c->revoked_n)
-        qsort(c->revoked, c->revoked_n, sizeof *c->revoked, pki_crl_entry_cmp);
+        qsort(c->revoked, c->revoked_n, sizeof *c->revoked, crl_entry_cmp);
     return true;
 }
 
 static bool
-pki_crl_number(struct pki_crl *c, struct str in, struct err *e)
+crl_number(struct crl *c, struct str in, struct err *e)
 {
     const char *what = "crlNumber";
     struct str v;
@@ -14859,14 +14891,14 @@ pki_crl_number(struct pki_crl *c, struct str in, struct err *e)
         return pki_bad(e, what, "is negative");
     if (v.n > 20)
         return pki_bad(e, what, "is longer than 20 bytes");
-    c->number = pki_number_trim(v);
+    c->number = crl_number_trim(v);
     return true;
 }
 
 /* authorityKeyIdentifier: the key's identifier; issuer and serial number say
  * nothing that the signature does not. */
 static bool
-pki_crl_key_id(struct pki_crl *c, struct str in, struct err *e)
+crl_key_id(struct crl *c, struct str in, struct err *e)
 {
     const char *what = "authorityKeyIdentifier";
     struct pki_tlv seq, t;
@@ -14891,8 +14923,7 @@ pki_crl_key_id(struct pki_crl *c, struct str in, struct err *e)
 /* DistributionPointName. `names` becomes the GeneralNames in it; a name
  * relative to the issuer's leaves it as it was. */
 static bool
-pki_crl_point(struct str *in, const char *what, struct str *names,
-              struct err *e)
+crl_point(struct str *in, const char *what, struct str *names, struct err *e)
 {
     struct pki_tlv outer, t, one;
 
@@ -14912,8 +14943,8 @@ pki_crl_point(struct str *in, const char *what, struct str *names,
 
 /* [tag] BOOLEAN DEFAULT FALSE */
 static bool
-pki_crl_flag(struct str *in, const char *what, unsigned tag, bool *out,
-             struct err *e)
+crl_flag(struct str *in, const char *what, unsigned tag, bool *out,
+         struct err *e)
 {
     struct pki_tlv t;
 
@@ -14930,7 +14961,7 @@ pki_crl_flag(struct str *in, const char *what, unsigned tag, bool *out,
 
 /* issuingDistributionPoint (RFC 5280 section 5.2.5): what the list covers. */
 static bool
-pki_crl_scope(struct pki_crl *c, struct str in, struct err *e)
+crl_scope(struct crl *c, struct str in, struct err *e)
 {
     const char *what = "issuingDistributionPoint";
     bool indirect = false, attributes = false, named;
@@ -14942,9 +14973,9 @@ pki_crl_scope(struct pki_crl *c, struct str in, struct err *e)
     if (seq.body.n == 0)
         return pki_bad(e, what, "is empty");
     named = pki_at(seq.body, PKI_CONSTRUCTED);
-    if ((named && !pki_crl_point(&seq.body, what, &c->points, e)) ||
-        !pki_crl_flag(&seq.body, what, PKI_CONTEXT + 1, &c->users, e) ||
-        !pki_crl_flag(&seq.body, what, PKI_CONTEXT + 2, &c->cas, e))
+    if ((named && !crl_point(&seq.body, what, &c->points, e)) ||
+        !crl_flag(&seq.body, what, PKI_CONTEXT + 1, &c->users, e) ||
+        !crl_flag(&seq.body, what, PKI_CONTEXT + 2, &c->cas, e))
         return false;
     if (named && !c->points.p)
         return pki_bad(e, what,
@@ -14954,8 +14985,8 @@ pki_crl_scope(struct pki_crl *c, struct str in, struct err *e)
         return pki_bad(e, what,
                        "the list covers some reasons only: give gateway the "
                        "one that covers them all");
-    if (!pki_crl_flag(&seq.body, what, PKI_CONTEXT + 4, &indirect, e) ||
-        !pki_crl_flag(&seq.body, what, PKI_CONTEXT + 5, &attributes, e) ||
+    if (!crl_flag(&seq.body, what, PKI_CONTEXT + 4, &indirect, e) ||
+        !crl_flag(&seq.body, what, PKI_CONTEXT + 5, &attributes, e) ||
         !pki_end(seq.body, what, e))
         return false;
     if (indirect)
@@ -14971,26 +15002,26 @@ pki_crl_scope(struct pki_crl *c, struct str in, struct err *e)
 }
 
 static bool
-pki_crl_ext(void *data, struct str oid, bool critical, struct str value,
-            struct err *e)
+crl_ext(void *data, struct str oid, bool critical, struct str value,
+        struct err *e)
 {
-    struct pki_crl *c = data;
+    struct crl *c = data;
 
-    if (str_eq(oid, PKI_OID_CRL_NUMBER))
-        return pki_crl_number(c, value, e);
+    if (str_eq(oid, CRL_OID_CRL_NUMBER))
+        return crl_number(c, value, e);
     if (str_eq(oid, pki_ext_oids[PKI_EXT_AKID]))
-        return pki_crl_key_id(c, value, e);
-    if (str_eq(oid, PKI_OID_CRL_SCOPE))
-        return pki_crl_scope(c, value, e);
-    if (str_eq(oid, PKI_OID_CRL_DELTA))
+        return crl_key_id(c, value, e);
+    if (str_eq(oid, CRL_OID_CRL_SCOPE))
+        return crl_scope(c, value, e);
+    if (str_eq(oid, CRL_OID_CRL_DELTA))
         return pki_bad(e, "deltaCRLIndicator",
                        "this is a delta list: give gateway the CA's complete "
                        "list");
-    return !critical || pki_crl_unknown(oid, e);
+    return !critical || crl_unknown(oid, e);
 }
 
 static bool
-pki_crl_version(struct str *tbs, struct err *e)
+crl_version(struct str *tbs, struct err *e)
 {
     int v;
 
@@ -15003,8 +15034,8 @@ pki_crl_version(struct str *tbs, struct err *e)
 }
 
 static bool
-pki_crl_issuer_name(struct mem_arena *a, struct str *tbs, struct pki_crl *c,
-                    struct err *e)
+crl_issuer_name(struct mem_arena *a, struct str *tbs, struct crl *c,
+                struct err *e)
 {
     struct pki_tlv t;
 
@@ -15018,7 +15049,7 @@ pki_crl_issuer_name(struct mem_arena *a, struct str *tbs, struct pki_crl *c,
 }
 
 static bool
-pki_crl_dates(struct str *tbs, struct pki_crl *c, struct err *e)
+crl_dates(struct str *tbs, struct crl *c, struct err *e)
 {
     if (!pki_take_time(tbs, "thisUpdate", &c->this_update, e))
         return false;
@@ -15033,37 +15064,35 @@ pki_crl_dates(struct str *tbs, struct pki_crl *c, struct err *e)
 
 /* TBSCertList, field by field (RFC 5280 section 5.1). */
 static bool
-pki_crl_tbs(struct mem_arena *a, struct str in, struct pki_crl *c,
-            struct err *e)
+crl_tbs(struct mem_arena *a, struct str in, struct crl *c, struct err *e)
 {
     const char *what = "signature algorithm";
     struct str revoked = {0};
     struct pki_tlv t;
 
-    if (!pki_crl_version(&in, e) || !pki_take(&in, what, PKI_SEQUENCE, &t, e))
+    if (!crl_version(&in, e) || !pki_take(&in, what, PKI_SEQUENCE, &t, e))
         return false;
     if (!str_eq(t.whole, c->algorithm))
         return pki_bad(e, what, "differs inside and outside");
-    if (!pki_crl_issuer_name(a, &in, c, e) || !pki_crl_dates(&in, c, e))
+    if (!crl_issuer_name(a, &in, c, e) || !crl_dates(&in, c, e))
         return false;
     if (pki_at(in, PKI_SEQUENCE)) {
         if (!pki_next(&in, "revoked certificates", &t, e))
             return false;
         revoked = t.body;
     }
-    if (pki_at(in, PKI_CONSTRUCTED) &&
-        (!pki_next(&in, "extensions", &t, e) ||
-         !pki_crl_extensions(t.body, pki_crl_ext, c, e)))
+    if (pki_at(in, PKI_CONSTRUCTED) && (!pki_next(&in, "extensions", &t, e) ||
+                                        !crl_extensions(t.body, crl_ext, c, e)))
         return false;
     if (!c->number.p)
         return pki_bad(e, "crlNumber",
                        "is missing: let the CA number its lists (openssl: "
                        "crlnumber), so that an old one cannot come back");
-    return pki_end(in, "list", e) && pki_crl_entries(a, revoked, c, e);
+    return pki_end(in, "list", e) && crl_entries(a, revoked, c, e);
 }
 
 static bool
-pki_crl_outer(struct mem_arena *a, struct pki_crl *c, struct err *e)
+crl_outer(struct mem_arena *a, struct crl *c, struct err *e)
 {
     const char *what = "signature algorithm";
     struct pki_tlv outer, tbs, alg;
@@ -15079,29 +15108,28 @@ pki_crl_outer(struct mem_arena *a, struct pki_crl *c, struct err *e)
         return false;
     c->tbs = tbs.whole;
     c->algorithm = alg.whole;
-    return pki_crl_tbs(a, tbs.body, c, e);
+    return crl_tbs(a, tbs.body, c, e);
 }
 
 /* `der` must outlive `c`; the order of the entries lies in the arena. */
 static bool
-pki_crl_parse(struct mem_arena *a, struct str der, struct pki_crl *c,
-              struct err *e)
+crl_parse(struct mem_arena *a, struct str der, struct crl *c, struct err *e)
 {
-    *c = (struct pki_crl){.der = der};
-    if (der.n > PKI_CRL_BYTES)
+    *c = (struct crl){.der = der};
+    if (der.n > CRL_CRL_BYTES)
         return err_set(e, ERR_TLS, "CRL: size: is over 16 MiB");
-    return pki_crl_outer(a, c, e) || pki_crl_blame(e, "CRL: ");
+    return crl_outer(a, c, e) || crl_blame(e, "CRL: ");
 }
 
 /* The entry about this serial number (without a leading 00), or NULL. */
 static const char *
-pki_crl_find(const struct pki_crl *c, struct str serial)
+crl_find(const struct crl *c, struct str serial)
 {
     size_t lo = 0, hi = c->revoked_n;
 
     while (lo < hi) {
         size_t mid = lo + (hi - lo) / 2;
-        int d = pki_number_cmp(serial, pki_crl_serial(c->revoked[mid]));
+        int d = crl_number_cmp(serial, crl_serial(c->revoked[mid]));
 
         if (d == 0)
             return c->revoked[mid];
@@ -15116,7 +15144,7 @@ pki_crl_find(const struct pki_crl *c, struct str serial)
 /* Whether one of the names of the list's distribution point is one that the
  * certificate gives for its own, byte for byte. */
 static bool
-pki_crl_points_meet(struct str points, struct str names)
+crl_points_meet(struct str points, struct str names)
 {
     struct pki_tlv a, b;
     struct err e;
@@ -15131,7 +15159,7 @@ pki_crl_points_meet(struct str points, struct str names)
 /* The same for all distribution points of a certificate that stand for every
  * reason and for the CA's own lists. */
 static bool
-pki_crl_points_of(struct str points, const struct pki_cert *cert)
+crl_points_of(struct str points, const struct pki_cert *cert)
 {
     const char *what = "cRLDistributionPoints";
     struct str in = cert->ext[PKI_EXT_CRL_POINTS];
@@ -15144,8 +15172,8 @@ pki_crl_points_of(struct str points, const struct pki_cert *cert)
         struct str names = {0};
 
         if (pki_at(one.body, PKI_CONSTRUCTED) &&
-            pki_crl_point(&one.body, what, &names, &e) && one.body.n == 0 &&
-            pki_crl_points_meet(points, names))
+            crl_point(&one.body, what, &names, &e) && one.body.n == 0 &&
+            crl_points_meet(points, names))
             return true;
     }
     return false;
@@ -15153,17 +15181,17 @@ pki_crl_points_of(struct str points, const struct pki_cert *cert)
 
 /* Whether the list speaks of such certificates (RFC 5280 section 6.3.3). */
 static bool
-pki_crl_covers(const struct pki_crl *c, const struct pki_cert *cert)
+crl_covers(const struct crl *c, const struct pki_cert *cert)
 {
     if (cert->ca ? c->users : c->cas)
         return false;
-    return !c->points.p || pki_crl_points_of(c->points, cert);
+    return !c->points.p || crl_points_of(c->points, cert);
 }
 
 /* Whether the list speaks of another key than this issuer of its name has. A
  * hint: if the issuer's key has signed it all the same, it is the issuer's. */
 static bool
-pki_crl_of_other(const struct pki_crl *c, const struct pki_link *issuer)
+crl_of_other(const struct crl *c, const struct pki_link *issuer)
 {
     return c->key_id.p && issuer->key_id.n &&
            !str_eq(c->key_id, issuer->key_id);
@@ -15171,71 +15199,71 @@ pki_crl_of_other(const struct pki_crl *c, const struct pki_link *issuer)
 
 /* ---- the revocation lists of a listener ---- */
 
-enum pki_crl_result {
-    PKI_CRL_FINE,
-    PKI_CRL_REVOKED,
-    PKI_CRL_MISSING,
-    PKI_CRL_EXPIRED,   // or not valid yet
-    PKI_CRL_UNUSABLE,  // not signed by the issuer, or it may not sign lists
-    PKI_CRL_RESULTS
+enum crl_result {
+    CRL_CRL_FINE,
+    CRL_CRL_REVOKED,
+    CRL_CRL_MISSING,
+    CRL_CRL_EXPIRED,   // or not valid yet
+    CRL_CRL_UNUSABLE,  // not signed by the issuer, or it may not sign lists
+    CRL_CRL_RESULTS
 };
 
 /* How a refused handshake is counted. */
-static const enum met_id pki_crl_met[PKI_CRL_RESULTS] = {
-    [PKI_CRL_FINE] = MET_HS_BAD_CERT,
-    [PKI_CRL_REVOKED] = MET_HS_REVOKED,
-    [PKI_CRL_MISSING] = MET_HS_CRL_MISSING,
-    [PKI_CRL_EXPIRED] = MET_HS_CRL_EXPIRED,
-    [PKI_CRL_UNUSABLE] = MET_HS_CRL_UNUSABLE,
+static const enum met_id crl_met[CRL_CRL_RESULTS] = {
+    [CRL_CRL_FINE] = MET_HS_BAD_CERT,
+    [CRL_CRL_REVOKED] = MET_HS_REVOKED,
+    [CRL_CRL_MISSING] = MET_HS_CRL_MISSING,
+    [CRL_CRL_EXPIRED] = MET_HS_CRL_EXPIRED,
+    [CRL_CRL_UNUSABLE] = MET_HS_CRL_UNUSABLE,
 };
 
 /* What a set knows of one issuer: which lists may be its own, and which of
  * them it has signed. */
-struct pki_crl_issuer {
+struct crl_issuer {
     unsigned char key[32];  // SHA-256 of its certificate
     size_t n;
     struct pki_crl_own {
-        const struct pki_crl *crl;
-        bool other;       // pki_crl_of_other()
+        const struct crl *crl;
+        bool other;       // crl_of_other()
         bool known, its;  // its signature was looked at; it is the issuer's
         bool good;        // and the issuer may sign lists
     } * v;                // owned; NULL: the place is free
 };
 
-struct pki_crls {
+struct crl_set {
     struct mem_arena *a;          // owned; this struct lives in it
     bool missing_ok, expired_ok;  // crl_missing, crl_expired = "allow"
     size_t n, bytes;
-    struct pki_crl v[PKI_CRLS_MAX];
-    struct pki_crl_issuer seen[PKI_CRL_ISSUERS];
-    unsigned next;             // the place in `seen` to be used again
-    unsigned char hash[32];    // of all that decides
-    int64_t until;             // of pki_crl_check(): see there
-    enum pki_crl_result last;  // of pki_crl_check(): why it refused
+    struct crl v[CRL_CRLS_MAX];
+    struct crl_issuer seen[CRL_CRL_ISSUERS];
+    unsigned next;           // the place in `seen` to be used again
+    unsigned char hash[32];  // of all that decides
+    int64_t until;           // of crl_check(): see there
+    enum crl_result last;    // of crl_check(): why it refused
 };
 
 static void
-pki_crls_forget(void *data)
+crl_set_forget(void *data)
 {
-    struct pki_crls *s = data;
+    struct crl_set *s = data;
 
-    for (size_t i = 0; i < PKI_CRL_ISSUERS; i++)
+    for (size_t i = 0; i < CRL_CRL_ISSUERS; i++)
         free(s->seen[i].v);
 }
 
-static struct pki_crls *
-pki_crls_new(void)
+static struct crl_set *
+crl_set_new(void)
 {
-    struct mem_arena *a = mem_arena_new(PKI_CRLS_ARENA);
-    struct pki_crls *s = mem_alloc(a, sizeof *s);
+    struct mem_arena *a = mem_arena_new(CRL_CRLS_ARENA);
+    struct crl_set *s = mem_alloc(a, sizeof *s);
 
     s->a = a;
-    mem_defer(a, pki_crls_forget, s);
+    mem_defer(a, crl_set_forget, s);
     return s;
 }
 
 static void
-pki_crls_free(struct pki_crls *s)
+crl_set_free(struct crl_set *s)
 {
     if (s)
         mem_arena_free(s->a);
@@ -15243,7 +15271,7 @@ pki_crls_free(struct pki_crls *s)
 
 /* A name for a log line. */
 static void
-pki_crl_who(struct str name, char who[PKI_WHO_MAX])
+crl_who(struct str name, char who[PKI_WHO_MAX])
 {
     const struct pki_cert c = {.subject = name};
 
@@ -15251,18 +15279,17 @@ pki_crl_who(struct str name, char who[PKI_WHO_MAX])
 }
 
 /* Adds the lists of a file, PEM ("X509 CRL") or DER, which must outlive the
- * set. Then pki_crls_settle(). */
+ * set. Then crl_set_settle(). */
 static bool
-pki_crls_add(struct pki_crls *s, struct str file, struct str bytes,
-             struct err *e)
+crl_set_add(struct crl_set *s, struct str file, struct str bytes, struct err *e)
 {
     struct str one[1] = {bytes}, *ders = one;
     size_t n = 1;
 
-    if (bytes.n > PKI_CRL_BYTES)
+    if (bytes.n > CRL_CRL_BYTES)
         return err_set(e, ERR_CONFIG, "%.*s: is over 16 MiB", STR_FMT(file));
     s->bytes += bytes.n;
-    if (s->bytes > PKI_CRLS_BYTES)
+    if (s->bytes > CRL_CRLS_BYTES)
         return err_set(e, ERR_CONFIG,
                        "%.*s: the lists of this listener are together over "
                        "48 MiB",
@@ -15273,10 +15300,10 @@ pki_crls_add(struct pki_crls *s, struct str file, struct str bytes,
         !pki_pem_blocks(s->a, bytes, "X509 CRL", &ders, &n, e))
         return err_prefix(e, "%.*s: ", STR_FMT(file));
     for (size_t i = 0; i < n; i++) {
-        if (s->n == PKI_CRLS_MAX)
+        if (s->n == CRL_CRLS_MAX)
             return err_set(e, ERR_CONFIG, "%.*s: more than %d lists",
-                           STR_FMT(file), PKI_CRLS_MAX);
-        if (!pki_crl_parse(s->a, ders[i], &s->v[s->n], e))
+                           STR_FMT(file), CRL_CRLS_MAX);
+        if (!crl_parse(s->a, ders[i], &s->v[s->n], e))
             return err_prefix(e, "%.*s: block %zu: ", STR_FMT(file), i + 1);
         s->v[s->n++].file = file;
     }
@@ -15285,7 +15312,7 @@ pki_crls_add(struct pki_crls *s, struct str file, struct str bytes,
 
 /* Whether one of the two takes the other's place. */
 static bool
-pki_crl_same(const struct pki_crl *a, const struct pki_crl *b)
+crl_same(const struct crl *a, const struct crl *b)
 {
     if (a->scope.p ? !b->scope.p || !str_eq(a->scope, b->scope)
                    : b->scope.p != NULL)
@@ -15297,23 +15324,23 @@ pki_crl_same(const struct pki_crl *a, const struct pki_crl *b)
 
 /* False with e->kind ERR_KINDS: nothing is newer than s->v[i]. */
 static bool
-pki_crl_superseded(const struct pki_crls *s, size_t i, struct err *e)
+crl_superseded(const struct crl_set *s, size_t i, struct err *e)
 {
-    const struct pki_crl *a = &s->v[i];
+    const struct crl *a = &s->v[i];
     char who[PKI_WHO_MAX];
 
     e->kind = ERR_KINDS;
     for (size_t j = 0; j < s->n; j++) {
-        const struct pki_crl *b = &s->v[j];
-        int d = i == j ? 1 : pki_number_cmp(a->number, b->number);
+        const struct crl *b = &s->v[j];
+        int d = i == j ? 1 : crl_number_cmp(a->number, b->number);
 
-        if (d > 0 || !pki_crl_same(a, b))
+        if (d > 0 || !crl_same(a, b))
             continue;
         if (d < 0 || (str_eq(a->der, b->der) && j < i))
             return true;
         if (str_eq(a->der, b->der))
             continue;
-        pki_crl_who(a->issuer, who);
+        crl_who(a->issuer, who);
         return err_set(e, ERR_CONFIG,
                        "%.*s and %.*s: two different CRLs of %s have the same "
                        "number: keep the CA's newest",
@@ -15323,10 +15350,10 @@ pki_crl_superseded(const struct pki_crls *s, size_t i, struct err *e)
 }
 
 static void
-pki_crls_hash(struct pki_crls *s)
+crl_set_hash(struct crl_set *s)
 {
     const char how[2] = {(char)s->missing_ok, (char)s->expired_ok};
-    struct str der[PKI_CRLS_MAX];
+    struct str der[CRL_CRLS_MAX];
 
     for (size_t i = 0; i < s->n; i++)
         der[i] = s->v[i].der;
@@ -15336,13 +15363,13 @@ pki_crls_hash(struct pki_crls *s)
 /* Of the lists of one issuer and scope the highest number counts, and the
  * others are forgotten. */
 static bool
-pki_crls_settle(struct pki_crls *s, struct err *e)
+crl_set_settle(struct crl_set *s, struct err *e)
 {
-    bool old[PKI_CRLS_MAX];
+    bool old[CRL_CRLS_MAX];
     size_t n = 0;
 
     for (size_t i = 0; i < s->n; i++) {
-        old[i] = pki_crl_superseded(s, i, e);
+        old[i] = crl_superseded(s, i, e);
         if (!old[i] && e->kind != ERR_KINDS)
             return false;
     }
@@ -15350,13 +15377,12 @@ pki_crls_settle(struct pki_crls *s, struct err *e)
         if (!old[i])
             s->v[n++] = s->v[i];
     s->n = n;
-    pki_crls_hash(s);
+    crl_set_hash(s);
     return true;
 }
 
 static bool
-pki_crl_signed(const struct pki_crl *c, const struct pki_cert *issuer,
-               struct err *e)
+crl_signed(const struct crl *c, const struct pki_cert *issuer, struct err *e)
 {
     if (issuer->ext[PKI_EXT_KEY_USAGE].p && !(issuer->uses & PKI_USE_CRL_SIGN))
         return err_set(e, ERR_TLS, "the issuer's keyUsage lacks cRLSign");
@@ -15365,14 +15391,14 @@ pki_crl_signed(const struct pki_crl *c, const struct pki_cert *issuer,
 }
 
 static bool
-pki_crl_in_time(const struct pki_crls *s, const struct pki_crl *c, int64_t now,
-                struct err *e)
+crl_in_time(const struct crl_set *s, const struct crl *c, int64_t now,
+            struct err *e)
 {
     char who[PKI_WHO_MAX], date[32];
 
     if (now >= c->this_update && (now <= c->next_update || s->expired_ok))
         return true;
-    pki_crl_who(c->issuer, who);
+    crl_who(c->issuer, who);
     if (now < c->this_update) {
         pki_date_text(c->this_update, date);
         return err_set(e, ERR_TLS,
@@ -15390,23 +15416,21 @@ pki_crl_in_time(const struct pki_crls *s, const struct pki_crl *c, int64_t now,
 /* At load: each list that names a CA of client_ca must be signed by it. Which
  * of two CAs of one name has signed it, the signature tells. */
 static bool
-pki_crl_anchored(const struct pki_crl *c, const struct pki_anchors *t,
-                 struct err *e)
+crl_anchored(const struct crl *c, const struct pki_anchors *t, struct err *e)
 {
     bool named = false;
     struct err why;
     char who[PKI_WHO_MAX];
 
     for (size_t i = 0; i < t->n; i++)
-        if (str_eq(c->name, t->v[i].subject) &&
-            !pki_crl_of_other(c, &t->v[i])) {
-            if (pki_crl_signed(c, &t->v[i].cert, &why))
+        if (str_eq(c->name, t->v[i].subject) && !crl_of_other(c, &t->v[i])) {
+            if (crl_signed(c, &t->v[i].cert, &why))
                 return true;
             named = true;
         }
     if (!named)
         return true;
-    pki_crl_who(c->issuer, who);
+    crl_who(c->issuer, who);
     return err_set(e, ERR_CONFIG,
                    "%.*s: this CRL is not signed by the %s of client_ca (%s): "
                    "fetch it again from that CA",
@@ -15414,8 +15438,8 @@ pki_crl_anchored(const struct pki_crl *c, const struct pki_anchors *t,
 }
 
 static bool
-pki_crls_anchored(const struct pki_crls *s, struct str client_ca, int64_t now,
-                  struct err *e)
+crl_set_anchored(const struct crl_set *s, struct str client_ca, int64_t now,
+                 struct err *e)
 {
     struct pki_anchors *t;
     bool ok = pki_anchors_new(client_ca, &t, e);
@@ -15423,40 +15447,40 @@ pki_crls_anchored(const struct pki_crls *s, struct str client_ca, int64_t now,
     if (!ok)
         return err_prefix(e, "client_ca: ");
     for (size_t i = 0; ok && i < s->n; i++)
-        ok = pki_crl_anchored(&s->v[i], t, e) &&
-             (now < 0 || pki_crl_in_time(s, &s->v[i], now, e));
+        ok = crl_anchored(&s->v[i], t, e) &&
+             (now < 0 || crl_in_time(s, &s->v[i], now, e));
     pki_anchors_free(t);
     return ok;
 }
 
-/* The lists of a listener, ready for pki_crl_check(); NULL: `e` says why. An
+/* The lists of a listener, ready for crl_check(); NULL: `e` says why. An
  * empty set where it has none. */
-static struct pki_crls *
-pki_crls_load(const struct boot_site *files, struct err *e)
+static struct crl_set *
+crl_set_load(const struct boot_site *files, struct err *e)
 {
-    struct pki_crls *s = pki_crls_new();
+    struct crl_set *s = crl_set_new();
     bool ok = true;
 
     s->missing_ok = files->crl_missing_ok;
     s->expired_ok = files->crl_expired_ok;
     for (size_t i = 0; ok && i < files->crls_n; i++)
-        ok = pki_crls_add(s, files->crls[i].name, files->crls[i].bytes, e);
-    if (ok && pki_crls_settle(s, e))
+        ok = crl_set_add(s, files->crls[i].name, files->crls[i].bytes, e);
+    if (ok && crl_set_settle(s, e))
         return s;
     err_prefix(e, "crl: ");
-    pki_crls_free(s);
+    crl_set_free(s);
     return NULL;
 }
 
 /* ---- numbers that never go back ---- */
 
-enum { PKI_CRL_KEY = 64 };
+enum { CRL_CRL_KEY = 64 };
 
 /* A load leaves a line for each list in force, "key number\n", both in hex,
  * and the next load reads them: by listener, issuer, its key, and scope. */
 static void
-pki_crl_key(struct mem_arena *a, struct str listener, const struct pki_crl *c,
-            struct str *key)
+crl_key(struct mem_arena *a, struct str listener, const struct crl *c,
+        struct str *key)
 {
     const struct str parts[] = {c->issuer, c->scope, c->key_id};
     unsigned char hash[32];
@@ -15466,32 +15490,31 @@ pki_crl_key(struct mem_arena *a, struct str listener, const struct pki_crl *c,
 }
 
 /* The number of that key in `lines`; empty: none. The line's digits are those
- * of pki_number_cmp()'s order: two a byte, none of the bytes a leading 00. */
+ * of crl_number_cmp()'s order: two a byte, none of the bytes a leading 00. */
 static struct str
-pki_crl_number_of(struct str lines, struct str key)
+crl_number_of(struct str lines, struct str key)
 {
     struct str line;
 
     while (str_cut(lines, '\n', &line, &lines))
-        if (line.n > PKI_CRL_KEY + 1 && str_starts(line, key))
-            return str_from(line, PKI_CRL_KEY + 1);
+        if (line.n > CRL_CRL_KEY + 1 && str_starts(line, key))
+            return str_from(line, CRL_CRL_KEY + 1);
     return S("");
 }
 
 static bool
-pki_crl_not_older(struct mem_arena *a, const struct pki_crl *c,
-                  struct str listener, struct str before, struct mem_buf *after,
-                  struct err *e)
+crl_not_older(struct mem_arena *a, const struct crl *c, struct str listener,
+              struct str before, struct mem_buf *after, struct err *e)
 {
     struct str key, was, now = str_hex(a, c->number.p, c->number.n);
     char who[PKI_WHO_MAX];
 
-    pki_crl_key(a, listener, c, &key);
-    was = pki_crl_number_of(before, key);
+    crl_key(a, listener, c, &key);
+    was = crl_number_of(before, key);
     mem_buf_printf(after, "%.*s %.*s\n", STR_FMT(key), STR_FMT(now));
-    if (pki_number_cmp(now, was) >= 0)
+    if (crl_number_cmp(now, was) >= 0)
         return true;
-    pki_crl_who(c->issuer, who);
+    crl_who(c->issuer, who);
     return err_set(e, ERR_CONFIG,
                    "%.*s: this CRL of %s has number 0x%.*s, and 0x%.*s is in "
                    "force: an older list would let the revoked in again; put "
@@ -15502,48 +15525,47 @@ pki_crl_not_older(struct mem_arena *a, const struct pki_crl *c,
 /* What lists were there before, and are not now, is kept: one that goes away
  * for a while does not come back older. */
 static void
-pki_crls_remember(struct str before, struct mem_buf *after)
+crl_set_remember(struct str before, struct mem_buf *after)
 {
     struct str line, key;
     size_t n = 0;
 
-    while (n++ < PKI_CRL_NUMBERS && str_cut(before, '\n', &line, &before)) {
+    while (n++ < CRL_CRL_NUMBERS && str_cut(before, '\n', &line, &before)) {
         key = line;
-        key.n = key.n < PKI_CRL_KEY ? key.n : PKI_CRL_KEY;
-        if (!pki_crl_number_of(
-                 (struct str){mem_buf_ptr(after), mem_buf_len(after)}, key)
+        key.n = key.n < CRL_CRL_KEY ? key.n : CRL_CRL_KEY;
+        if (!crl_number_of((struct str){mem_buf_ptr(after), mem_buf_len(after)},
+                           key)
                  .n)
             mem_buf_printf(after, "%.*s\n", STR_FMT(line));
     }
 }
 
 /* What `run` and `check` demand of a listener's lists before anybody relies on
- * them; a worker that starts later asks only pki_crl_check(). `before` are the
+ * them; a worker that starts later asks only crl_check(). `before` are the
  * numbers of the lists in force, and `after` gets those of these. */
 static bool
-pki_crls_verify(const struct boot_site *files, struct str listener,
-                struct str before, struct mem_buf *after, struct err *e)
+crl_set_verify(const struct boot_site *files, struct str listener,
+               struct str before, struct mem_buf *after, struct err *e)
 {
-    struct pki_crls *s = pki_crls_load(files, e);
+    struct crl_set *s = crl_set_load(files, e);
     bool ok;
 
     if (!s)
         return false;
     // with a clock that is not set, nobody can say what has expired
-    ok =
-        !s->n || pki_crls_anchored(s, files->client_ca, pki_now(time(NULL)), e);
+    ok = !s->n || crl_set_anchored(s, files->client_ca, pki_now(time(NULL)), e);
     for (size_t i = 0; ok && i < s->n; i++)
-        ok = pki_crl_not_older(s->a, &s->v[i], listener, before, after, e);
-    pki_crls_free(s);
+        ok = crl_not_older(s->a, &s->v[i], listener, before, after, e);
+    crl_set_free(s);
     return ok || err_prefix(e, "crl: ");
 }
 
 /* The lists that may be this issuer's: looked for once, then remembered. An
  * issuer whose place is taken by another is looked for anew. */
-static struct pki_crl_issuer *
-pki_crls_of(struct pki_crls *s, const struct pki_cert *issuer)
+static struct crl_issuer *
+crl_set_of(struct crl_set *s, const struct pki_cert *issuer)
 {
-    struct pki_crl_issuer *is;
+    struct crl_issuer *is;
     struct pki_link link = {.cert = *issuer};
     unsigned char key[32];
     struct mem_arena *a;
@@ -15551,11 +15573,11 @@ pki_crls_of(struct pki_crls *s, const struct pki_cert *issuer)
     bool ok;
 
     pki_sha256(issuer->der.p, issuer->der.n, key);
-    for (size_t i = 0; i < PKI_CRL_ISSUERS; i++)
+    for (size_t i = 0; i < CRL_CRL_ISSUERS; i++)
         if (s->seen[i].v && memcmp(s->seen[i].key, key, sizeof key) == 0)
             return &s->seen[i];
     is = &s->seen[s->next];
-    s->next = (s->next + 1) % PKI_CRL_ISSUERS;
+    s->next = (s->next + 1) % CRL_CRL_ISSUERS;
     memcpy(is->key, key, sizeof key);
     is->n = 0;
     is->v = mem_xrealloc(is->v, s->n * sizeof *is->v);
@@ -15565,22 +15587,22 @@ pki_crls_of(struct pki_crls *s, const struct pki_cert *issuer)
     for (size_t i = 0; ok && i < s->n; i++)
         if (str_eq(s->v[i].name, link.subject))
             is->v[is->n++] = (struct pki_crl_own){
-                .crl = &s->v[i], .other = pki_crl_of_other(&s->v[i], &link)};
+                .crl = &s->v[i], .other = crl_of_other(&s->v[i], &link)};
     mem_arena_free(a);
     return is;
 }
 
 /* Whether the issuer has signed the list; looked at once. */
 static bool
-pki_crl_proven(struct pki_crl_own *own, const struct pki_cert *issuer)
+crl_proven(struct pki_crl_own *own, const struct pki_cert *issuer)
 {
-    const struct pki_crl *c = own->crl;
+    const struct crl *c = own->crl;
     struct err why;
 
     if (!own->known) {
         own->its = pki_signature_check(c->algorithm, c->tbs, c->signature,
                                        issuer->spki, &why);
-        own->good = own->its && pki_crl_signed(c, issuer, &why);
+        own->good = own->its && crl_signed(c, issuer, &why);
         own->known = true;
     }
     return own->good;
@@ -15589,31 +15611,31 @@ pki_crl_proven(struct pki_crl_own *own, const struct pki_cert *issuer)
 /* Looks at the signatures of the anchors' lists at once: to hash a large list
  * takes time that no client should wait for. */
 static void
-pki_crls_warm(struct pki_crls *s, const struct pki_anchors *t)
+crl_set_warm(struct crl_set *s, const struct pki_anchors *t)
 {
-    for (size_t i = 0; s->n && i < t->n && i < PKI_CRL_ISSUERS; i++) {
+    for (size_t i = 0; s->n && i < t->n && i < CRL_CRL_ISSUERS; i++) {
         const struct pki_cert *issuer = &t->v[i].cert;
-        struct pki_crl_issuer *is = pki_crls_of(s, issuer);
+        struct crl_issuer *is = crl_set_of(s, issuer);
 
         for (size_t k = 0; k < is->n; k++)
-            pki_crl_proven(&is->v[k], issuer);
+            crl_proven(&is->v[k], issuer);
     }
 }
 
 static bool
-pki_crl_usable(struct pki_crls *s, struct pki_crl_own *own,
-               const struct pki_cert *issuer, int64_t now, struct err *e)
+crl_usable(struct crl_set *s, struct pki_crl_own *own,
+           const struct pki_cert *issuer, int64_t now, struct err *e)
 {
     char who[PKI_WHO_MAX];
 
-    if (pki_crl_proven(own, issuer)) {
-        s->last = PKI_CRL_EXPIRED;
+    if (crl_proven(own, issuer)) {
+        s->last = CRL_CRL_EXPIRED;
         if (!s->expired_ok && own->crl->next_update < s->until)
             s->until = own->crl->next_update;
-        return pki_crl_in_time(s, own->crl, now, e);
+        return crl_in_time(s, own->crl, now, e);
     }
-    s->last = PKI_CRL_UNUSABLE;
-    pki_crl_who(own->crl->issuer, who);
+    s->last = CRL_CRL_UNUSABLE;
+    crl_who(own->crl->issuer, who);
     return err_set(e, ERR_TLS,
                    "the CRL of %s (%.*s) is not signed by the CA that issued "
                    "the certificate, or that CA's keyUsage lacks cRLSign: "
@@ -15622,29 +15644,29 @@ pki_crl_usable(struct pki_crls *s, struct pki_crl_own *own,
 }
 
 static bool
-pki_crl_revoked(struct pki_crls *s, const struct pki_crl *c,
-                const struct pki_cert *cert, struct err *e)
+crl_revoked(struct crl_set *s, const struct crl *c, const struct pki_cert *cert,
+            struct err *e)
 {
-    const char *at = pki_crl_find(c, cert->serial);
+    const char *at = crl_find(c, cert->serial);
     struct str in;
-    struct pki_crl_entry x;
+    struct crl_entry x;
     char date[32];
 
     if (!at)
         return true;
     in = (struct str){at, (size_t)(c->der.p + c->der.n - at)};
-    must(pki_crl_entry_take(&in, &x, e));
+    must(crl_entry_take(&in, &x, e));
     pki_date_text(x.date, date);
-    s->last = PKI_CRL_REVOKED;
+    s->last = CRL_CRL_REVOKED;
     return err_set(e, ERR_TLS,
                    "it was revoked at %s (%s, %.*s): issue a new one to "
                    "whoever may still come in",
-                   date, pki_crl_reasons[x.reason], STR_FMT(c->file));
+                   date, crl_reasons[x.reason], STR_FMT(c->file));
 }
 
 /* When the first of the lists expires; INT64_MAX: there is none. */
 static int64_t
-pki_crls_next(const struct pki_crls *s)
+crl_set_next(const struct crl_set *s)
 {
     int64_t next = INT64_MAX;
 
@@ -15659,67 +15681,79 @@ pki_crls_next(const struct pki_crls *s)
  * holds until the first of them expires: s->until is lowered to that. Costs a
  * hash of the issuer and a search; the first time, a signature. */
 static bool
-pki_crl_check(struct pki_crls *s, const struct pki_cert *issuer,
-              const struct pki_cert *cert, int64_t now, struct err *e)
+crl_check(struct crl_set *s, const struct pki_cert *issuer,
+          const struct pki_cert *cert, int64_t now, struct err *e)
 {
-    struct pki_crl_issuer *is;
+    struct crl_issuer *is;
     bool covered = false;
     char who[PKI_WHO_MAX];
 
     if (!s || !s->n)
         return true;
-    is = pki_crls_of(s, issuer);
+    is = crl_set_of(s, issuer);
     for (size_t i = 0; i < is->n; i++) {
         struct pki_crl_own *own = &is->v[i];
 
-        if (!pki_crl_covers(own->crl, cert) ||
-            (own->other && !pki_crl_proven(own, issuer) && !own->its))
+        if (!crl_covers(own->crl, cert) ||
+            (own->other && !crl_proven(own, issuer) && !own->its))
             continue;
         covered = true;
-        if (!pki_crl_usable(s, own, issuer, now, e) ||
-            !pki_crl_revoked(s, own->crl, cert, e))
+        if (!crl_usable(s, own, issuer, now, e) ||
+            !crl_revoked(s, own->crl, cert, e))
             return false;
     }
-    s->last = PKI_CRL_FINE;
+    s->last = CRL_CRL_FINE;
     if (covered || s->missing_ok)
         return true;
-    s->last = PKI_CRL_MISSING;
-    pki_crl_who(issuer->subject, who);
+    s->last = CRL_CRL_MISSING;
+    crl_who(issuer->subject, who);
     return err_set(e, ERR_TLS,
                    "no CRL of %s covers it: add that CA's list to crl, or set "
                    "crl_missing = \"allow\"",
                    who);
 }
 
+/* ==== 18 path: the verdict on a chain ========================================
+ *
+ * Certification path validation (RFC 5280 section 6): from a leaf over issuers
+ * to an anchor, every rule on the way, and what its revocation lists say. The
+ * work is bounded (PKI_WORK_MAX, PKI_STEPS_MAX), so that a chain made for it
+ * costs no more than another.
+ *
+ * Owner   a struct path belongs to who asks; an identity to the cache
+ * Down    crl pki
+ * Entry   path_rules_init  path_verify  path_cache_verify
+ */
+
 /* ---- the verdict on a chain ---- */
 
-enum pki_role { PKI_CLIENT, PKI_SERVER };
+enum path_role { PATH_CLIENT, PATH_SERVER };
 
 /* What a chain must satisfy; the same for a listener's life. */
-struct pki_rules {
-    enum pki_role role;                 // what the leaf is to be used as
+struct path_rules {
+    enum path_role role;                // what the leaf is to be used as
     const struct pki_anchors *anchors;  // borrowed
     bool eku_any;                       // extended key usages are not asked for
     unsigned depth;                     // certificates above the leaf, at most
-    struct pki_crls *crls;              // borrowed; NULL: nobody is revoked
+    struct crl_set *crls;               // borrowed; NULL: nobody is revoked
     unsigned char hash[32];             // of all that
     const struct pki_cas *cas;          // borrowed; NULL: none
 };
 
 static void
-pki_rules_init(struct pki_rules *r, enum pki_role role,
-               const struct pki_anchors *anchors, bool eku_any, unsigned depth)
+path_rules_init(struct path_rules *r, enum path_role role,
+                const struct pki_anchors *anchors, bool eku_any, unsigned depth)
 {
     char text[3] = {(char)role, (char)eku_any, (char)depth};
     struct str part = {(const char *)anchors->hash, sizeof anchors->hash};
 
-    *r = (struct pki_rules){role, anchors, eku_any, depth, NULL, {0}, NULL};
+    *r = (struct path_rules){role, anchors, eku_any, depth, NULL, {0}, NULL};
     pki_cache_hash((struct str){text, sizeof text}, &part, 1, r->hash);
 }
 
 /* And nobody on the path may be in these lists. */
 static void
-pki_rules_crls(struct pki_rules *r, struct pki_crls *crls)
+path_rules_crls(struct path_rules *r, struct crl_set *crls)
 {
     struct str part[] = {
         {(const char *)r->hash, sizeof r->hash},
@@ -15728,20 +15762,20 @@ pki_rules_crls(struct pki_rules *r, struct pki_crls *crls)
     unsigned char hash[32];
 
     r->crls = crls;
-    pki_crls_warm(crls, r->anchors);
+    crl_set_warm(crls, r->anchors);
     pki_cache_hash(S("crl"), part, 2, hash);
     memcpy(r->hash, hash, sizeof hash);
 }
 
 /* The path that was found: whom it goes through, and while it holds. */
-struct pki_path {
+struct path {
     size_t n;
     struct str issuer[PKI_CHAIN_MAX];  // DER, the leaf's first, the anchor last
     int64_t from, until;
 };
 
-struct pki_search {
-    const struct pki_rules *rules;
+struct path_search {
+    const struct path_rules *rules;
     int64_t now;
     struct mem_arena *arena;  // owned
     size_t links;             // [0] is the leaf
@@ -15762,8 +15796,8 @@ struct pki_search {
 /* Keeps the reason of the attempt that came furthest. `c` is the certificate
  * that the sentence is about; a leaf is "it". */
 static bool
-pki_fault(struct pki_search *s, int rank, const struct pki_cert *c,
-          const char *why)
+path_fault(struct path_search *s, int rank, const struct pki_cert *c,
+           const char *why)
 {
     char who[PKI_WHO_MAX];
 
@@ -15779,8 +15813,8 @@ pki_fault(struct pki_search *s, int rank, const struct pki_cert *c,
 
 /* What a parser said of `c`: "certificate: keyUsage: is empty". */
 static bool
-pki_malformed(struct pki_search *s, const struct pki_cert *c,
-              const struct err *e)
+path_malformed(struct path_search *s, const struct pki_cert *c,
+               const struct err *e)
 {
     char why[sizeof e->msg];
     struct str head, rest, msg = str_of(e->msg);
@@ -15788,11 +15822,11 @@ pki_malformed(struct pki_search *s, const struct pki_cert *c,
     if (!str_cut(msg, ' ', &head, &rest))
         rest = msg;
     snprintf(why, sizeof why, "it is malformed: %.*s", STR_FMT(rest));
-    return pki_fault(s, 3, c, why);
+    return path_fault(s, 3, c, why);
 }
 
 static const char *
-pki_date_why(const struct pki_cert *c, int64_t now)
+path_date_why(const struct pki_cert *c, int64_t now)
 {
     if (now > c->not_after)
         return "it has expired: renew it, or set this machine's clock";
@@ -15804,7 +15838,7 @@ pki_date_why(const struct pki_cert *c, int64_t now)
 /* Is the purpose among the extended key usages? A CA may say any; a leaf
  * that does says nothing. NULL, or why not. */
 static const char *
-pki_eku_why(const struct pki_cert *c, enum pki_role role, bool leaf)
+path_eku_why(const struct pki_cert *c, enum path_role role, bool leaf)
 {
     struct str in = c->ext[PKI_EXT_EKU], oid;
     struct pki_tlv seq;
@@ -15814,7 +15848,7 @@ pki_eku_why(const struct pki_cert *c, enum pki_role role, bool leaf)
 
     if (!in.p)
         return !leaf ? NULL
-               : role == PKI_CLIENT
+               : role == PATH_CLIENT
                    ? "it has no extended key usage: issue it with clientAuth"
                    : "it has no extended key usage: issue it with serverAuth";
     if (!pki_take(&in, "", PKI_SEQUENCE, &seq, &e) || in.n || !seq.body.n)
@@ -15823,13 +15857,13 @@ pki_eku_why(const struct pki_cert *c, enum pki_role role, bool leaf)
         if (!pki_take_oid(&seq.body, "", &oid, &e))
             return "its extended key usage is malformed";
         name = PKI_KEY_NAME(pki_purposes, oid);
-        found |= name && strcmp(name, role == PKI_CLIENT ? "clientAuth"
-                                                         : "serverAuth") == 0;
+        found |= name && strcmp(name, role == PATH_CLIENT ? "clientAuth"
+                                                          : "serverAuth") == 0;
         found |= name && !leaf && strcmp(name, "anyExtendedKeyUsage") == 0;
     }
     if (found)
         return NULL;
-    return role == PKI_CLIENT
+    return role == PATH_CLIENT
                ? "its extended key usage lacks clientAuth: issue it with "
                  "clientAuth"
                : "its extended key usage lacks serverAuth: issue it with "
@@ -15837,8 +15871,8 @@ pki_eku_why(const struct pki_cert *c, enum pki_role role, bool leaf)
 }
 
 static const char *
-pki_leaf_san_why(struct mem_arena *a, const struct pki_cert *c,
-                 enum pki_role role)
+path_leaf_san_why(struct mem_arena *a, const struct pki_cert *c,
+                  enum path_role role)
 {
     struct pki_sans sans;
     struct err e;
@@ -15847,14 +15881,14 @@ pki_leaf_san_why(struct mem_arena *a, const struct pki_cert *c,
     if (!c->ext[PKI_EXT_SAN].p ||
         !pki_san_parse(a, c->ext[PKI_EXT_SAN], &sans, &e))
         return NULL;  // pki_identity_parse() says what is wrong with it
-    for (size_t i = 0; role == PKI_CLIENT && i < sans.dns.n; i++)
+    for (size_t i = 0; role == PATH_CLIENT && i < sans.dns.n; i++)
         if (sans.dns.v[i].p[0] == '*')
             return "it has a wildcard DNS name, which names no client";
     return NULL;
 }
 
 static const char *
-pki_leaf_why(struct pki_search *s)
+path_leaf_why(struct path_search *s)
 {
     const struct pki_cert *c = &s->link[0].cert;
     const char *why;
@@ -15872,26 +15906,26 @@ pki_leaf_why(struct pki_search *s)
         return "it has name constraints, though it is no CA";
     if (c->unknown.p)
         return "it has a critical extension that we do not know";
-    why = pki_date_why(c, s->now);
+    why = path_date_why(c, s->now);
     if (!why)
         why = pki_public_read(c->spki, &k);
     if (!why && !s->rules->eku_any)
-        why = pki_eku_why(c, s->rules->role, true);
-    return why ? why : pki_leaf_san_why(s->arena, c, s->rules->role);
+        why = path_eku_why(c, s->rules->role, true);
+    return why ? why : path_leaf_san_why(s->arena, c, s->rules->role);
 }
 
 /* All names below a CA must be within its constraints; those of certificates
  * that a CA issued to itself are its own, and so are not asked for. */
 static bool
-pki_path_names_below(struct pki_search *s, struct mem_arena *a, size_t at)
+path_names_below(struct path_search *s, struct mem_arena *a, size_t at)
 {
     struct pki_subtrees *t = mem_alloc(a, sizeof *t);
     struct pki_names *names = mem_alloc(a, sizeof *names);
     struct str ext = s->path[at]->cert.ext[PKI_EXT_CONSTRAINTS];
 
     if (pki_subtrees_read(a, ext, t))
-        return pki_fault(s, 3, &s->path[at]->cert,
-                         "its name constraints are malformed");
+        return path_fault(s, 3, &s->path[at]->cert,
+                          "its name constraints are malformed");
     for (size_t i = 0; i < at; i++) {
         const struct pki_link *l = s->path[i];
         struct err e;
@@ -15899,18 +15933,18 @@ pki_path_names_below(struct pki_search *s, struct mem_arena *a, size_t at)
         if (i != 0 && l->self_issued)
             continue;
         if (!pki_names_read(a, &l->cert, l->subject, names, &e))
-            return pki_malformed(s, &l->cert, &e);
+            return path_malformed(s, &l->cert, &e);
         for (size_t k = 0; k < names->n; k++)
             if (!pki_name_allowed(&names->v[k], t))
-                return pki_fault(s, 3, &s->path[at]->cert,
-                                 "its name constraints do not allow a name of "
-                                 "what is below it: issue within them");
+                return path_fault(s, 3, &s->path[at]->cert,
+                                  "its name constraints do not allow a name of "
+                                  "what is below it: issue within them");
     }
     return true;
 }
 
 static bool
-pki_path_names(struct pki_search *s)
+path_names(struct path_search *s)
 {
     bool ok = true;
 
@@ -15920,7 +15954,7 @@ pki_path_names(struct pki_search *s)
         if (!s->path[at]->cert.ext[PKI_EXT_CONSTRAINTS].p)
             continue;
         a = mem_arena_new(PKI_VERIFY_ARENA);
-        ok = pki_path_names_below(s, a, at);
+        ok = path_names_below(s, a, at);
         mem_arena_free(a);
     }
     return ok;
@@ -15928,25 +15962,25 @@ pki_path_names(struct pki_search *s)
 
 /* Asked last, of a path that is good in all else: a list may be large. */
 static bool
-pki_path_crls(struct pki_search *s)
+path_crls(struct path_search *s)
 {
-    struct pki_crls *crls = s->rules->crls;
+    struct crl_set *crls = s->rules->crls;
     struct err e;
 
     if (!crls)
         return true;
     crls->until = INT64_MAX;
     for (size_t i = 0; i + 1 < s->n; i++)
-        if (!pki_crl_check(crls, &s->path[i + 1]->cert, &s->path[i]->cert,
-                           s->now, &e))
-            return pki_fault(s, 3, &s->path[i]->cert, e.msg);
+        if (!crl_check(crls, &s->path[i + 1]->cert, &s->path[i]->cert, s->now,
+                       &e))
+            return path_fault(s, 3, &s->path[i]->cert, e.msg);
     return true;
 }
 
 /* Intermediates below the next issuer count, but not those that a CA issued
  * to itself (RFC 5280 section 6.1.4 (l)). */
 static bool
-pki_path_fits(const struct pki_search *s, const struct pki_cert *issuer)
+path_fits(const struct path_search *s, const struct pki_cert *issuer)
 {
     int below = 0;
 
@@ -15956,7 +15990,7 @@ pki_path_fits(const struct pki_search *s, const struct pki_cert *issuer)
 }
 
 static bool
-pki_path_holds(const struct pki_search *s, const struct pki_link *l)
+path_holds(const struct path_search *s, const struct pki_link *l)
 {
     for (size_t i = 0; i < s->n; i++)
         if (s->path[i] == l || (str_eq(s->path[i]->cert.spki, l->cert.spki) &&
@@ -15968,7 +16002,7 @@ pki_path_holds(const struct pki_search *s, const struct pki_link *l)
 /* Does the key identifier that `below` was issued with point at `l`? A hint,
  * not a rule (RFC 5280 section 4.2.1.1). */
 static enum pki_within
-pki_hint(const struct pki_link *below, const struct pki_link *l)
+path_hint(const struct pki_link *below, const struct pki_link *l)
 {
     if (!below->issuer_id.n || !l->key_id.n)
         return PKI_UNCLEAR;
@@ -15978,27 +16012,27 @@ pki_hint(const struct pki_link *below, const struct pki_link *l)
 /* Could `l` have issued the last certificate of the path? Its signature is not
  * looked at yet. */
 static bool
-pki_issuer_check(struct pki_search *s, const struct pki_link *l)
+path_issuer_check(struct path_search *s, const struct pki_link *l)
 {
     const char *why = l->unfit;
 
     if (s->steps == PKI_STEPS_MAX)
-        return pki_fault(s, 3, &s->path[s->n - 1]->cert,
-                         "its chain takes too many steps to follow");
+        return path_fault(s, 3, &s->path[s->n - 1]->cert,
+                          "its chain takes too many steps to follow");
     s->steps++;
     if (!why)
-        why = pki_date_why(&l->cert, s->now);
+        why = path_date_why(&l->cert, s->now);
     if (!why && !s->rules->eku_any)
-        why = pki_eku_why(&l->cert, s->rules->role, false);
-    if (!why && !pki_path_fits(s, &l->cert))
+        why = path_eku_why(&l->cert, s->rules->role, false);
+    if (!why && !path_fits(s, &l->cert))
         why = "its path length does not allow a chain as long as this";
-    return !why || pki_fault(s, 2, &l->cert, why);
+    return !why || path_fault(s, 2, &l->cert, why);
 }
 
 /* Did the issuer sign what is below it? Each pair is looked at once. */
 static bool
-pki_pair_check(struct pki_search *s, const struct pki_link *issuer,
-               const struct pki_link *below)
+path_pair_check(struct path_search *s, const struct pki_link *issuer,
+                const struct pki_link *below)
 {
     const struct pki_cert *c = &below->cert;
     struct pki_proof *p;
@@ -16008,35 +16042,36 @@ pki_pair_check(struct pki_search *s, const struct pki_link *issuer,
         if (p->issuer == issuer && p->below == below)
             return p->good;
     if (s->work == PKI_WORK_MAX)
-        return pki_fault(s, 3, c,
-                         "its chain takes too many signatures to check");
+        return path_fault(s, 3, c,
+                          "its chain takes too many signatures to check");
     s->work++;
     *p = (struct pki_proof){issuer, below, false};
     p->good = pki_signature_check(c->algorithm, c->tbs, c->signature,
                                   issuer->cert.spki, &e);
     if (p->good)
         return true;
-    if (pki_hint(below, issuer) == PKI_OUTSIDE &&
+    if (path_hint(below, issuer) == PKI_OUTSIDE &&
         strcmp(e.msg, pki_other_key) == 0)
-        return pki_fault(s, 1, c,
-                         "a CA of its issuer's name is there, but with another "
-                         "key: add the CA that issued it");
-    return pki_fault(s, 1, c, e.msg);
+        return path_fault(
+            s, 1, c,
+            "a CA of its issuer's name is there, but with another "
+            "key: add the CA that issued it");
+    return path_fault(s, 1, c, e.msg);
 }
 
 /* From the anchor down: a key that a peer sent is used once its own
  * certificate has proved right, so that a stranger's chain costs one check. */
 static bool
-pki_path_signed(struct pki_search *s)
+path_signed(struct path_search *s)
 {
     for (size_t i = s->n - 1; i > 0; i--)
-        if (!pki_pair_check(s, s->path[i], s->path[i - 1]))
+        if (!path_pair_check(s, s->path[i], s->path[i - 1]))
             return false;
     return true;
 }
 
 static bool
-pki_no_issuer(struct pki_search *s, const struct pki_cert *c)
+path_no_issuer(struct path_search *s, const struct pki_cert *c)
 {
     char why[sizeof s->junk.msg];
     struct str head, rest;
@@ -16046,27 +16081,28 @@ pki_no_issuer(struct pki_search *s, const struct pki_cert *c)
         snprintf(why, sizeof why,
                  "a certificate that was sent with it is malformed: %.*s",
                  STR_FMT(rest));
-        return pki_fault(s, 0, c, why);
+        return path_fault(s, 0, c, why);
     }
-    return pki_fault(s, 0, c,
-                     s->rules->role == PKI_CLIENT
-                         ? "no CA of client_ca issued it: add its CA to "
-                           "client_ca, or let the client send its intermediates"
-                         : "no CA of `ca` issued it: add its CA to `ca`, or "
-                           "let the server send its intermediates");
+    return path_fault(
+        s, 0, c,
+        s->rules->role == PATH_CLIENT
+            ? "no CA of client_ca issued it: add its CA to "
+              "client_ca, or let the client send its intermediates"
+            : "no CA of `ca` issued it: add its CA to `ca`, or "
+              "let the server send its intermediates");
 }
 
-static bool pki_path_extend(struct pki_search *s);
+static bool path_extend(struct path_search *s);
 
 /* Tries `l` as the next issuer; the path stays as it was if it fails. */
 static bool
-pki_path_try(struct pki_search *s, const struct pki_link *l, bool anchor)
+path_try(struct path_search *s, const struct pki_link *l, bool anchor)
 {
-    if (!pki_issuer_check(s, l))
+    if (!path_issuer_check(s, l))
         return false;
     s->path[s->n++] = l;
-    if (anchor ? pki_path_signed(s) && pki_path_names(s) && pki_path_crls(s)
-               : pki_path_extend(s))
+    if (anchor ? path_signed(s) && path_names(s) && path_crls(s)
+               : path_extend(s))
         return true;
     s->n--;
     return false;
@@ -16075,37 +16111,37 @@ pki_path_try(struct pki_search *s, const struct pki_link *l, bool anchor)
 /* Candidates that a key identifier speaks against come last, and anchors before
  * what the peer sent. */
 static bool
-pki_path_extend(struct pki_search *s)
+path_extend(struct path_search *s)
 {
     const struct pki_link *last = s->path[s->n - 1];
     const struct pki_anchors *t = s->rules->anchors;
     bool any = false;
 
     if (s->n > s->rules->depth)
-        return pki_fault(s, 3, &last->cert, "its chain is too long");
+        return path_fault(s, 3, &last->cert, "its chain is too long");
     for (int round = 0; round < 4; round++) {
         bool anchor = !(round & 1);
         size_t n = anchor ? t->n : s->links;
 
         for (size_t i = anchor ? 0 : 1; i < n; i++) {
             const struct pki_link *l = anchor ? &t->v[i] : &s->link[i];
-            bool against = pki_hint(last, l) == PKI_OUTSIDE;
+            bool against = path_hint(last, l) == PKI_OUTSIDE;
 
             if (against != (round >= 2) || !str_eq(l->subject, last->issuer) ||
-                pki_path_holds(s, l))
+                path_holds(s, l))
                 continue;
             any = true;
-            if (pki_path_try(s, l, anchor))
+            if (path_try(s, l, anchor))
                 return true;
         }
     }
-    return !any && pki_no_issuer(s, &last->cert);
+    return !any && path_no_issuer(s, &last->cert);
 }
 
 /* Do wolfSSL, whose handshake proves that the peer has the leaf's key, and we,
  * who decide on the leaf, read the same key out of it? */
 static bool
-pki_same_key(const struct pki_cert *c)
+path_same_key(const struct pki_cert *c)
 {
     byte key[PKI_CERT_MAX];
     word32 n = sizeof key;
@@ -16116,7 +16152,7 @@ pki_same_key(const struct pki_cert *c)
 }
 
 static void
-pki_path_found(const struct pki_search *s, struct pki_path *p)
+path_found(const struct path_search *s, struct path *p)
 {
     p->n = s->n - 1;
     p->from = s->link[0].cert.not_before;
@@ -16135,13 +16171,13 @@ pki_path_found(const struct pki_search *s, struct pki_path *p)
 /* The leaf and what the peer sent with it, in any order. What cannot be read
  * among the latter is passed over: only those on the path count. */
 static bool
-pki_search_init(struct pki_search *s, struct str leaf,
-                const struct str *presented, size_t n)
+path_search_init(struct path_search *s, struct str leaf,
+                 const struct str *presented, size_t n)
 {
     struct err e;
 
     if (!pki_link_read(s->arena, leaf, &s->link[0], &e))
-        return pki_malformed(s, &s->link[0].cert, &e);
+        return path_malformed(s, &s->link[0].cert, &e);
     s->links = 1;
     for (size_t i = 0; i < n && s->links <= PKI_CHAIN_MAX; i++) {
         struct pki_link *l = &s->link[s->links];
@@ -16161,11 +16197,11 @@ pki_search_init(struct pki_search *s, struct str leaf,
  * section 6 and of ours? `presented` is what else the peer sent. The path's
  * slices are those of `presented` and of the anchors. */
 static bool
-pki_verify(const struct pki_rules *rules, struct str leaf,
-           const struct str *presented, size_t n, int64_t now,
-           struct pki_path *path, struct err *e)
+path_verify(const struct path_rules *rules, struct str leaf,
+            const struct str *presented, size_t n, int64_t now,
+            struct path *path, struct err *e)
 {
-    struct pki_search *s = mem_xcalloc(sizeof *s);
+    struct path_search *s = mem_xcalloc(sizeof *s);
     const char *why;
     bool ok;
 
@@ -16173,15 +16209,15 @@ pki_verify(const struct pki_rules *rules, struct str leaf,
     s->now = now;
     s->rank = -1;
     s->arena = mem_arena_new(PKI_VERIFY_ARENA);
-    ok = pki_search_init(s, leaf, presented, n);
+    ok = path_search_init(s, leaf, presented, n);
     if (ok) {
-        why = pki_leaf_why(s);
-        ok = why ? pki_fault(s, 3, &s->link[0].cert, why) : pki_path_extend(s);
+        why = path_leaf_why(s);
+        ok = why ? path_fault(s, 3, &s->link[0].cert, why) : path_extend(s);
     }
-    if (ok && !pki_same_key(&s->link[0].cert))
-        ok = pki_fault(s, 100, &s->link[0].cert, "its key is malformed");
+    if (ok && !path_same_key(&s->link[0].cert))
+        ok = path_fault(s, 100, &s->link[0].cert, "its key is malformed");
     if (ok)
-        pki_path_found(s, path);
+        path_found(s, path);
     else
         *e = s->why;
     mem_arena_free(s->arena);
@@ -16191,7 +16227,7 @@ pki_verify(const struct pki_rules *rules, struct str leaf,
 
 /* Which of the sets that the policy names does the path go through? */
 static void
-pki_identity_cas(struct pki_identity *id, const struct pki_cas *cas)
+path_identity_cas(struct pki_identity *id, const struct pki_cas *cas)
 {
     id->ca =
         (struct pki_strs){mem_alloc(id->arena, cas->n * sizeof *id->ca.v), 0};
@@ -16207,13 +16243,13 @@ pki_identity_cas(struct pki_identity *id, const struct pki_cas *cas)
  * and kept, costs one hash, while its certificates are in date. The caller owns
  * one reference, and calls pki_cache_keep() once the key is proved. */
 static bool
-pki_cache_verify(struct pki_cache *c, const struct pki_rules *rules,
-                 struct str leaf, const struct str *presented, size_t n,
-                 int64_t now, struct pki_identity **out, struct err *e)
+path_cache_verify(struct pki_cache *c, const struct path_rules *rules,
+                  struct str leaf, const struct str *presented, size_t n,
+                  int64_t now, struct pki_identity **out, struct err *e)
 {
     struct str all[PKI_CHAIN_MAX + 1] = {leaf};
     struct pki_identity *id;
-    struct pki_path path;
+    struct path path;
     unsigned char key[32];
 
     if (n > PKI_CHAIN_MAX)
@@ -16229,7 +16265,7 @@ pki_cache_verify(struct pki_cache *c, const struct pki_rules *rules,
     }
     if (id)
         pki_cache_drop(c, id);
-    if (!pki_verify(rules, leaf, presented, n, now, &path, e) ||
+    if (!path_verify(rules, leaf, presented, n, now, &path, e) ||
         !pki_identity_parse(leaf, path.issuer, path.n, &id, e))
         return false;
     id->from = path.from;
@@ -16237,12 +16273,12 @@ pki_cache_verify(struct pki_cache *c, const struct pki_rules *rules,
     memcpy(id->rules_hash, rules->hash, sizeof id->rules_hash);
     memcpy(id->cache_key, key, sizeof id->cache_key);
     if (rules->cas)
-        pki_identity_cas(id, rules->cas);
+        path_identity_cas(id, rules->cas);
     *out = id;
     return true;
 }
 
-/* ==== 16 mint: making certificates ==========================================
+/* ==== 19 mint: making certificates ==========================================
  *
  * Keys (EC P-256), certificates and revocation lists, in memory: what `gateway
  * certs` writes to files, and what tools show to a service they test.
@@ -16737,7 +16773,7 @@ mint_order_eku(struct mint_order *o, const char *s, struct err *e)
 /* The list of a folder: what was in it, and what is added. */
 struct mint_list {
     struct pki_cert ca;
-    struct pki_crl old;      // of ca.crl; all empty where there is none
+    struct crl old;          // of ca.crl; all empty where there is none
     struct mem_buf entries;  // owned: those of `old`, and the new ones
     size_t n;                // how many
     struct str number;       // of the new list
@@ -16773,7 +16809,7 @@ mint_put_crl_extensions(struct mem_buf *b, const struct mint_list *l)
         v.n = 0;
     }
     mint_put_number(&v, l->number);
-    mint_put_ext(b, PKI_OID_CRL_NUMBER, false, (struct str){v.p, v.n});
+    mint_put_ext(b, CRL_OID_CRL_NUMBER, false, (struct str){v.p, v.n});
     mem_buf_free(&v);
     mint_close(b, list);
     mint_close(b, outer);
@@ -16814,7 +16850,296 @@ mint_make_crl(const struct mint_order *o, const struct mint_list *l,
     return ok;
 }
 
-/* ==== 17 tls: wolfSSL over two buffers ======================================
+/* ==== 20 hello: the ClientHello ==============================================
+ *
+ * Read before wolfSSL sees it (RFC 8446 section 4.1.2): by the server name in
+ * it we choose the site, so the name must be one, and what only an attacker
+ * sends is refused.
+ *
+ * Down    str err
+ * Entry   hello_find  hello_parse
+ */
+
+enum {
+    HELLO_NAME_MAX = 255,    // bytes of a server name
+    HELLO_MAX = 16 << 10,    // bytes of a ClientHello
+    HELLO_RECORDS_MAX = 64,  // and the records it may come in
+    HELLO_HANDSHAKE = 22,    // a record's type
+};
+
+/* What a ClientHello says that we decide on. Lists are borrowed from it: big
+ * endian numbers of two bytes; empty where the extension is not there. */
+struct hello {
+    char name[HELLO_NAME_MAX + 1];  // server name, lower case; empty: none
+    struct str suites, sigs, groups;
+    bool tls13;         // offers TLS 1.3
+    bool http;          // offers to speak HTTP, by ALPN
+    bool psk_dhe;       // resumes with a fresh key exchange
+    size_t ticket_len;  // of the session_ticket extension of TLS 1.2
+};
+
+/* Reads big-endian numbers and what they count; `bad` once one did not fit. */
+struct hello_in {
+    struct str left;
+    bool bad;
+};
+
+static struct str
+hello_in_bytes(struct hello_in *in, size_t n)
+{
+    struct str s = {in->left.p, n};
+
+    if (in->bad || in->left.n < n) {
+        in->bad = true;
+        return S("");
+    }
+    in->left = str_from(in->left, n);
+    return s;
+}
+
+static size_t
+hello_in_number(struct hello_in *in, size_t bytes)
+{
+    struct str s = hello_in_bytes(in, bytes);
+    size_t n = 0;
+
+    for (size_t i = 0; i < s.n; i++)
+        n = n << 8 | (unsigned char)s.p[i];
+    return n;
+}
+
+/* A vector whose length stands before it, in `bytes` bytes. */
+static struct str
+hello_in_vector(struct hello_in *in, size_t bytes)
+{
+    return hello_in_bytes(in, hello_in_number(in, bytes));
+}
+
+static bool
+hello_list_has(struct str list, unsigned number)
+{
+    struct hello_in in = {list, false};
+
+    while (in.left.n >= 2)
+        if (hello_in_number(&in, 2) == number)
+            return true;
+    return false;
+}
+
+/* A list of two-byte numbers that is the whole of `body`. NULL, or what is
+ * wrong with it. */
+static const char *
+hello_list(struct str body, size_t bytes, struct str *list)
+{
+    struct hello_in in = {body, false};
+
+    *list = hello_in_vector(&in, bytes);
+    if (in.bad || in.left.n || !list->n || list->n % 2)
+        return "a list in it is malformed";
+    return NULL;
+}
+
+/* One host name (RFC 6066), in lower case and without a dot at its end. */
+static const char *
+hello_name(struct str body, struct hello *h)
+{
+    struct hello_in in = {body, false}, one = {hello_in_vector(&in, 2), in.bad};
+    size_t type = hello_in_number(&one, 1);
+    struct str name = hello_in_vector(&one, 2);
+
+    if (one.bad || in.left.n || one.left.n || type != 0)
+        return "its server name is malformed";
+    if (name.n && name.p[name.n - 1] == '.')
+        name.n--;
+    if (!name.n || name.n > HELLO_NAME_MAX)
+        return "its server name is empty or too long";
+    for (size_t i = 0; i < name.n; i++) {
+        char c = (char)str_lower_byte((unsigned char)name.p[i]);
+
+        if (!(c >= 'a' && c <= 'z') && !(c >= '0' && c <= '9') &&
+            !memchr("-._:", c, 4))
+            return "its server name is no host name";
+        h->name[i] = c;
+    }
+    h->name[name.n] = 0;
+    return NULL;
+}
+
+enum {
+    HELLO_EXT_NAME = 0,
+    HELLO_EXT_GROUPS = 10,
+    HELLO_EXT_SIGS = 13,
+    HELLO_EXT_ALPN = 16,
+    HELLO_EXT_TICKET = 35,
+    HELLO_EXT_VERSIONS = 43,
+    HELLO_EXT_PSK_MODES = 45,
+};
+
+/* The protocols (RFC 7301): is HTTP among them? */
+static const char *
+hello_alpn(struct str body, struct hello *h)
+{
+    struct hello_in in = {body, false};
+    struct hello_in names = {hello_in_vector(&in, 2), false};
+
+    while (names.left.n && !names.bad) {
+        struct str name = hello_in_vector(&names, 1);
+
+        h->http = h->http || str_eq(name, S("h2")) || str_eq(name, S("h3")) ||
+                  str_starts(name, S("http/"));
+        names.bad = names.bad || !name.n;
+    }
+    return in.bad || in.left.n || names.bad ? "a list in it is malformed"
+                                            : NULL;
+}
+
+static const char *
+hello_extension(size_t type, struct str body, struct hello *h)
+{
+    struct hello_in in = {body, false};
+    struct str list;
+    const char *why;
+
+    switch (type) {
+    case HELLO_EXT_NAME:
+        return hello_name(body, h);
+    case HELLO_EXT_GROUPS:
+        return hello_list(body, 2, &h->groups);
+    case HELLO_EXT_SIGS:
+        return hello_list(body, 2, &h->sigs);
+    case HELLO_EXT_ALPN:
+        return hello_alpn(body, h);
+    case HELLO_EXT_TICKET:
+        h->ticket_len = body.n;
+        return NULL;
+    case HELLO_EXT_VERSIONS:
+        why = hello_list(body, 1, &list);
+        h->tls13 = !why && hello_list_has(list, 0x0304);
+        return why;
+    case HELLO_EXT_PSK_MODES:
+        list = hello_in_vector(&in, 1);
+        h->psk_dhe = list.n && memchr(list.p, 1, list.n);
+        return in.left.n || !list.n ? "a list in it is malformed" : NULL;
+    }
+    return NULL;
+}
+
+static const char *
+hello_extensions(struct str all, struct hello *h)
+{
+    struct hello_in in = {all, false};
+    uint64_t seen = 0;  // those that are read here have numbers below 64
+    const char *why = NULL;
+
+    while (in.left.n && !why) {
+        size_t type = hello_in_number(&in, 2);
+        struct str body = hello_in_vector(&in, 2);
+
+        if (in.bad)
+            return "an extension of it is malformed";
+        if (type < 64 && seen >> type & 1)
+            return "it has an extension twice";
+        seen |= type < 64 ? (uint64_t)1 << type : 0;
+        why = hello_extension(type, body, h);
+    }
+    return why;
+}
+
+/* The message, without its header. NULL, or what is wrong with it. */
+static const char *
+hello_parse(struct str body, struct hello *h)
+{
+    struct hello_in in = {body, false};
+    struct str extensions = S("");
+
+    *h = (struct hello){.tls13 = false};
+    hello_in_bytes(&in, 2 + 32);  // version, random
+    hello_in_vector(&in, 1);      // session id
+    h->suites = hello_in_vector(&in, 2);
+    hello_in_vector(&in, 1);  // compression
+    if (in.left.n)            // TLS 1.2 may have none
+        extensions = hello_in_vector(&in, 2);
+    if (in.bad || in.left.n || !h->suites.n || h->suites.n % 2)
+        return "it is malformed";
+    return hello_extensions(extensions, h);
+}
+
+enum hello_found { HELLO_MORE, HELLO_WHOLE, HELLO_BAD };
+
+/* Takes one whole record of a handshake from `in`. */
+static enum hello_found
+hello_record(struct hello_in *in, struct str *part, const char **why)
+{
+    struct hello_in r = *in;
+    size_t type = hello_in_number(&r, 1), major = hello_in_number(&r, 1), n;
+
+    *why = "its records are malformed";
+    if (in->left.n && (type != HELLO_HANDSHAKE || (!r.bad && major != 3)))
+        return HELLO_BAD;
+    hello_in_number(&r, 1);
+    n = hello_in_number(&r, 2);
+    if (r.bad)
+        return HELLO_MORE;
+    if (n == 0 || n > HELLO_MAX)
+        return HELLO_BAD;
+    *part = hello_in_bytes(&r, n);
+    if (r.bad)
+        return HELLO_MORE;
+    *in = r;
+    return HELLO_WHOLE;
+}
+
+/* Is `all` a ClientHello with its header, and nothing else? */
+static enum hello_found
+hello_message(struct str all, struct str *body, const char **why)
+{
+    struct hello_in in = {all, false};
+    size_t type = hello_in_number(&in, 1), n = hello_in_number(&in, 3);
+
+    *why = "the first message is no ClientHello";
+    if (all.n && type != 1)
+        return HELLO_BAD;
+    *why = "it is over 16 KiB";
+    if (!in.bad && n > HELLO_MAX)
+        return HELLO_BAD;
+    *why = "bytes follow it";
+    if (!in.bad && in.left.n > n)
+        return HELLO_BAD;
+    *body = in.left;
+    return in.bad || in.left.n < n ? HELLO_MORE : HELLO_WHOLE;
+}
+
+/* Finds the ClientHello in the first bytes of a connection. Its body is a part
+ * of them where one record holds it; else it is put together in `join`. */
+static enum hello_found
+hello_find(struct str bytes, struct mem_buf *join, struct str *body,
+           const char **why)
+{
+    struct hello_in in = {bytes, false};
+    struct str part, all = S("");
+
+    for (int i = 0; i < HELLO_RECORDS_MAX; i++) {
+        enum hello_found found = hello_record(&in, &part, why);
+
+        if (found != HELLO_WHOLE)
+            return found;
+        *why = "its first record is too short";  // wolfSSL would not take it
+        if (part.n < 4 && i == 0)
+            return HELLO_BAD;
+        if (i == 1)
+            mem_buf_add(join, all.p, all.n);
+        if (i > 0)
+            mem_buf_add(join, part.p, part.n);
+        all = i > 0 ? (struct str){mem_buf_ptr(join), mem_buf_len(join)} : part;
+        found = hello_message(all, body, why);
+        if (found != HELLO_MORE)
+            return found;
+    }
+    *why = "it comes in more than 64 records";
+    return HELLO_BAD;
+}
+
+/* ==== 21 tls: wolfSSL over two buffers ======================================
  *
  * Sans-I/O: ciphertext in by tls_feed(), ciphertext out by tls_ops.on_cipher.
  * Both sides: what clients connect to, and what connects to https upstreams.
@@ -16843,30 +17168,15 @@ mint_make_crl(const struct mint_order *o, const struct mint_list *l,
  */
 enum {
     TLS_MAGIC = 0x746c7321,
-    TLS_PLAIN = 64 << 10,      // what one call of on_plain() gets at most
-    TLS_DEPTH_MAX = 9,         // certificates in a chain
-    TLS_LEAF_TEXT = 256,       // of a refused leaf in the log
-    TLS_HELLO_MAX = 16 << 10,  // bytes of a ClientHello
-    TLS_HELLO_RECORDS = 64,    // and the records it may come in
-    TLS_NAME_MAX = 255,        // bytes of a server name
-    TLS_RECORD_HANDSHAKE = 22,
+    TLS_PLAIN = 64 << 10,  // what one call of on_plain() gets at most
+    TLS_DEPTH_MAX = 9,     // certificates in a chain
+    TLS_LEAF_TEXT = 256,   // of a refused leaf in the log
 };
 
 struct tls_ops {
     void (*on_cipher)(void *, const char *, size_t);  // send this
     void (*on_open)(void *);                          // identity is known
     void (*on_plain)(void *, const char *, size_t);
-};
-
-/* What a ClientHello says that we decide on. Lists are borrowed from it: big
- * endian numbers of two bytes; empty where the extension is not there. */
-struct tls_hello {
-    char name[TLS_NAME_MAX + 1];  // server name, lower case; empty: none
-    struct str suites, sigs, groups;
-    bool tls13;         // offers TLS 1.3
-    bool http;          // offers to speak HTTP, by ALPN
-    bool psk_dhe;       // resumes with a fresh key exchange
-    size_t ticket_len;  // of the session_ticket extension of TLS 1.2
 };
 
 /* The key that seals and opens tickets of a site, and what it is called. */
@@ -16898,8 +17208,8 @@ struct tls_site {
     struct str name;  // borrowed from the cfg; empty: the listener's own
     bool shared;      // these three are the listener's own
     struct pki_anchors *anchors;  // owned, unless shared
-    struct pki_crls *crls;        // the same
-    struct pki_rules rules;
+    struct crl_set *crls;         // the same
+    struct path_rules rules;
     struct tls_pair pairs[CFG_PAIRS_MAX];
     size_t pairs_n;
     struct tls_ring ring;
@@ -16948,7 +17258,7 @@ struct tls {
     void *data;                     // borrowed: the conn
     struct str in;                  // what is left of the bytes being fed
     bool bad_cert, no_cert;         // why the handshake failed
-    enum pki_crl_result crl;        // what a revocation list had to do with it
+    enum crl_result crl;            // what a revocation list had to do with it
     bool said_bye;                  // our close_notify is sent
     struct pki_identity *identity;  // a reference; NULL before the handshake
     struct tls_peer *peer;          // owned: of a client session; or NULL
@@ -16969,269 +17279,6 @@ struct tls_peer {
 static bool tls_on_server(struct tls *, const WOLFSSL_X509_STORE_CTX *);
 static bool tls_server_known(struct tls *);
 static bool tls_client_fail(struct tls *, int code, struct err *);
-
-/* ---- the ClientHello ---- */
-
-/* Reads big-endian numbers and what they count; `bad` once one did not fit. */
-struct tls_in {
-    struct str left;
-    bool bad;
-};
-
-static struct str
-tls_in_bytes(struct tls_in *in, size_t n)
-{
-    struct str s = {in->left.p, n};
-
-    if (in->bad || in->left.n < n) {
-        in->bad = true;
-        return S("");
-    }
-    in->left = str_from(in->left, n);
-    return s;
-}
-
-static size_t
-tls_in_number(struct tls_in *in, size_t bytes)
-{
-    struct str s = tls_in_bytes(in, bytes);
-    size_t n = 0;
-
-    for (size_t i = 0; i < s.n; i++)
-        n = n << 8 | (unsigned char)s.p[i];
-    return n;
-}
-
-/* A vector whose length stands before it, in `bytes` bytes. */
-static struct str
-tls_in_vector(struct tls_in *in, size_t bytes)
-{
-    return tls_in_bytes(in, tls_in_number(in, bytes));
-}
-
-static bool
-tls_list_has(struct str list, unsigned number)
-{
-    struct tls_in in = {list, false};
-
-    while (in.left.n >= 2)
-        if (tls_in_number(&in, 2) == number)
-            return true;
-    return false;
-}
-
-/* A list of two-byte numbers that is the whole of `body`. NULL, or what is
- * wrong with it. */
-static const char *
-tls_hello_list(struct str body, size_t bytes, struct str *list)
-{
-    struct tls_in in = {body, false};
-
-    *list = tls_in_vector(&in, bytes);
-    if (in.bad || in.left.n || !list->n || list->n % 2)
-        return "a list in it is malformed";
-    return NULL;
-}
-
-/* One host name (RFC 6066), in lower case and without a dot at its end. */
-static const char *
-tls_hello_name(struct str body, struct tls_hello *h)
-{
-    struct tls_in in = {body, false}, one = {tls_in_vector(&in, 2), in.bad};
-    size_t type = tls_in_number(&one, 1);
-    struct str name = tls_in_vector(&one, 2);
-
-    if (one.bad || in.left.n || one.left.n || type != 0)
-        return "its server name is malformed";
-    if (name.n && name.p[name.n - 1] == '.')
-        name.n--;
-    if (!name.n || name.n > TLS_NAME_MAX)
-        return "its server name is empty or too long";
-    for (size_t i = 0; i < name.n; i++) {
-        char c = (char)str_lower_byte((unsigned char)name.p[i]);
-
-        if (!(c >= 'a' && c <= 'z') && !(c >= '0' && c <= '9') &&
-            !memchr("-._:", c, 4))
-            return "its server name is no host name";
-        h->name[i] = c;
-    }
-    h->name[name.n] = 0;
-    return NULL;
-}
-
-enum {
-    TLS_EXT_NAME = 0,
-    TLS_EXT_GROUPS = 10,
-    TLS_EXT_SIGS = 13,
-    TLS_EXT_ALPN = 16,
-    TLS_EXT_TICKET = 35,
-    TLS_EXT_VERSIONS = 43,
-    TLS_EXT_PSK_MODES = 45,
-};
-
-/* The protocols (RFC 7301): is HTTP among them? */
-static const char *
-tls_hello_alpn(struct str body, struct tls_hello *h)
-{
-    struct tls_in in = {body, false};
-    struct tls_in names = {tls_in_vector(&in, 2), false};
-
-    while (names.left.n && !names.bad) {
-        struct str name = tls_in_vector(&names, 1);
-
-        h->http = h->http || str_eq(name, S("h2")) || str_eq(name, S("h3")) ||
-                  str_starts(name, S("http/"));
-        names.bad = names.bad || !name.n;
-    }
-    return in.bad || in.left.n || names.bad ? "a list in it is malformed"
-                                            : NULL;
-}
-
-static const char *
-tls_hello_extension(size_t type, struct str body, struct tls_hello *h)
-{
-    struct tls_in in = {body, false};
-    struct str list;
-    const char *why;
-
-    switch (type) {
-    case TLS_EXT_NAME:
-        return tls_hello_name(body, h);
-    case TLS_EXT_GROUPS:
-        return tls_hello_list(body, 2, &h->groups);
-    case TLS_EXT_SIGS:
-        return tls_hello_list(body, 2, &h->sigs);
-    case TLS_EXT_ALPN:
-        return tls_hello_alpn(body, h);
-    case TLS_EXT_TICKET:
-        h->ticket_len = body.n;
-        return NULL;
-    case TLS_EXT_VERSIONS:
-        why = tls_hello_list(body, 1, &list);
-        h->tls13 = !why && tls_list_has(list, 0x0304);
-        return why;
-    case TLS_EXT_PSK_MODES:
-        list = tls_in_vector(&in, 1);
-        h->psk_dhe = list.n && memchr(list.p, 1, list.n);
-        return in.left.n || !list.n ? "a list in it is malformed" : NULL;
-    }
-    return NULL;
-}
-
-static const char *
-tls_hello_extensions(struct str all, struct tls_hello *h)
-{
-    struct tls_in in = {all, false};
-    uint64_t seen = 0;  // those that are read here have numbers below 64
-    const char *why = NULL;
-
-    while (in.left.n && !why) {
-        size_t type = tls_in_number(&in, 2);
-        struct str body = tls_in_vector(&in, 2);
-
-        if (in.bad)
-            return "an extension of it is malformed";
-        if (type < 64 && seen >> type & 1)
-            return "it has an extension twice";
-        seen |= type < 64 ? (uint64_t)1 << type : 0;
-        why = tls_hello_extension(type, body, h);
-    }
-    return why;
-}
-
-/* The message, without its header. NULL, or what is wrong with it. */
-static const char *
-tls_hello_parse(struct str body, struct tls_hello *h)
-{
-    struct tls_in in = {body, false};
-    struct str extensions = S("");
-
-    *h = (struct tls_hello){.tls13 = false};
-    tls_in_bytes(&in, 2 + 32);  // version, random
-    tls_in_vector(&in, 1);      // session id
-    h->suites = tls_in_vector(&in, 2);
-    tls_in_vector(&in, 1);  // compression
-    if (in.left.n)          // TLS 1.2 may have none
-        extensions = tls_in_vector(&in, 2);
-    if (in.bad || in.left.n || !h->suites.n || h->suites.n % 2)
-        return "it is malformed";
-    return tls_hello_extensions(extensions, h);
-}
-
-enum tls_found { TLS_MORE, TLS_WHOLE, TLS_BAD };
-
-/* Takes one whole record of a handshake from `in`. */
-static enum tls_found
-tls_hello_record(struct tls_in *in, struct str *part, const char **why)
-{
-    struct tls_in r = *in;
-    size_t type = tls_in_number(&r, 1), major = tls_in_number(&r, 1), n;
-
-    *why = "its records are malformed";
-    if (in->left.n && (type != TLS_RECORD_HANDSHAKE || (!r.bad && major != 3)))
-        return TLS_BAD;
-    tls_in_number(&r, 1);
-    n = tls_in_number(&r, 2);
-    if (r.bad)
-        return TLS_MORE;
-    if (n == 0 || n > TLS_HELLO_MAX)
-        return TLS_BAD;
-    *part = tls_in_bytes(&r, n);
-    if (r.bad)
-        return TLS_MORE;
-    *in = r;
-    return TLS_WHOLE;
-}
-
-/* Is `all` a ClientHello with its header, and nothing else? */
-static enum tls_found
-tls_hello_message(struct str all, struct str *body, const char **why)
-{
-    struct tls_in in = {all, false};
-    size_t type = tls_in_number(&in, 1), n = tls_in_number(&in, 3);
-
-    *why = "the first message is no ClientHello";
-    if (all.n && type != 1)
-        return TLS_BAD;
-    *why = "it is over 16 KiB";
-    if (!in.bad && n > TLS_HELLO_MAX)
-        return TLS_BAD;
-    *why = "bytes follow it";
-    if (!in.bad && in.left.n > n)
-        return TLS_BAD;
-    *body = in.left;
-    return in.bad || in.left.n < n ? TLS_MORE : TLS_WHOLE;
-}
-
-/* Finds the ClientHello in the first bytes of a connection. Its body is a part
- * of them where one record holds it; else it is put together in `join`. */
-static enum tls_found
-tls_hello_find(struct str bytes, struct mem_buf *join, struct str *body,
-               const char **why)
-{
-    struct tls_in in = {bytes, false};
-    struct str part, all = S("");
-
-    for (int i = 0; i < TLS_HELLO_RECORDS; i++) {
-        enum tls_found found = tls_hello_record(&in, &part, why);
-
-        if (found != TLS_WHOLE)
-            return found;
-        *why = "its first record is too short";  // wolfSSL would not take it
-        if (part.n < 4 && i == 0)
-            return TLS_BAD;
-        if (i == 1)
-            mem_buf_add(join, all.p, all.n);
-        if (i > 0)
-            mem_buf_add(join, part.p, part.n);
-        all = i > 0 ? (struct str){mem_buf_ptr(join), mem_buf_len(join)} : part;
-        found = tls_hello_message(all, body, why);
-        if (found != TLS_MORE)
-            return found;
-    }
-    *why = "it comes in more than 64 records";
-    return TLS_BAD;
-}
 
 /* ---- which site, which certificate ---- */
 
@@ -17279,26 +17326,26 @@ static bool
 tls_offers(struct str list, const unsigned *v, size_t n)
 {
     for (size_t i = 0; i < n; i++)
-        if (v[i] && tls_list_has(list, v[i]))
+        if (v[i] && hello_list_has(list, v[i]))
             return true;
     return false;
 }
 
 /* Can this client check a signature of that kind? */
 static bool
-tls_kind_fits(const struct tls_kind *k, const struct tls_hello *h)
+tls_kind_fits(const struct tls_kind *k, const struct hello *h)
 {
     if (h->tls13)
         return tls_offers(h->sigs, k->sigs, 3);
     return tls_offers(h->sigs, k->sigs, 6) &&
            tls_offers(h->suites, k->suites, 3) &&
-           (!k->group || !h->groups.n || tls_list_has(h->groups, k->group));
+           (!k->group || !h->groups.n || hello_list_has(h->groups, k->group));
 }
 
 /* The cheapest of a site's certificates that the client can check, or the
  * first. */
 static struct tls_pair *
-tls_pair_for(struct tls_site *s, const struct tls_hello *h)
+tls_pair_for(struct tls_site *s, const struct hello *h)
 {
     struct tls_pair *best = NULL;
 
@@ -17424,10 +17471,10 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
     t->identity = NULL;
     if (now < 0)
         return tls_refuse(t, tls_no_clock);
-    t->site->crls->last = PKI_CRL_FINE;
-    if (!pki_cache_verify(t->ctx->cache, &t->site->rules,
-                          tls_cert_str(store, 0), chain, n, now, &t->identity,
-                          &e)) {
+    t->site->crls->last = CRL_CRL_FINE;
+    if (!path_cache_verify(t->ctx->cache, &t->site->rules,
+                           tls_cert_str(store, 0), chain, n, now, &t->identity,
+                           &e)) {
         t->crl = t->site->crls->last;
         return tls_refuse(t, e.msg);
     }
@@ -17480,7 +17527,7 @@ static void
 tls_derive(const unsigned char key[32], struct str label, const void *salt,
            size_t salt_n, void *out, size_t n)
 {
-    unsigned char info[32 + 16 + TLS_NAME_MAX];
+    unsigned char info[32 + 16 + HELLO_NAME_MAX];
 
     must(label.n + salt_n <= sizeof info);
     memcpy(info, label.p, label.n);
@@ -17527,7 +17574,7 @@ static void
 tls_ticket_key(const struct tls *t, const struct tls_seal *s,
                const unsigned char *iv, unsigned char key[32])
 {
-    unsigned char salt[WOLFSSL_TICKET_IV_SZ + TLS_NAME_MAX];
+    unsigned char salt[WOLFSSL_TICKET_IV_SZ + HELLO_NAME_MAX];
     size_t n = strlen(t->name);
 
     memcpy(salt, iv, WOLFSSL_TICKET_IV_SZ);
@@ -17606,10 +17653,10 @@ tls_ticket_unseal(const struct tls *t, const unsigned char *name,
 static bool
 tls_ticket_holds(struct tls *t, struct str note, const unsigned char *iv)
 {
-    struct tls_in in = {note, false};
-    struct str key = tls_in_bytes(&in, 32);
-    int64_t first = (int64_t)tls_in_number(&in, 8), now = pki_now(time(NULL));
-    uint32_t links = (uint32_t)tls_in_number(&in, 4);
+    struct hello_in in = {note, false};
+    struct str key = hello_in_bytes(&in, 32);
+    int64_t first = (int64_t)hello_in_number(&in, 8), now = pki_now(time(NULL));
+    uint32_t links = (uint32_t)hello_in_number(&in, 4);
     struct pki_identity *id;
 
     if (in.bad || links >= TLS_LINKS_MAX || first > now + TLS_CLOCKS_S ||
@@ -17755,7 +17802,7 @@ tls_ctx_free(struct tls_ctx *c)
             wolfSSL_CTX_free(c->sites[i].pairs[j].ctx);
         if (!c->sites[i].shared) {
             pki_anchors_free(c->sites[i].anchors);
-            pki_crls_free(c->sites[i].crls);
+            crl_set_free(c->sites[i].crls);
         }
         explicit_bzero(&c->sites[i].ring, sizeof c->sites[i].ring);
     }
@@ -17877,11 +17924,11 @@ tls_site_trust(struct tls_site *s, const struct tls_site *own,
     }
     if (!pki_anchors_new(files->client_ca, &s->anchors, e))
         return err_prefix(e, "client_ca: ");
-    s->crls = pki_crls_load(files, e);
+    s->crls = crl_set_load(files, e);
     if (!s->crls)
         return false;
-    pki_rules_init(&s->rules, PKI_CLIENT, s->anchors, l->eku_any, l->depth);
-    pki_rules_crls(&s->rules, s->crls);
+    path_rules_init(&s->rules, PATH_CLIENT, s->anchors, l->eku_any, l->depth);
+    path_rules_crls(&s->rules, s->crls);
     s->rules.cas = cas;
     return true;
 }
@@ -17969,7 +18016,7 @@ tls_crls_next(const struct tls_ctx *c)
     int64_t next = INT64_MAX;
 
     for (size_t i = 0; i < c->sites_n; i++) {
-        int64_t one = pki_crls_next(c->sites[i].crls);
+        int64_t one = crl_set_next(c->sites[i].crls);
 
         next = one < next ? one : next;
     }
@@ -18048,7 +18095,7 @@ tls_start(struct tls *t)
 
 /* The ClientHello is whole: who serves it? */
 static bool
-tls_begin(struct tls *t, const struct tls_hello *h, struct err *e)
+tls_begin(struct tls *t, const struct hello *h, struct err *e)
 {
     t->name = strdup(h->name);
     must(t->name != NULL);
@@ -18081,9 +18128,9 @@ static bool
 tls_hello_feed(struct tls *t, struct err *e)
 {
     const char *why = "this is not TLS: plain HTTP, perhaps";
-    enum tls_found found = TLS_BAD;
+    enum hello_found found = HELLO_BAD;
     struct mem_buf join = {0};
-    struct tls_hello h;
+    struct hello h;
     struct str body;
     bool ok = false;
 
@@ -18091,13 +18138,13 @@ tls_hello_feed(struct tls *t, struct err *e)
         mem_buf_add(&t->held, t->in.p, t->in.n);
         t->in = (struct str){mem_buf_ptr(&t->held), mem_buf_len(&t->held)};
     }
-    if (t->in.n && t->in.p[0] == TLS_RECORD_HANDSHAKE)
-        found = tls_hello_find(t->in, &join, &body, &why);
-    if (found == TLS_WHOLE && (why = tls_hello_parse(body, &h)))
-        found = TLS_BAD;
-    if (found == TLS_WHOLE) {
+    if (t->in.n && t->in.p[0] == HELLO_HANDSHAKE)
+        found = hello_find(t->in, &join, &body, &why);
+    if (found == HELLO_WHOLE && (why = hello_parse(body, &h)))
+        found = HELLO_BAD;
+    if (found == HELLO_WHOLE) {
         ok = tls_begin(t, &h, e);
-    } else if (found == TLS_BAD) {
+    } else if (found == HELLO_BAD) {
         tls_alert(t, TLS_ALERT_DECODE);
         err_set(e, ERR_TLS, "ClientHello refused: %s", why);
     } else {
@@ -18414,7 +18461,7 @@ tls_server_check(struct tls *t, struct mem_arena *a,
 {
     struct str chain[TLS_DEPTH_MAX], leaf = tls_cert_str(store, 0);
     int64_t now = pki_now(time(NULL));
-    struct pki_path path;
+    struct path path;
     struct pki_cert c;
     size_t n = 0;
 
@@ -18422,7 +18469,7 @@ tls_server_check(struct tls *t, struct mem_arena *a,
         return err_set(e, ERR_TLS, "%s", tls_no_clock);
     for (int i = 1; i < store->totalCerts; i++)
         chain[n++] = tls_cert_str(store, i);
-    if (!pki_verify(&t->site->rules, leaf, chain, n, now, &path, e) ||
+    if (!path_verify(&t->site->rules, leaf, chain, n, now, &path, e) ||
         !pki_cert_parse(leaf, &c, e) ||
         !tls_server_names(a, t->peer->want, &c, e))
         return false;
@@ -18574,15 +18621,15 @@ tls_client_ctx_new(const struct boot_upstream *files, struct err *e)
         tls_ctx_free(c);
         return NULL;
     }
-    s->crls = pki_crls_load(&files->trust, e);
+    s->crls = crl_set_load(&files->trust, e);
     if (!s->crls || (files->certificate.n &&
                      !tls_ctx_load(s->pairs[0].ctx, files->certificate,
                                    files->key, "our client", e))) {
         tls_ctx_free(c);
         return NULL;
     }
-    pki_rules_init(&s->rules, PKI_SERVER, s->anchors, false, TLS_DEPTH_MAX);
-    pki_rules_crls(&s->rules, s->crls);
+    path_rules_init(&s->rules, PATH_SERVER, s->anchors, false, TLS_DEPTH_MAX);
+    path_rules_crls(&s->rules, s->crls);
     c->plain = mem_xmalloc(TLS_PLAIN);
     return c;
 }
@@ -18690,7 +18737,7 @@ tls_client_keep(struct tls *t, struct tls_session *kept)
     wolfSSL_SESSION_free(own);
 }
 
-/* ==== 18 h1: HTTP/1.1, both sides ===========================================
+/* ==== 22 h1: HTTP/1.1, both sides ===========================================
  *
  * Sans-I/O: bytes in, calls out. llhttp parses with every lenient flag off;
  * before it sees a head, h1_scan() has refused what RFC 9112 lets a parser
@@ -20279,7 +20326,7 @@ h1_client_eof(struct h1_client *c, struct err *e)
                               : "before its answer was complete");
 }
 
-/* ==== 19 pp: PROXY protocol headers =========================================
+/* ==== 23 pp: PROXY protocol headers =========================================
  *
  * What HAProxy's load balancers, and others, say before a connection's first
  * byte: who is at its other end. Version 1 is a line of text, version 2 is
@@ -20686,7 +20733,7 @@ pp_write_v2(struct mem_buf *b, struct pp_ends ends, const struct pp_tls *tls)
     mem_buf_free(&rest);
 }
 
-/* ==== 20 sock: a stream with an output queue and deadlines ==================
+/* ==== 24 sock: a stream with an output queue and deadlines ==================
  *
  * What client and upstream connections have in common: one libuv stream, TCP
  * or Unix, bytes gathered in `out` and sent by sock_flush(), a deadline that
@@ -21055,7 +21102,7 @@ sock_close(struct sock *s)
         uv_close(&s->h.handle, sock_on_closed);
 }
 
-/* ==== 21 conn: one client connection ========================================
+/* ==== 25 conn: one client connection ========================================
  *
  * A socket, its TLS session (none on the admin address), and the codec. The
  * only room that touches a client's socket: below it, tls and h1 see bytes.
@@ -21081,7 +21128,7 @@ enum {
     CONN_BACKLOG = 4096,
     CONN_LINGER_MS = 2000,
     CONN_LINGER_BYTES = 1 << 20,
-    CONN_EARLY_MAX = TLS_HELLO_MAX + 1024,  // held while one waits for its turn
+    CONN_EARLY_MAX = HELLO_MAX + 1024,  // held while one waits for its turn
     CONN_STALE_MS = 1000,     // an older handshake gives way to one that waits
     CONN_STALE_MIN_MS = 100,  // the more wait, the nearer to this
     CONN_EXPIRE_MS = 5000,    // for the last answer to an expired certificate
@@ -21493,7 +21540,7 @@ conn_log_refusal(struct conn *c, const struct err *e)
 
     met_inc(e->kind == ERR_TIMEOUT  ? MET_HS_TIMEOUT
             : e->kind == ERR_SYNTAX ? MET_CONNS_PROXY_HEADER
-            : c->tls->bad_cert      ? pki_crl_met[c->tls->crl]
+            : c->tls->bad_cert      ? crl_met[c->tls->crl]
             : c->tls->no_cert       ? MET_HS_NO_CERT
                                     : MET_HS_FAILED);
     if (!log_begin(&l, LOG_WARN, "handshake"))
@@ -22055,7 +22102,7 @@ conn_cut_tunnels(struct conn_set *set)
             h1_tunnel_cut(c->h1, &e);
 }
 
-/* ==== 22 up: upstream connections ===========================================
+/* ==== 26 up: upstream connections ===========================================
  *
  * A pool for each upstream and worker: resolve, connect, keep alive, pick the
  * target with the fewest calls. A call is one request and its answer over one
@@ -23281,7 +23328,7 @@ up_free(struct up_set *set)
     uv_close((uv_handle_t *)&set->ares_timer, NULL);
 }
 
-/* ==== 23 proxy: a request, carried to an upstream and back ==================
+/* ==== 27 proxy: a request, carried to an upstream and back ==================
  *
  * Glue between a req and an up_call. Nothing is copied through: the request's
  * head is written afresh from what was parsed and checked, the answer's from
@@ -23806,7 +23853,7 @@ proxy_start(struct proxy *p)
     up_go(p->call);
 }
 
-/* ==== 24 msg: typed frames between our processes ============================
+/* ==== 28 msg: typed frames between our processes ============================
  *
  * A channel is a socketpair that carries frames: a header, then its body.
  *
@@ -24323,7 +24370,7 @@ msg_chan_on_closed(uv_handle_t *h)
     c->ops->on_gone(c->data, c->failed ? &c->why : NULL);
 }
 
-/* ==== 25 wall: what our own processes give up ===============================
+/* ==== 29 wall: what our own processes give up ===============================
  *
  * For good, and in this order: wall_early() before anything else, wall_drop()
  * once a process has read its bundle, and then its wall: the files and ports it
@@ -25386,7 +25433,7 @@ wall_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
     return wall_filter_end(&f, "programs (files)", out, e);
 }
 
-/* ==== 26 host: what this machine grants =====================================
+/* ==== 30 host: what this machine grants =====================================
  *
  * Layers: what the kernel grants of what walls and cages are made of. Each is
  * tried by host_probe() in a throw-away child, once, before any of it is relied
@@ -26337,7 +26384,7 @@ host_write_json(const struct host_have *h, const struct cfg_process *p,
     mem_buf_add(out, "]", 1);
 }
 
-/* ==== 27 posture: what somebody else has set up around us ===================
+/* ==== 31 posture: what somebody else has set up around us ===================
  *
  * Not ours to change: told at the start and by `check` and `audit --host`, each
  * with the mend. It is read from /proc and judged from text, so that any
@@ -27150,7 +27197,7 @@ posture_json(const struct posture_finding *all, struct mem_buf *out)
     mem_buf_add(out, "]", 1);
 }
 
-/* ==== 28 jail: the cage around a program ====================================
+/* ==== 32 jail: the cage around a program ====================================
  *
  * Prepared once, when the broker starts: jail_cage_enter() makes namespaces and
  * a view of the file system for all programs. Then, for each run, jail_spawn()
@@ -28469,7 +28516,7 @@ jail_sweep(int children, int ms)
     return false;
 }
 
-/* ==== 29 guard: arguments of programs that read more into them ==============
+/* ==== 33 guard: arguments of programs that read more into them ==============
  *
  * A program may take one of its arguments as a command, a file or an address
  * (`tar --to-command=`, `curl @file`). Such a program does not load, or only
@@ -29509,7 +29556,7 @@ guard_check(const struct cfg_command *c, const char *real, struct err *e)
     return ok;
 }
 
-/* ==== 30 prog: which programs are let through ================================
+/* ==== 34 prog: which programs are let through ================================
  *
  * By name and by content: what starts another program, what others may write,
  * what a shell reads does not load. And what each needs to open besides itself.
@@ -30537,7 +30584,7 @@ prog_advise(const struct cfg_command *c, struct mem_buf *out)
     mem_arena_free(a);
 }
 
-/* ==== 31 chain: the audit records of runs, each bound to the one before ======
+/* ==== 35 chain: the audit records of runs, each bound to the one before ======
  *
  * Each record ends in its place in a chain, and nothing follows that:
  *
@@ -31494,7 +31541,7 @@ chain_verify_end(struct chain_verify *v)
         chain_fault(v, v->at, CHAIN_MISSING, "there is no record in this log");
 }
 
-/* ==== 32 run: one program, from its start to its record ======================
+/* ==== 36 run: one program, from its start to its record ======================
  *
  *   WAITING --> RUNNING --> DRAINING --> REPORTING --> closed
  *      \___________\____ worker gone: ended, recorded, told to nobody
@@ -33067,7 +33114,7 @@ run_collect(struct run *r)
     uv_timer_start(&r->timer, run_on_timer, RUN_LINGER_MS, 0);
 }
 
-/* ==== 33 broker: the process that starts programs, and no other does =========
+/* ==== 37 broker: the process that starts programs, and no other does =========
  *
  * Its main loop: children that end, what a worker may ask (a table: anything
  * that is not in it ends the channel), the channels to workers and supervisor,
@@ -34171,7 +34218,7 @@ broker_main(struct boot *boot)
     return ok ? 0 : 1;
 }
 
-/* ==== 34 exec: a worker's way to programs ====================================
+/* ==== 38 exec: a worker's way to programs ====================================
  *
  *     worker                              broker
  *     exec_start --- MSG_EXEC_RUN ------> table, slots checked again, record
@@ -34793,7 +34840,7 @@ exec_cancel(struct exec *x, uint64_t ticket)
              (struct str){(const char *)&ticket, sizeof ticket}, &e);
 }
 
-/* ==== 35 vm: the Lua state ==================================================
+/* ==== 39 vm: the Lua state ==================================================
  *
  * One lua_State a worker: boot, sandbox, memory cap, CPU budget. A request's
  * hooks run in a coroutine of their own, a task, one after the other, and may
@@ -35942,7 +35989,7 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
     return true;
 }
 
-/* ==== 36 lib: string and table functions that cannot run away ===============
+/* ==== 40 lib: string and table functions that cannot run away ===============
  *
  * A debug hook does not fire inside a C function, so one string.find() with an
  * unlucky pattern could hold the loop for ever. These replace the functions of
@@ -37150,7 +37197,7 @@ static const luaL_Reg lib_tab_functions[] = {
     {NULL, NULL},
 };
 
-/* ==== 37 bind: what scripts can see =========================================
+/* ==== 41 bind: what scripts can see =========================================
  *
  * "gateway.core", the functions that the Lua library is built on, and the
  * objects that hooks are given: request, identity, raw values. Objects are
@@ -39824,7 +39871,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
     return true;
 }
 
-/* ==== 38 serve: from request to answer ======================================
+/* ==== 42 serve: from request to answer ======================================
  *
  * The order of a request, and nothing else. Each step either goes on, waits
  * for something that calls serve_go() again, or ends the exchange.
@@ -42121,7 +42168,7 @@ serve_set_new(struct env *env, struct mem_arena *boot, struct met_route *met,
     return set;
 }
 
-/* ==== 39 admin: health and metrics ==========================================
+/* ==== 43 admin: health and metrics ==========================================
  *
  * Plain HTTP on an address that the policy declares; any worker answers for
  * all, from the shared slab.
@@ -42336,7 +42383,7 @@ static const struct req_ops admin_ops = {
     .on_time = admin_on_nothing,
 };
 
-/* ==== 40 work: a worker =====================================================
+/* ==== 44 work: a worker =====================================================
  *
  * Inherits listening sockets, scripts and certificates, opens nothing by name
  * (but what c-ares reads), serves until it is told to drain. One loop, one Lua
@@ -43386,7 +43433,7 @@ work_main(struct boot *boot)
     return 0;
 }
 
-/* ==== 41 ctl: the control socket ============================================
+/* ==== 45 ctl: the control socket ============================================
  *
  * How `gateway reload`, `stop`, `drain` and `status` reach a supervisor: a Unix
  * socket, one word a connection, one line of JSON for an answer. A connection
@@ -43967,7 +44014,7 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
     return ok;
 }
 
-/* ==== 42 files: what the supervisor reads for the others =====================
+/* ==== 46 files: what the supervisor reads for the others =====================
  *
  * Children open nothing by name: each gets what it needs in its bundle (boot).
  * Here the supervisor reads the scripts below the policy's folder, certificates
@@ -44315,7 +44362,7 @@ files_read_crl(struct mem_arena *a, const char *path, struct boot_site *to,
     if (to->crls_n == BOOT_CRLS)
         return err_set(e, ERR_CONFIG, "%s: more than %d files of CRLs", path,
                        BOOT_CRLS);
-    if (!files_read_file(a, path, PKI_CRL_BYTES, &f->bytes, e))
+    if (!files_read_file(a, path, CRL_CRL_BYTES, &f->bytes, e))
         return false;
     *bytes += f->bytes.n;
     if (*bytes > BOOT_CRL_BYTES)
@@ -44562,7 +44609,7 @@ files_hash(const struct boot *b, bool ok, unsigned char out[32])
     mem_buf_free(&all);
 }
 
-/* ==== 43 verify: all of a configuration that reading it does not show ========
+/* ==== 47 verify: all of a configuration that reading it does not show ========
  *
  * Schemas, certificates, keys, revocation lists and programs, in a throw-away
  * process: what it parses, nobody trusts yet. It also notes what the supervisor
@@ -44598,8 +44645,8 @@ verify_upstream(const struct cfg_upstream *u, const struct boot *b,
 
     snprintf(name, sizeof name, "upstream %.*s", STR_FMT(u->name));
     return tls_client_check(files, u, e) &&
-           pki_crls_verify(&files->trust, str_of(name), b->crl_numbers, numbers,
-                           e);
+           crl_set_verify(&files->trust, str_of(name), b->crl_numbers, numbers,
+                          e);
 }
 
 /* The lists of each site of a listener. */
@@ -44613,7 +44660,7 @@ verify_crls(const struct cfg_listener *l, const struct boot_listener *files,
         snprintf(name, sizeof name, "%.*s%s%.*s", STR_FMT(l->name),
                  i ? " " : "", STR_FMT(i ? l->sni[i - 1].name : S("")));
         if (!files->sites[i].shared &&
-            !pki_crls_verify(&files->sites[i], str_of(name), before, after, e))
+            !crl_set_verify(&files->sites[i], str_of(name), before, after, e))
             return false;
     }
     return true;
@@ -44643,7 +44690,7 @@ verify_all(const struct cfg *c, const struct boot *b, struct mem_buf *numbers,
     for (size_t i = 0; i < c->commands_n; i++)
         if (!prog_program_check(&c->commands[i], b->uid, e))
             return false;
-    pki_crls_remember(b->crl_numbers, numbers);
+    crl_set_remember(b->crl_numbers, numbers);
     return true;
 }
 
@@ -44723,7 +44770,7 @@ verify_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
     mem_buf_printf(out, "]");
 }
 
-/* ==== 44 watch: when a script or a file of the policy changes ================
+/* ==== 48 watch: when a script or a file of the policy changes ================
  *
  * For `gateway run --watch`. What counts is not what inotify says, but whether
  * a script or a file is another than at the last load: so events of other files
@@ -45064,7 +45111,7 @@ watch_close(struct watch *w)
     mem_buf_free(&w->files);
 }
 
-/* ==== 45 sup: the supervisor ================================================
+/* ==== 49 sup: the supervisor ================================================
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
@@ -47714,7 +47761,7 @@ sup_main(const char *policy, bool watch)
     return code;
 }
 
-/* ==== 46 dial: a client for tools ============================================
+/* ==== 50 dial: a client for tools ============================================
  *
  * `gateway audit --live` asks a service as its clients would: over TCP, plain
  * or with TLS and any certificate, good or bad. It waits for each answer: a
@@ -48113,7 +48160,7 @@ dial_open(lua_State *L)
     lua_setfield(L, -2, "pause");
 }
 
-/* ==== 47 try: tools on a policy ==============================================
+/* ==== 51 try: tools on a policy ==============================================
  *
  * The commands that are written in Lua (scripts/gateway/test.lua and others):
  * a policy's real hooks, schemas, routes and parser, without network, clock or
@@ -49049,16 +49096,16 @@ try_core_stand_in(lua_State *L)
 /* Whom a listener trusts, read as for service. */
 struct try_trust {
     struct pki_anchors *anchors;  // owned, as all below
-    struct pki_crls *crls;
+    struct crl_set *crls;
     struct pki_cas cas;
-    struct pki_rules rules;
+    struct path_rules rules;
 };
 
 static void
 try_trust_free(struct try_trust *r)
 {
     pki_anchors_free(r->anchors);
-    pki_crls_free(r->crls);
+    crl_set_free(r->crls);
     pki_cas_free(&r->cas);
 }
 
@@ -49086,13 +49133,13 @@ try_trust_read(struct try *t, struct mem_arena *a, const struct cfg_listener *l,
     if (!files_read_trust(a, l, site, &files, &bytes, e) ||
         !pki_anchors_new(files.client_ca, &r->anchors, e))
         return err_prefix(e, "client_ca: ");
-    pki_rules_init(&r->rules, PKI_CLIENT, r->anchors, l->eku_any,
-                   (unsigned)l->depth);
+    path_rules_init(&r->rules, PATH_CLIENT, r->anchors, l->eku_any,
+                    (unsigned)l->depth);
     if (files.crls_n) {
-        r->crls = pki_crls_load(&files, e);
+        r->crls = crl_set_load(&files, e);
         if (!r->crls)
             return false;
-        pki_rules_crls(&r->rules, r->crls);
+        path_rules_crls(&r->rules, r->crls);
     }
     r->rules.cas = &r->cas;
     return try_trust_cas(t, a, r, e);
@@ -49117,8 +49164,8 @@ try_judge(struct try *t, struct mem_arena *a, size_t listener,
             continue;
         cache = pki_cache_new();
         ok = try_trust_read(t, a, l, site, &r, i ? &later : e) &&
-             pki_cache_verify(cache, &r.rules, der[0], der + 1, n - 1,
-                              time(NULL), id, i ? &later : e);
+             path_cache_verify(cache, &r.rules, der[0], der + 1, n - 1,
+                               time(NULL), id, i ? &later : e);
         pki_cache_free(cache);
         try_trust_free(&r);
     }
@@ -49840,7 +49887,7 @@ try_tool(const char *module, const char *commands, int argc, char **argv)
     return a.code;
 }
 
-/* ==== 48 learn: what a program needs, by tracing it ==========================
+/* ==== 52 learn: what a program needs, by tracing it ==========================
  *
  * `gateway exec --learn`: one declared command is run under ptrace, with the
  * arguments, environment, limits and user that it has as the broker's, but
@@ -51024,7 +51071,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
     return ok ? 0 : 1;
 }
 
-/* ==== 49 certs: `gateway certs` ==============================================
+/* ==== 53 certs: `gateway certs` ==============================================
  *
  * A CA, certificates for servers and clients, and revocation lists, for
  * development, tests and small sites; and the doctor, which says why a
@@ -51390,7 +51437,7 @@ certs_number_next(struct mem_arena *a, struct str number)
         memcpy(p + 1, number.p, i);
     while (++p[i] == 0 && i > 0)
         i--;
-    return pki_number_trim((struct str){p, number.n + 1});
+    return crl_number_trim((struct str){p, number.n + 1});
 }
 
 /* Reads ca.crl, which must be this CA's own; none is an empty one. */
@@ -51408,10 +51455,10 @@ certs_list_load(const struct mint_order *o, int dir, struct mint_list *l,
     }
     if (!certs_file_read(o->a, dir, "ca.crl", &text, &st, e) ||
         !pki_pem_read(o->a, text, "X509 CRL", &v, &n, e) ||
-        !pki_crl_parse(o->a, v[0], &l->old, e))
+        !crl_parse(o->a, v[0], &l->old, e))
         return err_prefix(e, "%s/ca.crl: ", o->dir);
     if (n != 1 || !pki_name_equal(l->old.issuer, l->ca.subject) ||
-        !pki_crl_signed(&l->old, &l->ca, e))
+        !crl_signed(&l->old, &l->ca, e))
         return err_set(e, ERR_CONFIG,
                        "%s/ca.crl: is not the one list of ca.crt: put the "
                        "right one back, or remove it to begin an empty one",
@@ -51420,9 +51467,9 @@ certs_list_load(const struct mint_order *o, int dir, struct mint_list *l,
     for (l->n = 0; l->n < l->old.revoked_n; l->n++) {
         const char *at = l->old.revoked[l->n];
         struct str in = {at, (size_t)(v[0].p + v[0].n - at)};
-        struct pki_crl_entry x;
+        struct crl_entry x;
 
-        must(pki_crl_entry_take(&in, &x, e));
+        must(crl_entry_take(&in, &x, e));
         mem_buf_add(&l->entries, at, (size_t)(in.p - at));
     }
     return true;
@@ -51437,11 +51484,11 @@ certs_list_add(const struct mint_order *o, struct mint_list *l,
 
     for (struct str in = {mem_buf_ptr(&l->entries), l->entries.n}; in.n;) {
         const char *entry = in.p;
-        struct pki_crl_entry x;
+        struct crl_entry x;
         struct err e;
 
-        must(pki_crl_entry_take(&in, &x, &e));
-        if (pki_number_cmp(pki_crl_serial(entry), serial) == 0)
+        must(crl_entry_take(&in, &x, &e));
+        if (crl_number_cmp(crl_serial(entry), serial) == 0)
             return;
     }
     at = mint_open(&l->entries, PKI_SEQUENCE);
@@ -51801,7 +51848,7 @@ certs_option_serial(struct mint_order *o, const char *s, struct err *e)
                            "--serial \"%s\": write 1 to 40 hex digits", s);
         p[(i + odd) / 2] = (char)(p[(i + odd) / 2] << 4 | d);
     }
-    o->serial[o->serial_n++] = pki_number_trim((struct str){p, (n + odd) / 2});
+    o->serial[o->serial_n++] = crl_number_trim((struct str){p, (n + odd) / 2});
     return n > 0 || err_set(e, ERR_SYNTAX, "--serial: give it a value");
 }
 
@@ -51952,10 +51999,10 @@ static const struct option certs_doctor_options[] = {
 
 struct certs_doctor {
     struct mem_arena *a;
-    const char *file;       // CERT.pem
-    struct mem_buf ca;      // owned: all of --ca
-    struct pki_crls *crls;  // owned: all of --crl
-    enum pki_role role;
+    const char *file;      // CERT.pem
+    struct mem_buf ca;     // owned: all of --ca
+    struct crl_set *crls;  // owned: all of --crl
+    enum path_role role;
     bool eku_any, help;
     uint64_t depth;
     int64_t at;
@@ -51990,7 +52037,7 @@ certs_doctor_option(struct certs_doctor *d, int code, const char *s,
         return true;
     case 'r':
         return certs_doctor_file(d, s, &text, e) &&
-               pki_crls_add(d->crls, str_of(s), text, e);
+               crl_set_add(d->crls, str_of(s), text, e);
     case 'k':
         d->eku_any = strcmp(s, "any") == 0;
         return d->eku_any || strcmp(s, "clientAuth") == 0 ||
@@ -52001,7 +52048,7 @@ certs_doctor_option(struct certs_doctor *d, int code, const char *s,
                 d->depth <= PKI_CHAIN_MAX) ||
                err_set(e, ERR_SYNTAX, "--depth \"%s\": write 1 to 9", s);
     case 's':
-        d->role = PKI_SERVER;
+        d->role = PATH_SERVER;
         return true;
     case 'a':
         return certs_option_date("at", s, &d->at, e);
@@ -52042,22 +52089,22 @@ certs_doctor_ask(struct certs_doctor *d, struct pki_identity **id,
 {
     struct str pem, *der, ca = {mem_buf_ptr(&d->ca), mem_buf_len(&d->ca)};
     struct pki_anchors *anchors = NULL;
-    struct pki_rules rules;
-    struct pki_path path;
+    struct path_rules rules;
+    struct path path;
     size_t n;
     bool ok;
 
-    if (!pki_crls_settle(d->crls, e))
+    if (!crl_set_settle(d->crls, e))
         return false;
     if (!pki_anchors_new(ca, &anchors, e))
         return err_prefix(e, "--ca: ");
-    pki_rules_init(&rules, d->role, anchors, d->eku_any, (unsigned)d->depth);
-    pki_rules_crls(&rules, d->crls);
+    path_rules_init(&rules, d->role, anchors, d->eku_any, (unsigned)d->depth);
+    path_rules_crls(&rules, d->crls);
     ok = certs_doctor_file(d, d->file, &pem, e) &&
          (pki_pem_read(d->a, pem, "CERTIFICATE", &der, &n, e) ||
           err_prefix(e, "%s: ", d->file)) &&
          (n <= PKI_CHAIN_MAX || err_set(e, ERR_TLS, "its chain is too long")) &&
-         pki_verify(&rules, der[0], der + 1, n - 1, d->at, &path, e) &&
+         path_verify(&rules, der[0], der + 1, n - 1, d->at, &path, e) &&
          pki_identity_parse(der[0], path.issuer, path.n, id, e);
     if (ok) {
         (*id)->from = path.from;
@@ -52094,7 +52141,7 @@ static int
 certs_doctor(int argc, char **argv)
 {
     struct certs_doctor d = {.a = mem_arena_new(SIZE_MAX),
-                             .crls = pki_crls_new(),
+                             .crls = crl_set_new(),
                              .depth = PKI_CHAIN_MAX,
                              .at = time(NULL)};
     struct err e;
@@ -52112,7 +52159,7 @@ certs_doctor(int argc, char **argv)
         code = certs_doctor_run(&d);
     }
     mem_buf_free(&d.ca);
-    pki_crls_free(d.crls);
+    crl_set_free(d.crls);
     mem_arena_free(d.a);
     return code;
 }
@@ -52138,7 +52185,7 @@ certs_command(int argc, char **argv)
     return 2;
 }
 
-/* ==== 50 cli: the commands, and main ========================================
+/* ==== 54 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
