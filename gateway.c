@@ -76,55 +76,56 @@
  *
  *  Protocols: bytes in, calls out, no descriptor; tested back to back
  *   15  req     one exchange
- *   16  pki     certificates, and who they say one is
- *   17  crl     revocation lists
- *   18  path    the verdict on a chain
- *   19  mint    making certificates, keys and revocation lists
- *   20  hello   the ClientHello
- *   21  tls     wolfSSL over two buffers
- *   22  h1      HTTP/1.1, both sides
- *   23  pp      PROXY protocol headers
+ *   16  der     DER, read
+ *   17  pki     certificates, and who they say one is
+ *   18  crl     revocation lists
+ *   19  path    the verdict on a chain
+ *   20  mint    making certificates, keys and revocation lists
+ *   21  hello   the ClientHello
+ *   22  tls     wolfSSL over two buffers
+ *   23  h1      HTTP/1.1, both sides
+ *   24  pp      PROXY protocol headers
  *
  *  Sockets
- *   24  sock    a stream with an output queue and deadlines
- *   25  conn    one client connection
- *   26  up      upstream connections
- *   27  proxy   a request, carried to an upstream and back
+ *   25  sock    a stream with an output queue and deadlines
+ *   26  conn    one client connection
+ *   27  up      upstream connections
+ *   28  proxy   a request, carried to an upstream and back
  *
  *  Privilege: what is given up, and how programs run
- *   28  msg     typed frames between our processes
- *   29  wall    what our own processes give up
- *   30  host    what this machine grants
- *   31  posture what somebody else has set up around us
- *   32  jail    the cage around a program
- *   33  guard   arguments of programs that read more into them
- *   34  prog    which programs are let through
- *   35  chain   the audit records of runs, each bound to the one before
- *   36  run     one program, from its start to its record
- *   37  broker  the process that starts programs, and no other does
- *   38  exec    a worker's way to programs
+ *   29  msg     typed frames between our processes
+ *   30  wall    what our own processes give up
+ *   31  host    what this machine grants
+ *   32  posture what somebody else has set up around us
+ *   33  jail    the cage around a program
+ *   34  guard   arguments of programs that read more into them
+ *   35  prog    which programs are let through
+ *   36  chain   the audit records of runs, each bound to the one before
+ *   37  run     one program, from its start to its record
+ *   38  broker  the process that starts programs, and no other does
+ *   39  exec    a worker's way to programs
  *
  *  Script: Lua, and a request on its way through it
- *   39  vm      the Lua state
- *   40  lib     string and table functions that cannot run away
- *   41  bind    what scripts can see
- *   42  serve   from request to answer
+ *   40  vm      the Lua state
+ *   41  lib     string and table functions that cannot run away
+ *   42  bind    what scripts can see
+ *   43  serve   from request to answer
  *
  *  Processes
- *   43  admin   health and metrics
- *   44  work    a worker
- *   45  ctl     the control socket
- *   46  files   what the supervisor reads for the others
- *   47  verify  all of a configuration that reading it does not show
- *   48  watch   when a script or a file of the policy changes
- *   49  sup     the supervisor
+ *   44  admin   health and metrics
+ *   45  work    a worker
+ *   46  ctl     the control socket
+ *   47  files   what the supervisor reads for the others
+ *   48  verify  all of a configuration that reading it does not show
+ *   49  watch   when a script or a file of the policy changes
+ *   50  sup     the supervisor
  *
  *  Tools: what a policy is edited, tested and shipped with
- *   50  dial    a client for tools
- *   51  try     tools on a policy
- *   52  learn   what a program needs, by tracing it
- *   53  certs   `gateway certs`
- *   54  cli     the commands, and main
+ *   51  dial    a client for tools
+ *   52  try     tools on a policy
+ *   53  learn   what a program needs, by tracing it
+ *   54  certs   `gateway certs`
+ *   55  cli     the commands, and main
  *
  * Everything is static and defined before use, so a call upwards does not
  * compile. The only stairs up are function pointers, declared in the lower room
@@ -11672,7 +11673,443 @@ req_queued(struct req *r)
     return r->wire->queued(r);
 }
 
-/* ==== 16 pki: certificates, and who they say one is =========================
+/* ==== 16 der: DER, read =====================================================
+ *
+ * X.690 in its distinguished form, strictly: one value has one encoding, and
+ * what is not in it is an error (`bad`), which stays. It copies nothing: a
+ * der_tlv is a slice of the bytes it came from. Times and text are read here,
+ * too: what no line can say safely is refused.
+ *
+ * Down    str mem err
+ * Entry   der_take  der_next  der_at  der_take_time
+ */
+
+/* Universal tags, and the context tags that a certificate uses. */
+enum {
+    DER_BOOLEAN = 0x01,
+    DER_INTEGER = 0x02,
+    DER_BITS = 0x03,
+    DER_OCTETS = 0x04,
+    DER_OID = 0x06,
+    DER_UTF8 = 0x0c,
+    DER_NUMERIC = 0x12,
+    DER_PRINTABLE = 0x13,
+    DER_T61 = 0x14,
+    DER_IA5 = 0x16,
+    DER_UTC_TIME = 0x17,
+    DER_TIME = 0x18,
+    DER_VISIBLE = 0x1a,
+    DER_UNIVERSAL = 0x1c,
+    DER_BMP = 0x1e,
+    DER_SEQUENCE = 0x30,
+    DER_SET = 0x31,
+    DER_CONTEXT = 0x80,      // primitive [0]
+    DER_CONSTRUCTED = 0xa0,  // constructed [0]
+};
+
+struct der_tlv {
+    unsigned tag;
+    struct str whole, body;  // with and without tag and length
+};
+
+/* "certificate: serial number: length is not minimal" */
+static bool
+der_bad(struct err *e, const char *what, const char *why)
+{
+    return err_set(e, ERR_TLS, "certificate: %s: %s", what, why);
+}
+
+static unsigned
+der_byte(struct str s, size_t i)
+{
+    return (unsigned char)s.p[i];
+}
+
+/* Reads the length that starts at in[1]: NULL, or what is wrong with it.
+ * `head` becomes the bytes of tag and length together. */
+static const char *
+der_length(struct str in, size_t *head, size_t *len)
+{
+    unsigned first = der_byte(in, 1), n = first & 0x7f;
+
+    *head = 2;
+    *len = first;
+    if (first < 0x80)
+        return NULL;
+    if (n == 0)
+        return "indefinite length, which DER does not have";
+    if (n > 4)
+        return "length of more than four bytes";
+    if (in.n < 2 + n)
+        return "ends early";
+    *head = 2 + n;
+    *len = 0;
+    for (size_t i = 2; i < *head; i++)
+        *len = *len << 8 | der_byte(in, i);
+    if (der_byte(in, 2) == 0 || *len < 0x80)
+        return "length is not minimal";
+    return NULL;
+}
+
+/* Takes the next value from the front of `in`. */
+static bool
+der_next(struct str *in, const char *what, struct der_tlv *t, struct err *e)
+{
+    const char *why;
+    size_t head, len;
+
+    if (in->n < 2)
+        return der_bad(e, what, in->n ? "ends early" : "is missing");
+    if ((der_byte(*in, 0) & 0x1f) == 0x1f)
+        return der_bad(e, what, "tag number above 30");
+    why = der_length(*in, &head, &len);
+    if (why)
+        return der_bad(e, what, why);
+    if (len > in->n - head)
+        return der_bad(e, what, "ends early");
+    t->tag = der_byte(*in, 0);
+    t->whole = (struct str){in->p, head + len};
+    t->body = (struct str){in->p + head, len};
+    *in = str_from(*in, head + len);
+    return true;
+}
+
+/* The same, where only one tag will do. */
+static bool
+der_take(struct str *in, const char *what, unsigned tag, struct der_tlv *t,
+         struct err *e)
+{
+    if (!der_next(in, what, t, e))
+        return false;
+    if (t->tag != tag)
+        return err_set(e, ERR_TLS,
+                       "certificate: %s: found tag %02x, expected %02x", what,
+                       t->tag, tag);
+    return true;
+}
+
+static bool
+der_at(struct str in, unsigned tag)
+{
+    return in.n && der_byte(in, 0) == tag;
+}
+
+static bool
+der_end(struct str in, const char *what, struct err *e)
+{
+    return in.n == 0 || der_bad(e, what, "bytes after the end");
+}
+
+/* An INTEGER in its one shortest form; `v` keeps the sign byte. */
+static bool
+der_take_int(struct str *in, const char *what, struct str *v, struct err *e)
+{
+    struct der_tlv t;
+
+    if (!der_take(in, what, DER_INTEGER, &t, e))
+        return false;
+    *v = t.body;
+    if (v->n == 0)
+        return der_bad(e, what, "integer without a byte");
+    if (v->n > 1 && (der_byte(*v, 0) == 0 || der_byte(*v, 0) == 0xff) &&
+        (der_byte(*v, 0) >> 7) == (der_byte(*v, 1) >> 7))
+        return der_bad(e, what, "integer is not minimal");
+    return true;
+}
+
+/* A small non-negative INTEGER, such as a version or a path length. */
+static bool
+der_take_small(struct str *in, const char *what, int *out, struct err *e)
+{
+    struct str v;
+
+    if (!der_take_int(in, what, &v, e))
+        return false;
+    if (v.n > 1 || der_byte(v, 0) > 0x7f)
+        return der_bad(e, what, "integer is not between 0 and 127");
+    *out = (int)der_byte(v, 0);
+    return true;
+}
+
+/* DER leaves a default FALSE out; certificates in use write it all the same,
+ * and it can mean only one thing, so both are read. */
+static bool
+der_take_bool(struct str *in, const char *what, bool *out, struct err *e)
+{
+    struct der_tlv t;
+
+    *out = false;
+    if (!der_at(*in, DER_BOOLEAN))
+        return true;
+    if (!der_take(in, what, DER_BOOLEAN, &t, e))
+        return false;
+    if (t.body.n != 1 ||
+        (der_byte(t.body, 0) != 0 && der_byte(t.body, 0) != 0xff))
+        return der_bad(e, what, "boolean is neither 00 nor ff");
+    *out = der_byte(t.body, 0) != 0;
+    return true;
+}
+
+/* A BIT STRING; `unused` counts the padding bits, which must be zero. */
+static bool
+der_take_bits(struct str *in, const char *what, struct str *bits,
+              unsigned *unused, struct err *e)
+{
+    struct der_tlv t;
+
+    if (!der_take(in, what, DER_BITS, &t, e))
+        return false;
+    if (t.body.n == 0)
+        return der_bad(e, what, "bit string without a byte");
+    *unused = der_byte(t.body, 0);
+    *bits = str_from(t.body, 1);
+    if (*unused > 7 || (*unused && !bits->n))
+        return der_bad(e, what, "bit string with wrong padding");
+    if (*unused && (der_byte(*bits, bits->n - 1) & ((1u << *unused) - 1)) != 0)
+        return der_bad(e, what, "bit string with padding that is not zero");
+    return true;
+}
+
+/* A BIT STRING that holds bytes: a key, a signature. */
+static bool
+der_take_bytes(struct str *in, const char *what, struct str *bytes,
+               struct err *e)
+{
+    unsigned unused;
+
+    if (!der_take_bits(in, what, bytes, &unused, e))
+        return false;
+    return unused == 0 || der_bad(e, what, "is not whole bytes");
+}
+
+/* An OBJECT IDENTIFIER whose every arc is minimal and below 2^63. */
+static bool
+der_oid_check(struct str oid, const char *what, struct err *e)
+{
+    size_t arc = 0;
+
+    for (size_t i = 0; i < oid.n; i++) {
+        if (arc == 0 && der_byte(oid, i) == 0x80)
+            return der_bad(e, what, "object identifier is not minimal");
+        if (++arc > 9)
+            return der_bad(e, what, "object identifier with an arc too large");
+        if (der_byte(oid, i) < 0x80)
+            arc = 0;
+    }
+    if (oid.n == 0 || arc != 0)
+        return der_bad(e, what, "object identifier ends early");
+    return true;
+}
+
+static bool
+der_take_oid(struct str *in, const char *what, struct str *oid, struct err *e)
+{
+    struct der_tlv t;
+
+    if (!der_take(in, what, DER_OID, &t, e))
+        return false;
+    *oid = t.body;
+    return der_oid_check(t.body, what, e);
+}
+
+/* "1.2.840.113549": only for an identifier that der_oid_check() passed. */
+static struct str
+der_oid_text(struct mem_arena *a, struct str oid)
+{
+    struct mem_buf b = {0};
+    uint64_t arc = 0;
+    bool first = true;
+    struct str s;
+
+    for (size_t i = 0; i < oid.n; i++) {
+        arc = arc << 7 | (der_byte(oid, i) & 0x7f);
+        if (der_byte(oid, i) >= 0x80)
+            continue;
+        if (first) {  // two arcs in one: 40 * x + y, where x is at most 2
+            uint64_t x = arc < 80 ? arc / 40 : 2;
+
+            mem_buf_printf(&b, "%" PRIu64 ".%" PRIu64, x, arc - 40 * x);
+        } else {
+            mem_buf_printf(&b, ".%" PRIu64, arc);
+        }
+        first = false;
+        arc = 0;
+    }
+    s = str_dup(a, (struct str){mem_buf_ptr(&b), mem_buf_len(&b)});
+    mem_buf_free(&b);
+    return s;
+}
+
+/* ---- time ---- */
+
+/* Days from 1970-01-01 in the Gregorian calendar; years 1 to 9999. */
+static int64_t
+der_days(int year, int month, int day)
+{
+    int y = month <= 2 ? year - 1 : year;
+    int m = month <= 2 ? month + 9 : month - 3;  // March is month 0
+
+    return 365 * (int64_t)y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 +
+           day - 719469;
+}
+
+static int
+der_month_days(int year, int month)
+{
+    static const int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    bool leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+
+    return days[month - 1] + (month == 2 && leap);
+}
+
+/* Calendar fields to Unix seconds; false where there is no such moment. */
+static bool
+der_seconds(const int f[6], int64_t *out)
+{
+    if (f[0] < 1 || f[1] < 1 || f[1] > 12 || f[2] < 1 ||
+        f[2] > der_month_days(f[0], f[1]) || f[3] > 23 || f[4] > 59 ||
+        f[5] > 59)
+        return false;
+    *out = der_days(f[0], f[1], f[2]) * 86400 + f[3] * 3600 + f[4] * 60 + f[5];
+    return true;
+}
+
+/* UTCTime YYMMDDHHMMSSZ or GeneralizedTime YYYYMMDDHHMMSSZ, nothing else. */
+static bool
+der_take_time(struct str *in, const char *what, int64_t *out, struct err *e)
+{
+    struct der_tlv t;
+    size_t year, at = 0;
+    int f[6];
+
+    if (!der_next(in, what, &t, e))
+        return false;
+    if (t.tag != DER_UTC_TIME && t.tag != DER_TIME)
+        return der_bad(e, what, "is not a time");
+    year = t.tag == DER_TIME ? 4 : 2;
+    if (t.body.n != year + 11 || t.body.p[year + 10] != 'Z')
+        return der_bad(e, what, "time is not in the form YYMMDDHHMMSSZ");
+    for (size_t i = 0; i < 6; i++) {
+        f[i] = 0;
+        for (size_t k = i == 0 ? year : 2; k > 0; k--, at++) {
+            if (t.body.p[at] < '0' || t.body.p[at] > '9')
+                return der_bad(e, what, "time holds more than digits");
+            f[i] = f[i] * 10 + (t.body.p[at] - '0');
+        }
+    }
+    if (year == 2)
+        f[0] += f[0] < 50 ? 2000 : 1900;
+    return der_seconds(f, out) || der_bad(e, what, "no such time");
+}
+
+/* A time before this program was made is no time: a device without a battery
+ * for its clock starts in 1970, where everything is valid that once was. */
+static bool der_clock_floor;  // set at start: such a time reads as that day
+
+static void
+der_date_text(int64_t seconds, char out[32])
+{
+    time_t t = (time_t)seconds;
+    struct tm tm;
+
+    must(gmtime_r(&t, &tm) && strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm));
+}
+
+/* ---- text ---- */
+
+static void
+der_add_utf8(struct mem_buf *b, uint32_t c)
+{
+    char *p = mem_buf_room(b, 4);
+    size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+
+    for (size_t i = n; i-- > 1; c >>= 6)
+        p[i] = (char)(0x80 | (c & 0x3f));
+    p[0] = (char)(n == 1 ? c : (0xf00u >> n & 0xf0u) | c);
+    b->n += n;
+}
+
+/* BMPString and UniversalString: 2 or 4 bytes a character, big-endian. */
+static const char *
+der_wide_text(struct mem_arena *a, struct str body, size_t width,
+              struct str *out)
+{
+    struct mem_buf b = {0};
+
+    if (body.n % width)
+        return "text of half a character";
+    for (size_t i = 0; i < body.n; i += width) {
+        uint32_t c = 0;
+
+        for (size_t k = 0; k < width; k++)
+            c = c << 8 | der_byte(body, i + k);
+        if (c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) {
+            mem_buf_free(&b);
+            return "text with a code point that is none";
+        }
+        der_add_utf8(&b, c);
+    }
+    *out = str_dup(a, (struct str){mem_buf_ptr(&b), mem_buf_len(&b)});
+    mem_buf_free(&b);
+    return NULL;
+}
+
+static bool
+der_ascii(struct str s)
+{
+    for (size_t i = 0; i < s.n; i++)
+        if (der_byte(s, i) >= 0x80)
+            return false;
+    return true;
+}
+
+/* Control characters, C1 (U+0080 to U+009F) included: they end or forge lines
+ * in logs and headers, and a NUL ends a name for whoever reads it in C. */
+static bool
+der_has_control(struct str s)
+{
+    if (!str_no_control(s))
+        return true;
+    for (size_t i = 0; i + 1 < s.n; i++)
+        if (der_byte(s, i) == 0xc2 && der_byte(s, i + 1) < 0xa0)
+            return true;
+    return false;
+}
+
+static bool
+der_is_text(unsigned tag)
+{
+    return tag == DER_UTF8 || tag == DER_NUMERIC || tag == DER_PRINTABLE ||
+           tag == DER_T61 || tag == DER_IA5 || tag == DER_VISIBLE ||
+           tag == DER_UNIVERSAL || tag == DER_BMP;
+}
+
+/* A name's string as UTF-8. The one-byte types must be ASCII: beyond it they
+ * mean what each reader likes (T61String: Latin-1 or T.61). Within it, '@' or
+ * '*' in a PrintableString is wrong but common, and means what it says. */
+static bool
+der_text(struct mem_arena *a, const struct der_tlv *t, const char *what,
+         struct str *out, struct err *e)
+{
+    const char *why = NULL;
+
+    *out = t->body;
+    if (t->tag == DER_BMP)
+        why = der_wide_text(a, t->body, 2, out);
+    else if (t->tag == DER_UNIVERSAL)
+        why = der_wide_text(a, t->body, 4, out);
+    else if (t->tag == DER_UTF8)
+        why = str_utf8(*out) ? NULL : "text is not UTF-8";
+    else if (!der_ascii(*out))
+        why = "text of a one-byte type is not ASCII";
+    if (!why && out->n == 0)
+        why = "empty text";
+    if (!why && der_has_control(*out))
+        why = "text with a control character";
+    return !why || der_bad(e, what, why);
+}
+
+/* ==== 17 pki: certificates, and who they say one is =========================
  *
  * The reader of DER is our own and strict: one value has one encoding, so that
  * what we decide on is what the issuer signed. It copies nothing: a pki_cert is
@@ -11715,29 +12152,6 @@ enum {
     PKI_VERIFY_ARENA = 4 << 20,
 };
 
-/* Universal tags, and the context tags that a certificate uses. */
-enum {
-    PKI_BOOLEAN = 0x01,
-    PKI_INTEGER = 0x02,
-    PKI_BITS = 0x03,
-    PKI_OCTETS = 0x04,
-    PKI_OID = 0x06,
-    PKI_UTF8 = 0x0c,
-    PKI_NUMERIC = 0x12,
-    PKI_PRINTABLE = 0x13,
-    PKI_T61 = 0x14,
-    PKI_IA5 = 0x16,
-    PKI_UTC_TIME = 0x17,
-    PKI_TIME = 0x18,
-    PKI_VISIBLE = 0x1a,
-    PKI_UNIVERSAL = 0x1c,
-    PKI_BMP = 0x1e,
-    PKI_SEQUENCE = 0x30,
-    PKI_SET = 0x31,
-    PKI_CONTEXT = 0x80,      // primitive [0]
-    PKI_CONSTRUCTED = 0xa0,  // constructed [0]
-};
-
 /* GeneralName choices (RFC 5280 section 4.2.1.6), as their tags. */
 enum {
     PKI_SAN_OTHER = 0xa0,
@@ -11751,417 +12165,13 @@ enum {
     PKI_SAN_RID = 0x88,
 };
 
-/* ---- the DER reader ---- */
-
-struct pki_tlv {
-    unsigned tag;
-    struct str whole, body;  // with and without tag and length
-};
-
-/* "certificate: serial number: length is not minimal" */
-static bool
-pki_bad(struct err *e, const char *what, const char *why)
-{
-    return err_set(e, ERR_TLS, "certificate: %s: %s", what, why);
-}
-
-static unsigned
-pki_byte(struct str s, size_t i)
-{
-    return (unsigned char)s.p[i];
-}
-
-/* Reads the length that starts at in[1]: NULL, or what is wrong with it.
- * `head` becomes the bytes of tag and length together. */
-static const char *
-pki_length(struct str in, size_t *head, size_t *len)
-{
-    unsigned first = pki_byte(in, 1), n = first & 0x7f;
-
-    *head = 2;
-    *len = first;
-    if (first < 0x80)
-        return NULL;
-    if (n == 0)
-        return "indefinite length, which DER does not have";
-    if (n > 4)
-        return "length of more than four bytes";
-    if (in.n < 2 + n)
-        return "ends early";
-    *head = 2 + n;
-    *len = 0;
-    for (size_t i = 2; i < *head; i++)
-        *len = *len << 8 | pki_byte(in, i);
-    if (pki_byte(in, 2) == 0 || *len < 0x80)
-        return "length is not minimal";
-    return NULL;
-}
-
-/* Takes the next value from the front of `in`. */
-static bool
-pki_next(struct str *in, const char *what, struct pki_tlv *t, struct err *e)
-{
-    const char *why;
-    size_t head, len;
-
-    if (in->n < 2)
-        return pki_bad(e, what, in->n ? "ends early" : "is missing");
-    if ((pki_byte(*in, 0) & 0x1f) == 0x1f)
-        return pki_bad(e, what, "tag number above 30");
-    why = pki_length(*in, &head, &len);
-    if (why)
-        return pki_bad(e, what, why);
-    if (len > in->n - head)
-        return pki_bad(e, what, "ends early");
-    t->tag = pki_byte(*in, 0);
-    t->whole = (struct str){in->p, head + len};
-    t->body = (struct str){in->p + head, len};
-    *in = str_from(*in, head + len);
-    return true;
-}
-
-/* The same, where only one tag will do. */
-static bool
-pki_take(struct str *in, const char *what, unsigned tag, struct pki_tlv *t,
-         struct err *e)
-{
-    if (!pki_next(in, what, t, e))
-        return false;
-    if (t->tag != tag)
-        return err_set(e, ERR_TLS,
-                       "certificate: %s: found tag %02x, expected %02x", what,
-                       t->tag, tag);
-    return true;
-}
-
-static bool
-pki_at(struct str in, unsigned tag)
-{
-    return in.n && pki_byte(in, 0) == tag;
-}
-
-static bool
-pki_end(struct str in, const char *what, struct err *e)
-{
-    return in.n == 0 || pki_bad(e, what, "bytes after the end");
-}
-
-/* An INTEGER in its one shortest form; `v` keeps the sign byte. */
-static bool
-pki_take_int(struct str *in, const char *what, struct str *v, struct err *e)
-{
-    struct pki_tlv t;
-
-    if (!pki_take(in, what, PKI_INTEGER, &t, e))
-        return false;
-    *v = t.body;
-    if (v->n == 0)
-        return pki_bad(e, what, "integer without a byte");
-    if (v->n > 1 && (pki_byte(*v, 0) == 0 || pki_byte(*v, 0) == 0xff) &&
-        (pki_byte(*v, 0) >> 7) == (pki_byte(*v, 1) >> 7))
-        return pki_bad(e, what, "integer is not minimal");
-    return true;
-}
-
-/* A small non-negative INTEGER, such as a version or a path length. */
-static bool
-pki_take_small(struct str *in, const char *what, int *out, struct err *e)
-{
-    struct str v;
-
-    if (!pki_take_int(in, what, &v, e))
-        return false;
-    if (v.n > 1 || pki_byte(v, 0) > 0x7f)
-        return pki_bad(e, what, "integer is not between 0 and 127");
-    *out = (int)pki_byte(v, 0);
-    return true;
-}
-
-/* DER leaves a default FALSE out; certificates in use write it all the same,
- * and it can mean only one thing, so both are read. */
-static bool
-pki_take_bool(struct str *in, const char *what, bool *out, struct err *e)
-{
-    struct pki_tlv t;
-
-    *out = false;
-    if (!pki_at(*in, PKI_BOOLEAN))
-        return true;
-    if (!pki_take(in, what, PKI_BOOLEAN, &t, e))
-        return false;
-    if (t.body.n != 1 ||
-        (pki_byte(t.body, 0) != 0 && pki_byte(t.body, 0) != 0xff))
-        return pki_bad(e, what, "boolean is neither 00 nor ff");
-    *out = pki_byte(t.body, 0) != 0;
-    return true;
-}
-
-/* A BIT STRING; `unused` counts the padding bits, which must be zero. */
-static bool
-pki_take_bits(struct str *in, const char *what, struct str *bits,
-              unsigned *unused, struct err *e)
-{
-    struct pki_tlv t;
-
-    if (!pki_take(in, what, PKI_BITS, &t, e))
-        return false;
-    if (t.body.n == 0)
-        return pki_bad(e, what, "bit string without a byte");
-    *unused = pki_byte(t.body, 0);
-    *bits = str_from(t.body, 1);
-    if (*unused > 7 || (*unused && !bits->n))
-        return pki_bad(e, what, "bit string with wrong padding");
-    if (*unused && (pki_byte(*bits, bits->n - 1) & ((1u << *unused) - 1)) != 0)
-        return pki_bad(e, what, "bit string with padding that is not zero");
-    return true;
-}
-
-/* A BIT STRING that holds bytes: a key, a signature. */
-static bool
-pki_take_bytes(struct str *in, const char *what, struct str *bytes,
-               struct err *e)
-{
-    unsigned unused;
-
-    if (!pki_take_bits(in, what, bytes, &unused, e))
-        return false;
-    return unused == 0 || pki_bad(e, what, "is not whole bytes");
-}
-
-/* An OBJECT IDENTIFIER whose every arc is minimal and below 2^63. */
-static bool
-pki_oid_check(struct str oid, const char *what, struct err *e)
-{
-    size_t arc = 0;
-
-    for (size_t i = 0; i < oid.n; i++) {
-        if (arc == 0 && pki_byte(oid, i) == 0x80)
-            return pki_bad(e, what, "object identifier is not minimal");
-        if (++arc > 9)
-            return pki_bad(e, what, "object identifier with an arc too large");
-        if (pki_byte(oid, i) < 0x80)
-            arc = 0;
-    }
-    if (oid.n == 0 || arc != 0)
-        return pki_bad(e, what, "object identifier ends early");
-    return true;
-}
-
-static bool
-pki_take_oid(struct str *in, const char *what, struct str *oid, struct err *e)
-{
-    struct pki_tlv t;
-
-    if (!pki_take(in, what, PKI_OID, &t, e))
-        return false;
-    *oid = t.body;
-    return pki_oid_check(t.body, what, e);
-}
-
-/* "1.2.840.113549": only for an identifier that pki_oid_check() passed. */
-static struct str
-pki_oid_text(struct mem_arena *a, struct str oid)
-{
-    struct mem_buf b = {0};
-    uint64_t arc = 0;
-    bool first = true;
-    struct str s;
-
-    for (size_t i = 0; i < oid.n; i++) {
-        arc = arc << 7 | (pki_byte(oid, i) & 0x7f);
-        if (pki_byte(oid, i) >= 0x80)
-            continue;
-        if (first) {  // two arcs in one: 40 * x + y, where x is at most 2
-            uint64_t x = arc < 80 ? arc / 40 : 2;
-
-            mem_buf_printf(&b, "%" PRIu64 ".%" PRIu64, x, arc - 40 * x);
-        } else {
-            mem_buf_printf(&b, ".%" PRIu64, arc);
-        }
-        first = false;
-        arc = 0;
-    }
-    s = str_dup(a, (struct str){mem_buf_ptr(&b), mem_buf_len(&b)});
-    mem_buf_free(&b);
-    return s;
-}
-
-/* ---- time ---- */
-
-/* Days from 1970-01-01 in the Gregorian calendar; years 1 to 9999. */
-static int64_t
-pki_days(int year, int month, int day)
-{
-    int y = month <= 2 ? year - 1 : year;
-    int m = month <= 2 ? month + 9 : month - 3;  // March is month 0
-
-    return 365 * (int64_t)y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 +
-           day - 719469;
-}
-
-static int
-pki_month_days(int year, int month)
-{
-    static const int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    bool leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
-
-    return days[month - 1] + (month == 2 && leap);
-}
-
-/* Calendar fields to Unix seconds; false where there is no such moment. */
-static bool
-pki_seconds(const int f[6], int64_t *out)
-{
-    if (f[0] < 1 || f[1] < 1 || f[1] > 12 || f[2] < 1 ||
-        f[2] > pki_month_days(f[0], f[1]) || f[3] > 23 || f[4] > 59 ||
-        f[5] > 59)
-        return false;
-    *out = pki_days(f[0], f[1], f[2]) * 86400 + f[3] * 3600 + f[4] * 60 + f[5];
-    return true;
-}
-
-/* UTCTime YYMMDDHHMMSSZ or GeneralizedTime YYYYMMDDHHMMSSZ, nothing else. */
-static bool
-pki_take_time(struct str *in, const char *what, int64_t *out, struct err *e)
-{
-    struct pki_tlv t;
-    size_t year, at = 0;
-    int f[6];
-
-    if (!pki_next(in, what, &t, e))
-        return false;
-    if (t.tag != PKI_UTC_TIME && t.tag != PKI_TIME)
-        return pki_bad(e, what, "is not a time");
-    year = t.tag == PKI_TIME ? 4 : 2;
-    if (t.body.n != year + 11 || t.body.p[year + 10] != 'Z')
-        return pki_bad(e, what, "time is not in the form YYMMDDHHMMSSZ");
-    for (size_t i = 0; i < 6; i++) {
-        f[i] = 0;
-        for (size_t k = i == 0 ? year : 2; k > 0; k--, at++) {
-            if (t.body.p[at] < '0' || t.body.p[at] > '9')
-                return pki_bad(e, what, "time holds more than digits");
-            f[i] = f[i] * 10 + (t.body.p[at] - '0');
-        }
-    }
-    if (year == 2)
-        f[0] += f[0] < 50 ? 2000 : 1900;
-    return pki_seconds(f, out) || pki_bad(e, what, "no such time");
-}
-
-/* A time before this program was made is no time: a device without a battery
- * for its clock starts in 1970, where everything is valid that once was. */
-static bool pki_clock_floor;  // set at start: such a time reads as that day
-
 /* Unix seconds; -1: nobody knows. */
 static int64_t
 pki_now(int64_t clock)
 {
     return clock >= GATEWAY_EPOCH ? clock
-           : pki_clock_floor      ? GATEWAY_EPOCH
+           : der_clock_floor      ? GATEWAY_EPOCH
                                   : -1;
-}
-
-static void
-pki_date_text(int64_t seconds, char out[32])
-{
-    time_t t = (time_t)seconds;
-    struct tm tm;
-
-    must(gmtime_r(&t, &tm) && strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm));
-}
-
-/* ---- text ---- */
-
-static void
-pki_add_utf8(struct mem_buf *b, uint32_t c)
-{
-    char *p = mem_buf_room(b, 4);
-    size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-
-    for (size_t i = n; i-- > 1; c >>= 6)
-        p[i] = (char)(0x80 | (c & 0x3f));
-    p[0] = (char)(n == 1 ? c : (0xf00u >> n & 0xf0u) | c);
-    b->n += n;
-}
-
-/* BMPString and UniversalString: 2 or 4 bytes a character, big-endian. */
-static const char *
-pki_wide_text(struct mem_arena *a, struct str body, size_t width,
-              struct str *out)
-{
-    struct mem_buf b = {0};
-
-    if (body.n % width)
-        return "text of half a character";
-    for (size_t i = 0; i < body.n; i += width) {
-        uint32_t c = 0;
-
-        for (size_t k = 0; k < width; k++)
-            c = c << 8 | pki_byte(body, i + k);
-        if (c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) {
-            mem_buf_free(&b);
-            return "text with a code point that is none";
-        }
-        pki_add_utf8(&b, c);
-    }
-    *out = str_dup(a, (struct str){mem_buf_ptr(&b), mem_buf_len(&b)});
-    mem_buf_free(&b);
-    return NULL;
-}
-
-static bool
-pki_ascii(struct str s)
-{
-    for (size_t i = 0; i < s.n; i++)
-        if (pki_byte(s, i) >= 0x80)
-            return false;
-    return true;
-}
-
-/* Control characters, C1 (U+0080 to U+009F) included: they end or forge lines
- * in logs and headers, and a NUL ends a name for whoever reads it in C. */
-static bool
-pki_has_control(struct str s)
-{
-    if (!str_no_control(s))
-        return true;
-    for (size_t i = 0; i + 1 < s.n; i++)
-        if (pki_byte(s, i) == 0xc2 && pki_byte(s, i + 1) < 0xa0)
-            return true;
-    return false;
-}
-
-static bool
-pki_is_text(unsigned tag)
-{
-    return tag == PKI_UTF8 || tag == PKI_NUMERIC || tag == PKI_PRINTABLE ||
-           tag == PKI_T61 || tag == PKI_IA5 || tag == PKI_VISIBLE ||
-           tag == PKI_UNIVERSAL || tag == PKI_BMP;
-}
-
-/* A name's string as UTF-8. The one-byte types must be ASCII: beyond it they
- * mean what each reader likes (T61String: Latin-1 or T.61). Within it, '@' or
- * '*' in a PrintableString is wrong but common, and means what it says. */
-static bool
-pki_text(struct mem_arena *a, const struct pki_tlv *t, const char *what,
-         struct str *out, struct err *e)
-{
-    const char *why = NULL;
-
-    *out = t->body;
-    if (t->tag == PKI_BMP)
-        why = pki_wide_text(a, t->body, 2, out);
-    else if (t->tag == PKI_UNIVERSAL)
-        why = pki_wide_text(a, t->body, 4, out);
-    else if (t->tag == PKI_UTF8)
-        why = str_utf8(*out) ? NULL : "text is not UTF-8";
-    else if (!pki_ascii(*out))
-        why = "text of a one-byte type is not ASCII";
-    if (!why && out->n == 0)
-        why = "empty text";
-    if (!why && pki_has_control(*out))
-        why = "text with a control character";
-    return !why || pki_bad(e, what, why);
 }
 
 /* ---- distinguished names ---- */
@@ -12213,7 +12223,7 @@ struct pki_name {
     struct pki_name_part {
         const struct pki_type *known;  // NULL: only its number is known
         struct str oid;
-        struct pki_tlv value;
+        struct der_tlv value;
         struct str text;  // UTF-8; empty where the value is no string
         unsigned rdn;     // parts with one number stand together: "A=x+B=y"
     } part[PKI_ITEMS_MAX];
@@ -12224,18 +12234,18 @@ static bool
 pki_name_part(struct mem_arena *a, struct str *in, const char *what,
               struct pki_name_part *p, struct err *e)
 {
-    struct pki_tlv pair;
+    struct der_tlv pair;
 
-    if (!pki_take(in, what, PKI_SEQUENCE, &pair, e) ||
-        !pki_take_oid(&pair.body, what, &p->oid, e) ||
-        !pki_next(&pair.body, what, &p->value, e) ||
-        !pki_end(pair.body, what, e))
+    if (!der_take(in, what, DER_SEQUENCE, &pair, e) ||
+        !der_take_oid(&pair.body, what, &p->oid, e) ||
+        !der_next(&pair.body, what, &p->value, e) ||
+        !der_end(pair.body, what, e))
         return false;
     p->known = pki_type_find(p->oid);
-    if (pki_is_text(p->value.tag))
-        return pki_text(a, &p->value, what, &p->text, e);
+    if (der_is_text(p->value.tag))
+        return der_text(a, &p->value, what, &p->text, e);
     p->text = (struct str){"", 0};
-    return !p->known || pki_bad(e, what, "value is not a string");
+    return !p->known || der_bad(e, what, "value is not a string");
 }
 
 /* The members of a SET OF stand in ascending order of their bytes; a shorter
@@ -12254,27 +12264,27 @@ static bool
 pki_name_rdn(struct mem_arena *a, struct str *in, const char *what,
              unsigned rdn, struct pki_name *name, struct err *e)
 {
-    struct pki_tlv set;
+    struct der_tlv set;
     struct str last = {0};
 
-    if (!pki_take(in, what, PKI_SET, &set, e))
+    if (!der_take(in, what, DER_SET, &set, e))
         return false;
     if (set.body.n == 0)
-        return pki_bad(e, what, "empty part");
+        return der_bad(e, what, "empty part");
     while (set.body.n) {
         struct pki_name_part *p = &name->part[name->n];
         const char *start = set.body.p;
         struct str now;
 
         if (name->n == PKI_ITEMS_MAX)
-            return pki_bad(e, what, "more than 64 parts");
+            return der_bad(e, what, "more than 64 parts");
         if (!pki_name_part(a, &set.body, what, p, e))
             return false;
         p->rdn = rdn;
         name->n++;
         now = (struct str){start, (size_t)(set.body.p - start)};
         if (last.n && !pki_set_order(last, now))
-            return pki_bad(e, what, "set is not in order");
+            return der_bad(e, what, "set is not in order");
         last = now;
     }
     return true;
@@ -12286,11 +12296,11 @@ static bool
 pki_name_parse(struct mem_arena *a, struct str whole, const char *what,
                struct pki_name *name, struct err *e)
 {
-    struct pki_tlv seq;
+    struct der_tlv seq;
 
     name->n = 0;
-    if (!pki_take(&whole, what, PKI_SEQUENCE, &seq, e) ||
-        !pki_end(whole, what, e))
+    if (!der_take(&whole, what, DER_SEQUENCE, &seq, e) ||
+        !der_end(whole, what, e))
         return false;
     for (unsigned rdn = 0; seq.body.n; rdn++)
         if (!pki_name_rdn(a, &seq.body, what, rdn, name, e))
@@ -12329,7 +12339,7 @@ pki_dn_part(struct mem_arena *a, struct mem_buf *b,
         pki_dn_value(b, p->text, ascii);
         return;
     }
-    hex = pki_oid_text(a, p->oid);
+    hex = der_oid_text(a, p->oid);
     mem_buf_printf(b, "%.*s=#", STR_FMT(hex));
     hex = str_hex(a, p->value.whole.p, p->value.whole.n);
     mem_buf_add(b, hex.p, hex.n);
@@ -12522,18 +12532,18 @@ struct pki_cert {
 static bool
 pki_cert_version(struct str *tbs, struct pki_cert *c, struct err *e)
 {
-    struct pki_tlv t;
+    struct der_tlv t;
     int v;
 
     c->version = 1;
-    if (!pki_at(*tbs, PKI_CONSTRUCTED))
+    if (!der_at(*tbs, DER_CONSTRUCTED))
         return true;
-    if (!pki_take(tbs, "version", PKI_CONSTRUCTED, &t, e) ||
-        !pki_take_small(&t.body, "version", &v, e) ||
-        !pki_end(t.body, "version", e))
+    if (!der_take(tbs, "version", DER_CONSTRUCTED, &t, e) ||
+        !der_take_small(&t.body, "version", &v, e) ||
+        !der_end(t.body, "version", e))
         return false;
     c->version = v + 1;
-    return (v == 1 || v == 2) || pki_bad(e, "version", "is not 2 or 3");
+    return (v == 1 || v == 2) || der_bad(e, "version", "is not 2 or 3");
 }
 
 /* Zero is no serial number to RFC 5280, but it names a certificate as well
@@ -12543,13 +12553,13 @@ pki_cert_serial(struct str *tbs, struct pki_cert *c, struct err *e)
 {
     const char *what = "serial number";
 
-    if (!pki_take_int(tbs, what, &c->serial, e))
+    if (!der_take_int(tbs, what, &c->serial, e))
         return false;
-    if (pki_byte(c->serial, 0) & 0x80)
-        return pki_bad(e, what, "is negative");
+    if (der_byte(c->serial, 0) & 0x80)
+        return der_bad(e, what, "is negative");
     if (c->serial.n > 20)
-        return pki_bad(e, what, "is longer than 20 bytes");
-    if (c->serial.n > 1 && pki_byte(c->serial, 0) == 0)
+        return der_bad(e, what, "is longer than 20 bytes");
+    if (c->serial.n > 1 && der_byte(c->serial, 0) == 0)
         c->serial = str_from(c->serial, 1);
     return true;
 }
@@ -12557,39 +12567,39 @@ pki_cert_serial(struct str *tbs, struct pki_cert *c, struct err *e)
 static bool
 pki_cert_validity(struct str *tbs, struct pki_cert *c, struct err *e)
 {
-    struct pki_tlv t;
+    struct der_tlv t;
 
-    if (!pki_take(tbs, "validity", PKI_SEQUENCE, &t, e) ||
-        !pki_take_time(&t.body, "not before", &c->not_before, e) ||
-        !pki_take_time(&t.body, "not after", &c->not_after, e) ||
-        !pki_end(t.body, "validity", e))
+    if (!der_take(tbs, "validity", DER_SEQUENCE, &t, e) ||
+        !der_take_time(&t.body, "not before", &c->not_before, e) ||
+        !der_take_time(&t.body, "not after", &c->not_after, e) ||
+        !der_end(t.body, "validity", e))
         return false;
     return c->not_before <= c->not_after ||
-           pki_bad(e, "validity", "ends before it begins");
+           der_bad(e, "validity", "ends before it begins");
 }
 
 /* AlgorithmIdentifier: an OID, and parameters that we keep as they are. */
 static bool
 pki_algorithm_check(struct str seq, const char *what, struct err *e)
 {
-    struct pki_tlv t;
+    struct der_tlv t;
     struct str oid;
 
-    if (!pki_take_oid(&seq, what, &oid, e))
+    if (!der_take_oid(&seq, what, &oid, e))
         return false;
-    return seq.n == 0 || (pki_next(&seq, what, &t, e) && pki_end(seq, what, e));
+    return seq.n == 0 || (der_next(&seq, what, &t, e) && der_end(seq, what, e));
 }
 
 static bool
 pki_cert_key(struct str *tbs, struct pki_cert *c, struct err *e)
 {
     const char *what = "public key";
-    struct pki_tlv t, alg;
+    struct der_tlv t, alg;
 
-    if (!pki_take(tbs, what, PKI_SEQUENCE, &t, e) ||
-        !pki_take(&t.body, what, PKI_SEQUENCE, &alg, e) ||
+    if (!der_take(tbs, what, DER_SEQUENCE, &t, e) ||
+        !der_take(&t.body, what, DER_SEQUENCE, &alg, e) ||
         !pki_algorithm_check(alg.body, what, e) ||
-        !pki_take_bytes(&t.body, what, &c->key, e) || !pki_end(t.body, what, e))
+        !der_take_bytes(&t.body, what, &c->key, e) || !der_end(t.body, what, e))
         return false;
     c->spki = t.whole;
     c->key_algorithm = alg.whole;
@@ -12600,14 +12610,14 @@ pki_cert_key(struct str *tbs, struct pki_cert *c, struct err *e)
 static bool
 pki_cert_unique_ids(struct str *tbs, struct pki_cert *c, struct err *e)
 {
-    struct pki_tlv t;
+    struct der_tlv t;
 
-    for (unsigned tag = PKI_CONTEXT + 1; tag <= PKI_CONTEXT + 2; tag++) {
-        if (!pki_at(*tbs, tag))
+    for (unsigned tag = DER_CONTEXT + 1; tag <= DER_CONTEXT + 2; tag++) {
+        if (!der_at(*tbs, tag))
             continue;
         if (c->version < 2)
-            return pki_bad(e, "unique id", "is not allowed in version 1");
-        if (!pki_next(tbs, "unique id", &t, e))
+            return der_bad(e, "unique id", "is not allowed in version 1");
+        if (!der_next(tbs, "unique id", &t, e))
             return false;
     }
     return true;
@@ -12618,19 +12628,19 @@ pki_ext_basic(struct pki_cert *c, struct err *e)
 {
     const char *what = "basicConstraints";
     struct str in = c->ext[PKI_EXT_BASIC];
-    struct pki_tlv seq;
+    struct der_tlv seq;
 
     c->path_len = -1;
     if (!in.p)
         return true;
-    if (!pki_take(&in, what, PKI_SEQUENCE, &seq, e) || !pki_end(in, what, e) ||
-        !pki_take_bool(&seq.body, what, &c->ca, e))
+    if (!der_take(&in, what, DER_SEQUENCE, &seq, e) || !der_end(in, what, e) ||
+        !der_take_bool(&seq.body, what, &c->ca, e))
         return false;
-    if (seq.body.n && !pki_take_small(&seq.body, what, &c->path_len, e))
+    if (seq.body.n && !der_take_small(&seq.body, what, &c->path_len, e))
         return false;
     if (c->path_len >= 0 && !c->ca)
-        return pki_bad(e, what, "path length without CA");
-    return pki_end(seq.body, what, e);
+        return der_bad(e, what, "path length without CA");
+    return der_end(seq.body, what, e);
 }
 
 static bool
@@ -12642,14 +12652,14 @@ pki_ext_key_usage(struct pki_cert *c, struct err *e)
 
     if (!in.p)
         return true;
-    if (!pki_take_bits(&in, what, &bits, &unused, e) || !pki_end(in, what, e))
+    if (!der_take_bits(&in, what, &bits, &unused, e) || !der_end(in, what, e))
         return false;
     if (bits.n > 2)
-        return pki_bad(e, what, "more than nine bits");
+        return der_bad(e, what, "more than nine bits");
     for (unsigned i = 0; i < bits.n * 8; i++)
-        if (pki_byte(bits, i / 8) & (0x80u >> i % 8))
+        if (der_byte(bits, i / 8) & (0x80u >> i % 8))
             c->uses |= 1u << i;
-    return c->uses != 0 || pki_bad(e, what, "is empty");
+    return c->uses != 0 || der_bad(e, what, "is empty");
 }
 
 /* Puts one extension where it belongs; `seen` are the OIDs before it. */
@@ -12659,7 +12669,7 @@ pki_ext_keep(struct pki_cert *c, const struct str *seen, size_t n,
 {
     for (size_t i = 0; i < n; i++)
         if (str_eq(seen[i], oid))
-            return pki_bad(e, "extensions", "one extension is there twice");
+            return der_bad(e, "extensions", "one extension is there twice");
     for (unsigned i = 0; i < PKI_EXTS; i++)
         if (str_eq(pki_ext_oids[i], oid)) {
             c->ext[i] = value;
@@ -12680,21 +12690,21 @@ pki_cert_extensions(struct str in, struct pki_cert *c, struct err *e)
 {
     const char *what = "extensions";
     struct str seen[PKI_ITEMS_MAX];
-    struct pki_tlv seq, one, value;
+    struct der_tlv seq, one, value;
     bool critical;
 
-    if (!pki_take(&in, what, PKI_SEQUENCE, &seq, e) || !pki_end(in, what, e))
+    if (!der_take(&in, what, DER_SEQUENCE, &seq, e) || !der_end(in, what, e))
         return false;
     if (seq.body.n == 0)
-        return pki_bad(e, what, "is empty");
+        return der_bad(e, what, "is empty");
     for (size_t n = 0; seq.body.n; n++) {
         if (n == PKI_ITEMS_MAX)
-            return pki_bad(e, what, "more than 64");
-        if (!pki_take(&seq.body, what, PKI_SEQUENCE, &one, e) ||
-            !pki_take_oid(&one.body, what, &seen[n], e) ||
-            !pki_take_bool(&one.body, what, &critical, e) ||
-            !pki_take(&one.body, what, PKI_OCTETS, &value, e) ||
-            !pki_end(one.body, what, e) ||
+            return der_bad(e, what, "more than 64");
+        if (!der_take(&seq.body, what, DER_SEQUENCE, &one, e) ||
+            !der_take_oid(&one.body, what, &seen[n], e) ||
+            !der_take_bool(&one.body, what, &critical, e) ||
+            !der_take(&one.body, what, DER_OCTETS, &value, e) ||
+            !der_end(one.body, what, e) ||
             !pki_ext_keep(c, seen, n, seen[n], critical, value.body, e))
             return false;
     }
@@ -12705,50 +12715,50 @@ pki_cert_extensions(struct str in, struct pki_cert *c, struct err *e)
 static bool
 pki_cert_tbs(struct str in, struct pki_cert *c, struct err *e)
 {
-    struct pki_tlv t;
+    struct der_tlv t;
 
     if (!pki_cert_version(&in, c, e) || !pki_cert_serial(&in, c, e) ||
-        !pki_take(&in, "signature algorithm", PKI_SEQUENCE, &t, e))
+        !der_take(&in, "signature algorithm", DER_SEQUENCE, &t, e))
         return false;
     if (!str_eq(t.whole, c->algorithm))
-        return pki_bad(e, "signature algorithm", "differs inside and outside");
-    if (!pki_take(&in, "issuer", PKI_SEQUENCE, &t, e))
+        return der_bad(e, "signature algorithm", "differs inside and outside");
+    if (!der_take(&in, "issuer", DER_SEQUENCE, &t, e))
         return false;
     c->issuer = t.whole;
     if (!pki_cert_validity(&in, c, e) ||
-        !pki_take(&in, "subject", PKI_SEQUENCE, &t, e))
+        !der_take(&in, "subject", DER_SEQUENCE, &t, e))
         return false;
     c->subject = t.whole;
     if (!pki_cert_key(&in, c, e) || !pki_cert_unique_ids(&in, c, e))
         return false;
     c->path_len = -1;
-    if (pki_at(in, PKI_CONSTRUCTED + 3)) {
+    if (der_at(in, DER_CONSTRUCTED + 3)) {
         if (c->version != 3)
-            return pki_bad(e, "extensions", "need version 3");
-        if (!pki_take(&in, "extensions", PKI_CONSTRUCTED + 3, &t, e) ||
+            return der_bad(e, "extensions", "need version 3");
+        if (!der_take(&in, "extensions", DER_CONSTRUCTED + 3, &t, e) ||
             !pki_cert_extensions(t.body, c, e))
             return false;
     }
-    return pki_end(in, "certificate", e);
+    return der_end(in, "certificate", e);
 }
 
 /* `der` must outlive `c`. */
 static bool
 pki_cert_parse(struct str der, struct pki_cert *c, struct err *e)
 {
-    struct pki_tlv outer, tbs, alg;
+    struct der_tlv outer, tbs, alg;
     struct str in = der;
 
     *c = (struct pki_cert){.der = der};
     if (der.n > PKI_CERT_MAX)
-        return pki_bad(e, "size", "is over 16 KiB");
-    if (!pki_take(&in, "certificate", PKI_SEQUENCE, &outer, e) ||
-        !pki_end(in, "certificate", e) ||
-        !pki_take(&outer.body, "certificate", PKI_SEQUENCE, &tbs, e) ||
-        !pki_take(&outer.body, "signature algorithm", PKI_SEQUENCE, &alg, e) ||
+        return der_bad(e, "size", "is over 16 KiB");
+    if (!der_take(&in, "certificate", DER_SEQUENCE, &outer, e) ||
+        !der_end(in, "certificate", e) ||
+        !der_take(&outer.body, "certificate", DER_SEQUENCE, &tbs, e) ||
+        !der_take(&outer.body, "signature algorithm", DER_SEQUENCE, &alg, e) ||
         !pki_algorithm_check(alg.body, "signature algorithm", e) ||
-        !pki_take_bytes(&outer.body, "signature", &c->signature, e) ||
-        !pki_end(outer.body, "certificate", e))
+        !der_take_bytes(&outer.body, "signature", &c->signature, e) ||
+        !der_end(outer.body, "certificate", e))
         return false;
     c->tbs = tbs.whole;
     c->algorithm = alg.whole;
@@ -12799,22 +12809,22 @@ static bool
 pki_rsa_bits(struct str key, size_t *bits, struct err *e)
 {
     const char *what = "RSA key";
-    struct pki_tlv seq;
+    struct der_tlv seq;
     struct str n, exponent;
 
-    if (!pki_take(&key, what, PKI_SEQUENCE, &seq, e) ||
-        !pki_end(key, what, e) || !pki_take_int(&seq.body, what, &n, e) ||
-        !pki_take_int(&seq.body, what, &exponent, e) ||
-        !pki_end(seq.body, what, e))
+    if (!der_take(&key, what, DER_SEQUENCE, &seq, e) ||
+        !der_end(key, what, e) || !der_take_int(&seq.body, what, &n, e) ||
+        !der_take_int(&seq.body, what, &exponent, e) ||
+        !der_end(seq.body, what, e))
         return false;
-    if ((pki_byte(n, 0) | pki_byte(exponent, 0)) & 0x80)
-        return pki_bad(e, what, "is negative");
-    if (pki_byte(n, 0) == 0)
+    if ((der_byte(n, 0) | der_byte(exponent, 0)) & 0x80)
+        return der_bad(e, what, "is negative");
+    if (der_byte(n, 0) == 0)
         n = str_from(n, 1);
     if (n.n == 0)
-        return pki_bad(e, what, "modulus is zero");
+        return der_bad(e, what, "modulus is zero");
     *bits = n.n * 8;
-    for (unsigned top = pki_byte(n, 0); top < 0x80; top <<= 1)
+    for (unsigned top = der_byte(n, 0); top < 0x80; top <<= 1)
         --*bits;
     return true;
 }
@@ -12825,27 +12835,27 @@ pki_key_text(struct mem_arena *a, const struct pki_cert *c, struct str *out,
              struct err *e)
 {
     struct str in = c->key_algorithm, oid, curve;
-    struct pki_tlv seq;
+    struct der_tlv seq;
     const char *name;
     size_t bits = 0;
 
-    if (!pki_take(&in, "public key", PKI_SEQUENCE, &seq, e) ||
-        !pki_take_oid(&seq.body, "public key", &oid, e))
+    if (!der_take(&in, "public key", DER_SEQUENCE, &seq, e) ||
+        !der_take_oid(&seq.body, "public key", &oid, e))
         return false;
     name = PKI_KEY_NAME(pki_keys, oid);
     if (!name) {
-        *out = pki_oid_text(a, oid);
+        *out = der_oid_text(a, oid);
     } else if (name[0] == 'R') {
         if (!pki_rsa_bits(c->key, &bits, e))
             return false;
         *out = str_of(mem_printf(a, "%s %zu", name, bits));
     } else if (strcmp(name, "EC") == 0) {
-        if (!pki_take_oid(&seq.body, "curve", &curve, e))
+        if (!der_take_oid(&seq.body, "curve", &curve, e))
             return false;
         name = PKI_KEY_NAME(pki_curves, curve);
         *out = name ? str_of(name)
                     : str_of(mem_printf(a, "EC %.*s",
-                                        STR_FMT(pki_oid_text(a, curve))));
+                                        STR_FMT(der_oid_text(a, curve))));
     } else {
         *out = str_of(name);
     }
@@ -12880,7 +12890,7 @@ static const struct pki_curve {
 static const char *
 pki_public_rsa(struct str key, struct pki_public *k)
 {
-    struct pki_tlv seq;
+    struct der_tlv seq;
     struct err e;
 
     if (!pki_rsa_bits(key, &k->bits, &e))
@@ -12889,18 +12899,18 @@ pki_public_rsa(struct str key, struct pki_public *k)
         return "its RSA key is too small: use 2048 bits or more, or EC P-256";
     if (k->bits > PKI_RSA_BITS_MAX)
         return "its RSA key is larger than 4096 bits: use a smaller one, or EC";
-    must(pki_take(&key, "", PKI_SEQUENCE, &seq, &e) &&
-         pki_take_int(&seq.body, "", &k->n, &e) &&
-         pki_take_int(&seq.body, "", &k->exponent, &e));
-    if (pki_byte(k->n, 0) == 0)
+    must(der_take(&key, "", DER_SEQUENCE, &seq, &e) &&
+         der_take_int(&seq.body, "", &k->n, &e) &&
+         der_take_int(&seq.body, "", &k->exponent, &e));
+    if (der_byte(k->n, 0) == 0)
         k->n = str_from(k->n, 1);
-    if (pki_byte(k->exponent, 0) == 0 && k->exponent.n > 1)
+    if (der_byte(k->exponent, 0) == 0 && k->exponent.n > 1)
         k->exponent = str_from(k->exponent, 1);
     // an exponent of 1 lets a signature be its own message; large ones are slow
-    if (!(pki_byte(k->exponent, k->exponent.n - 1) & 1) || k->exponent.n > 4 ||
-        (k->exponent.n == 1 && pki_byte(k->exponent, 0) < 3))
+    if (!(der_byte(k->exponent, k->exponent.n - 1) & 1) || k->exponent.n > 4 ||
+        (k->exponent.n == 1 && der_byte(k->exponent, 0) < 3))
         return "its RSA key has an unusual public exponent: use 65537";
-    if (!(pki_byte(k->n, k->n.n - 1) & 1))
+    if (!(der_byte(k->n, k->n.n - 1) & 1))
         return "its RSA key is malformed";
     return NULL;
 }
@@ -12924,7 +12934,7 @@ pki_public_ec(struct str params, struct str key, struct pki_public *k)
     struct str curve;
     struct err e;
 
-    if (!pki_take_oid(&params, "curve", &curve, &e) || params.n)
+    if (!der_take_oid(&params, "curve", &curve, &e) || params.n)
         return "its EC key names no curve";
     k->point = key;
     for (size_t i = 0; i < sizeof pki_good_curves / sizeof *pki_good_curves;
@@ -12934,7 +12944,7 @@ pki_public_ec(struct str params, struct str key, struct pki_public *k)
         if (!str_eq(c->oid, curve))
             continue;
         k->curve = c->id;
-        if (key.n != 1 + 2 * c->bytes || pki_byte(key, 0) != 4)
+        if (key.n != 1 + 2 * c->bytes || der_byte(key, 0) != 4)
             return "its EC key is not an uncompressed point";
         return pki_on_curve(k) ? NULL : "its EC key is malformed";
     }
@@ -12946,16 +12956,16 @@ pki_public_ec(struct str params, struct str key, struct pki_public *k)
 static const char *
 pki_public_read(struct str spki, struct pki_public *k)
 {
-    struct pki_tlv seq, alg;
+    struct der_tlv seq, alg;
     struct str oid, key;
     struct err e;
     const char *name;
 
     *k = (struct pki_public){0};
-    if (!pki_take(&spki, "key", PKI_SEQUENCE, &seq, &e) ||
-        !pki_take(&seq.body, "key", PKI_SEQUENCE, &alg, &e) ||
-        !pki_take_oid(&alg.body, "key", &oid, &e) ||
-        !pki_take_bytes(&seq.body, "key", &key, &e))
+    if (!der_take(&spki, "key", DER_SEQUENCE, &seq, &e) ||
+        !der_take(&seq.body, "key", DER_SEQUENCE, &alg, &e) ||
+        !der_take_oid(&alg.body, "key", &oid, &e) ||
+        !der_take_bytes(&seq.body, "key", &key, &e))
         return "its key is malformed";
     name = PKI_KEY_NAME(pki_keys, oid);
     if (name && strcmp(name, "EC") == 0) {
@@ -13024,16 +13034,16 @@ static bool
 pki_pss_hash(struct str *in, enum wc_HashType *hash)
 {
     static const struct str sha2 = S("\x60\x86\x48\x01\x65\x03\x04\x02");
-    struct pki_tlv alg;
+    struct der_tlv alg;
     struct str oid;
     struct err e;
 
-    if (!pki_take(in, "hash", PKI_SEQUENCE, &alg, &e) ||
-        !pki_take_oid(&alg.body, "hash", &oid, &e) ||
+    if (!der_take(in, "hash", DER_SEQUENCE, &alg, &e) ||
+        !der_take_oid(&alg.body, "hash", &oid, &e) ||
         (alg.body.n && !str_eq(alg.body, S("\x05\x00"))) || oid.n != 9 ||
         !str_starts(oid, sha2))
         return false;
-    switch (pki_byte(oid, 8)) {
+    switch (der_byte(oid, 8)) {
     case 1:
         *hash = WC_HASH_TYPE_SHA256;
         return true;
@@ -13051,12 +13061,12 @@ static bool
 pki_pss_mask(struct str in, enum wc_HashType *hash)
 {
     static const struct str mgf1 = S("\x2a\x86\x48\x86\xf7\x0d\x01\x01\x08");
-    struct pki_tlv alg;
+    struct der_tlv alg;
     struct str oid;
     struct err e;
 
-    return pki_take(&in, "mask", PKI_SEQUENCE, &alg, &e) && !in.n &&
-           pki_take_oid(&alg.body, "mask", &oid, &e) && str_eq(oid, mgf1) &&
+    return der_take(&in, "mask", DER_SEQUENCE, &alg, &e) && !in.n &&
+           der_take_oid(&alg.body, "mask", &oid, &e) && str_eq(oid, mgf1) &&
            pki_pss_hash(&alg.body, hash) && !alg.body.n;
 }
 
@@ -13066,24 +13076,24 @@ pki_pss_read(struct str params, struct pki_pss *p)
     const char *why = "its RSA-PSS parameters are not SHA-256, SHA-384 or "
                       "SHA-512 for both message and mask";
     enum wc_HashType mask = WC_HASH_TYPE_NONE;
-    struct pki_tlv seq, t;
+    struct der_tlv seq, t;
     int trailer = 1;
     struct err e;
 
     p->salt = 20;
-    if (!pki_take(&params, "", PKI_SEQUENCE, &seq, &e) || params.n ||
-        !pki_take(&seq.body, "", PKI_CONSTRUCTED, &t, &e) ||
+    if (!der_take(&params, "", DER_SEQUENCE, &seq, &e) || params.n ||
+        !der_take(&seq.body, "", DER_CONSTRUCTED, &t, &e) ||
         !pki_pss_hash(&t.body, &p->hash) || t.body.n ||
-        !pki_take(&seq.body, "", PKI_CONSTRUCTED + 1, &t, &e) ||
+        !der_take(&seq.body, "", DER_CONSTRUCTED + 1, &t, &e) ||
         !pki_pss_mask(t.body, &mask) || mask != p->hash)
         return why;
-    if (pki_at(seq.body, PKI_CONSTRUCTED + 2) &&
-        (!pki_take(&seq.body, "", PKI_CONSTRUCTED + 2, &t, &e) ||
-         !pki_take_small(&t.body, "", &p->salt, &e) || t.body.n))
+    if (der_at(seq.body, DER_CONSTRUCTED + 2) &&
+        (!der_take(&seq.body, "", DER_CONSTRUCTED + 2, &t, &e) ||
+         !der_take_small(&t.body, "", &p->salt, &e) || t.body.n))
         return "its RSA-PSS salt length is malformed";
-    if (pki_at(seq.body, PKI_CONSTRUCTED + 3) &&
-        (!pki_take(&seq.body, "", PKI_CONSTRUCTED + 3, &t, &e) ||
-         !pki_take_small(&t.body, "", &trailer, &e) || t.body.n))
+    if (der_at(seq.body, DER_CONSTRUCTED + 3) &&
+        (!der_take(&seq.body, "", DER_CONSTRUCTED + 3, &t, &e) ||
+         !der_take_small(&t.body, "", &trailer, &e) || t.body.n))
         return "its RSA-PSS trailer is malformed";
     return seq.body.n == 0 && trailer == 1 ? NULL : why;
 }
@@ -13196,13 +13206,13 @@ pki_verify_ed25519(const struct pki_public *k, struct str data, struct str sig)
 static const char *
 pki_sig_read(struct str algorithm, const struct pki_sig **s, struct pki_pss *p)
 {
-    struct pki_tlv alg;
+    struct der_tlv alg;
     struct str oid;
     struct err e;
 
     *p = (struct pki_pss){0};
-    if (!pki_take(&algorithm, "", PKI_SEQUENCE, &alg, &e) ||
-        !pki_take_oid(&alg.body, "", &oid, &e))
+    if (!der_take(&algorithm, "", DER_SEQUENCE, &alg, &e) ||
+        !der_take_oid(&alg.body, "", &oid, &e))
         return "its signature algorithm is malformed";
     *s = pki_sig_find(oid);
     if (!*s)
@@ -13295,7 +13305,7 @@ pki_dns_why(struct str s)
             if (label == 0 || label > 63)
                 return "DNS name with an empty label or one above 63 bytes";
             label = 0;
-        } else if (!isalnum(pki_byte(s, i)) && s.p[i] != '-' && s.p[i] != '_') {
+        } else if (!isalnum(der_byte(s, i)) && s.p[i] != '-' && s.p[i] != '_') {
             return "DNS name holds more than letters, digits, '-' and '.'";
         } else {
             label++;
@@ -13312,15 +13322,15 @@ pki_uri_why(struct str s)
     size_t i = 0;
 
     while (i < s.n &&
-           (isalnum(pki_byte(s, i)) || (i && strchr("+-.", s.p[i]) && s.p[i])))
+           (isalnum(der_byte(s, i)) || (i && strchr("+-.", s.p[i]) && s.p[i])))
         i++;
-    if (i == 0 || !isalpha(pki_byte(s, 0)) || i + 1 >= s.n || s.p[i] != ':')
+    if (i == 0 || !isalpha(der_byte(s, 0)) || i + 1 >= s.n || s.p[i] != ':')
         return "URI without a scheme or with nothing after it";
     for (; i < s.n; i++) {
         if (s.p[i] == '%' && (i + 2 >= s.n || str_hex_digit(s.p[i + 1]) < 0 ||
                               str_hex_digit(s.p[i + 2]) < 0))
             return "URI with a '%' that begins no percent-encoding";
-        if (!isalnum(pki_byte(s, i)) &&
+        if (!isalnum(der_byte(s, i)) &&
             (!s.p[i] || !strchr("-._~:/?#[]@!$&'()*+,;=%", s.p[i])))
             return "URI with a byte that must be percent-encoded";
     }
@@ -13333,7 +13343,7 @@ pki_email_why(struct str s)
     const char *at = s.n ? memchr(s.p, '@', s.n) : NULL;
 
     for (size_t i = 0; i < s.n; i++)
-        if (pki_byte(s, i) <= ' ' || pki_byte(s, i) >= 0x7f)
+        if (der_byte(s, i) <= ' ' || der_byte(s, i) >= 0x7f)
             return "email address with a blank, control or non-ASCII byte";
     if (!at || at == s.p || at == s.p + s.n - 1)
         return "email address without a name before and after '@'";
@@ -13350,7 +13360,7 @@ static bool
 pki_spiffe_segment_ok(struct str s, bool domain)
 {
     for (size_t i = 0; i < s.n; i++) {
-        unsigned c = pki_byte(s, i);
+        unsigned c = der_byte(s, i);
 
         if (!isdigit(c) && !islower(c) && !(isupper(c) && !domain) &&
             c != '.' && c != '-' && c != '_')
@@ -13526,7 +13536,7 @@ pki_dns_dup(struct mem_arena *a, struct str s)
 /* One GeneralName: NULL, or why not. Kinds that no policy can name are
  * counted by the caller and passed over. */
 static const char *
-pki_san_one(struct mem_arena *a, const struct pki_tlv *t, struct pki_sans *s)
+pki_san_one(struct mem_arena *a, const struct der_tlv *t, struct pki_sans *s)
 {
     struct pki_san_list *list;
     const char *why = NULL;
@@ -13572,20 +13582,20 @@ pki_san_parse(struct mem_arena *a, struct str ext, struct pki_sans *s,
               struct err *e)
 {
     const char *what = "subjectAltName", *why;
-    struct pki_tlv seq, t;
+    struct der_tlv seq, t;
 
-    if (!pki_take(&ext, what, PKI_SEQUENCE, &seq, e) || !pki_end(ext, what, e))
+    if (!der_take(&ext, what, DER_SEQUENCE, &seq, e) || !der_end(ext, what, e))
         return false;
     if (seq.body.n == 0)
-        return pki_bad(e, what, "is empty");
+        return der_bad(e, what, "is empty");
     for (size_t n = 0; seq.body.n; n++) {
         if (n == PKI_ITEMS_MAX)
-            return pki_bad(e, what, "more than 64 names");
-        if (!pki_next(&seq.body, what, &t, e))
+            return der_bad(e, what, "more than 64 names");
+        if (!der_next(&seq.body, what, &t, e))
             return false;
         why = pki_san_one(a, &t, s);
         if (why)
-            return pki_bad(e, what, why);
+            return der_bad(e, what, why);
     }
     return true;
 }
@@ -13612,9 +13622,9 @@ pki_identity_san(struct pki_identity *id, const struct pki_cert *c,
         if (pki_spiffe_scheme(id->uri.v[i]))
             id->spiffe = id->uri.v[i];
     if (id->spiffe.n && id->uri.n != 1)
-        return pki_bad(e, "subjectAltName", "a second URI beside a SPIFFE ID");
+        return der_bad(e, "subjectAltName", "a second URI beside a SPIFFE ID");
     if (id->spiffe.n && (c->uses & (PKI_USE_CERT_SIGN | PKI_USE_CRL_SIGN)))
-        return pki_bad(e, "keyUsage",
+        return der_bad(e, "keyUsage",
                        "keyCertSign or cRLSign beside a SPIFFE ID");
     return true;
 }
@@ -13635,25 +13645,25 @@ pki_identity_eku(struct pki_identity *id, const struct pki_cert *c,
 {
     const char *what = "extendedKeyUsage", *name;
     struct str in = c->ext[PKI_EXT_EKU], oid = S(""), v[PKI_ITEMS_MAX];
-    struct pki_tlv seq;
+    struct der_tlv seq;
     size_t n = 0;
 
     v[0] = S("");  // for a compiler that cannot see that n says enough
 
     if (!in.p)
         return true;
-    if (!pki_take(&in, what, PKI_SEQUENCE, &seq, e) || !pki_end(in, what, e))
+    if (!der_take(&in, what, DER_SEQUENCE, &seq, e) || !der_end(in, what, e))
         return false;
     for (; seq.body.n; n++) {
         if (n == PKI_ITEMS_MAX)
-            return pki_bad(e, what, "more than 64");
-        if (!pki_take_oid(&seq.body, what, &oid, e))
+            return der_bad(e, what, "more than 64");
+        if (!der_take_oid(&seq.body, what, &oid, e))
             return false;
         name = PKI_KEY_NAME(pki_purposes, oid);
-        v[n] = name ? str_of(name) : pki_oid_text(id->arena, oid);
+        v[n] = name ? str_of(name) : der_oid_text(id->arena, oid);
     }
     id->eku = pki_strs_dup(id->arena, v, n);
-    return n > 0 || pki_bad(e, what, "is empty");
+    return n > 0 || der_bad(e, what, "is empty");
 }
 
 static struct str
@@ -13710,12 +13720,12 @@ pki_identity_names(struct pki_identity *id, const struct pki_cert *c,
     if (!pki_name_parse(a, c->issuer, "issuer", &name, e))
         return false;
     if (name.n == 0)
-        return pki_bad(e, "issuer", "is empty");
+        return der_bad(e, "issuer", "is empty");
     id->issuer_dn = pki_dn(a, &name, false);
     if (!pki_name_parse(a, c->subject, "subject", &name, e))
         return false;
     if (name.n == 0 && !c->ext[PKI_EXT_SAN].p)
-        return pki_bad(e, "subject", "is empty, and so is subjectAltName");
+        return der_bad(e, "subject", "is empty, and so is subjectAltName");
     id->dn = pki_dn(a, &name, false);
     id->subject_n = name.n;
     id->subject = mem_alloc(a, name.n * sizeof *id->subject);
@@ -13723,7 +13733,7 @@ pki_identity_names(struct pki_identity *id, const struct pki_cert *c,
         const struct pki_name_part *p = &name.part[i];
 
         id->subject[i].type =
-            p->known ? str_of(p->known->key) : pki_oid_text(a, p->oid);
+            p->known ? str_of(p->known->key) : der_oid_text(a, p->oid);
         id->subject[i].value = pki_attr_value(a, p);
     }
     pki_identity_headers(id, &name);
@@ -13751,18 +13761,18 @@ static bool
 pki_identity_chain(struct pki_identity *id, const struct str *chain, size_t n,
                    struct err *e)
 {
-    struct pki_tlv t;
+    struct der_tlv t;
 
     if (n > PKI_CHAIN_MAX)
-        return pki_bad(e, "chain", "more than 9 issuers");
+        return der_bad(e, "chain", "more than 9 issuers");
     id->chain = mem_alloc(id->arena, n * sizeof *chain);
     for (size_t i = 0; i < n; i++) {
         struct str in = chain[i];
 
         if (in.n > PKI_CERT_MAX)
-            return pki_bad(e, "chain", "an issuer is over 16 KiB");
-        if (!pki_take(&in, "chain", PKI_SEQUENCE, &t, e) ||
-            !pki_end(in, "chain", e))
+            return der_bad(e, "chain", "an issuer is over 16 KiB");
+        if (!der_take(&in, "chain", DER_SEQUENCE, &t, e) ||
+            !der_end(in, "chain", e))
             return false;
         id->chain[i] = str_dup(id->arena, chain[i]);
     }
@@ -13777,12 +13787,12 @@ pki_identity_fill(struct pki_identity *id, struct str leaf,
     struct pki_cert c;
 
     if (leaf.n > PKI_CERT_MAX)
-        return pki_bad(e, "size", "is over 16 KiB");
+        return der_bad(e, "size", "is over 16 KiB");
     id->der = str_dup(id->arena, leaf);
     if (!pki_cert_parse(id->der, &c, e))
         return false;
     if (c.version != 3)
-        return pki_bad(e, "version", "is not 3, as a client's must be");
+        return der_bad(e, "version", "is not 3, as a client's must be");
     id->not_before = c.not_before;
     id->not_after = c.not_after;
     pki_identity_hashes(id, &c);
@@ -14056,8 +14066,8 @@ pki_pem_none(struct str pem, const char *label, struct err *e)
     if (at) {
         found = str_from(pem, (size_t)(at - pem.p) + sizeof mark - 1);
         found.n = found.n < 40 ? found.n : 40;
-        if (str_cut(found, '-', &found, &rest) && !pki_has_control(found) &&
-            pki_ascii(found))
+        if (str_cut(found, '-', &found, &rest) && !der_has_control(found) &&
+            der_ascii(found))
             return err_set(e, ERR_CONFIG,
                            "no -----BEGIN %s----- block; the first one is %.*s",
                            label, STR_FMT(found));
@@ -14143,7 +14153,7 @@ pki_subtree_ip_why(struct str base)
     if (base.n != 8 && base.n != 32)
         return "an address without its mask";
     for (size_t i = 0; i < half * 8; i++) {
-        bool bit = pki_byte(base, half + i / 8) & (0x80u >> i % 8);
+        bool bit = der_byte(base, half + i / 8) & (0x80u >> i % 8);
 
         if (bit && zero)
             return "a mask with a hole";
@@ -14201,7 +14211,7 @@ static const char *
 pki_subtrees_list(struct mem_arena *a, struct str in, bool excluded,
                   struct pki_subtrees *s)
 {
-    struct pki_tlv one, base;
+    struct der_tlv one, base;
     const char *why;
     struct err e;
 
@@ -14212,8 +14222,8 @@ pki_subtrees_list(struct mem_arena *a, struct str in, bool excluded,
 
         if (s->n == PKI_SUBTREES_MAX)
             return "more than 256 names";
-        if (!pki_take(&in, "", PKI_SEQUENCE, &one, &e) ||
-            !pki_next(&one.body, "", &base, &e))
+        if (!der_take(&in, "", DER_SEQUENCE, &one, &e) ||
+            !der_next(&one.body, "", &base, &e))
             return "a broken list";
         if (one.body.n)
             return "a minimum or maximum";
@@ -14230,16 +14240,16 @@ pki_subtrees_list(struct mem_arena *a, struct str in, bool excluded,
 static const char *
 pki_subtrees_read(struct mem_arena *a, struct str ext, struct pki_subtrees *s)
 {
-    struct pki_tlv seq, list;
+    struct der_tlv seq, list;
     const char *why = NULL;
     struct err e;
 
     s->n = 0;
-    if (!pki_take(&ext, "", PKI_SEQUENCE, &seq, &e) || ext.n || !seq.body.n)
+    if (!der_take(&ext, "", DER_SEQUENCE, &seq, &e) || ext.n || !seq.body.n)
         return "nothing";
     for (unsigned i = 0; i < 2 && !why; i++)
-        if (pki_at(seq.body, PKI_CONSTRUCTED + i))
-            why = pki_next(&seq.body, "", &list, &e)
+        if (der_at(seq.body, DER_CONSTRUCTED + i))
+            why = der_next(&seq.body, "", &list, &e)
                       ? pki_subtrees_list(a, list.body, i == 1, s)
                       : "a broken list";
     return why ? why : seq.body.n ? "bytes after the end" : NULL;
@@ -14322,7 +14332,7 @@ pki_uri_within(struct str uri, struct str base)
     if (str_cut(host, ':', &tail, &rest))
         host = tail;
     for (size_t i = 0; i < host.n; i++)
-        letter |= isalpha(pki_byte(host, i)) != 0;
+        letter |= isalpha(der_byte(host, i)) != 0;
     if (!letter || pki_dns_why(host) || host.p[0] == '*')
         return PKI_UNCLEAR;
     return pki_host_within(host, base, true) ? PKI_WITHIN : PKI_OUTSIDE;
@@ -14334,7 +14344,7 @@ pki_ip_within(struct str ip, struct str base)
     if (base.n != 2 * ip.n)
         return PKI_OUTSIDE;
     for (size_t i = 0; i < ip.n; i++)
-        if ((pki_byte(ip, i) ^ pki_byte(base, i)) & pki_byte(base, ip.n + i))
+        if ((der_byte(ip, i) ^ der_byte(base, i)) & der_byte(base, ip.n + i))
             return PKI_OUTSIDE;
     return PKI_WITHIN;
 }
@@ -14407,7 +14417,7 @@ pki_names_subject(struct mem_arena *a, const struct pki_cert *c, bool dns,
                  memchr(v.p, '.', v.n))
             full = !pki_names_add(names, PKI_SAN_DNS, v);
         if (full)
-            return pki_bad(e, "subject", "too many names");
+            return der_bad(e, "subject", "too many names");
     }
     return true;
 }
@@ -14418,7 +14428,7 @@ pki_names_read(struct mem_arena *a, const struct pki_cert *c, struct str canon,
 {
     struct str san = c->ext[PKI_EXT_SAN];
     struct pki_sans sans;
-    struct pki_tlv seq, t;
+    struct der_tlv seq, t;
 
     names->n = 0;
     sans.uri.n = sans.dns.n = sans.ip.n = sans.email.n = 0;
@@ -14427,9 +14437,9 @@ pki_names_read(struct mem_arena *a, const struct pki_cert *c, struct str canon,
     if (san.p) {
         if (!pki_san_parse(a, san, &sans, e))
             return false;
-        must(pki_take(&san, "", PKI_SEQUENCE, &seq, e));
+        must(der_take(&san, "", DER_SEQUENCE, &seq, e));
         while (seq.body.n) {
-            must(pki_next(&seq.body, "", &t, e));
+            must(der_next(&seq.body, "", &t, e));
             if (t.tag == PKI_SAN_DIRECTORY &&
                 !pki_name_canon(a, t.body, "subjectAltName", &t.body, e))
                 return false;
@@ -14454,22 +14464,22 @@ static bool
 pki_link_key_ids(struct pki_link *l, struct err *e)
 {
     struct str in = l->cert.ext[PKI_EXT_SKID];
-    struct pki_tlv t, seq;
+    struct der_tlv t, seq;
 
     if (in.p) {
-        if (!pki_take(&in, "subjectKeyIdentifier", PKI_OCTETS, &t, e) ||
-            !pki_end(in, "subjectKeyIdentifier", e))
+        if (!der_take(&in, "subjectKeyIdentifier", DER_OCTETS, &t, e) ||
+            !der_end(in, "subjectKeyIdentifier", e))
             return false;
         l->key_id = t.body;
     }
     in = l->cert.ext[PKI_EXT_AKID];
     if (!in.p)
         return true;
-    if (!pki_take(&in, "authorityKeyIdentifier", PKI_SEQUENCE, &seq, e) ||
-        !pki_end(in, "authorityKeyIdentifier", e))
+    if (!der_take(&in, "authorityKeyIdentifier", DER_SEQUENCE, &seq, e) ||
+        !der_end(in, "authorityKeyIdentifier", e))
         return false;
-    if (pki_at(seq.body, PKI_CONTEXT)) {
-        if (!pki_next(&seq.body, "authorityKeyIdentifier", &t, e))
+    if (der_at(seq.body, DER_CONTEXT)) {
+        if (!der_next(&seq.body, "authorityKeyIdentifier", &t, e))
             return false;
         l->issuer_id = t.body;
     }
@@ -14641,7 +14651,7 @@ pki_anchors_hold(const struct pki_anchors *t, struct str der)
     return false;
 }
 
-/* ==== 17 crl: revocation lists ===============================================
+/* ==== 18 crl: revocation lists ===============================================
  *
  * Lists are parsed as strictly as certificates, once, when they are loaded: a
  * listener's set is settled on its anchors, and a lookup is a binary search.
@@ -14734,7 +14744,7 @@ crl_number_cmp(struct str a, struct str b)
 static struct str
 crl_number_trim(struct str v)
 {
-    return v.n > 1 && pki_byte(v, 0) == 0 ? str_from(v, 1) : v;
+    return v.n > 1 && der_byte(v, 0) == 0 ? str_from(v, 1) : v;
 }
 
 typedef bool crl_on_ext(void *, struct str oid, bool critical, struct str value,
@@ -14746,25 +14756,25 @@ crl_extensions(struct str in, crl_on_ext *each, void *data, struct err *e)
 {
     const char *what = "extensions";
     struct str seen[PKI_ITEMS_MAX];
-    struct pki_tlv seq, one, value;
+    struct der_tlv seq, one, value;
     bool critical;
 
-    if (!pki_take(&in, what, PKI_SEQUENCE, &seq, e) || !pki_end(in, what, e))
+    if (!der_take(&in, what, DER_SEQUENCE, &seq, e) || !der_end(in, what, e))
         return false;
     if (seq.body.n == 0)
-        return pki_bad(e, what, "is empty");
+        return der_bad(e, what, "is empty");
     for (size_t n = 0; seq.body.n; n++) {
         if (n == PKI_ITEMS_MAX)
-            return pki_bad(e, what, "more than 64");
-        if (!pki_take(&seq.body, what, PKI_SEQUENCE, &one, e) ||
-            !pki_take_oid(&one.body, what, &seen[n], e) ||
-            !pki_take_bool(&one.body, what, &critical, e) ||
-            !pki_take(&one.body, what, PKI_OCTETS, &value, e) ||
-            !pki_end(one.body, what, e))
+            return der_bad(e, what, "more than 64");
+        if (!der_take(&seq.body, what, DER_SEQUENCE, &one, e) ||
+            !der_take_oid(&one.body, what, &seen[n], e) ||
+            !der_take_bool(&one.body, what, &critical, e) ||
+            !der_take(&one.body, what, DER_OCTETS, &value, e) ||
+            !der_end(one.body, what, e))
             return false;
         for (size_t i = 0; i < n; i++)
             if (str_eq(seen[i], seen[n]))
-                return pki_bad(e, what, "one extension is there twice");
+                return der_bad(e, what, "one extension is there twice");
         if (!each(data, seen[n], critical, value.body, e))
             return false;
     }
@@ -14775,7 +14785,7 @@ static bool
 crl_unknown(struct str oid, struct err *e)
 {
     struct mem_arena *a = mem_arena_new(PKI_ARENA_MAX);
-    struct str text = pki_oid_text(a, oid);
+    struct str text = der_oid_text(a, oid);
 
     err_set(e, ERR_TLS, "critical extension %.*s, which gateway does not know",
             STR_FMT(text));
@@ -14787,14 +14797,14 @@ static bool
 crl_reason(struct str in, unsigned *reason, struct err *e)
 {
     const char *what = "reasonCode";
-    struct pki_tlv t;
+    struct der_tlv t;
 
-    if (!pki_take(&in, what, 0x0a, &t, e) || !pki_end(in, what, e))
+    if (!der_take(&in, what, 0x0a, &t, e) || !der_end(in, what, e))
         return false;
-    if (t.body.n != 1 || pki_byte(t.body, 0) > 10 || pki_byte(t.body, 0) == 7)
-        return pki_bad(e, what, "is none of RFC 5280");
-    *reason = pki_byte(t.body, 0);
-    return *reason != 8 || pki_bad(e, what,
+    if (t.body.n != 1 || der_byte(t.body, 0) > 10 || der_byte(t.body, 0) == 7)
+        return der_bad(e, what, "is none of RFC 5280");
+    *reason = der_byte(t.body, 0);
+    return *reason != 8 || der_bad(e, what,
                                    "removeFromCRL, which is for delta lists: "
                                    "give gateway the CA's complete list");
 }
@@ -14808,7 +14818,7 @@ crl_entry_ext(void *data, struct str oid, bool critical, struct str value,
     if (str_eq(oid, CRL_OID_CRL_REASON))
         return crl_reason(value, &x->reason, e);
     if (str_eq(oid, CRL_OID_CRL_ISSUER))
-        return pki_bad(e, "certificateIssuer",
+        return der_bad(e, "certificateIssuer",
                        "this is an indirect list: give gateway one list of "
                        "each CA, signed by that CA");
     return !critical || crl_unknown(oid, e);
@@ -14819,12 +14829,12 @@ static bool
 crl_entry_take(struct str *in, struct crl_entry *x, struct err *e)
 {
     const char *what = "serial number";
-    struct pki_tlv t;
+    struct der_tlv t;
 
     *x = (struct crl_entry){0};
-    if (!pki_take(in, "entry", PKI_SEQUENCE, &t, e) ||
-        !pki_take_int(&t.body, what, &x->serial, e) ||
-        !pki_take_time(&t.body, "revocation date", &x->date, e))
+    if (!der_take(in, "entry", DER_SEQUENCE, &t, e) ||
+        !der_take_int(&t.body, what, &x->serial, e) ||
+        !der_take_time(&t.body, "revocation date", &x->date, e))
         return false;
     return t.body.n == 0 || crl_extensions(t.body, crl_entry_ext, x, e);
 }
@@ -14854,7 +14864,7 @@ crl_entry_cmp(const void *a, const void *b)
 static bool
 crl_serial_odd(struct str v)
 {
-    return v.n > 20 || (pki_byte(v, 0) & 0x80) != 0;
+    return v.n > 20 || (der_byte(v, 0) & 0x80) != 0;
 }
 
 static bool
@@ -14885,12 +14895,12 @@ crl_number(struct crl *c, struct str in, struct err *e)
     const char *what = "crlNumber";
     struct str v;
 
-    if (!pki_take_int(&in, what, &v, e) || !pki_end(in, what, e))
+    if (!der_take_int(&in, what, &v, e) || !der_end(in, what, e))
         return false;
-    if (pki_byte(v, 0) & 0x80)
-        return pki_bad(e, what, "is negative");
+    if (der_byte(v, 0) & 0x80)
+        return der_bad(e, what, "is negative");
     if (v.n > 20)
-        return pki_bad(e, what, "is longer than 20 bytes");
+        return der_bad(e, what, "is longer than 20 bytes");
     c->number = crl_number_trim(v);
     return true;
 }
@@ -14901,23 +14911,23 @@ static bool
 crl_key_id(struct crl *c, struct str in, struct err *e)
 {
     const char *what = "authorityKeyIdentifier";
-    struct pki_tlv seq, t;
+    struct der_tlv seq, t;
 
-    if (!pki_take(&in, what, PKI_SEQUENCE, &seq, e) || !pki_end(in, what, e))
+    if (!der_take(&in, what, DER_SEQUENCE, &seq, e) || !der_end(in, what, e))
         return false;
-    if (pki_at(seq.body, PKI_CONTEXT)) {
-        if (!pki_next(&seq.body, what, &t, e))
+    if (der_at(seq.body, DER_CONTEXT)) {
+        if (!der_next(&seq.body, what, &t, e))
             return false;
         if (t.body.n == 0)
-            return pki_bad(e, what, "key identifier is empty");
+            return der_bad(e, what, "key identifier is empty");
         c->key_id = t.body;
     }
-    if (pki_at(seq.body, PKI_CONSTRUCTED + 1) &&
-        !pki_next(&seq.body, what, &t, e))
+    if (der_at(seq.body, DER_CONSTRUCTED + 1) &&
+        !der_next(&seq.body, what, &t, e))
         return false;
-    if (pki_at(seq.body, PKI_CONTEXT + 2) && !pki_next(&seq.body, what, &t, e))
+    if (der_at(seq.body, DER_CONTEXT + 2) && !der_next(&seq.body, what, &t, e))
         return false;
-    return pki_end(seq.body, what, e);
+    return der_end(seq.body, what, e);
 }
 
 /* DistributionPointName. `names` becomes the GeneralNames in it; a name
@@ -14925,17 +14935,17 @@ crl_key_id(struct crl *c, struct str in, struct err *e)
 static bool
 crl_point(struct str *in, const char *what, struct str *names, struct err *e)
 {
-    struct pki_tlv outer, t, one;
+    struct der_tlv outer, t, one;
 
-    if (!pki_take(in, what, PKI_CONSTRUCTED, &outer, e) ||
-        !pki_next(&outer.body, what, &t, e) || !pki_end(outer.body, what, e))
+    if (!der_take(in, what, DER_CONSTRUCTED, &outer, e) ||
+        !der_next(&outer.body, what, &t, e) || !der_end(outer.body, what, e))
         return false;
-    if (t.tag == PKI_CONSTRUCTED + 1)
+    if (t.tag == DER_CONSTRUCTED + 1)
         return true;
-    if (t.tag != PKI_CONSTRUCTED || t.body.n == 0)
-        return pki_bad(e, what, "distribution point without a name");
+    if (t.tag != DER_CONSTRUCTED || t.body.n == 0)
+        return der_bad(e, what, "distribution point without a name");
     for (struct str left = t.body; left.n;)
-        if (!pki_next(&left, what, &one, e))
+        if (!der_next(&left, what, &one, e))
             return false;
     *names = t.body;
     return true;
@@ -14946,16 +14956,16 @@ static bool
 crl_flag(struct str *in, const char *what, unsigned tag, bool *out,
          struct err *e)
 {
-    struct pki_tlv t;
+    struct der_tlv t;
 
-    if (!pki_at(*in, tag))
+    if (!der_at(*in, tag))
         return true;
-    if (!pki_next(in, what, &t, e))
+    if (!der_next(in, what, &t, e))
         return false;
     if (t.body.n != 1 ||
-        (pki_byte(t.body, 0) != 0 && pki_byte(t.body, 0) != 0xff))
-        return pki_bad(e, what, "boolean is neither 00 nor ff");
-    *out = pki_byte(t.body, 0) != 0;
+        (der_byte(t.body, 0) != 0 && der_byte(t.body, 0) != 0xff))
+        return der_bad(e, what, "boolean is neither 00 nor ff");
+    *out = der_byte(t.body, 0) != 0;
     return true;
 }
 
@@ -14965,40 +14975,40 @@ crl_scope(struct crl *c, struct str in, struct err *e)
 {
     const char *what = "issuingDistributionPoint";
     bool indirect = false, attributes = false, named;
-    struct pki_tlv seq;
+    struct der_tlv seq;
 
     c->scope = in;
-    if (!pki_take(&in, what, PKI_SEQUENCE, &seq, e) || !pki_end(in, what, e))
+    if (!der_take(&in, what, DER_SEQUENCE, &seq, e) || !der_end(in, what, e))
         return false;
     if (seq.body.n == 0)
-        return pki_bad(e, what, "is empty");
-    named = pki_at(seq.body, PKI_CONSTRUCTED);
+        return der_bad(e, what, "is empty");
+    named = der_at(seq.body, DER_CONSTRUCTED);
     if ((named && !crl_point(&seq.body, what, &c->points, e)) ||
-        !crl_flag(&seq.body, what, PKI_CONTEXT + 1, &c->users, e) ||
-        !crl_flag(&seq.body, what, PKI_CONTEXT + 2, &c->cas, e))
+        !crl_flag(&seq.body, what, DER_CONTEXT + 1, &c->users, e) ||
+        !crl_flag(&seq.body, what, DER_CONTEXT + 2, &c->cas, e))
         return false;
     if (named && !c->points.p)
-        return pki_bad(e, what,
+        return der_bad(e, what,
                        "its name is relative to the issuer's, which gateway "
                        "does not read: let the CA write a full name");
-    if (pki_at(seq.body, PKI_CONTEXT + 3))
-        return pki_bad(e, what,
+    if (der_at(seq.body, DER_CONTEXT + 3))
+        return der_bad(e, what,
                        "the list covers some reasons only: give gateway the "
                        "one that covers them all");
-    if (!crl_flag(&seq.body, what, PKI_CONTEXT + 4, &indirect, e) ||
-        !crl_flag(&seq.body, what, PKI_CONTEXT + 5, &attributes, e) ||
-        !pki_end(seq.body, what, e))
+    if (!crl_flag(&seq.body, what, DER_CONTEXT + 4, &indirect, e) ||
+        !crl_flag(&seq.body, what, DER_CONTEXT + 5, &attributes, e) ||
+        !der_end(seq.body, what, e))
         return false;
     if (indirect)
-        return pki_bad(e, what,
+        return der_bad(e, what,
                        "this is an indirect list: give gateway one list of "
                        "each CA, signed by that CA");
     if (attributes)
-        return pki_bad(e, what,
+        return der_bad(e, what,
                        "the list covers attribute certificates, which gateway "
                        "does not take: leave it out");
     return !(c->users && c->cas) ||
-           pki_bad(e, what, "only users and only CAs: that is nobody");
+           der_bad(e, what, "only users and only CAs: that is nobody");
 }
 
 static bool
@@ -15014,7 +15024,7 @@ crl_ext(void *data, struct str oid, bool critical, struct str value,
     if (str_eq(oid, CRL_OID_CRL_SCOPE))
         return crl_scope(c, value, e);
     if (str_eq(oid, CRL_OID_CRL_DELTA))
-        return pki_bad(e, "deltaCRLIndicator",
+        return der_bad(e, "deltaCRLIndicator",
                        "this is a delta list: give gateway the CA's complete "
                        "list");
     return !critical || crl_unknown(oid, e);
@@ -15025,41 +15035,41 @@ crl_version(struct str *tbs, struct err *e)
 {
     int v;
 
-    if (!pki_at(*tbs, PKI_INTEGER))
-        return pki_bad(e, "version",
+    if (!der_at(*tbs, DER_INTEGER))
+        return der_bad(e, "version",
                        "is 1, and such a list has no number: let the CA issue "
                        "version 2 with crlNumber (openssl: crl_extensions)");
-    return pki_take_small(tbs, "version", &v, e) &&
-           (v == 1 || pki_bad(e, "version", "is not 2"));
+    return der_take_small(tbs, "version", &v, e) &&
+           (v == 1 || der_bad(e, "version", "is not 2"));
 }
 
 static bool
 crl_issuer_name(struct mem_arena *a, struct str *tbs, struct crl *c,
                 struct err *e)
 {
-    struct pki_tlv t;
+    struct der_tlv t;
 
-    if (!pki_take(tbs, "issuer", PKI_SEQUENCE, &t, e))
+    if (!der_take(tbs, "issuer", DER_SEQUENCE, &t, e))
         return false;
     if (t.whole.n > PKI_CERT_MAX)
-        return pki_bad(e, "issuer", "is over 16 KiB");
+        return der_bad(e, "issuer", "is over 16 KiB");
     c->issuer = t.whole;
     return pki_name_canon(a, t.whole, "issuer", &c->name, e) &&
-           (c->name.n != 0 || pki_bad(e, "issuer", "is empty"));
+           (c->name.n != 0 || der_bad(e, "issuer", "is empty"));
 }
 
 static bool
 crl_dates(struct str *tbs, struct crl *c, struct err *e)
 {
-    if (!pki_take_time(tbs, "thisUpdate", &c->this_update, e))
+    if (!der_take_time(tbs, "thisUpdate", &c->this_update, e))
         return false;
-    if (!pki_at(*tbs, PKI_UTC_TIME) && !pki_at(*tbs, PKI_TIME))
-        return pki_bad(e, "nextUpdate",
+    if (!der_at(*tbs, DER_UTC_TIME) && !der_at(*tbs, DER_TIME))
+        return der_bad(e, "nextUpdate",
                        "is missing, so nobody can say when the list is out of "
                        "date: let the CA write it");
-    return pki_take_time(tbs, "nextUpdate", &c->next_update, e) &&
+    return der_take_time(tbs, "nextUpdate", &c->next_update, e) &&
            (c->this_update <= c->next_update ||
-            pki_bad(e, "nextUpdate", "is before thisUpdate"));
+            der_bad(e, "nextUpdate", "is before thisUpdate"));
 }
 
 /* TBSCertList, field by field (RFC 5280 section 5.1). */
@@ -15068,43 +15078,43 @@ crl_tbs(struct mem_arena *a, struct str in, struct crl *c, struct err *e)
 {
     const char *what = "signature algorithm";
     struct str revoked = {0};
-    struct pki_tlv t;
+    struct der_tlv t;
 
-    if (!crl_version(&in, e) || !pki_take(&in, what, PKI_SEQUENCE, &t, e))
+    if (!crl_version(&in, e) || !der_take(&in, what, DER_SEQUENCE, &t, e))
         return false;
     if (!str_eq(t.whole, c->algorithm))
-        return pki_bad(e, what, "differs inside and outside");
+        return der_bad(e, what, "differs inside and outside");
     if (!crl_issuer_name(a, &in, c, e) || !crl_dates(&in, c, e))
         return false;
-    if (pki_at(in, PKI_SEQUENCE)) {
-        if (!pki_next(&in, "revoked certificates", &t, e))
+    if (der_at(in, DER_SEQUENCE)) {
+        if (!der_next(&in, "revoked certificates", &t, e))
             return false;
         revoked = t.body;
     }
-    if (pki_at(in, PKI_CONSTRUCTED) && (!pki_next(&in, "extensions", &t, e) ||
+    if (der_at(in, DER_CONSTRUCTED) && (!der_next(&in, "extensions", &t, e) ||
                                         !crl_extensions(t.body, crl_ext, c, e)))
         return false;
     if (!c->number.p)
-        return pki_bad(e, "crlNumber",
+        return der_bad(e, "crlNumber",
                        "is missing: let the CA number its lists (openssl: "
                        "crlnumber), so that an old one cannot come back");
-    return pki_end(in, "list", e) && crl_entries(a, revoked, c, e);
+    return der_end(in, "list", e) && crl_entries(a, revoked, c, e);
 }
 
 static bool
 crl_outer(struct mem_arena *a, struct crl *c, struct err *e)
 {
     const char *what = "signature algorithm";
-    struct pki_tlv outer, tbs, alg;
+    struct der_tlv outer, tbs, alg;
     struct str in = c->der;
 
-    if (!pki_take(&in, "list", PKI_SEQUENCE, &outer, e) ||
-        !pki_end(in, "list", e) ||
-        !pki_take(&outer.body, "list", PKI_SEQUENCE, &tbs, e) ||
-        !pki_take(&outer.body, what, PKI_SEQUENCE, &alg, e) ||
+    if (!der_take(&in, "list", DER_SEQUENCE, &outer, e) ||
+        !der_end(in, "list", e) ||
+        !der_take(&outer.body, "list", DER_SEQUENCE, &tbs, e) ||
+        !der_take(&outer.body, what, DER_SEQUENCE, &alg, e) ||
         !pki_algorithm_check(alg.body, what, e) ||
-        !pki_take_bytes(&outer.body, "signature", &c->signature, e) ||
-        !pki_end(outer.body, "list", e))
+        !der_take_bytes(&outer.body, "signature", &c->signature, e) ||
+        !der_end(outer.body, "list", e))
         return false;
     c->tbs = tbs.whole;
     c->algorithm = alg.whole;
@@ -15146,11 +15156,11 @@ crl_find(const struct crl *c, struct str serial)
 static bool
 crl_points_meet(struct str points, struct str names)
 {
-    struct pki_tlv a, b;
+    struct der_tlv a, b;
     struct err e;
 
-    while (names.n && pki_next(&names, "", &a, &e))
-        for (struct str p = points; p.n && pki_next(&p, "", &b, &e);)
+    while (names.n && der_next(&names, "", &a, &e))
+        for (struct str p = points; p.n && der_next(&p, "", &b, &e);)
             if (str_eq(a.whole, b.whole))
                 return true;
     return false;
@@ -15163,15 +15173,15 @@ crl_points_of(struct str points, const struct pki_cert *cert)
 {
     const char *what = "cRLDistributionPoints";
     struct str in = cert->ext[PKI_EXT_CRL_POINTS];
-    struct pki_tlv seq, one;
+    struct der_tlv seq, one;
     struct err e;
 
-    if (!in.p || !pki_take(&in, what, PKI_SEQUENCE, &seq, &e))
+    if (!in.p || !der_take(&in, what, DER_SEQUENCE, &seq, &e))
         return false;
-    while (seq.body.n && pki_take(&seq.body, what, PKI_SEQUENCE, &one, &e)) {
+    while (seq.body.n && der_take(&seq.body, what, DER_SEQUENCE, &one, &e)) {
         struct str names = {0};
 
-        if (pki_at(one.body, PKI_CONSTRUCTED) &&
+        if (der_at(one.body, DER_CONSTRUCTED) &&
             crl_point(&one.body, what, &names, &e) && one.body.n == 0 &&
             crl_points_meet(points, names))
             return true;
@@ -15295,8 +15305,8 @@ crl_set_add(struct crl_set *s, struct str file, struct str bytes, struct err *e)
                        "48 MiB",
                        STR_FMT(file));
     // no list is shorter than 128 bytes, and no text begins like this
-    if ((bytes.n < 2 || pki_byte(bytes, 0) != PKI_SEQUENCE ||
-         pki_byte(bytes, 1) < 0x80) &&
+    if ((bytes.n < 2 || der_byte(bytes, 0) != DER_SEQUENCE ||
+         der_byte(bytes, 1) < 0x80) &&
         !pki_pem_blocks(s->a, bytes, "X509 CRL", &ders, &n, e))
         return err_prefix(e, "%.*s: ", STR_FMT(file));
     for (size_t i = 0; i < n; i++) {
@@ -15400,13 +15410,13 @@ crl_in_time(const struct crl_set *s, const struct crl *c, int64_t now,
         return true;
     crl_who(c->issuer, who);
     if (now < c->this_update) {
-        pki_date_text(c->this_update, date);
+        der_date_text(c->this_update, date);
         return err_set(e, ERR_TLS,
                        "the CRL of %s (%.*s) is not valid before %s: set this "
                        "machine's clock",
                        who, STR_FMT(c->file), date);
     }
-    pki_date_text(c->next_update, date);
+    der_date_text(c->next_update, date);
     return err_set(e, ERR_TLS,
                    "the CRL of %s (%.*s) expired at %s: fetch the CA's newest "
                    "and reload",
@@ -15656,7 +15666,7 @@ crl_revoked(struct crl_set *s, const struct crl *c, const struct pki_cert *cert,
         return true;
     in = (struct str){at, (size_t)(c->der.p + c->der.n - at)};
     must(crl_entry_take(&in, &x, e));
-    pki_date_text(x.date, date);
+    der_date_text(x.date, date);
     s->last = CRL_CRL_REVOKED;
     return err_set(e, ERR_TLS,
                    "it was revoked at %s (%s, %.*s): issue a new one to "
@@ -15713,7 +15723,7 @@ crl_check(struct crl_set *s, const struct pki_cert *issuer,
                    who);
 }
 
-/* ==== 18 path: the verdict on a chain ========================================
+/* ==== 19 path: the verdict on a chain ========================================
  *
  * Certification path validation (RFC 5280 section 6): from a leaf over issuers
  * to an anchor, every rule on the way, and what its revocation lists say. The
@@ -15841,7 +15851,7 @@ static const char *
 path_eku_why(const struct pki_cert *c, enum path_role role, bool leaf)
 {
     struct str in = c->ext[PKI_EXT_EKU], oid;
-    struct pki_tlv seq;
+    struct der_tlv seq;
     const char *name;
     struct err e;
     bool found = false;
@@ -15851,10 +15861,10 @@ path_eku_why(const struct pki_cert *c, enum path_role role, bool leaf)
                : role == PATH_CLIENT
                    ? "it has no extended key usage: issue it with clientAuth"
                    : "it has no extended key usage: issue it with serverAuth";
-    if (!pki_take(&in, "", PKI_SEQUENCE, &seq, &e) || in.n || !seq.body.n)
+    if (!der_take(&in, "", DER_SEQUENCE, &seq, &e) || in.n || !seq.body.n)
         return "its extended key usage is malformed";
     while (seq.body.n) {
-        if (!pki_take_oid(&seq.body, "", &oid, &e))
+        if (!der_take_oid(&seq.body, "", &oid, &e))
             return "its extended key usage is malformed";
         name = PKI_KEY_NAME(pki_purposes, oid);
         found |= name && strcmp(name, role == PATH_CLIENT ? "clientAuth"
@@ -16278,7 +16288,7 @@ path_cache_verify(struct pki_cache *c, const struct path_rules *rules,
     return true;
 }
 
-/* ==== 19 mint: making certificates ==========================================
+/* ==== 20 mint: making certificates ==========================================
  *
  * Keys (EC P-256), certificates and revocation lists, in memory: what `gateway
  * certs` writes to files, and what tools show to a service they test.
@@ -16333,14 +16343,14 @@ mint_put(struct mem_buf *b, unsigned tag, struct str body)
 static void
 mint_put_small(struct mem_buf *b, char v)
 {
-    mint_put(b, PKI_INTEGER, (struct str){&v, 1});
+    mint_put(b, DER_INTEGER, (struct str){&v, 1});
 }
 
 /* A BIT STRING of whole bytes. */
 static void
 mint_put_bytes(struct mem_buf *b, struct str bytes)
 {
-    size_t at = mint_open(b, PKI_BITS);
+    size_t at = mint_open(b, DER_BITS);
 
     mem_buf_add(b, "", 1);
     mem_buf_add(b, bytes.p, bytes.n);
@@ -16360,17 +16370,17 @@ mint_put_time(struct mem_buf *b, int64_t seconds)
     utc = tm.tm_year < 150;
     must(strftime(text, sizeof text, utc ? "%y%m%d%H%M%SZ" : "%Y%m%d%H%M%SZ",
                   &tm) > 0);
-    mint_put(b, utc ? PKI_UTC_TIME : PKI_TIME, str_of(text));
+    mint_put(b, utc ? DER_UTC_TIME : DER_TIME, str_of(text));
 }
 
 /* One part of a name, on its own level: SET { SEQUENCE { type, text } }. */
 static void
 mint_put_rdn(struct mem_buf *b, struct str type, struct str text)
 {
-    size_t set = mint_open(b, PKI_SET), pair = mint_open(b, PKI_SEQUENCE);
+    size_t set = mint_open(b, DER_SET), pair = mint_open(b, DER_SEQUENCE);
 
-    mint_put(b, PKI_OID, type);
-    mint_put(b, PKI_UTF8, text);
+    mint_put(b, DER_OID, type);
+    mint_put(b, DER_UTF8, text);
     mint_close(b, pair);
     mint_close(b, set);
 }
@@ -16378,12 +16388,12 @@ mint_put_rdn(struct mem_buf *b, struct str type, struct str text)
 static void
 mint_put_ext(struct mem_buf *b, struct str oid, bool critical, struct str value)
 {
-    size_t at = mint_open(b, PKI_SEQUENCE);
+    size_t at = mint_open(b, DER_SEQUENCE);
 
-    mint_put(b, PKI_OID, oid);
+    mint_put(b, DER_OID, oid);
     if (critical)
-        mint_put(b, PKI_BOOLEAN, S("\xff"));
-    mint_put(b, PKI_OCTETS, value);
+        mint_put(b, DER_BOOLEAN, S("\xff"));
+    mint_put(b, DER_OCTETS, value);
     mint_close(b, at);
 }
 
@@ -16482,10 +16492,10 @@ mint_key_public(const struct mint_key *k)
 static void
 mint_put_key_algorithm(struct mem_buf *b)
 {
-    size_t at = mint_open(b, PKI_SEQUENCE);
+    size_t at = mint_open(b, DER_SEQUENCE);
 
-    mint_put(b, PKI_OID, MINT_OID_EC);
-    mint_put(b, PKI_OID, MINT_OID_P256);
+    mint_put(b, DER_OID, MINT_OID_EC);
+    mint_put(b, DER_OID, MINT_OID_P256);
     mint_close(b, at);
 }
 
@@ -16499,14 +16509,14 @@ mint_key_pem(struct mem_arena *a, struct mint_key *k, struct mem_buf *pem)
     size_t outer, octets, key, point;
 
     must(wc_ecc_export_private_only(&k->ecc, d, &n) == 0 && n == sizeof d);
-    outer = mint_open(&b, PKI_SEQUENCE);
+    outer = mint_open(&b, DER_SEQUENCE);
     mint_put_small(&b, 0);
     mint_put_key_algorithm(&b);
-    octets = mint_open(&b, PKI_OCTETS);
-    key = mint_open(&b, PKI_SEQUENCE);
+    octets = mint_open(&b, DER_OCTETS);
+    key = mint_open(&b, DER_SEQUENCE);
     mint_put_small(&b, 1);
-    mint_put(&b, PKI_OCTETS, (struct str){(const char *)d, sizeof d});
-    point = mint_open(&b, PKI_CONSTRUCTED + 1);
+    mint_put(&b, DER_OCTETS, (struct str){(const char *)d, sizeof d});
+    point = mint_open(&b, DER_CONSTRUCTED + 1);
     mint_put_bytes(&b, mint_key_public(k));
     mint_close(&b, point);
     mint_close(&b, key);
@@ -16529,7 +16539,7 @@ struct mint_order {
     struct str o, cn;             // empty: left out
     struct str ou[PKI_ITEMS_MAX];
     size_t ou_n;
-    struct pki_tlv san[PKI_ITEMS_MAX];  // tag and body
+    struct der_tlv san[PKI_ITEMS_MAX];  // tag and body
     size_t san_n;
     int64_t not_before, not_after;
     struct str serial[PKI_ITEMS_MAX];  // to be revoked
@@ -16556,7 +16566,7 @@ mint_put_subject(struct mem_buf *b, const struct mint_order *o)
         mem_buf_add(b, o->like->subject.p, o->like->subject.n);
         return;
     }
-    at = mint_open(b, PKI_SEQUENCE);
+    at = mint_open(b, DER_SEQUENCE);
     if (o->o.n)
         mint_put_rdn(b, PKI_AT("\x0a"), o->o);
     for (size_t i = 0; i < o->ou_n; i++)
@@ -16569,7 +16579,7 @@ mint_put_subject(struct mem_buf *b, const struct mint_order *o)
 static void
 mint_put_public(struct mem_buf *b, const struct mint_key *k)
 {
-    size_t at = mint_open(b, PKI_SEQUENCE);
+    size_t at = mint_open(b, DER_SEQUENCE);
 
     mint_put_key_algorithm(b);
     mint_put_bytes(b, mint_key_public(k));
@@ -16602,11 +16612,11 @@ static void
 mint_put_eku(struct mem_buf *b, const char *name)
 {
     struct mem_buf v = {0};
-    size_t at = mint_open(&v, PKI_SEQUENCE);
+    size_t at = mint_open(&v, DER_SEQUENCE);
 
     for (size_t i = 0; i < sizeof pki_purposes / sizeof *pki_purposes; i++)
         if (strcmp(pki_purposes[i].name, name) == 0)
-            mint_put(&v, PKI_OID, pki_purposes[i].oid);
+            mint_put(&v, DER_OID, pki_purposes[i].oid);
     mint_close(&v, at);
     mint_put_ext(b, pki_ext_oids[PKI_EXT_EKU], false, (struct str){v.p, v.n});
     mem_buf_free(&v);
@@ -16617,7 +16627,7 @@ static void
 mint_put_san(struct mem_buf *b, const struct mint_order *o)
 {
     struct mem_buf v = {0};
-    size_t at = mint_open(&v, PKI_SEQUENCE);
+    size_t at = mint_open(&v, DER_SEQUENCE);
 
     for (size_t i = 0; i < o->san_n; i++)
         mint_put(&v, o->san[i].tag, o->san[i].body);
@@ -16636,12 +16646,12 @@ mint_put_key_ids(struct mem_buf *b, const struct mint_key *subject,
     size_t at;
 
     mint_key_id(subject, id);
-    mint_put(&v, PKI_OCTETS, (struct str){id, sizeof id});
+    mint_put(&v, DER_OCTETS, (struct str){id, sizeof id});
     mint_put_ext(b, pki_ext_oids[PKI_EXT_SKID], false, (struct str){v.p, v.n});
     v.n = 0;
     mint_key_id(issuer, id);
-    at = mint_open(&v, PKI_SEQUENCE);
-    mint_put(&v, PKI_CONTEXT, (struct str){id, sizeof id});
+    at = mint_open(&v, DER_SEQUENCE);
+    mint_put(&v, DER_CONTEXT, (struct str){id, sizeof id});
     mint_close(&v, at);
     mint_put_ext(b, pki_ext_oids[PKI_EXT_AKID], false, (struct str){v.p, v.n});
     mem_buf_free(&v);
@@ -16652,8 +16662,8 @@ mint_put_extensions(struct mem_buf *b, const struct mint_order *o,
                     const struct mint_key *subject,
                     const struct mint_key *issuer)
 {
-    size_t outer = mint_open(b, PKI_CONSTRUCTED + 3);
-    size_t list = mint_open(b, PKI_SEQUENCE);
+    size_t outer = mint_open(b, DER_CONSTRUCTED + 3);
+    size_t list = mint_open(b, DER_SEQUENCE);
 
     mint_put_basic(b, o);
     if (o->eku)
@@ -16671,9 +16681,9 @@ mint_put_extensions(struct mem_buf *b, const struct mint_order *o,
 static void
 mint_put_sign_algorithm(struct mem_buf *b)
 {
-    size_t at = mint_open(b, PKI_SEQUENCE);
+    size_t at = mint_open(b, DER_SEQUENCE);
 
-    mint_put(b, PKI_OID, MINT_OID_ECDSA_SHA256);
+    mint_put(b, DER_OID, MINT_OID_ECDSA_SHA256);
     mint_close(b, at);
 }
 
@@ -16689,14 +16699,14 @@ mint_make_tbs(struct mem_buf *b, const struct mint_order *o,
     if (wc_RNG_GenerateBlock(&issuer->rng, serial, sizeof serial) != 0)
         return err_set(e, ERR_CONFIG, "the kernel gives no random numbers");
     serial[0] = (serial[0] & 0x3f) | 0x40;  // positive, always 16 bytes
-    tbs = mint_open(b, PKI_SEQUENCE);
-    at = mint_open(b, PKI_CONSTRUCTED);
+    tbs = mint_open(b, DER_SEQUENCE);
+    at = mint_open(b, DER_CONSTRUCTED);
     mint_put_small(b, 2);  // version 3
     mint_close(b, at);
-    mint_put(b, PKI_INTEGER, (struct str){(const char *)serial, sizeof serial});
+    mint_put(b, DER_INTEGER, (struct str){(const char *)serial, sizeof serial});
     mint_put_sign_algorithm(b);
     mem_buf_add(b, issuer_name.p, issuer_name.n);
-    at = mint_open(b, PKI_SEQUENCE);
+    at = mint_open(b, DER_SEQUENCE);
     mint_put_time(b, o->not_before);
     mint_put_time(b, o->not_after);
     mint_close(b, at);
@@ -16731,7 +16741,7 @@ mint_make(const struct mint_order *o, struct mint_key *subject,
              err_set(e, ERR_CONFIG, "the CA's key does not sign");
     }
     if (ok) {
-        at = mint_open(out, PKI_SEQUENCE);
+        at = mint_open(out, DER_SEQUENCE);
         mem_buf_add(out, tbs.p, tbs.n);
         mint_put_sign_algorithm(out);
         mint_put_bytes(out, (struct str){(const char *)sig, sig_n});
@@ -16782,9 +16792,9 @@ struct mint_list {
 static void
 mint_put_number(struct mem_buf *b, struct str number)
 {
-    size_t at = mint_open(b, PKI_INTEGER);
+    size_t at = mint_open(b, DER_INTEGER);
 
-    if (pki_byte(number, 0) & 0x80)
+    if (der_byte(number, 0) & 0x80)
         mem_buf_add(b, "", 1);
     mem_buf_add(b, number.p, number.n);
     mint_close(b, at);
@@ -16793,16 +16803,16 @@ mint_put_number(struct mem_buf *b, struct str number)
 static void
 mint_put_crl_extensions(struct mem_buf *b, const struct mint_list *l)
 {
-    size_t outer = mint_open(b, PKI_CONSTRUCTED);
-    size_t list = mint_open(b, PKI_SEQUENCE), at;
+    size_t outer = mint_open(b, DER_CONSTRUCTED);
+    size_t list = mint_open(b, DER_SEQUENCE), at;
     struct str in = l->ca.ext[PKI_EXT_SKID];
     struct mem_buf v = {0};
-    struct pki_tlv id;
+    struct der_tlv id;
     struct err e;
 
-    if (in.p && pki_take(&in, "", PKI_OCTETS, &id, &e)) {
-        at = mint_open(&v, PKI_SEQUENCE);
-        mint_put(&v, PKI_CONTEXT, id.body);
+    if (in.p && der_take(&in, "", DER_OCTETS, &id, &e)) {
+        at = mint_open(&v, DER_SEQUENCE);
+        mint_put(&v, DER_CONTEXT, id.body);
         mint_close(&v, at);
         mint_put_ext(b, pki_ext_oids[PKI_EXT_AKID], false,
                      (struct str){v.p, v.n});
@@ -16821,7 +16831,7 @@ mint_make_crl(const struct mint_order *o, const struct mint_list *l,
               struct mint_key *key, struct mem_buf *out, struct err *e)
 {
     struct mem_buf b = {0};
-    size_t tbs = mint_open(&b, PKI_SEQUENCE), at;
+    size_t tbs = mint_open(&b, DER_SEQUENCE), at;
     unsigned char hash[32], sig[ECC_MAX_SIG_SIZE];
     word32 sig_n = sizeof sig;
     bool ok;
@@ -16832,7 +16842,7 @@ mint_make_crl(const struct mint_order *o, const struct mint_list *l,
     mint_put_time(&b, o->not_before);
     mint_put_time(&b, o->not_after);
     if (l->n)
-        mint_put(&b, PKI_SEQUENCE, (struct str){l->entries.p, l->entries.n});
+        mint_put(&b, DER_SEQUENCE, (struct str){l->entries.p, l->entries.n});
     mint_put_crl_extensions(&b, l);
     mint_close(&b, tbs);
     pki_sha256(b.p, b.n, hash);
@@ -16840,7 +16850,7 @@ mint_make_crl(const struct mint_order *o, const struct mint_list *l,
                           &key->ecc) == 0 ||
          err_set(e, ERR_CONFIG, "the CA's key does not sign");
     if (ok) {
-        at = mint_open(out, PKI_SEQUENCE);
+        at = mint_open(out, DER_SEQUENCE);
         mem_buf_add(out, b.p, b.n);
         mint_put_sign_algorithm(out);
         mint_put_bytes(out, (struct str){(const char *)sig, sig_n});
@@ -16850,7 +16860,7 @@ mint_make_crl(const struct mint_order *o, const struct mint_list *l,
     return ok;
 }
 
-/* ==== 20 hello: the ClientHello ==============================================
+/* ==== 21 hello: the ClientHello ==============================================
  *
  * Read before wolfSSL sees it (RFC 8446 section 4.1.2): by the server name in
  * it we choose the site, so the name must be one, and what only an attacker
@@ -17139,7 +17149,7 @@ hello_find(struct str bytes, struct mem_buf *join, struct str *body,
     return HELLO_BAD;
 }
 
-/* ==== 21 tls: wolfSSL over two buffers ======================================
+/* ==== 22 tls: wolfSSL over two buffers ======================================
  *
  * Sans-I/O: ciphertext in by tls_feed(), ciphertext out by tls_ops.on_cipher.
  * Both sides: what clients connect to, and what connects to https upstreams.
@@ -18737,7 +18747,7 @@ tls_client_keep(struct tls *t, struct tls_session *kept)
     wolfSSL_SESSION_free(own);
 }
 
-/* ==== 22 h1: HTTP/1.1, both sides ===========================================
+/* ==== 23 h1: HTTP/1.1, both sides ===========================================
  *
  * Sans-I/O: bytes in, calls out. llhttp parses with every lenient flag off;
  * before it sees a head, h1_scan() has refused what RFC 9112 lets a parser
@@ -20326,7 +20336,7 @@ h1_client_eof(struct h1_client *c, struct err *e)
                               : "before its answer was complete");
 }
 
-/* ==== 23 pp: PROXY protocol headers =========================================
+/* ==== 24 pp: PROXY protocol headers =========================================
  *
  * What HAProxy's load balancers, and others, say before a connection's first
  * byte: who is at its other end. Version 1 is a line of text, version 2 is
@@ -20733,7 +20743,7 @@ pp_write_v2(struct mem_buf *b, struct pp_ends ends, const struct pp_tls *tls)
     mem_buf_free(&rest);
 }
 
-/* ==== 24 sock: a stream with an output queue and deadlines ==================
+/* ==== 25 sock: a stream with an output queue and deadlines ==================
  *
  * What client and upstream connections have in common: one libuv stream, TCP
  * or Unix, bytes gathered in `out` and sent by sock_flush(), a deadline that
@@ -21102,7 +21112,7 @@ sock_close(struct sock *s)
         uv_close(&s->h.handle, sock_on_closed);
 }
 
-/* ==== 25 conn: one client connection ========================================
+/* ==== 26 conn: one client connection ========================================
  *
  * A socket, its TLS session (none on the admin address), and the codec. The
  * only room that touches a client's socket: below it, tls and h1 see bytes.
@@ -22102,7 +22112,7 @@ conn_cut_tunnels(struct conn_set *set)
             h1_tunnel_cut(c->h1, &e);
 }
 
-/* ==== 26 up: upstream connections ===========================================
+/* ==== 27 up: upstream connections ===========================================
  *
  * A pool for each upstream and worker: resolve, connect, keep alive, pick the
  * target with the fewest calls. A call is one request and its answer over one
@@ -23328,7 +23338,7 @@ up_free(struct up_set *set)
     uv_close((uv_handle_t *)&set->ares_timer, NULL);
 }
 
-/* ==== 27 proxy: a request, carried to an upstream and back ==================
+/* ==== 28 proxy: a request, carried to an upstream and back ==================
  *
  * Glue between a req and an up_call. Nothing is copied through: the request's
  * head is written afresh from what was parsed and checked, the answer's from
@@ -23853,7 +23863,7 @@ proxy_start(struct proxy *p)
     up_go(p->call);
 }
 
-/* ==== 28 msg: typed frames between our processes ============================
+/* ==== 29 msg: typed frames between our processes ============================
  *
  * A channel is a socketpair that carries frames: a header, then its body.
  *
@@ -24370,7 +24380,7 @@ msg_chan_on_closed(uv_handle_t *h)
     c->ops->on_gone(c->data, c->failed ? &c->why : NULL);
 }
 
-/* ==== 29 wall: what our own processes give up ===============================
+/* ==== 30 wall: what our own processes give up ===============================
  *
  * For good, and in this order: wall_early() before anything else, wall_drop()
  * once a process has read its bundle, and then its wall: the files and ports it
@@ -25433,7 +25443,7 @@ wall_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
     return wall_filter_end(&f, "programs (files)", out, e);
 }
 
-/* ==== 30 host: what this machine grants =====================================
+/* ==== 31 host: what this machine grants =====================================
  *
  * Layers: what the kernel grants of what walls and cages are made of. Each is
  * tried by host_probe() in a throw-away child, once, before any of it is relied
@@ -26384,7 +26394,7 @@ host_write_json(const struct host_have *h, const struct cfg_process *p,
     mem_buf_add(out, "]", 1);
 }
 
-/* ==== 31 posture: what somebody else has set up around us ===================
+/* ==== 32 posture: what somebody else has set up around us ===================
  *
  * Not ours to change: told at the start and by `check` and `audit --host`, each
  * with the mend. It is read from /proc and judged from text, so that any
@@ -27197,7 +27207,7 @@ posture_json(const struct posture_finding *all, struct mem_buf *out)
     mem_buf_add(out, "]", 1);
 }
 
-/* ==== 32 jail: the cage around a program ====================================
+/* ==== 33 jail: the cage around a program ====================================
  *
  * Prepared once, when the broker starts: jail_cage_enter() makes namespaces and
  * a view of the file system for all programs. Then, for each run, jail_spawn()
@@ -28516,7 +28526,7 @@ jail_sweep(int children, int ms)
     return false;
 }
 
-/* ==== 33 guard: arguments of programs that read more into them ==============
+/* ==== 34 guard: arguments of programs that read more into them ==============
  *
  * A program may take one of its arguments as a command, a file or an address
  * (`tar --to-command=`, `curl @file`). Such a program does not load, or only
@@ -29556,7 +29566,7 @@ guard_check(const struct cfg_command *c, const char *real, struct err *e)
     return ok;
 }
 
-/* ==== 34 prog: which programs are let through ================================
+/* ==== 35 prog: which programs are let through ================================
  *
  * By name and by content: what starts another program, what others may write,
  * what a shell reads does not load. And what each needs to open besides itself.
@@ -30584,7 +30594,7 @@ prog_advise(const struct cfg_command *c, struct mem_buf *out)
     mem_arena_free(a);
 }
 
-/* ==== 35 chain: the audit records of runs, each bound to the one before ======
+/* ==== 36 chain: the audit records of runs, each bound to the one before ======
  *
  * Each record ends in its place in a chain, and nothing follows that:
  *
@@ -31541,7 +31551,7 @@ chain_verify_end(struct chain_verify *v)
         chain_fault(v, v->at, CHAIN_MISSING, "there is no record in this log");
 }
 
-/* ==== 36 run: one program, from its start to its record ======================
+/* ==== 37 run: one program, from its start to its record ======================
  *
  *   WAITING --> RUNNING --> DRAINING --> REPORTING --> closed
  *      \___________\____ worker gone: ended, recorded, told to nobody
@@ -33114,7 +33124,7 @@ run_collect(struct run *r)
     uv_timer_start(&r->timer, run_on_timer, RUN_LINGER_MS, 0);
 }
 
-/* ==== 37 broker: the process that starts programs, and no other does =========
+/* ==== 38 broker: the process that starts programs, and no other does =========
  *
  * Its main loop: children that end, what a worker may ask (a table: anything
  * that is not in it ends the channel), the channels to workers and supervisor,
@@ -34218,7 +34228,7 @@ broker_main(struct boot *boot)
     return ok ? 0 : 1;
 }
 
-/* ==== 38 exec: a worker's way to programs ====================================
+/* ==== 39 exec: a worker's way to programs ====================================
  *
  *     worker                              broker
  *     exec_start --- MSG_EXEC_RUN ------> table, slots checked again, record
@@ -34840,7 +34850,7 @@ exec_cancel(struct exec *x, uint64_t ticket)
              (struct str){(const char *)&ticket, sizeof ticket}, &e);
 }
 
-/* ==== 39 vm: the Lua state ==================================================
+/* ==== 40 vm: the Lua state ==================================================
  *
  * One lua_State a worker: boot, sandbox, memory cap, CPU budget. A request's
  * hooks run in a coroutine of their own, a task, one after the other, and may
@@ -35989,7 +35999,7 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
     return true;
 }
 
-/* ==== 40 lib: string and table functions that cannot run away ===============
+/* ==== 41 lib: string and table functions that cannot run away ===============
  *
  * A debug hook does not fire inside a C function, so one string.find() with an
  * unlucky pattern could hold the loop for ever. These replace the functions of
@@ -37197,7 +37207,7 @@ static const luaL_Reg lib_tab_functions[] = {
     {NULL, NULL},
 };
 
-/* ==== 41 bind: what scripts can see =========================================
+/* ==== 42 bind: what scripts can see =========================================
  *
  * "gateway.core", the functions that the Lua library is built on, and the
  * objects that hooks are given: request, identity, raw values. Objects are
@@ -39871,7 +39881,7 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
     return true;
 }
 
-/* ==== 42 serve: from request to answer ======================================
+/* ==== 43 serve: from request to answer ======================================
  *
  * The order of a request, and nothing else. Each step either goes on, waits
  * for something that calls serve_go() again, or ends the exchange.
@@ -42168,7 +42178,7 @@ serve_set_new(struct env *env, struct mem_arena *boot, struct met_route *met,
     return set;
 }
 
-/* ==== 43 admin: health and metrics ==========================================
+/* ==== 44 admin: health and metrics ==========================================
  *
  * Plain HTTP on an address that the policy declares; any worker answers for
  * all, from the shared slab.
@@ -42383,7 +42393,7 @@ static const struct req_ops admin_ops = {
     .on_time = admin_on_nothing,
 };
 
-/* ==== 44 work: a worker =====================================================
+/* ==== 45 work: a worker =====================================================
  *
  * Inherits listening sockets, scripts and certificates, opens nothing by name
  * (but what c-ares reads), serves until it is told to drain. One loop, one Lua
@@ -43277,12 +43287,12 @@ work_open(struct work *w, struct err *e)
     if (!work_map_metrics(w, &route_met, e) || !work_load_policy(w, e))
         return false;
     log_out.level = w->cfg.process.log_level;
-    pki_clock_floor = w->cfg.process.clock_floor;
+    der_clock_floor = w->cfg.process.clock_floor;
     if (time(NULL) < GATEWAY_EPOCH)
         log_at(LOG_WARN, "work",
                "this machine's clock is not set (it reads a "
                "time before this program was built): %s",
-               pki_clock_floor ? "taking the day of the build for today"
+               der_clock_floor ? "taking the day of the build for today"
                                : "no client is let in until it is");
     w->env.upstreams = up_new(&w->env, w->boot_arena);
     must(b->upstreams_n == w->cfg.upstreams_n);
@@ -43433,7 +43443,7 @@ work_main(struct boot *boot)
     return 0;
 }
 
-/* ==== 45 ctl: the control socket ============================================
+/* ==== 46 ctl: the control socket ============================================
  *
  * How `gateway reload`, `stop`, `drain` and `status` reach a supervisor: a Unix
  * socket, one word a connection, one line of JSON for an answer. A connection
@@ -44014,7 +44024,7 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
     return ok;
 }
 
-/* ==== 46 files: what the supervisor reads for the others =====================
+/* ==== 47 files: what the supervisor reads for the others =====================
  *
  * Children open nothing by name: each gets what it needs in its bundle (boot).
  * Here the supervisor reads the scripts below the policy's folder, certificates
@@ -44609,7 +44619,7 @@ files_hash(const struct boot *b, bool ok, unsigned char out[32])
     mem_buf_free(&all);
 }
 
-/* ==== 47 verify: all of a configuration that reading it does not show ========
+/* ==== 48 verify: all of a configuration that reading it does not show ========
  *
  * Schemas, certificates, keys, revocation lists and programs, in a throw-away
  * process: what it parses, nobody trusts yet. It also notes what the supervisor
@@ -44717,7 +44727,7 @@ verify_put_expiry(struct mem_buf *b, size_t *n, struct str file, struct str pem,
                 (!first.der.p || c.not_after < first.not_after))
                 first = c;
     if (first.der.p) {
-        pki_date_text(first.not_after, date);
+        der_date_text(first.not_after, date);
         pki_subject_text(&first, who, sizeof who);
         mem_buf_printf(b, "%s{\"of\":\"%s\",\"name\":", *n ? "," : "", what);
         json_write_str(b, name);
@@ -44770,7 +44780,7 @@ verify_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
     mem_buf_printf(out, "]");
 }
 
-/* ==== 48 watch: when a script or a file of the policy changes ================
+/* ==== 49 watch: when a script or a file of the policy changes ================
  *
  * For `gateway run --watch`. What counts is not what inotify says, but whether
  * a script or a file is another than at the last load: so events of other files
@@ -45111,7 +45121,7 @@ watch_close(struct watch *w)
     mem_buf_free(&w->files);
 }
 
-/* ==== 49 sup: the supervisor ================================================
+/* ==== 50 sup: the supervisor ================================================
  *
  * Reads scripts and certificates, binds the sockets, starts the others, and
  * watches them. It runs no Lua and parses nothing that came from the network;
@@ -47450,7 +47460,7 @@ sup_put_date(struct mem_buf *b, const char *key, int64_t at)
 {
     char text[32];
 
-    pki_date_text(at, text);
+    der_date_text(at, text);
     mem_buf_printf(b, ",\"%s\":\"%s\"", key, text);
 }
 
@@ -47761,7 +47771,7 @@ sup_main(const char *policy, bool watch)
     return code;
 }
 
-/* ==== 50 dial: a client for tools ============================================
+/* ==== 51 dial: a client for tools ============================================
  *
  * `gateway audit --live` asks a service as its clients would: over TCP, plain
  * or with TLS and any certificate, good or bad. It waits for each answer: a
@@ -48160,7 +48170,7 @@ dial_open(lua_State *L)
     lua_setfield(L, -2, "pause");
 }
 
-/* ==== 51 try: tools on a policy ==============================================
+/* ==== 52 try: tools on a policy ==============================================
  *
  * The commands that are written in Lua (scripts/gateway/test.lua and others):
  * a policy's real hooks, schemas, routes and parser, without network, clock or
@@ -48819,7 +48829,7 @@ try_add_san(lua_State *L, struct mint_order *o, const char *name, struct str v)
             luaL_error(L, "t.identity: ip '%s' is not an address", v.p);
         v = str_dup(o->a, (struct str){(const char *)ip, n});
     }
-    if (!mint_order_san(o, PKI_CONTEXT + tag, v, &e))
+    if (!mint_order_san(o, DER_CONTEXT + tag, v, &e))
         luaL_error(L, "t.identity: %s", e.msg);
 }
 
@@ -49887,7 +49897,7 @@ try_tool(const char *module, const char *commands, int argc, char **argv)
     return a.code;
 }
 
-/* ==== 52 learn: what a program needs, by tracing it ==========================
+/* ==== 53 learn: what a program needs, by tracing it ==========================
  *
  * `gateway exec --learn`: one declared command is run under ptrace, with the
  * arguments, environment, limits and user that it has as the broker's, but
@@ -51071,7 +51081,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
     return ok ? 0 : 1;
 }
 
-/* ==== 53 certs: `gateway certs` ==============================================
+/* ==== 54 certs: `gateway certs` ==============================================
  *
  * A CA, certificates for servers and clients, and revocation lists, for
  * development, tests and small sites; and the doctor, which says why a
@@ -51234,7 +51244,7 @@ certs_save(const struct mint_order *o, int dir, struct mint_key *key,
     mint_put_pem(o->a, &f[1].text, "CERTIFICATE", leaf);
     ok = certs_files_write(o, dir, f, e);
     if (ok) {
-        pki_date_text(o->not_after, until);
+        der_date_text(o->not_after, until);
         printf("wrote %s/%s  %.*s  until %s\n", o->dir, f[1].name,
                STR_FMT(id->dn), until);
         printf("wrote %s/%s  its private key: show it to nobody\n", o->dir,
@@ -51491,7 +51501,7 @@ certs_list_add(const struct mint_order *o, struct mint_list *l,
         if (crl_number_cmp(crl_serial(entry), serial) == 0)
             return;
     }
-    at = mint_open(&l->entries, PKI_SEQUENCE);
+    at = mint_open(&l->entries, DER_SEQUENCE);
     mint_put_number(&l->entries, serial);
     mint_put_time(&l->entries, o->now);
     mint_close(&l->entries, at);
@@ -51551,7 +51561,7 @@ certs_list_save(const struct mint_order *o, int dir, const struct mint_list *l,
     mem_buf_free(&f.text);
     if (!ok)
         return false;
-    pki_date_text(o->not_after, until);
+    der_date_text(o->not_after, until);
     number = str_hex(o->a, l->number.p, l->number.n);
     printf("wrote %s/ca.crl  number 0x%.*s, %zu revoked  until %s\n", o->dir,
            STR_FMT(number), l->n, until);
@@ -51756,7 +51766,7 @@ certs_date_parse(const char *s, int64_t *out)
             f[k] = f[k] * 10 + (s[i] - '0');
         }
     }
-    return f[0] >= 1950 && pki_seconds(f, out);
+    return f[0] >= 1950 && der_seconds(f, out);
 }
 
 static bool
@@ -51779,12 +51789,12 @@ certs_option_text(const char *option, const char *s, struct str *out,
     size_t chars = 0;
 
     *out = str_of(s);
-    if (!str_utf8(*out) || pki_has_control(*out))
+    if (!str_utf8(*out) || der_has_control(*out))
         return err_set(e, ERR_SYNTAX,
                        "--%s: is not UTF-8, or holds a control character",
                        option);
     for (size_t i = 0; i < out->n; i++)
-        chars += (pki_byte(*out, i) & 0xc0) != 0x80;
+        chars += (der_byte(*out, i) & 0xc0) != 0x80;
     return (chars > 0 && chars <= 64) ||
            err_set(e, ERR_SYNTAX, "--%s \"%s\": must have 1 to 64 characters",
                    option, s);
@@ -52129,7 +52139,7 @@ certs_doctor_run(struct certs_doctor *d)
         printf("refused: %s\n", e.msg);
         return 1;
     }
-    pki_date_text(id->until, until);
+    der_date_text(id->until, until);
     printf("accepted: %.*s, issued by %.*s, until %s\n", STR_FMT(id->dn),
            STR_FMT(id->issuer_dn), until);
     pki_identity_put(id);
@@ -52185,7 +52195,7 @@ certs_command(int argc, char **argv)
     return 2;
 }
 
-/* ==== 54 cli: the commands, and main ========================================
+/* ==== 55 cli: the commands, and main ========================================
  *
  * One table of commands and one of options; parsing, usage and --help all come
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
