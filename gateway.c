@@ -12004,7 +12004,7 @@ der_take_time(struct str *in, const char *what, int64_t *out, struct err *e)
 
 /* A time before this program was made is no time: a device without a battery
  * for its clock starts in 1970, where everything is valid that once was. */
-static bool der_clock_floor;  // set at start: such a time reads as that day
+static bool pki_clock_floor;  // set at start: such a time reads as that day
 
 static void
 der_date_text(int64_t seconds, char out[32])
@@ -12170,7 +12170,7 @@ static int64_t
 pki_now(int64_t clock)
 {
     return clock >= GATEWAY_EPOCH ? clock
-           : der_clock_floor      ? GATEWAY_EPOCH
+           : pki_clock_floor      ? GATEWAY_EPOCH
                                   : -1;
 }
 
@@ -43287,12 +43287,12 @@ work_open(struct work *w, struct err *e)
     if (!work_map_metrics(w, &route_met, e) || !work_load_policy(w, e))
         return false;
     log_out.level = w->cfg.process.log_level;
-    der_clock_floor = w->cfg.process.clock_floor;
+    pki_clock_floor = w->cfg.process.clock_floor;
     if (time(NULL) < GATEWAY_EPOCH)
         log_at(LOG_WARN, "work",
                "this machine's clock is not set (it reads a "
                "time before this program was built): %s",
-               der_clock_floor ? "taking the day of the build for today"
+               pki_clock_floor ? "taking the day of the build for today"
                                : "no client is let in until it is");
     w->env.upstreams = up_new(&w->env, w->boot_arena);
     must(b->upstreams_n == w->cfg.upstreams_n);
