@@ -12002,10 +12002,6 @@ der_take_time(struct str *in, const char *what, int64_t *out, struct err *e)
     return der_seconds(f, out) || der_bad(e, what, "no such time");
 }
 
-/* A time before this program was made is no time: a device without a battery
- * for its clock starts in 1970, where everything is valid that once was. */
-static bool pki_clock_floor;  // set at start: such a time reads as that day
-
 static void
 der_date_text(int64_t seconds, char out[32])
 {
@@ -12164,6 +12160,10 @@ enum {
     PKI_SAN_IP = 0x87,
     PKI_SAN_RID = 0x88,
 };
+
+/* A time before this program was made is no time: a device without a battery
+ * for its clock starts in 1970, where everything is valid that once was. */
+static bool pki_clock_floor;  // set at start: such a time reads as that day
 
 /* Unix seconds; -1: nobody knows. */
 static int64_t
