@@ -39,7 +39,7 @@ BUILD_NEEDS = gcc:gcc /usr/include/stdio.h:libc6-dev autoconf:autoconf \
 RUN_NEEDS   = $(BUILD_NEEDS) python3:python3 curl:curl
 TEST_NEEDS  = $(RUN_NEEDS) openssl:openssl /usr/sbin/haproxy:haproxy \
               redis-server:redis-server redis-cli:redis-tools \
-              bwrap:bubblewrap groff:groff-base rsync:rsync zip:zip unzip:unzip qpdf:qpdf \
+              bwrap:bubblewrap groff:groff-base zsh:zsh fish:fish rsync:rsync zip:zip unzip:unzip qpdf:qpdf \
               /usr/lib/python3/dist-packages/jsonschema:python3-jsonschema
 FUZZ_NEEDS  = $(BUILD_NEEDS) clang:clang /usr/share/doc/libclang-rt-dev:libclang-rt-dev
 LINT_NEEDS  = $(BUILD_NEEDS) clang-tidy:clang-tidy cppcheck:cppcheck luacheck:lua-check

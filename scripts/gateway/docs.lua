@@ -515,7 +515,7 @@ local main <const> = tool.main {
   help = "The reference of what policies, tests and commands may say. TOPIC:"
     .. " gateway, id, test, objects, commands, or a name such as listen.",
   options = {
-    { "format", "FORMAT", "text, markdown, man, or luals: annotations for"
+    { "format", "text|markdown|man|luals", "luals: annotations for"
       .. " lua-language-server, one file for each of gateway, id and test",
       default = "text" },
   },

@@ -31,9 +31,10 @@ local known = {}
 
 --- The options of a command that reports findings, for tool.main.
 M.OPTIONS = {
-  { "format", "FORMAT", "text, json or sarif (SARIF 2.1.0)", default = "text" },
-  { "fail-on", "SEVERITY", "exit code 1 from this on: high, medium, low, info"
-    .. " or never", default = "high" },
+  { "format", "text|json|sarif", "how it is told; sarif is SARIF 2.1.0",
+    default = "text" },
+  { "fail-on", "high|medium|low|info|never", "exit code 1 from this on",
+    default = "high" },
 }
 
 

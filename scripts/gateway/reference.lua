@@ -279,7 +279,7 @@ function M.commands(text)
       for i, option in ipairs(spec.options) do
         command.options[i] = {
           option[1], option[2] or "", option[3], option.default,
-          short = option.short,
+          short = option.short, many = option.many,
         }
       end
       for i, example in ipairs(spec.examples) do

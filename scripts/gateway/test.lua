@@ -738,7 +738,7 @@ M.main = tool.main {
     { "fuzz", "SECONDS", "instead of the cases: requests made from the schemas"
       .. " of each route, valid and invalid ones" },
     { "seed", "NUMBER", "makes the same requests as that run of --fuzz" },
-    { "format", "FORMAT", "text, junit or json", default = "text" },
+    { "format", "text|junit|json", "how it is told", default = "text" },
     { "verbose", nil, "a line for each case, not only for failures" },
   },
   examples = {

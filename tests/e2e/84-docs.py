@@ -1,4 +1,4 @@
-"""gateway docs and gateway completion: nothing is left out, all of it is used."""
+"""gateway docs: nothing is left out, and each format is what it says."""
 
 import os
 import re
@@ -192,44 +192,3 @@ def test_luals():
     for name in public("init"):
         assert re.search(r"^(function )?gateway\.%s\b" % name, everything,
                          re.M), name
-
-
-# ---- completion ------------------------------------------------------------
-
-def complete(*words):
-    """What bash offers for the last word."""
-    script = gateway_cli("completion", "bash").out
-    line = " ".join("'%s'" % w for w in ("gateway",) + words)
-    done = sh("bash", "--norc", "-c", script + "\nCOMP_WORDS=(%s)\n"
-              "COMP_CWORD=%d\n_gateway\nprintf '%%s\\n' \"${COMPREPLY[@]}\""
-              % (line, len(words)))
-    equal(done.err, "")
-    return set(done.out.split())
-
-
-def test_bash():
-    equal(complete(""), set(commands()) | {"help"})
-    equal(complete("re"), {c for c in commands() if c.startswith("re")})
-    for name in commands():
-        equal(complete(name, "--") - {"--help"}, options_of(name), name)
-    equal(complete("certs", ""), {"init", "server", "client", "revoke",
-                                  "doctor"})
-    equal(complete("certs", "re"), {"revoke"})
-    equal(complete("log", "v"), {"verify"})
-    equal(complete("completion", "f"), {"fish"})
-    equal(complete("nothing", ""), set())
-
-
-def test_other_shells():
-    for shell in ("zsh", "fish"):
-        text = gateway_cli("completion", shell).out
-        for name in commands():
-            assert re.search(r"\b%s\b" % name, text), (shell, name)
-            for option in options_of(name):
-                form = option if shell == "zsh" else "-l %s " % option[2:]
-                assert form in text, (shell, name, option)
-        if shutil.which(shell):
-            sh(shell, "-n", input=text.encode())
-    done = gateway_cli("completion", "tcsh")
-    equal((done.returncode, done.out), (2, ""))
-    equal(gateway_cli("completion").returncode, 2)
