@@ -62,7 +62,7 @@ run: ## install what is missing, build, make development certificates, serve
 	@exec tests/demo.sh
 
 test: ## everything: unit, policy and end-to-end tests, also under ASan and UBSan
-	@tests/setup.sh nginx suite $(TEST_NEEDS) $(FUZZ_NEEDS)
+	@tests/setup.sh nginx suite sarif $(TEST_NEEDS) $(FUZZ_NEEDS)
 	@$(MAKE) --no-print-directory -j $(JOBS) all asan build/clock/gateway build/hostile/gateway build/unit build/asan/unit build/fuzz/all
 	@exec tests/all.sh
 

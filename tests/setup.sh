@@ -1,17 +1,19 @@
 #!/bin/sh
-# setup.sh [nginx] [suite] COMMAND-OR-FILE:PACKAGE...
+# setup.sh [nginx] [suite] [sarif] COMMAND-OR-FILE:PACKAGE...
 # Installs the Debian packages whose command or file is not there, having said
 # which.  Nothing missing: says nothing, does nothing, needs no root.
 set -eu
 
 nginx=
 suite=
+sarif=
 missing=
 for need; do
   have=${need%:*}
   case $have in
     nginx) nginx=yes; continue ;;
     suite) suite=yes; continue ;;
+    sarif) sarif=yes; continue ;;
     /*) [ -e "$have" ] && continue ;;
     *) command -v "$have" >/dev/null && continue ;;
   esac
@@ -65,4 +67,26 @@ fi
 # tests/schemas.py says so, and has cases of its own.
 if [ -n "$suite" ] && [ ! -d "$cache/suite" ]; then
   unpack libtest-json-schema-acceptance-perl suite || true
+fi
+
+# The schema of SARIF 2.1.0, as OASIS has published it, travels in a package of
+# npm's. Without it tests/e2e/84-audit.py says so, and checks names alone.
+sarif_schema() (
+  echo "gateway: the schema of SARIF, for the tests, will be put into $cache"
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  cd "$work" || exit
+  npm pack --silent @microsoft/jest-sarif@1.0.0-beta.0 >log 2>&1 || {
+    cat log >&2
+    exit 1
+  }
+  tar -xzf ./*.tgz package/lib/schemas/sarif-2.1.0-rtm.5.json || exit
+  echo "2d99159ae54a3eea97f81781cff48780548657c35949f4b7f25e99a2ba4de4f8" \
+    " package/lib/schemas/sarif-2.1.0-rtm.5.json" | sha256sum -c --quiet || exit
+  mkdir -p "$cache"
+  cp package/lib/schemas/sarif-2.1.0-rtm.5.json "$cache/sarif-2.1.0.json"
+)
+if [ -n "$sarif" ] && [ ! -e "$cache/sarif-2.1.0.json" ] &&
+  command -v npm >/dev/null; then
+  sarif_schema || true
 fi

@@ -4,7 +4,8 @@ not; formats, exit codes, what comments allow."""
 import json
 import os
 
-from gw import BIN, HERE, equal, sh, tmpdir, write
+from gw import (BIN, HERE, Skip, check_sarif, equal, sarif_schema, sh, tmpdir,
+                write)
 
 POLICY = """local gateway = require "gateway"
 local id = require "gateway.identity"
@@ -552,6 +553,37 @@ def test_sarif():
         assert place["region"]["startLine"] >= 1, place
     equal([r["ruleId"] for r in run["results"]], ["identity.anyone"])
     check_names(log, SARIF)
+
+
+def test_sarif_by_its_schema():
+    """Of no finding, of many, of suppressed ones, of --trace; and a log that
+    is wrong is refused, so the schema says something."""
+    if sarif_schema() is None:
+        raise Skip("the schema of SARIF is not here: tests/setup.sh sarif")
+    open_to_all = route("authorize = id.anyone, handle = app", "/x")
+    logs = []
+    for name, part in (
+            ("few.lua", query(text("^[a-z]+$"))),
+            ("many one.lua", query(text(".*")) + open_to_all
+             + "  -- audit: allow identity.anyone because it is all")):
+        path = write(os.path.join(FOLDER, name), policy_of(part))
+        for more in (), ("--trace",):
+            done = sh(BIN, "audit", "--format=sarif", *more, path, check=False)
+            logs.append(json.loads(done.out))
+            check_sarif(logs[-1])
+    results = [len(log["runs"][0]["results"]) for log in logs]
+    equal(results, [0, 0, 2, 2])
+    assert any("suppressions" in r for r in logs[2]["runs"][0]["results"])
+    for spoil in (lambda run: run.pop("tool"),
+                  lambda run: run["results"][0].update(level="high"),
+                  lambda run: run["results"][0].update(severity="error")):
+        log = json.loads(json.dumps(logs[2]))
+        spoil(log["runs"][0])
+        try:
+            check_sarif(log)
+        except AssertionError:
+            continue
+        raise AssertionError("a wrong log is right by the schema")
 
 
 # The members that SARIF 2.1.0 knows, of those objects that we write.

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 
-from gw import (Gateway, Upstream, equal, gateway_cli, one_of, read,
+from gw import (Gateway, Upstream, check_sarif, equal, gateway_cli, one_of, read,
                 tmpdir, write)
 
 DOCUMENTS = os.path.join(os.path.dirname(os.path.dirname(
@@ -385,6 +385,7 @@ def test_audit_of_a_document_that_is_strict():
     write(os.path.join(folder, "api.yaml"), STRICT.replace("$'", "'"))
     out = json.loads(audited("--openapi", "api.yaml", "--format=sarif",
                              folder=folder)[1])
+    check_sarif(out)
     result = out["runs"][0]["results"][0]
     equal((result["ruleId"], result["level"]),
           ("openapi.pattern-unanchored", "error"))

@@ -13,8 +13,8 @@ import threading
 import time
 import urllib.parse
 
-from gw import (BIN, NGINX, PKI, Gateway, Listener, Skip, Upstream, cert, equal,
-                free_port, sh, spawn, tmpdir, until, write)
+from gw import (BIN, NGINX, PKI, Gateway, Listener, Skip, Upstream, cert,
+                check_sarif, equal, free_port, sh, spawn, tmpdir, until, write)
 
 DOCUMENTS = os.path.join(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))), "openapi")
@@ -692,6 +692,7 @@ def test_formats():
         % server.url in done.out, done.out
     audit(server.url, "--fail-on", "never", check=0)
     done = audit(server.url, "--format", "sarif", check=1)
+    check_sarif(json.loads(done.out))
     result = json.loads(done.out)["runs"][0]["results"][0]
     equal(result["locations"][0]["physicalLocation"]["artifactLocation"],
           {"uri": server.url + "/"})

@@ -161,6 +161,35 @@ def gateway_cli(*argv, **keys):
     return sh(BIN, *argv, check=False, **keys)
 
 
+def sarif_schema():
+    """The text of the published schema of SARIF 2.1.0; None: not here."""
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    path = os.path.join(cache, "gateway", "sarif-2.1.0.json")
+    return read(path).decode() if os.path.exists(path) else None
+
+
+def check_sarif(log):
+    """A parsed SARIF log is right by the published schema (where it is here),
+    for python3-jsonschema and for `gateway schema`."""
+    text = sarif_schema()
+    if text is None:
+        return
+    try:
+        import jsonschema
+    except ImportError:  # another python3 than Debian's
+        sys.path.append("/usr/lib/python3/dist-packages")
+        import jsonschema
+    schema = json.loads(text)
+    wrong = jsonschema.Draft4Validator(schema).iter_errors(log)
+    equal([e.message[:300] for e in wrong], [], "SARIF's schema")
+    # what draft 4 and 2020-12 call differently
+    text = text.replace("#/definitions/", "#/$defs/")
+    schema = json.loads(text.replace('"definitions":', '"$defs":'))
+    del schema["$schema"], schema["id"]
+    line = json.dumps({"schema": schema, "instance": log}) + "\n"
+    equal(gateway_cli("schema", "--open", input=line.encode()).out, "valid\n")
+
+
 # ---- processes -------------------------------------------------------------
 
 def proc_stat(pid):
