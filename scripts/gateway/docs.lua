@@ -401,6 +401,27 @@ local RETURNS <const> = {
 }
 
 
+-- Parameters that may be left out before one that may not: "[level,] message"
+-- is two forms.
+local function write_overload(out, params, returns)
+  local kept, last = {}, 0
+  for i, param in ipairs(params) do
+    last = param[2] and last or i
+  end
+  for i, param in ipairs(params) do
+    if i > last or not param[2] then
+      kept[#kept + 1] = ("%s%s: any"):format(param[1], param[2] and "?" or "")
+    else
+      param[2] = false
+    end
+  end
+  if #kept < #params then
+    out[#out + 1] = ("---@overload fun(%s): %s"):format(
+      table.concat(kept, ", "), returns)
+  end
+end
+
+
 local function write_function(out, name, item, returns)
   out[#out + 1] = "---" .. item.text
   local params = parameters(item)
@@ -408,6 +429,7 @@ local function write_function(out, name, item, returns)
     out[#out + 1] = ("---@type %s\n%s = nil\n"):format(returns, name)
     return
   end
+  write_overload(out, params, returns)
   local words = {}
   for i, param in ipairs(params) do
     words[i] = param[1]
@@ -435,8 +457,10 @@ local function write_objects(out, objects)
 end
 
 
--- The annotations of one module: a file that only an editor reads.
-local function luals(api, name)
+--- The annotations of one module: a file that only an editor reads.
+-- @param api   reference.api()
+-- @param name  gateway, id or test
+function M.luals(api, name)
   local out, known = {}, {}
   for _, section in ipairs(api.sections) do
     known[section.name] = section
@@ -487,7 +511,7 @@ local commands  -- as the C side gave them to main()
 local function run(operands, opts)
   local api, topic = reference.api(), operands[1]
   if opts.format == "luals" then
-    local page, message = luals(api, topic or "gateway")
+    local page, message = M.luals(api, topic or "gateway")
     if not page then
       return nil, message
     end

@@ -36,7 +36,7 @@ local SPEC <const> = options.spec("gateway.shadow", {
 })
 
 
---- shadow(file or { file, sample =, cpu =, hook_cpu =, memory = }): at most
+--- shadow(file | { file, sample =, cpu =, hook_cpu =, memory = }): at most
 -- once.
 function M.declare(given)
   local what <const> = "gateway.shadow"
