@@ -43,6 +43,7 @@ step lua build/gateway test scripts/tests/*_test.lua
 step certs python3 tests/certs.py --bin build/gateway
 step differential python3 tests/differential.py
 step schemas python3 tests/schemas.py
+step openapi python3 tests/openapi_cases.py
 step e2e python3 tests/e2e/run.py --bin build/gateway
 ASAN_OPTIONS=detect_leaks=0 step e2e-asan python3 tests/e2e/run.py --bin build/asan/gateway --only '^(5|11|70|88)'
 GATEWAY_DUMPABLE=1 ASAN_OPTIONS=detect_leaks=1 \

@@ -66,8 +66,10 @@ local OTHERS <const> = {
   ["$dynamicAnchor"] = "is not read: write $ref",
   ["$schema"] = "another dialect within the document is not read",
   contentSchema = "is not checked: leave it out, or send an object",
-  definitions = "write $defs", dependencies = "write dependentRequired or"
+  definitions = "write $ref: \"#/components/schemas/…\"",
+  dependencies = "is of older drafts: 3.1 has dependentRequired and"
     .. " dependentSchemas",
+  additionalItems = "is of older drafts: 3.1 has items beside prefixItems",
 }
 
 -- The type that a keyword is about: beside another one it would do nothing.
@@ -119,6 +121,11 @@ Converter.__index = Converter
 
 
 function Converter:fail(source, key, message)
+  local list = math.type(key) and self.lists[source]
+  if list then  -- a number alone would say little
+    error(("%s: %s: item %d %s"):format(self.doc:at(source, key), list, key,
+      message), 0)
+  end
   self.doc:fail(source, key, message)
 end
 
@@ -209,9 +216,11 @@ function Converter:check_bounded(source, owner, key)
       self:fail(owner, key, "must be a schema, which is a map")
     end
     source = self:leads_to(source)
+    local list = math.type(key) and self.lists[owner]
     self:fail(source, nil, ("%s has no type, so it lets any value in: write"
-      .. " type: %s"):format(options.show(tostring(key)),
-        source.properties and "object" or source.items and "array" or "…"))
+      .. " type: %s"):format(list and ("%s: item %d"):format(list, key)
+        or options.show(tostring(key)),
+      source.properties and "object" or source.items and "array" or "…"))
   end
   source = self:leads_to(source)
   local types = types_of(source)
@@ -256,7 +265,8 @@ function Converter:types(plain, source, key)
     self:fail(source, key, "file: no JSON holds a file: write a body of its own"
       .. " media type")
   elseif value == "null" and self.dialect ~= OAS31 then
-    self:fail(source, key, "there is no type null before 3.1")
+    self:fail(source, key, "there is no type null before 3.1: write nullable:"
+      .. " true beside a type")
   end
   plain.type = value
 end
@@ -296,6 +306,7 @@ local function each(method, is_right, wanted)
       self:fail(source, key, "must be " .. wanted)
     end
     local made = {}
+    self.lists[source[key]] = document.is_list(source[key]) and key or nil
     for _, name in ipairs(options.sorted_keys(source[key])) do
       self[method](self, made, source[key], name)
     end
@@ -440,8 +451,8 @@ function Converter:mapping(source, discriminator, branches)
   for i, branch in ipairs(branches) do
     local ref = type(branch) == "table" and branch["$ref"]
     if not ref then
-      self:fail(branches, i, "beside a discriminator, each schema must be a"
-        .. " $ref, for its name")
+      self:fail(branches, i, "must be a $ref, for its name, beside a"
+        .. " discriminator")
     end
     local _, name = self.doc:target(branch)
     used[i] = values[ref] or { name }
@@ -531,7 +542,8 @@ function Converter:schema(source, owner, key)
   for _, word in ipairs(options.sorted_keys(source)) do
     local kind = self.dialect[word]
     if not kind and not word:find("^x%-") then
-      self:fail(source, word, OTHERS[word] or "is no keyword there is"
+      self:fail(source, word, OTHERS[word] or OAS31[word] and
+        "is of 3.1, not of " .. self.version or "is no keyword there is"
         .. options.suggest(word, self.dialect))
     elseif kind then
       self:check_about(source, word)
@@ -610,7 +622,7 @@ function M.converter(api, opts)
       local self = setmetatable({
         doc = api.doc, version = api.version, dialect = DIALECTS[api.version],
         open = opts.open, formats = opts.formats or {},
-        defs = {}, names = {}, taken = {}, places = {},
+        defs = {}, names = {}, taken = {}, places = {}, lists = {},
         exclusive = {}, ranges = {}, own = {},
       }, Converter)
       local source = owner[key]

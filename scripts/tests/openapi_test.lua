@@ -327,7 +327,7 @@ local REFUSED <const> = {
     .. "  @discriminator: k}"), "discriminator: must be a map" },
   { member(V30, "{oneOf: [\n  @{type: object, properties: {k: {type:"
     .. " string}}}],\n  discriminator: {propertyName: k}}"),
-    "1: beside a discriminator, each schema must be a $ref" },
+    "oneOf: item 1 must be a $ref, for its name, beside a discriminator" },
   { member(V30, "{oneOf: [{$ref: '#/components/schemas/A'}],\n"
     .. "  @discriminator: {propertyName: k, mapping: {b: B}}}", "components:"
     .. " {schemas: {A: {type: object, properties: {k: {type: string}}}}}"),
