@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Runs the end-to-end tests: every test_… of every NN-name.py beside it.
 
-    tests/e2e/run.py [--bin build/gateway] [--only REGEX] [--jobs 2]
+    tests/e2e/run.py [--bin build/gateway] [--only REGEX] [--jobs N]
                      [--list] [--keep]
 
-Each file runs in a process of its own, at most two files at a time (a file
-that says ALONE = True has the machine to itself).  Each test has a time limit
+Each file runs in a process of its own, at most two files a processor at a time
+(tests wait more than they compute), long files first.  A file that says ALONE =
+True has the machine to itself.  Each test has a time limit
 (20 s, or its attribute `timeout`).  A failure is printed with the end of the
 log of every gateway its file started.  Files end what they start, by pid.
 The last line is `N passed, N failed`; exit 1 if anything failed or nothing ran.
@@ -165,7 +166,8 @@ class Runner:
 
     def run(self, plan):
         alone = [p for p in plan if "\nALONE = True" in source(p[0])]
-        queue = [p for p in plan if p not in alone]
+        queue = sorted((p for p in plan if p not in alone),
+                       key=lambda p: -len(source(p[0])))
         threads = [threading.Thread(target=self.work, args=(queue,))
                    for _ in range(self.options.jobs)]
         for t in threads:
@@ -230,7 +232,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--bin", default="build/gateway")
     parser.add_argument("--only", metavar="REGEX", default="")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2 * os.cpu_count())
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--keep", action="store_true",
                         help="leave the temporary folder behind")
