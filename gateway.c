@@ -6784,6 +6784,9 @@ schema_check_idle(struct schema_build *b, const struct schema_spot *spot)
         [SCHEMA_OBJS] = SCHEMA_OBJ, [SCHEMA_MIXES] = SCHEMA_ANY,
     };
     const struct schema_node *n = spot->node;
+    const char *lone = json_get(spot->v, "minContains")   ? "minContains"
+                       : json_get(spot->v, "maxContains") ? "maxContains"
+                                                          : NULL;
     yyjson_val *key = spot->v + 1;
     char types[80];
 
@@ -6800,10 +6803,8 @@ schema_check_idle(struct schema_build *b, const struct schema_spot *spot)
     if (n->mix && !n->mix->cond && (n->mix->yes || n->mix->other))
         return schema_bad(b, spot->v, n->mix->yes ? "then" : "else",
                           "says nothing without if");
-    if (n->arr && !n->arr->contains &&
-        (json_get(spot->v, "minContains") || json_get(spot->v, "maxContains")))
-        return schema_bad(b, spot->v, "minContains",
-                          "and maxContains say nothing without contains");
+    if (lone && n->arr && !n->arr->contains)
+        return schema_bad(b, spot->v, lone, "says nothing without contains");
     return true;
 }
 
