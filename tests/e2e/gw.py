@@ -573,22 +573,25 @@ class Gateway:
         else:
             self.wait_line('"error"', since=mark, seconds=12)
 
-    def stop(self):
-        """TERM, and KILL for one that does not drain."""
-        if self.alive():
+    def stop(self, drain=6 if ASAN else 2):
+        """TERM; once more after `drain` seconds, for what would go on; and KILL
+        for one that does not end.  Did the first do?"""
+        if not self.alive():
+            return True
+        for first, seconds in (True, drain), (False, 5 * SLOW):
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(5 * SLOW)
+                self.process.wait(seconds)
+                return first
             except subprocess.TimeoutExpired:
-                left = [self.pid] + children(self.pid)
-                for pid in left:
-                    try:
-                        os.kill(pid, signal.SIGKILL)
-                    except ProcessLookupError:
-                        pass
-                self.process.wait(5)
-                return False
-        return True
+                pass
+        for pid in [self.pid] + children(self.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait(5)
+        return False
 
     def __enter__(self):
         return self
