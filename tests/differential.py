@@ -52,7 +52,7 @@ gateway.options("*", { authorize = id.anyone, handle = app })
 
 NGINX_CONF = """
 %(user)s
-daemon off; worker_processes 1; pid %(dir)s/pid;
+daemon off; master_process off; pid %(dir)s/pid;
 error_log %(dir)s/error.log emerg;
 events { worker_connections 64; }
 http {

@@ -946,7 +946,7 @@ class Nginx:
         write(self.dir + "/www/hello.txt", "hello from nginx\n")
         conf = """
 %(user)s
-daemon off; worker_processes 1; pid %(dir)s/pid;
+daemon off; master_process off; pid %(dir)s/pid;
 error_log %(dir)s/error.log warn;
 events { worker_connections 512; }
 http {
@@ -986,7 +986,7 @@ http {
                 if line.count(" ") >= 2]
 
     def stop(self):
-        self.process.send_signal(signal.SIGQUIT)
+        self.process.send_signal(signal.SIGTERM)  # QUIT waits for clients
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
