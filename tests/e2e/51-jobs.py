@@ -80,7 +80,7 @@ ID = re.compile(r"/jobs/[0-9a-f]{32}")
 class Jobs(Gateway):
     def __init__(self, jobs="", workers=1, policy=POLICY, **keys):
         # large jobs, told to many at once on a machine with much to do
-        keys.setdefault("LISTEN", "limits = { hook_cpu = 2 }")
+        keys.setdefault("listen", "limits = { hook_cpu = 2 }")
         super().__init__(policy, workers=workers, JOBS=jobs, **keys)
 
     def post(self, path, body=None, **keys):

@@ -816,7 +816,7 @@ def test_readme_names_every_program():
     """A row of the table is a row of the README."""
     here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
     with open(os.path.join(here, "gateway.c"), encoding="utf-8") as f:
-        table = f.read().split("prog_guards[] = {")[1].split("\n};")[0]
+        table = f.read().split("guard_rules[] = {")[1].split("\n};")[0]
     with open(os.path.join(here, "README.md"), encoding="utf-8") as f:
         readme = f.read()
     names = re.findall(r'\.names = "([a-z0-9]+)', table)
