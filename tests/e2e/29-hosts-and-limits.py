@@ -155,10 +155,13 @@ def test_chunk_extensions_are_limited_in_all(g):
     equal([r.status for r in answers], [400])
     assert closed, "still open"
     equal(g.metric("gateway_limits_total", limit="chunk_framing"), before + 1)
-    with g.connect() as c:  # bytes in chunks of one: dear, and allowed
+    with g.connect(timeout=40) as c:  # chunks of one byte: dear, and allowed
         r = c.request("POST", "/p/x", [("Transfer-Encoding", "chunked")],
                       b"1\r\nx\r\n" * 100000 + b"0\r\n\r\n")
         equal((r.status, r.json()["bytes"]), (200, 100000))
+
+
+test_chunk_extensions_are_limited_in_all.timeout = 60
 
 
 def test_too_many_parameters_are_counted(g):
