@@ -41,7 +41,7 @@ local function is_ours(record)
   if record.event == "identity" then
     return record.identity and record.serial and record.dn ~= nil
   end
-  return record.id and (record.status == nil or math.type(record.status))
+  return record.id and (record.status == nil or math.tointeger(record.status))
 end
 
 
