@@ -756,7 +756,7 @@ str_utf8_len(const unsigned char *p, size_t n)
     return len;
 }
 
-/* The code of a character that is not for people to see, 0 for others: a control
+/* The code of a character that is not for people to see, else 0: a control
  * character (C1, too: some terminals obey those), or one that turns the text
  * around it or breaks a line. `len` is what str_utf8_len() says. */
 static unsigned
@@ -898,7 +898,7 @@ log_escape(struct log_line *l, struct str s)
     }
 }
 
-/* A text for a terminal. What is not to be shown there, but for newline and tab,
+/* A text for a terminal. What is not to be shown there, but newline and tab,
  * is written as JSON escapes it: so JSON keeps its meaning. */
 static void
 log_shown(struct mem_buf *b, struct str s)
@@ -4739,6 +4739,11 @@ schema_ecma_unit(struct schema_ecma *x, struct mem_buf *out)
     char c = rest.p[0], next = rest.n > 1 ? rest.p[1] : 0;
     size_t n;
 
+    if (c == '\\' && next == 'Z' && !x->set) {  // not before a newline either
+        mem_buf_add(out, "\\z", 2);
+        x->at += 2;
+        return;
+    }
     if (c == '\\' && ((next == 'u' && schema_ecma_u(x, out)) ||
                       ((next | 0x20) == 'p' && schema_ecma_p(x, out)) ||
                       schema_ecma_blank(x, next, out)))
@@ -38519,6 +38524,18 @@ bind_add_header(lua_State *L, struct mem_arena *a, struct hdr_list *l,
                    l->v[l->n - 1].name.p);
 }
 
+/* Pushes a field that is a table, if there is one. */
+static bool
+bind_has_table(lua_State *L, int at, const char *name)
+{
+    int type = lua_getfield(L, at, name);
+
+    bind_no_raw(L, lua_gettop(L), "part of an answer or a request");
+    if (type != LUA_TTABLE && type != LUA_TNIL)
+        luaL_error(L, "answer: %s is a table of name = value", name);
+    return type == LUA_TTABLE;
+}
+
 /* Table at `at`: name -> value or list of values. */
 static void
 bind_take_headers(lua_State *L, int at, struct mem_arena *a, struct hdr_list *l)
@@ -38624,14 +38641,14 @@ bind_take_answer(lua_State *L, int at, struct mem_arena *a)
     out->status = (int)luaL_checkinteger(L, -1);
     if (out->status < 200 || out->status > 599)
         luaL_error(L, "answer: status %d is not from 200 to 599", out->status);
-    if (lua_getfield(L, at, "headers") == LUA_TTABLE)
+    if (bind_has_table(L, at, "headers"))
         bind_take_headers(L, lua_gettop(L), a, &out->headers);
     type = bind_field_str(L, at, "type", a);
     if (type.n && !hdr_get(&out->headers, S("content-type"))) {
         lua_pushlstring(L, type.p, type.n);
         bind_add_header(L, a, &out->headers, S("content-type"), lua_gettop(L));
     }
-    if (lua_getfield(L, at, "problem") == LUA_TTABLE) {
+    if (bind_has_table(L, at, "problem")) {
         out->is_problem = true;
         out->title = bind_field_str(L, lua_gettop(L), "title", a);
         out->detail = bind_field_str(L, lua_gettop(L), "detail", a);
@@ -39752,7 +39769,7 @@ bind_fetch_request(lua_State *L, const struct cfg_upstream *up, int at,
     mem_buf_printf(b, "%.*s ", STR_FMT(method));
     bind_fetch_target(L, at, a, b);
     mem_buf_add(b, " HTTP/1.1\r\n", 11);
-    if (lua_getfield(L, at, "headers") == LUA_TTABLE)
+    if (bind_has_table(L, at, "headers"))
         bind_take_headers(L, lua_gettop(L), a, &headers);
     lua_pop(L, 1);
     if (!hdr_get(&headers, S("host")))

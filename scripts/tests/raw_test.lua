@@ -29,7 +29,8 @@ for _, name in ipairs {
   "json", "encode", "decode", "problem", "status", "header", "headers",
   "answer", "forward", "forward_header", "fetch", "fetch_path", "fetch_query",
   "fetch_header", "fetch_body", "argument", "stream", "stdin", "has", "sleep",
-  "schema",
+  "schema", "convert", "same", "whole", "all_headers", "all_problem",
+  "all_fetch_headers",
 } do
   t.case("a raw value cannot be used: " .. name, function()
     local r = t.request(client, "GET",
