@@ -49634,8 +49634,8 @@ try_core_policy(lua_State *L)
     return 1;
 }
 
-/* core.test_load(file, inside) -> function, or nil and why. It sees what a policy
- * sees; `inside`: the library's own modules, too. */
+/* core.test_load(file, inside) -> function, or nil and why. It sees what a
+ * policy sees; `inside`: the library's own modules, too. */
 static int
 try_core_load(lua_State *L)
 {
