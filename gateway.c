@@ -52442,10 +52442,8 @@ cli_advise_shadow(const struct cfg *c, const struct boot *b)
         return;
     h = work_shadow_new(b, c, NULL, &e);
     if (!h)
-        fprintf(stderr,
-                "gateway: warning: %.*s: gateway.shadow: %.*s does not load: "
-                "%s\n",
-                STR_FMT(c->shadow.at), STR_FMT(c->shadow.policy), e.msg);
+        cli_fail("warning: %.*s: gateway.shadow: %.*s does not load: %s",
+                 STR_FMT(c->shadow.at), STR_FMT(c->shadow.policy), e.msg);
     work_shadow_free(h);
 }
 
@@ -52479,6 +52477,20 @@ cli_check_json(const struct cfg *c, const struct posture_seen *host,
     mem_buf_free(&out);
 }
 
+static void
+cli_print_cfg(const struct cfg *c)
+{
+    char *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+
+    must(f);
+    cfg_print(c, f);
+    must(fclose(f) == 0);
+    log_show(stdout, (struct str){text, n});
+    free(text);
+}
+
 static int
 cli_check(const struct cli *cli)
 {
@@ -52504,7 +52516,7 @@ cli_check(const struct cli *cli)
     if (ok && cli->json) {
         cli_check_json(&c, &host, b.cfg_json);
     } else if (ok) {
-        cfg_print(&c, stdout);
+        cli_print_cfg(&c);
         fputs("sandbox layers\n", stdout);
         host_print(&host.have, &c.process, c.commands_n > 0, stdout);
         fputs("posture\n", stdout);

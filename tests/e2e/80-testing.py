@@ -394,6 +394,15 @@ gateway.post("/a", { authorize = id.anyone,
 """)
     text = '"\\27]0;x\\7\\u{9b}31m\\u{202e}"'
     broken = write(folder + "/broken.lua", "error(%s)" % text)
+    odd = write(folder + "/odd.lua", """
+local gateway, id = require "gateway", require "gateway.identity"
+gateway.listen { address = "127.0.0.1:1", client_ca = "%s/clients.pem",
+  certificate = "%s/server.crt", key = "%s/server.key" }
+gateway.get("/\\u{9b}31m\\u{202e}", { authorize = id.anyone,
+  handle = function() return gateway.text "a" end })
+""" % (gw.PKI, gw.PKI, gw.PKI))
+    done = gateway_cli("check", odd)
+    assert "GET /\\u009b31m\\u202e" in done.out, done.out + done.err
     tests = write(folder + "/a_test.lua", """
 local t = require "gateway.test"
 t.case("fails", function() error(%s) end)
