@@ -230,7 +230,7 @@ local REFUSED <const> = {
   { content(V30, "@text/plain: {}"), "text/plain: only JSON" },
   { content(V31, "@image/svg+xml: {}"), "image/svg+xml: only JSON" },
   { content(V31, "@application/yaml: {schema: {type: string,"
-    .. " contentMediaType: application/yaml}}"), "application/yaml: only JSON" },
+    .. " contentMediaType: application/yaml}}"), "application/yaml: only" },
   { operation(V20, "parameters:\n" .. ID20 .. "\n"
     .. "- {name: a, in: body, schema: {type: string}}\n"
     .. "- {name: b, @in: body, schema: {type: integer}}"),
