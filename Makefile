@@ -78,7 +78,7 @@ unit: build/unit build/asan/unit ## the unit tests, plain and under ASan
 	build/asan/unit
 
 lua: build/gateway ## the policy tests
-	build/gateway test $(sort $(wildcard scripts/tests/*_test.lua))
+	build/gateway test --library $(sort $(wildcard scripts/tests/*_test.lua))
 
 differential: build/gateway ## the same raw requests to gateway, nginx and HAProxy
 	python3 tests/differential.py

@@ -756,6 +756,26 @@ str_utf8_len(const unsigned char *p, size_t n)
     return len;
 }
 
+/* The code of a character that is not for people to see, else 0: a control
+ * character (C1, too: some terminals obey those), or one that turns the text
+ * around it or breaks a line. `len` is what str_utf8_len() says. */
+static unsigned
+str_hidden(const unsigned char *p, size_t len)
+{
+    unsigned c;
+
+    if (len == 1)
+        return p[0] < 0x20 || p[0] == 0x7f ? p[0] | 0x10000u : 0;
+    if (len == 2)
+        return p[0] == 0xc2 && p[1] < 0xa0 ? p[1] : 0;
+    c = len == 3 && p[0] == 0xe2 ? 0x2000u | (p[1] & 63u) << 6 | (p[2] & 63u)
+                                 : 0;
+    return (c >= 0x200e && c <= 0x200f) || (c >= 0x2028 && c <= 0x202e) ||
+                   (c >= 0x2066 && c <= 0x2069)
+               ? c
+               : 0;
+}
+
 static bool
 str_utf8(struct str s)
 {
@@ -791,6 +811,7 @@ str_no_control(struct str s)
  * long field is cut and ends in "...". Untrusted bytes are escaped.
  *
  * Entry   log_at  log_begin  log_str  log_int  log_end  log_flush  log_sync
+ *         log_show  log_shown (a text for a terminal)
  */
 enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR, LOG_FATAL };
 
@@ -853,6 +874,7 @@ log_escape(struct log_line *l, struct str s)
 {
     char e[8];
     size_t len, cut = LOG_LINE - LOG_TAIL - 16;
+    unsigned hidden;
 
     for (size_t i = 0; i < s.n; i += len) {
         unsigned char c = (unsigned char)s.p[i];
@@ -862,16 +884,51 @@ log_escape(struct log_line *l, struct str s)
             return;
         }
         len = str_utf8_len((const unsigned char *)s.p + i, s.n - i);
+        hidden = str_hidden((const unsigned char *)s.p + i, len);
         if (c == '"' || c == '\\')
             log_raw(l, (char[]){'\\', (char)c}, 2);
         else if (len == 0)
             log_raw(l, e, (size_t)snprintf(e, sizeof e, "\\\\x%02x", c));
-        else if (c < 0x20 || c == 0x7f)
-            log_raw(l, e, (size_t)snprintf(e, sizeof e, "\\u%04x", c));
+        else if (hidden)
+            log_raw(l, e,
+                    (size_t)snprintf(e, sizeof e, "\\u%04x", hidden & 0xffff));
         else
             log_raw(l, s.p + i, len);
         len += len == 0;
     }
+}
+
+/* A text for a terminal. What is not to be shown there, but newline and tab,
+ * is written as JSON escapes it: so JSON keeps its meaning. */
+static void
+log_shown(struct mem_buf *b, struct str s)
+{
+    size_t len;
+    unsigned hidden;
+
+    for (size_t i = 0; i < s.n; i += len) {
+        const unsigned char *p = (const unsigned char *)s.p + i;
+
+        len = str_utf8_len(p, s.n - i);
+        hidden = str_hidden(p, len);
+        if (!len)
+            mem_buf_printf(b, "\\x%02x", *p);
+        else if (hidden && *p != '\n' && *p != '\t')
+            mem_buf_printf(b, "\\u%04x", hidden & 0xffff);
+        else
+            mem_buf_add(b, p, len);
+        len += len == 0;
+    }
+}
+
+static void
+log_show(FILE *f, struct str s)
+{
+    struct mem_buf b = {0};
+
+    log_shown(&b, s);
+    fwrite(mem_buf_ptr(&b), 1, mem_buf_len(&b), f);
+    mem_buf_free(&b);
 }
 
 /* False: no room for this field, which is left out; the line stays JSON, and
@@ -4682,6 +4739,11 @@ schema_ecma_unit(struct schema_ecma *x, struct mem_buf *out)
     char c = rest.p[0], next = rest.n > 1 ? rest.p[1] : 0;
     size_t n;
 
+    if (c == '\\' && next == 'Z' && !x->set) {  // not before a newline either
+        mem_buf_add(out, "\\z", 2);
+        x->at += 2;
+        return;
+    }
     if (c == '\\' && ((next == 'u' && schema_ecma_u(x, out)) ||
                       ((next | 0x20) == 'p' && schema_ecma_p(x, out)) ||
                       schema_ecma_blank(x, next, out)))
@@ -34932,6 +34994,7 @@ struct vm {
     size_t bytes, bytes_max;
     struct vm_task *running;  // whose hook is on the stack; NULL: ours
     uint64_t load_until_ns;   // thread time; only while the policy loads
+    uint32_t load_ms;         // of computing, for that
     struct vm_task **tasks;   // by slot
     uint32_t tasks_n, next_seq;
     uint32_t free_from;  // no slot below it is free
@@ -35043,7 +35106,7 @@ vm_on_count(lua_State *L, lua_Debug *ar)
             return;
         vm_stop(L, NULL);
         luaL_error(L, "the policy took more than %d ms of CPU to load",
-                   VM_LOAD_CPU_MS);
+                   (int)vm->load_ms);
         return;
     }
     if (!t->over)  // vm_charge() may have brought us here early
@@ -35355,6 +35418,8 @@ vm_open_libraries(lua_State *L)
     lua_pushglobaltable(L);
     vm_strip(L, no_base);
     luaL_setfuncs(L, base, 0);
+    vm_wrap_field(L, "tonumber", vm_metered);
+    vm_wrap_field(L, "rawequal", vm_metered);
     lua_getfield(L, -1, "os");
     vm_strip(L, no_os);
     lua_getfield(L, -2, "string");
@@ -35362,7 +35427,9 @@ vm_open_libraries(lua_State *L)
     vm_meter(L);
     lua_getfield(L, -3, "utf8");
     vm_meter(L);
-    lua_getfield(L, -4, "coroutine");
+    lua_getfield(L, -4, "math");
+    vm_wrap_field(L, "tointeger", vm_metered);
+    lua_getfield(L, -5, "coroutine");
     vm_wrap_field(L, "resume", vm_co_guard);
     vm_wrap_field(L, "close", vm_co_guard);
     vm_wrap_field(L, "create", vm_co_create);
@@ -35450,16 +35517,23 @@ vm_read_only(lua_State *L, lua_CFunction on_write)
 
 static int vm_require(lua_State *L);
 
-/* A policy's require(): modules of ours come as read-only views. */
+/* A policy's require(): modules of ours come as read-only views, and only those
+ * that are made for policies: tools have modules that read files, and that talk
+ * to a running gateway. */
 static int
 vm_policy_require(lua_State *L)
 {
+    static const char *const theirs[] = {"gateway", "gateway.identity",
+                                         "gateway.test", NULL};
     const char *name = luaL_checkstring(L, 1);
-    bool ours =
-        strcmp(name, "gateway") == 0 || strncmp(name, "gateway.", 8) == 0;
+    bool ours = false;
 
-    if (strcmp(name, "gateway.core") == 0)
-        return luaL_error(L, "gateway.core is for the library alone");
+    for (int i = 0; theirs[i]; i++)
+        ours = ours || strcmp(name, theirs[i]) == 0;
+    if (!ours && strncmp(name, "gateway.", 8) == 0)
+        return luaL_error(
+            L, "%s is for the library alone (and for gateway test --library)",
+            name);
     lua_settop(L, 1);
     lua_getfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
     if (lua_getfield(L, 2, name) != LUA_TNIL)
@@ -35501,18 +35575,27 @@ vm_make_policy_globals(lua_State *L)
 }
 
 /* Loads text (never bytecode) as a function whose globals cannot be written.
- * stack: ... -> ..., function */
-static void
-vm_load_chunk(lua_State *L, struct str bytes, const char *name, bool ours)
+ * stack: ... -> ..., function or why not */
+static bool
+vm_load_text(lua_State *L, struct str bytes, const char *name, bool ours)
 {
     if (luaL_loadbufferx(L, bytes.p, bytes.n, name, "t") != LUA_OK)
-        lua_error(L);
+        return false;
     if (ours)
         lua_pushglobaltable(L);
     else
         lua_getfield(L, LUA_REGISTRYINDEX, VM_GLOBALS);
     vm_read_only(L, vm_on_global_write);
     must(lua_setupvalue(L, -2, 1) != NULL);
+    return true;
+}
+
+/* The same; raises. */
+static void
+vm_load_chunk(lua_State *L, struct str bytes, const char *name, bool ours)
+{
+    if (!vm_load_text(L, bytes, name, ours))
+        lua_error(L);
 }
 
 /* The folder of the policy, with its slash, as the bundle's names have it. */
@@ -35620,6 +35703,7 @@ vm_new(struct env *env, const struct boot *boot, size_t bytes_max,
     vm->env = env;
     vm->boot = boot;
     vm->bytes_max = bytes_max;
+    vm->load_ms = VM_LOAD_CPU_MS;
     vm->L = lua_newstate(vm_alloc, vm);
     must(vm->L != NULL);
     *(struct vm **)lua_getextraspace(vm->L) = vm;
@@ -35652,7 +35736,7 @@ vm_protect(struct vm *vm, lua_CFunction fn, void *arg, struct err *e)
     const char *msg;
     int rc;
 
-    vm->load_until_ns = vm_cpu_ns() + VM_LOAD_CPU_MS * UINT64_C(1000000);
+    vm->load_until_ns = vm_cpu_ns() + vm->load_ms * UINT64_C(1000000);
     vm_watch(L, VM_STEP);
     lua_pushcfunction(L, fn);
     lua_pushlightuserdata(L, arg);
@@ -38441,6 +38525,18 @@ bind_add_header(lua_State *L, struct mem_arena *a, struct hdr_list *l,
                    l->v[l->n - 1].name.p);
 }
 
+/* Pushes a field that is a table, if there is one. */
+static bool
+bind_has_table(lua_State *L, int at, const char *name)
+{
+    int type = lua_getfield(L, at, name);
+
+    bind_no_raw(L, lua_gettop(L), "part of an answer or a request");
+    if (type != LUA_TTABLE && type != LUA_TNIL)
+        luaL_error(L, "answer: %s is a table of name = value", name);
+    return type == LUA_TTABLE;
+}
+
 /* Table at `at`: name -> value or list of values. */
 static void
 bind_take_headers(lua_State *L, int at, struct mem_arena *a, struct hdr_list *l)
@@ -38546,14 +38642,14 @@ bind_take_answer(lua_State *L, int at, struct mem_arena *a)
     out->status = (int)luaL_checkinteger(L, -1);
     if (out->status < 200 || out->status > 599)
         luaL_error(L, "answer: status %d is not from 200 to 599", out->status);
-    if (lua_getfield(L, at, "headers") == LUA_TTABLE)
+    if (bind_has_table(L, at, "headers"))
         bind_take_headers(L, lua_gettop(L), a, &out->headers);
     type = bind_field_str(L, at, "type", a);
     if (type.n && !hdr_get(&out->headers, S("content-type"))) {
         lua_pushlstring(L, type.p, type.n);
         bind_add_header(L, a, &out->headers, S("content-type"), lua_gettop(L));
     }
-    if (lua_getfield(L, at, "problem") == LUA_TTABLE) {
+    if (bind_has_table(L, at, "problem")) {
         out->is_problem = true;
         out->title = bind_field_str(L, lua_gettop(L), "title", a);
         out->detail = bind_field_str(L, lua_gettop(L), "detail", a);
@@ -39674,7 +39770,7 @@ bind_fetch_request(lua_State *L, const struct cfg_upstream *up, int at,
     mem_buf_printf(b, "%.*s ", STR_FMT(method));
     bind_fetch_target(L, at, a, b);
     mem_buf_add(b, " HTTP/1.1\r\n", 11);
-    if (lua_getfield(L, at, "headers") == LUA_TTABLE)
+    if (bind_has_table(L, at, "headers"))
         bind_take_headers(L, lua_gettop(L), a, &headers);
     lua_pop(L, 1);
     if (!hdr_get(&headers, S("host")))
@@ -42638,8 +42734,9 @@ work_listen(struct work *w, struct err *e)
  * logged or counted as if it had served.
  */
 enum {
-    WORK_SHADOW_LINES = 10,  // a second, at most
-    WORK_SHADOW_SAVED = 50,  // milliseconds of time that may be saved up
+    WORK_SHADOW_LOAD_MS = 1000,  // of computing, while nobody is served yet
+    WORK_SHADOW_LINES = 10,      // a second, at most
+    WORK_SHADOW_SAVED = 50,      // milliseconds of time that may be saved up
     WORK_SHADOW_ARENA = 1 << 28,
 };
 
@@ -43042,6 +43139,21 @@ work_shadow_cut_cpu(struct work_shadow *h)
     }
 }
 
+/* Evaluates the candidate: in little time, since a worker waits for it, and
+ * without a word on the log. */
+static bool
+work_shadow_load(struct work_shadow *h, struct str *json, struct err *e)
+{
+    enum log_level level = log_out.level;
+    bool ok;
+
+    h->env.vm->load_ms = WORK_SHADOW_LOAD_MS;
+    log_out.level = LOG_FATAL;
+    ok = vm_load(h->env.vm, h->arena, json, e);
+    log_out.level = level;
+    return ok;
+}
+
 /* Loads the candidate that `live` names; its scripts are in the bundle. NULL
  * and why, where it does not load. */
 static struct work_shadow *
@@ -43061,7 +43173,7 @@ work_shadow_new(const struct boot *b, const struct cfg *live, uv_loop_t *loop,
                           .cfg = &h->cfg,
                           .stubs = &work_shadow_stubs};
     h->env.vm = vm_new(&h->env, &h->boot, live->shadow.memory, bind_open);
-    if (!vm_load(h->env.vm, h->arena, &json, e) ||
+    if (!work_shadow_load(h, &json, e) ||
         !cfg_load(h->arena, json, &h->cfg, e) ||
         !work_shadow_fits(&h->cfg, live, e) ||
         !bind_set_new(&h->env, h->arena, e)) {
@@ -43608,15 +43720,13 @@ ctl_places(struct mem_arena *a, const char *policy, char *dirs[CTL_PLACES],
     dirs[2] = mem_printf(a, "/tmp/gateway-%u", (unsigned)geteuid());
 }
 
-/* A folder that only our own user can change; made, if need be. */
+/* A folder that only our own user can change. */
 static bool
 ctl_own_dir(const char *dir)
 {
     struct stat st;
 
-    if (!dir || (mkdir(dir, 0700) != 0 && errno != EEXIST))
-        return false;
-    return lstat(dir, &st) == 0 && S_ISDIR(st.st_mode) &&
+    return dir && lstat(dir, &st) == 0 && S_ISDIR(st.st_mode) &&
            st.st_uid == geteuid() && !(st.st_mode & (S_IWGRP | S_IWOTH)) &&
            access(dir, W_OK | X_OK) == 0;
 }
@@ -43628,9 +43738,12 @@ ctl_default(struct mem_arena *a, const char *policy)
     char *dirs[CTL_PLACES], *name;
 
     ctl_places(a, policy, dirs, &name);
-    for (int i = 0; i < CTL_PLACES; i++)
+    for (int i = 0; i < CTL_PLACES; i++) {
+        if (dirs[i])
+            mkdir(dirs[i], 0700);
         if (ctl_own_dir(dirs[i]))
             return mem_printf(a, "%s/%s", dirs[i], name);
+    }
     return NULL;
 }
 
@@ -43980,7 +44093,22 @@ ctl_close(struct ctl *ctl)
 
 /* ---- the other side ---- */
 
-/* Who answers may be our own user or root; to root, anybody may. */
+/* Does the folder of the file belong to this user? */
+static bool
+ctl_dir_is_of(const char *path, uid_t uid)
+{
+    char dir[sizeof((struct sockaddr_un){0}).sun_path];
+    const char *slash = strrchr(path, '/');
+    struct stat st;
+
+    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash + 1 - path) : 1,
+             slash ? path : ".");
+    return stat(dir, &st) == 0 && st.st_uid == uid;
+}
+
+/* Who answers may be our own user or root; to root also the one whose folder it
+ * is in, for a gateway of another user. In a folder such as /tmp it may be
+ * anybody. */
 static bool
 ctl_trusted(int fd, const char *path, struct err *e)
 {
@@ -43989,7 +44117,8 @@ ctl_trusted(int fd, const char *path, struct err *e)
 
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) != 0)
         return err_set(e, ERR_NET, "%s: %s", path, strerror(errno));
-    if (geteuid() == 0 || who.uid == 0 || who.uid == geteuid())
+    if (who.uid == 0 || who.uid == geteuid() ||
+        (geteuid() == 0 && ctl_dir_is_of(path, who.uid)))
         return true;
     return err_set(e, ERR_NET, "%s: user %u answers there, and not yours", path,
                    (unsigned)who.uid);
@@ -45816,7 +45945,8 @@ sup_tell(struct sup *s, bool ok)
     unsigned n = 0;
 
     if (!ok) {
-        mem_buf_printf(&b, "gateway: %s", s->why.msg);
+        mem_buf_printf(&b, "gateway: ");
+        log_shown(&b, str_of(s->why.msg));
         if (s->current)
             mem_buf_printf(&b, " (generation %u serves on)",
                            s->current->number);
@@ -49505,7 +49635,8 @@ try_core_policy(lua_State *L)
     return 1;
 }
 
-/* core.test_load(file) -> function, or nil and why */
+/* core.test_load(file, inside) -> function, or nil and why. It sees what a
+ * policy sees; `inside`: the library's own modules, too. */
 static int
 try_core_load(lua_State *L)
 {
@@ -49519,8 +49650,8 @@ try_core_load(lua_State *L)
         lua_pushstring(L, e.msg);
         return 2;
     }
-    if (luaL_loadbufferx(L, bytes.p, bytes.n, lua_pushfstring(L, "@%s", name),
-                         "t") != LUA_OK) {
+    if (!vm_load_text(L, bytes, lua_pushfstring(L, "@%s", name),
+                      lua_toboolean(L, 2))) {
         lua_pushnil(L);
         lua_insert(L, -2);
         return 2;
@@ -49550,7 +49681,7 @@ try_core_write(lua_State *L)
     size_t n;
     const char *p = luaL_checklstring(L, 1, &n);
 
-    fwrite(p, 1, n, stdout);
+    log_show(stdout, (struct str){p, n});
     return 0;
 }
 
@@ -49587,7 +49718,8 @@ try_core_pause(lua_State *L)
 static int
 try_core_warn(lua_State *L)
 {
-    fprintf(stderr, "%s\n", luaL_checkstring(L, 1));
+    log_show(stderr, str_of(luaL_checkstring(L, 1)));
+    fputc('\n', stderr);
     return 0;
 }
 
@@ -49726,7 +49858,8 @@ try_core_fields(lua_State *L)
 /* ---- a running gateway ---- */
 
 /* core.control_places(policy) -> where a gateway that runs it may have its
- * control socket */
+ * control socket: in a folder of our own, or in the first one, which only root
+ * can make for somebody */
 static int
 try_core_control_places(lua_State *L)
 {
@@ -49737,7 +49870,7 @@ try_core_control_places(lua_State *L)
     ctl_places(t->arena, luaL_checkstring(L, 1), dirs, &name);
     lua_newtable(L);
     for (int i = 0; i < CTL_PLACES; i++)
-        if (dirs[i]) {
+        if (i == 0 || ctl_own_dir(dirs[i])) {
             lua_pushfstring(L, "%s/%s", dirs[i], name);
             lua_rawseti(L, -2, ++n);
         }
@@ -49887,7 +50020,9 @@ try_tool(const char *module, const char *commands, int argc, char **argv)
     lua_pushlightuserdata(t->env.vm->L, &a);
     if (lua_pcall(t->env.vm->L, 1, 0, 0) != LUA_OK) {
         msg = lua_tostring(t->env.vm->L, -1);
-        fprintf(stderr, "gateway: %s\n", msg ? msg : "error");
+        fputs("gateway: ", stderr);
+        log_show(stderr, str_of(msg ? msg : "error"));
+        fputc('\n', stderr);
         a.code = 1;
     }
     try_free(t);
@@ -52258,12 +52393,15 @@ __attribute__((format(printf, 1, 2))) static int
 cli_fail(const char *fmt, ...)
 {
     va_list ap;
+    char *text = NULL;
 
-    fputs("gateway: ", stderr);
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    must(vasprintf(&text, fmt, ap) >= 0);
     va_end(ap);
+    fputs("gateway: ", stderr);
+    log_show(stderr, str_of(text));
     fputc('\n', stderr);
+    free(text);
     return 1;
 }
 
@@ -52305,10 +52443,8 @@ cli_advise_shadow(const struct cfg *c, const struct boot *b)
         return;
     h = work_shadow_new(b, c, NULL, &e);
     if (!h)
-        fprintf(stderr,
-                "gateway: warning: %.*s: gateway.shadow: %.*s does not load: "
-                "%s\n",
-                STR_FMT(c->shadow.at), STR_FMT(c->shadow.policy), e.msg);
+        cli_fail("warning: %.*s: gateway.shadow: %.*s does not load: %s",
+                 STR_FMT(c->shadow.at), STR_FMT(c->shadow.policy), e.msg);
     work_shadow_free(h);
 }
 
@@ -52342,6 +52478,20 @@ cli_check_json(const struct cfg *c, const struct posture_seen *host,
     mem_buf_free(&out);
 }
 
+static void
+cli_print_cfg(const struct cfg *c)
+{
+    char *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+
+    must(f);
+    cfg_print(c, f);
+    must(fclose(f) == 0);
+    log_show(stdout, (struct str){text, n});
+    free(text);
+}
+
 static int
 cli_check(const struct cli *cli)
 {
@@ -52367,7 +52517,7 @@ cli_check(const struct cli *cli)
     if (ok && cli->json) {
         cli_check_json(&c, &host, b.cfg_json);
     } else if (ok) {
-        cfg_print(&c, stdout);
+        cli_print_cfg(&c);
         fputs("sandbox layers\n", stdout);
         host_print(&host.have, &c.process, c.commands_n > 0, stdout);
         fputs("posture\n", stdout);

@@ -16,6 +16,28 @@ local DAY <const> = 86400
 local SECONDS <const> = { status = 10, reload = 120, certificates = 120 }
 
 
+-- What an answer must have to be one.
+local ENDING <const> = { at_most_ms = "integer" }
+local LOADED <const> = { generation = "integer" }
+local FORMS <const> = {
+  status = { version = "string", pid = "integer", state = "string",
+    uptime = "integer", requests = "integer", policy = "string",
+    workers = "table" },
+  reload = LOADED, certificates = LOADED, drain = ENDING, stop = ENDING,
+}
+
+
+local function is_whole(answer, form)
+  for name, kind in pairs(form) do
+    local value = answer[name]
+    if type(value) ~= kind and math.type(value) ~= kind then
+      return false
+    end
+  end
+  return true
+end
+
+
 -- The socket that the policy names; nil: none. Nil and why, where the policy
 -- does not load.
 local function named_by(name)
@@ -64,9 +86,10 @@ local function ask(opts, word)
     if not ok or type(answer) ~= "table" then
       return nil, line and "the gateway's answer is no JSON"
         or "the gateway hung up, or was silent for too long"
-    end
-    if answer.ok then
+    elseif answer.ok and is_whole(answer, FORMS[word]) then
       return answer, lines, line
+    elseif answer.ok or type(answer.error) ~= "string" then
+      return nil, "the answer is none of a gateway of this version"
     elseif answer.error ~= "busy" then
       return nil, answer.error
     end

@@ -456,10 +456,12 @@ end
 
 -- ---- running ---------------------------------------------------------------
 
--- Reads one test file. Nil and a message where it does not load.
-local function read_file(name)
+-- Reads one test file, which sees what a policy sees; with opts.library the
+-- library's own modules, too, and with them files and running gateways. Nil and
+-- a message where it does not load.
+local function read_file(name, opts)
   file = { name = name, cases = {}, identities = {} }
-  local chunk, message = core.test_load(name)
+  local chunk, message = core.test_load(name, opts.library)
   if not chunk then
     return nil, message
   end
@@ -503,7 +505,7 @@ local function run_file(name, opts, list)
     }
   end
   local began = core.now()
-  local read, message = read_file(name)
+  local read, message = read_file(name, opts)
   if not read then
     add("(reading the file)", core.now() - began, tostring(message))
     return
@@ -582,7 +584,7 @@ local function fuzz_targets(names, opts, named, list)
     target(opts.policy)
   end
   for _, name in ipairs(names) do
-    local read, message = read_file(name)
+    local read, message = read_file(name, opts)
     if not read and named then
       list[#list + 1] = { file = name, name = "(reading the file)", ok = false,
         seconds = 0, message = tostring(message) }
@@ -740,6 +742,8 @@ M.main = tool.main {
     { "seed", "NUMBER", "makes the same requests as that run of --fuzz" },
     { "format", "text|junit|json", "how it is told", default = "text" },
     { "verbose", nil, "a line for each case, not only for failures" },
+    { "library", nil, "the tests may require the library's inner modules, and"
+      .. " do what those can: read files, stop a gateway" },
   },
   examples = {
     "gateway test",
