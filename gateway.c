@@ -52143,6 +52143,9 @@ certs_doctor_run(struct certs_doctor *d)
     der_date_text(id->until, until);
     printf("accepted: %.*s, issued by %.*s, until %s\n", STR_FMT(id->dn),
            STR_FMT(id->issuer_dn), until);
+    if (!d->crls->n)
+        puts("but no list was asked whether it is revoked: give --crl, as the "
+             "listener's `crl`");
     pki_identity_put(id);
     return 0;
 }
@@ -52649,26 +52652,40 @@ cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
     return ok ? worker[0] : -1;
 }
 
+/* A member for what a program wrote: "stdout", or "stdout_base64" where that is
+ * not UTF-8. */
+static void
+cli_exec_bytes(struct mem_buf *b, struct mem_arena *a, const char *name,
+               struct str bytes)
+{
+    bool text = str_utf8(bytes);
+
+    mem_buf_printf(b, ",\"%s%s\":", name, text ? "" : "_base64");
+    json_write_str(b, text ? bytes : str_b64(a, bytes));
+}
+
 static void
 cli_exec_json(const struct exec_result *r)
 {
+    struct mem_arena *a = mem_arena_new(SIZE_MAX);
     struct mem_buf b = {0};
 
     mem_buf_printf(&b, "{\"ok\":%s,\"why\":", r->ok ? "true" : "false");
     json_write_str(&b, str_of(r->why));
-    mem_buf_printf(
-        &b,
-        ",\"ran\":%s,\"code\":%d,\"signal\":%d,\"timed_out\":%s,"
-        "\"truncated\":%s,\"out_of_memory\":%s,\"ms\":%" PRIu64
-        ",\"cpu_us\":%" PRIu64 ",\"max_rss_kib\":%" PRIu64 ",\"stdout\":",
-        r->refused || r->busy ? "false" : "true", r->code, r->signal,
-        r->timed_out ? "true" : "false", r->truncated ? "true" : "false",
-        r->starved ? "true" : "false", r->ms, r->cpu_us, r->rss_kib);
-    json_write_str(&b, r->out);
-    mem_buf_add(&b, ",\"stderr\":", 10);
-    json_write_str(&b, r->err);
-    printf("%.*s}\n", (int)mem_buf_len(&b), mem_buf_ptr(&b));
+    mem_buf_printf(&b,
+                   ",\"ran\":%s,\"code\":%d,\"signal\":%d,\"timed_out\":%s,"
+                   "\"truncated\":%s,\"out_of_memory\":%s,\"ms\":%" PRIu64
+                   ",\"cpu_us\":%" PRIu64 ",\"max_rss_kib\":%" PRIu64,
+                   r->refused || r->busy ? "false" : "true", r->code, r->signal,
+                   r->timed_out ? "true" : "false",
+                   r->truncated ? "true" : "false",
+                   r->starved ? "true" : "false", r->ms, r->cpu_us, r->rss_kib);
+    cli_exec_bytes(&b, a, "stdout", r->out);
+    cli_exec_bytes(&b, a, "stderr", r->err);
+    mem_buf_add(&b, "}\n", 2);
+    fwrite(mem_buf_ptr(&b), 1, mem_buf_len(&b), stdout);
     mem_buf_free(&b);
+    mem_arena_free(a);
 }
 
 static void
@@ -52925,6 +52942,12 @@ cli_log_json(const struct chain_verify *v)
 }
 
 static void
+cli_log_count(const char *before, uint64_t n, const char *thing)
+{
+    printf("%s%" PRIu64 " %s%s", before, n, thing, n == 1 ? "" : "s");
+}
+
+static void
 cli_log_print(const struct chain_verify *v)
 {
     const char *comma = " ";
@@ -52937,12 +52960,13 @@ cli_log_print(const struct chain_verify *v)
         all += v->counts[i];
     if (all > v->faults_n)
         printf("and %" PRIu64 " more\n", all - v->faults_n);
-    printf("%" PRIu64 " records of %" PRIu64 " chains in %" PRIu64
-           " lines, %s to %s\n"
-           "%" PRIu64 " runs, %" PRIu64 " without an end; %" PRIu64
-           " refused\n",
-           v->records, v->chains, v->lines, v->from[0] ? v->from : "-",
-           v->to[0] ? v->to : "-", v->runs, v->unended_runs, v->refused);
+    cli_log_count("", v->records, "record");
+    cli_log_count(" of ", v->chains, "chain");
+    cli_log_count(" in ", v->lines, "line");
+    printf(", %s to %s\n", v->from[0] ? v->from : "-", v->to[0] ? v->to : "-");
+    cli_log_count("", v->runs, "run");
+    printf(", %" PRIu64 " without an end; %" PRIu64 " refused\n",
+           v->unended_runs, v->refused);
     printf("%s\n", v->keyed       ? "MACs checked"
                    : v->unchecked ? "MACs not checked: that takes --key"
                                   : "no MACs: hashes show loss and mishaps, "
