@@ -13832,6 +13832,7 @@ struct pki_cache {
     size_t n, bytes;
     struct pki_identity *newest, *oldest;
     struct pki_identity *slot[PKI_CACHE_SLOTS];
+    int alert;  // what to say to whom path_cache_verify() refused last
 };
 
 enum { PKI_CACHE_MAGIC = 0x706b6963 };
@@ -15740,6 +15741,16 @@ crl_check(struct crl_set *s, const struct pki_cert *issuer,
 
 enum path_role { PATH_CLIENT, PATH_SERVER };
 
+/* What the peer may learn of a refusal: the alerts of RFC 8446 section 6.2. */
+enum path_alert {
+    PATH_ALERT_BAD = 42,      // malformed, badly signed, or against a rule
+    PATH_ALERT_UNFIT = 43,    // made for something else, or unsupported
+    PATH_ALERT_REVOKED = 44,  // by a list
+    PATH_ALERT_EXPIRED = 45,  // or not valid yet
+    PATH_ALERT_UNSURE = 46,   // nobody can tell: no list, or no clock
+    PATH_ALERT_NO_CA = 48     // nothing leads to an anchor
+};
+
 /* What a chain must satisfy; the same for a listener's life. */
 struct path_rules {
     enum path_role role;                // what the leaf is to be used as
@@ -15783,6 +15794,7 @@ struct path {
     size_t n;
     struct str issuer[PKI_CHAIN_MAX];  // DER, the leaf's first, the anchor last
     int64_t from, until;
+    enum path_alert alert;  // none was found: what to say to the peer
 };
 
 struct path_search {
@@ -15800,15 +15812,16 @@ struct path_search {
     } proof[PKI_WORK_MAX];
     int rank;  // of `why`: how far the path had come that failed so
     struct err why;
-    bool unread;  // one of what the peer sent is: `junk` says why
+    enum path_alert alert;  // that goes with it
+    bool unread;            // one of what the peer sent is: `junk` says why
     struct err junk;
 };
 
 /* Keeps the reason of the attempt that came furthest. `c` is the certificate
  * that the sentence is about; a leaf is "it". */
 static bool
-path_fault(struct path_search *s, int rank, const struct pki_cert *c,
-           const char *why)
+path_fault(struct path_search *s, int rank, enum path_alert alert,
+           const struct pki_cert *c, const char *why)
 {
     char who[PKI_WHO_MAX];
 
@@ -15816,6 +15829,7 @@ path_fault(struct path_search *s, int rank, const struct pki_cert *c,
     if (rank <= s->rank)
         return false;
     s->rank = rank;
+    s->alert = alert;
     if (c == &s->link[0].cert)
         return err_set(&s->why, ERR_TLS, "%s", why);
     pki_subject_text(c, who, sizeof who);
@@ -15833,7 +15847,7 @@ path_malformed(struct path_search *s, const struct pki_cert *c,
     if (!str_cut(msg, ' ', &head, &rest))
         rest = msg;
     snprintf(why, sizeof why, "it is malformed: %.*s", STR_FMT(rest));
-    return path_fault(s, 3, c, why);
+    return path_fault(s, 3, PATH_ALERT_BAD, c, why);
 }
 
 static const char *
@@ -15899,11 +15913,13 @@ path_leaf_san_why(struct mem_arena *a, const struct pki_cert *c,
 }
 
 static const char *
-path_leaf_why(struct path_search *s)
+path_leaf_why(struct path_search *s, enum path_alert *alert)
 {
     const struct pki_cert *c = &s->link[0].cert;
     const char *why;
     struct pki_public k;
+
+    *alert = PATH_ALERT_UNFIT;
 
     if (c->version != 3)
         return "it is not of X.509 version 3";
@@ -15918,7 +15934,9 @@ path_leaf_why(struct path_search *s)
     if (c->unknown.p)
         return "it has a critical extension that we do not know";
     why = path_date_why(c, s->now);
-    if (!why)
+    if (why)
+        *alert = PATH_ALERT_EXPIRED;
+    else
         why = pki_public_read(c->spki, &k);
     if (!why && !s->rules->eku_any)
         why = path_eku_why(c, s->rules->role, true);
@@ -15935,7 +15953,7 @@ path_names_below(struct path_search *s, struct mem_arena *a, size_t at)
     struct str ext = s->path[at]->cert.ext[PKI_EXT_CONSTRAINTS];
 
     if (pki_subtrees_read(a, ext, t))
-        return path_fault(s, 3, &s->path[at]->cert,
+        return path_fault(s, 3, PATH_ALERT_BAD, &s->path[at]->cert,
                           "its name constraints are malformed");
     for (size_t i = 0; i < at; i++) {
         const struct pki_link *l = s->path[i];
@@ -15947,7 +15965,7 @@ path_names_below(struct path_search *s, struct mem_arena *a, size_t at)
             return path_malformed(s, &l->cert, &e);
         for (size_t k = 0; k < names->n; k++)
             if (!pki_name_allowed(&names->v[k], t))
-                return path_fault(s, 3, &s->path[at]->cert,
+                return path_fault(s, 3, PATH_ALERT_BAD, &s->path[at]->cert,
                                   "its name constraints do not allow a name of "
                                   "what is below it: issue within them");
     }
@@ -15984,7 +16002,10 @@ path_crls(struct path_search *s)
     for (size_t i = 0; i + 1 < s->n; i++)
         if (!crl_check(crls, &s->path[i + 1]->cert, &s->path[i]->cert, s->now,
                        &e))
-            return path_fault(s, 3, &s->path[i]->cert, e.msg);
+            return path_fault(s, 3,
+                              crls->last == CRL_CRL_REVOKED ? PATH_ALERT_REVOKED
+                                                            : PATH_ALERT_UNSURE,
+                              &s->path[i]->cert, e.msg);
     return true;
 }
 
@@ -16025,19 +16046,20 @@ path_hint(const struct pki_link *below, const struct pki_link *l)
 static bool
 path_issuer_check(struct path_search *s, const struct pki_link *l)
 {
+    enum path_alert alert = PATH_ALERT_BAD;
     const char *why = l->unfit;
 
     if (s->steps == PKI_STEPS_MAX)
-        return path_fault(s, 3, &s->path[s->n - 1]->cert,
+        return path_fault(s, 3, PATH_ALERT_BAD, &s->path[s->n - 1]->cert,
                           "its chain takes too many steps to follow");
     s->steps++;
-    if (!why)
-        why = path_date_why(&l->cert, s->now);
+    if (!why && (why = path_date_why(&l->cert, s->now)))
+        alert = PATH_ALERT_EXPIRED;
     if (!why && !s->rules->eku_any)
         why = path_eku_why(&l->cert, s->rules->role, false);
     if (!why && !path_fits(s, &l->cert))
         why = "its path length does not allow a chain as long as this";
-    return !why || path_fault(s, 2, &l->cert, why);
+    return !why || path_fault(s, 2, alert, &l->cert, why);
 }
 
 /* Did the issuer sign what is below it? Each pair is looked at once. */
@@ -16053,7 +16075,7 @@ path_pair_check(struct path_search *s, const struct pki_link *issuer,
         if (p->issuer == issuer && p->below == below)
             return p->good;
     if (s->work == PKI_WORK_MAX)
-        return path_fault(s, 3, c,
+        return path_fault(s, 3, PATH_ALERT_BAD, c,
                           "its chain takes too many signatures to check");
     s->work++;
     *p = (struct pki_proof){issuer, below, false};
@@ -16064,10 +16086,10 @@ path_pair_check(struct path_search *s, const struct pki_link *issuer,
     if (path_hint(below, issuer) == PKI_OUTSIDE &&
         strcmp(e.msg, pki_other_key) == 0)
         return path_fault(
-            s, 1, c,
+            s, 1, PATH_ALERT_NO_CA, c,
             "a CA of its issuer's name is there, but with another "
             "key: add the CA that issued it");
-    return path_fault(s, 1, c, e.msg);
+    return path_fault(s, 1, PATH_ALERT_BAD, c, e.msg);
 }
 
 /* From the anchor down: a key that a peer sent is used once its own
@@ -16092,10 +16114,10 @@ path_no_issuer(struct path_search *s, const struct pki_cert *c)
         snprintf(why, sizeof why,
                  "a certificate that was sent with it is malformed: %.*s",
                  STR_FMT(rest));
-        return path_fault(s, 0, c, why);
+        return path_fault(s, 0, PATH_ALERT_BAD, c, why);
     }
     return path_fault(
-        s, 0, c,
+        s, 0, PATH_ALERT_NO_CA, c,
         s->rules->role == PATH_CLIENT
             ? "no CA of client_ca issued it: add its CA to "
               "client_ca, or let the client send its intermediates"
@@ -16129,7 +16151,8 @@ path_extend(struct path_search *s)
     bool any = false;
 
     if (s->n > s->rules->depth)
-        return path_fault(s, 3, &last->cert, "its chain is too long");
+        return path_fault(s, 3, PATH_ALERT_BAD, &last->cert,
+                          "its chain is too long");
     for (int round = 0; round < 4; round++) {
         bool anchor = !(round & 1);
         size_t n = anchor ? t->n : s->links;
@@ -16213,6 +16236,7 @@ path_verify(const struct path_rules *rules, struct str leaf,
             struct path *path, struct err *e)
 {
     struct path_search *s = mem_xcalloc(sizeof *s);
+    enum path_alert alert;
     const char *why;
     bool ok;
 
@@ -16222,15 +16246,18 @@ path_verify(const struct path_rules *rules, struct str leaf,
     s->arena = mem_arena_new(PKI_VERIFY_ARENA);
     ok = path_search_init(s, leaf, presented, n);
     if (ok) {
-        why = path_leaf_why(s);
-        ok = why ? path_fault(s, 3, &s->link[0].cert, why) : path_extend(s);
+        why = path_leaf_why(s, &alert);
+        ok = why ? path_fault(s, 3, alert, &s->link[0].cert, why)
+                 : path_extend(s);
     }
     if (ok && !path_same_key(&s->link[0].cert))
-        ok = path_fault(s, 100, &s->link[0].cert, "its key is malformed");
+        ok = path_fault(s, 100, PATH_ALERT_BAD, &s->link[0].cert,
+                        "its key is malformed");
     if (ok)
         path_found(s, path);
     else
         *e = s->why;
+    path->alert = s->alert;
     mem_arena_free(s->arena);
     free(s);
     return ok;
@@ -16263,6 +16290,7 @@ path_cache_verify(struct pki_cache *c, const struct path_rules *rules,
     struct path path;
     unsigned char key[32];
 
+    c->alert = PATH_ALERT_BAD;
     if (n > PKI_CHAIN_MAX)
         return err_set(e, ERR_TLS, "its chain is too long");
     for (size_t i = 0; i < n; i++)
@@ -16276,8 +16304,11 @@ path_cache_verify(struct pki_cache *c, const struct path_rules *rules,
     }
     if (id)
         pki_cache_drop(c, id);
-    if (!path_verify(rules, leaf, presented, n, now, &path, e) ||
-        !pki_identity_parse(leaf, path.issuer, path.n, &id, e))
+    if (!path_verify(rules, leaf, presented, n, now, &path, e)) {
+        c->alert = (int)path.alert;
+        return false;
+    }
+    if (!pki_identity_parse(leaf, path.issuer, path.n, &id, e))
         return false;
     id->from = path.from;
     id->until = path.until;
@@ -17269,6 +17300,7 @@ struct tls {
     void *data;                     // borrowed: the conn
     struct str in;                  // what is left of the bytes being fed
     bool bad_cert, no_cert;         // why the handshake failed
+    enum path_alert alert;          // bad_cert: what its sender is told
     enum crl_result crl;            // what a revocation list had to do with it
     bool said_bye;                  // our close_notify is sent
     struct pki_identity *identity;  // a reference; NULL before the handshake
@@ -17393,28 +17425,32 @@ static const char tls_ciphers[] =
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
     "ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305";
 
-/* Why wolfSSL cannot go on with a leaf. */
-static const char *
-tls_cert_reason(int code)
-{
-    switch (code) {
-    case ASN_CRIT_EXT_E:
-        return "it has a critical extension that we do not know";
-    case RSA_KEY_SIZE_E:
-    case ECC_KEY_SIZE_E:
-        return "its key is too small: use RSA 2048, P-256 or larger";
-    }
-    return "it is malformed";
-}
-
 static bool
-tls_refuse(struct tls *t, const char *why)
+tls_refuse(struct tls *t, enum path_alert alert, const char *why)
 {
     t->bad_cert = true;
+    t->alert = alert;
     free(t->reason);
     t->reason = strdup(why);
     must(t->reason != NULL);
     return false;
+}
+
+/* For what wolfSSL cannot go on with a leaf. */
+static bool
+tls_refuse_form(struct tls *t, int code)
+{
+    switch (code) {
+    case ASN_CRIT_EXT_E:
+        return tls_refuse(t, PATH_ALERT_UNFIT,
+                          "it has a critical extension that we do not know");
+    case RSA_KEY_SIZE_E:
+    case ECC_KEY_SIZE_E:
+        return tls_refuse(t, PATH_ALERT_UNFIT,
+                          "its key is too small: use RSA 2048, P-256 or "
+                          "larger");
+    }
+    return tls_refuse(t, PATH_ALERT_BAD, "it is malformed");
 }
 
 static const struct WOLFSSL_BUFFER_INFO *
@@ -17471,9 +17507,9 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
     size_t n = 0;
 
     if (store->totalCerts < 1 || store->totalCerts > TLS_DEPTH_MAX)
-        return tls_refuse(t, "its chain is too long");
+        return tls_refuse(t, PATH_ALERT_BAD, "its chain is too long");
     if (!tls_is_opinion(store->error))
-        return tls_refuse(t, tls_cert_reason(store->error));
+        return tls_refuse_form(t, store->error);
     for (int i = 1; i < store->totalCerts; i++)
         chain[n++] = tls_cert_str(store, i);
     if (t->identity && str_eq(t->identity->der, tls_cert_str(store, 0)))
@@ -17481,19 +17517,20 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
     pki_identity_put(t->identity);
     t->identity = NULL;
     if (now < 0)
-        return tls_refuse(t, tls_no_clock);
+        return tls_refuse(t, PATH_ALERT_UNSURE, tls_no_clock);
     t->site->crls->last = CRL_CRL_FINE;
     if (!path_cache_verify(t->ctx->cache, &t->site->rules,
                            tls_cert_str(store, 0), chain, n, now, &t->identity,
                            &e)) {
         t->crl = t->site->crls->last;
-        return tls_refuse(t, e.msg);
+        return tls_refuse(t, (enum path_alert)t->ctx->cache->alert, e.msg);
     }
     return true;
 }
 
 /* wolfSSL asks for each certificate it has doubts about, and always for the
- * leaf, at depth 0, last. pki_ decides, once the leaf is there. */
+ * leaf, at depth 0, last. pki_ decides, once the leaf is there; the alert is
+ * what we leave in the store (see deps.mk). */
 static int
 tls_on_verify(int good, WOLFSSL_X509_STORE_CTX *store)
 {
@@ -17507,6 +17544,7 @@ tls_on_verify(int good, WOLFSSL_X509_STORE_CTX *store)
         t->leaf = mem_xmalloc(TLS_LEAF_TEXT);
         pki_describe(tls_cert_str(store, 0), t->leaf, TLS_LEAF_TEXT);
     }
+    store->error = -(int)t->alert;
     return 0;
 }
 
@@ -18468,22 +18506,24 @@ tls_server_names(struct mem_arena *a, const struct cfg_server *want,
 /* The chain, by pki_; then the leaf's names. */
 static bool
 tls_server_check(struct tls *t, struct mem_arena *a,
-                 const WOLFSSL_X509_STORE_CTX *store, struct err *e)
+                 const WOLFSSL_X509_STORE_CTX *store)
 {
     struct str chain[TLS_DEPTH_MAX], leaf = tls_cert_str(store, 0);
     int64_t now = pki_now(time(NULL));
+    struct err e;
     struct path path;
     struct pki_cert c;
     size_t n = 0;
 
     if (now < 0)
-        return err_set(e, ERR_TLS, "%s", tls_no_clock);
+        return tls_refuse(t, PATH_ALERT_UNSURE, tls_no_clock);
     for (int i = 1; i < store->totalCerts; i++)
         chain[n++] = tls_cert_str(store, i);
-    if (!path_verify(&t->site->rules, leaf, chain, n, now, &path, e) ||
-        !pki_cert_parse(leaf, &c, e) ||
-        !tls_server_names(a, t->peer->want, &c, e))
-        return false;
+    if (!path_verify(&t->site->rules, leaf, chain, n, now, &path, &e))
+        return tls_refuse(t, path.alert, e.msg);
+    if (!pki_cert_parse(leaf, &c, &e) ||
+        !tls_server_names(a, t->peer->want, &c, &e))
+        return tls_refuse(t, PATH_ALERT_BAD, e.msg);
     t->peer->until = path.until;
     t->peer->full_at = now;
     t->peer->verified = true;
@@ -18495,17 +18535,16 @@ static bool
 tls_on_server(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
 {
     struct mem_arena *a;
-    struct err e;
     bool ok;
 
     if (store->totalCerts < 1 || store->totalCerts > TLS_DEPTH_MAX)
-        return tls_refuse(t, "its chain is too long");
+        return tls_refuse(t, PATH_ALERT_BAD, "its chain is too long");
     if (!tls_is_opinion(store->error))
-        return tls_refuse(t, tls_cert_reason(store->error));
+        return tls_refuse_form(t, store->error);
     a = mem_arena_new(PKI_ARENA_MAX);
-    ok = tls_server_check(t, a, store, &e);
+    ok = tls_server_check(t, a, store);
     mem_arena_free(a);
-    return ok || tls_refuse(t, e.msg);
+    return ok;
 }
 
 /* Is it known to be not past? */
