@@ -23929,6 +23929,7 @@ enum msg_type {
     MSG_ELDER,      // supervisor -> worker: the other end, to an older broker
     MSG_AUDIT,      // supervisor -> broker: how the chain of another ended
     MSG_EXPEL,      // broker -> supervisor: this one broke the rules
+    MSG_WHY,        // child -> supervisor: it cannot start, and why
 
     MSG_EXEC_RUN,     // worker -> broker: run this, and the start of its stdin
     MSG_EXEC_STDIN,   // worker -> broker: more stdin
@@ -24385,6 +24386,18 @@ static bool
 msg_send(struct msg_chan *c, enum msg_type type, struct str body, struct err *e)
 {
     return msg_send_flags(c, type, 0, body, -1, e);
+}
+
+/* The last words of a process that cannot start, where its channel is to be. */
+static void
+msg_write_why(int fd, const struct err *why)
+{
+    struct str body = str_of(why->msg);
+    struct msg_head h = {(uint32_t)body.n, MSG_WHY, 0};
+    struct iovec v[2] = {{&h, sizeof h}, {(void *)(uintptr_t)body.p, body.n}};
+    struct msghdr m = {.msg_iov = v, .msg_iovlen = 2};
+
+    sendmsg(fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 /* A descriptor cannot be queued with its frame: if the socket is full, this
@@ -34260,8 +34273,10 @@ broker_main(struct boot *boot)
         must(uv_loop_init(&loop) == 0);
         ok = broker_run(b, &e);
     }
-    if (!ok)
+    if (!ok) {
         log_at(LOG_FATAL, "exec", "%s", e.msg);
+        msg_write_why(BOOT_CHANNEL_FD, &e);
+    }
     log_flush();
     if (ok && !b->workers_n && !b->askers_n && !b->runs)
         broker_free(b);
@@ -43447,6 +43462,7 @@ work_main(struct boot *boot)
     if (!cfg_load(w->boot_arena, boot->cfg_json, &w->cfg, &e) ||
         !work_wall(w, &e)) {
         log_at(LOG_FATAL, "work", "%s", e.msg);
+        msg_write_why(BOOT_CHANNEL_FD, &e);
         return 1;
     }
     must(uv_loop_init(&w->loop) == 0);
@@ -43462,6 +43478,7 @@ work_main(struct boot *boot)
     if (!work_open(w, &e)) {
         wall_report();
         log_at(LOG_FATAL, "work", "%s", e.msg);
+        msg_write_why(BOOT_CHANNEL_FD, &e);
         return 1;
     }
     uv_prepare_init(&w->loop, &w->prepare);
@@ -45293,6 +45310,7 @@ struct sup_child {
     int slot;         // its row of the metrics slab, or -1
     uint64_t born, heard;
     uint64_t deadline;  // of its draining; 0: none
+    char *why;          // owned: it says that it cannot start; or NULL
 };
 
 /* What a load holds while it goes on; all of it is given back after. */
@@ -46408,6 +46426,15 @@ sup_watch_sockets(struct sup *s)
     }
 }
 
+/* Its reason goes into ours, as the load then fails. */
+static bool
+sup_on_why(struct sup_child *c, const struct msg_frame *f)
+{
+    if (!c->ready && !c->why)
+        c->why = strndup(f->body.p, f->body.n);
+    return true;
+}
+
 static bool
 sup_on_frame(void *data, const struct msg_frame *f, struct err *e)
 {
@@ -46416,9 +46443,13 @@ sup_on_frame(void *data, const struct msg_frame *f, struct err *e)
 
     if (f->type == MSG_EXPEL)
         return sup_on_expel(c, f, e);
+    if (f->type == MSG_WHY)
+        return sup_on_why(c, f);
     if (f->body.n || (f->type != MSG_READY && f->type != MSG_PING))
         return err_set(e, ERR_NET, "%s sent frame %u, which it may not",
                        c->name, f->type);
+    if (!c->pid)
+        return true;  // what a dead one had still to say
     c->heard = uv_now(s->loop);
     if (f->type == MSG_PING)
         sup_watch_sockets(s);
@@ -46493,6 +46524,7 @@ sup_child_over(struct sup_child *c)
         s->slots[c->slot] = false;
     if (g && g->broker == c)
         g->broker = NULL;
+    free(c->why);
     obj_free(c);
     if (g && --g->children == 0 && g != s->current && g != s->next)
         sup_gen_free(g);
@@ -47276,10 +47308,12 @@ sup_lost(struct sup *s, struct sup_child *c, pid_t pid, int status)
 
     sup_status_text(status, how, sizeof how);
     if (c->gen == s->next) {
-        err_set(&s->why, ERR_CONFIG,
-                "%s of the new generation ended before all "
-                "were ready: %s",
-                c->name, how);
+        if (c->why)
+            err_set(&s->why, ERR_CONFIG, "%s: %s", c->name, c->why);
+        else
+            err_set(&s->why, ERR_CONFIG,
+                    "%s of the new generation ended before all were ready: %s",
+                    c->name, how);
         sup_do(s, SUP_EV_FAILED);
         return;
     }
@@ -47302,6 +47336,8 @@ sup_on_exit(struct sup *s, struct sup_child *c, int status)
     char how[80];
 
     c->pid = 0;  // reaped: the number may be another's by now
+    if (c->chan_open)
+        msg_chan_read(&c->chan);
     sup_status_text(status, how, sizeof how);
     sup_chain_ended(s, c, how);
     if (c->role == BOOT_CHECK || c->role == BOOT_VERIFY)
@@ -53599,6 +53635,7 @@ cli_role(int argc, char **argv)
     a = mem_arena_new((size_t)1 << 30);
     if (!boot_read(BOOT_FD, a, &b, &e) || !cli_role_enter(&b, &e)) {
         log_at(LOG_FATAL, "cli", "%s: %s", argv[2], e.msg);
+        msg_write_why(BOOT_CHANNEL_FD, &e);
     } else if (strcmp(argv[2], sup_role_name(b.role)) != 0 ||
                (b.met_fd >= 0 && slot >= b.met_rows)) {
         log_at(LOG_FATAL, "cli", "%s: this bundle is another's", argv[2]);
