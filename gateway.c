@@ -38464,7 +38464,7 @@ bind_field_str(lua_State *L, int at, const char *field, struct mem_arena *a)
         s = str_dup(a, bind_str(L, -1));
     } else if (type != LUA_TNIL) {
         bind_no_raw(L, -1, "part of an answer, a request or an input");
-        luaL_error(L, "answer: field '%s' must be a string, not a %s", field,
+        luaL_error(L, "field '%s' must be a string, not a %s", field,
                    luaL_typename(L, -1));
     }
     lua_pop(L, 1);
@@ -38480,19 +38480,17 @@ bind_add_header(lua_State *L, struct mem_arena *a, struct hdr_list *l,
 
     bind_no_raw(L, at, "a header");
     if (lua_type(L, at) != LUA_TSTRING && lua_type(L, at) != LUA_TNUMBER)
-        luaL_error(L, "answer: header '%s' must be a string", name.p);
+        luaL_error(L, "header '%s' must be a string", name.p);
     value = bind_str(L, at);
     if (l->n >= BIND_FIELDS_MAX || name.n + value.n > BIND_FIELD_BYTES)
-        luaL_error(L, "answer: over %d header fields, or one over %d bytes",
+        luaL_error(L, "over %d header fields, or one over %d bytes",
                    BIND_FIELDS_MAX, BIND_FIELD_BYTES);
     if (!hdr_name_ok(name) || !hdr_value_ok(value))
-        luaL_error(L, "answer: header '%s' has a byte that may not be there",
-                   name.p);
+        luaL_error(L, "header '%s' has a byte that may not be there", name.p);
     hdr_add(a, l, name, value);
-    name = l->v[l->n - 1].name;  // lower case now
-    if (hdr_hop_by_hop(name) || str_eq(name, S("content-length")))
-        luaL_error(L, "answer: header '%s' is written by the gateway itself",
-                   l->v[l->n - 1].name.p);
+    if (hdr_hop_by_hop(l->v[l->n - 1].name) ||
+        str_eq(l->v[l->n - 1].name, S("content-length")))
+        luaL_error(L, "header '%s' is written by the gateway itself", name.p);
 }
 
 /* Table at `at`: name -> value or list of values. */
@@ -38503,7 +38501,7 @@ bind_take_headers(lua_State *L, int at, struct mem_arena *a, struct hdr_list *l)
 
     for (lua_pushnil(L); lua_next(L, at); lua_pop(L, 1)) {
         if (lua_type(L, -2) != LUA_TSTRING)
-            luaL_error(L, "answer: headers is a table of name = value");
+            luaL_error(L, "headers is a table of name = value");
         name.p = lua_tolstring(L, -2, &name.n);
         if (!lua_istable(L, -1)) {
             bind_add_header(L, a, l, name, lua_gettop(L));
