@@ -144,7 +144,8 @@
  *   serve_set      serve -> work, try      vm_watcher     vm -> try
  *   ctl_ops        ctl -> sup              watch_ops      watch -> sup
  *   (and mem_last_words: a failed must() first writes what log still holds;
- *   what vm_new() opens is bind's or try's, what vm_wake() pushes is bind's)
+ *   what vm_new() opens is bind's or try's, what vm_wake() pushes is bind's, and
+ *   try hears what print() says)
  *
  * House rules
  *
@@ -34996,7 +34997,9 @@ struct vm {
     unsigned spares;
     int hooks, pure;                   // references to what finish() returned
     const struct vm_watcher *watcher;  // NULL, or who counts lines
-    struct mem_buf text;               // scratch of bindings; reset by each
+    // NULL: what print() says is logged
+    void (*on_print)(struct vm *, const char *);
+    struct mem_buf text;  // scratch of bindings; reset by each
 };
 
 static const struct vm_script vm_builtin[] = {
@@ -35164,7 +35167,10 @@ vm_base_print(lua_State *L)
         luaL_addvalue(&b);
     }
     luaL_pushresult(&b);
-    log_at(LOG_INFO, "policy", "%s", lua_tostring(L, -1));
+    if (vm_of(L)->on_print)
+        vm_of(L)->on_print(vm_of(L), lua_tostring(L, -1));
+    else
+        log_at(LOG_INFO, "policy", "%s", lua_tostring(L, -1));
     return 0;
 }
 
@@ -48298,6 +48304,7 @@ try {
     struct str ca[PKI_ITEMS_MAX];  // of the one that is being made
     size_t ca_n;
     struct try_story *story;
+    char *printer;  // owned: who is heard when it prints; NULL: nobody
 };
 
 static struct try *
@@ -49656,6 +49663,27 @@ try_core_pause(lua_State *L)
     return 0;
 }
 
+static void
+try_on_print(struct vm *vm, const char *text)
+{
+    struct try *t = try_of(vm->L);
+
+    if (t->printer)
+        fprintf(stderr, "%s: %s\n", t->printer, text);
+}
+
+/* core.test_printer([name]): print() is heard, as that one's; or not */
+static int
+try_core_printer(lua_State *L)
+{
+    struct try *t = try_of(L);
+    const char *name = luaL_optstring(L, 1, NULL);
+
+    free(t->printer);
+    t->printer = name ? strdup(name) : NULL;
+    return 0;
+}
+
 /* core.warn(text): a line of standard error */
 static int
 try_core_warn(lua_State *L)
@@ -49851,6 +49879,7 @@ static const luaL_Reg try_core[] = {
     {"test_cover", try_core_cover},
     {"test_lines", try_core_lines_run},
     {"test_dump", try_core_dump},
+    {"test_printer", try_core_printer},
     {"write", try_core_write},
     {"print", try_core_print},
     {"flush", try_core_flush},
@@ -49894,6 +49923,7 @@ try_new(void)
     must(mint_key_init(&t->key, &e) && mint_key_make(&t->key, &e));
     t->env.vm = vm_new(&t->env, &t->boot, VM_CHECK_BYTES, try_open);
     t->env.vm->pure = t->env.vm->hooks = LUA_NOREF;
+    t->env.vm->on_print = try_on_print;
     return t;
 }
 
@@ -49908,6 +49938,7 @@ try_free(struct try *t)
         free(t->cover[i].hits);
     }
     free(t->cover);
+    free(t->printer);
     mem_arena_free(t->evaluated);
     mem_arena_free(t->scripts);
     mem_arena_free(t->arena);
