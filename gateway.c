@@ -144,8 +144,8 @@
  *   serve_set      serve -> work, try      vm_watcher     vm -> try
  *   ctl_ops        ctl -> sup              watch_ops      watch -> sup
  *   (and mem_last_words: a failed must() first writes what log still holds;
- *   what vm_new() opens is bind's or try's, what vm_wake() pushes is bind's, and
- *   try hears what print() says)
+ *   what vm_new() opens is bind's or try's, and some of that is cli's; what
+ *   scripts print is heard by try; what vm_wake() pushes is bind's)
  *
  * House rules
  *
@@ -48304,7 +48304,8 @@ try {
     struct str ca[PKI_ITEMS_MAX];  // of the one that is being made
     size_t ca_n;
     struct try_story *story;
-    char *printer;  // owned: who is heard when it prints; NULL: nobody
+    char *printer;         // owned: who is heard when it prints; NULL: nobody
+    const luaL_Reg *more;  // borrowed: functions of an upper room
 };
 
 static struct try *
@@ -49900,6 +49901,7 @@ try_open(lua_State *L)
 {
     bind_open(L);
     luaL_setfuncs(L, try_core, 0);
+    luaL_setfuncs(L, try_of(L)->more, 0);
     dial_open(L);
     return 1;
 }
@@ -49907,11 +49909,12 @@ try_open(lua_State *L)
 /* ---- the command ---- */
 
 static struct try *
-try_new(void)
+try_new(const luaL_Reg *more)
 {
     struct try *t = obj_new(sizeof *t, TRY_MAGIC);
     struct err e;
 
+    t->more = more;
     t->arena = mem_arena_new((size_t)1 << 30);
     t->scripts = mem_arena_new((size_t)1 << 30);
     t->evaluated = mem_arena_new((size_t)1 << 30);
@@ -49977,16 +49980,17 @@ try_call_main(lua_State *L)
 }
 
 /* A command that is written in Lua; `argv` begins with its name. Returns the
- * exit code. `commands`: JSON, or NULL. */
+ * exit code. `commands`: JSON, or NULL; `more`: of the module core. */
 static int
-try_tool(const char *module, const char *commands, int argc, char **argv)
+try_tool(const char *module, const char *commands, const luaL_Reg *more,
+         int argc, char **argv)
 {
     struct try_args a = {module, argv[0], commands, argv + 1, argc - 1, 0};
     struct try *t;
     const char *msg;
 
     log_out.level = LOG_FATAL;
-    t = try_new();
+    t = try_new(more);
     lua_pushcfunction(t->env.vm->L, try_call_main);
     lua_pushlightuserdata(t->env.vm->L, &a);
     if (lua_pcall(t->env.vm->L, 1, 0, 0) != LUA_OK) {
@@ -52333,8 +52337,7 @@ static const struct cli_option {
     {CLI_STDIN, "--stdin", "FILE", "the program's standard input; -: our own"},
     {CLI_OPEN, "--open", NULL,
      "as in the standard: open objects, and format is a note"},
-    {CLI_HOST, "--host", NULL,
-     "what is around the gateway, and how to mend it"},
+
     {CLI_LEARN, "--learn", NULL,
      "trace it outside the cage, and print what to declare"},
     {CLI_WATCH, "--watch", NULL,
@@ -52346,7 +52349,7 @@ static const struct cli_option {
 
 struct cli {
     const char *policy, *stdin_path, *key;
-    bool policy_given, json, open, running, learn, watch;
+    bool json, open, running, learn, watch;
     char **args;  // what is left: operands
     int args_n;
 };
@@ -52357,8 +52360,7 @@ struct cli_command {
     int max;  // operands; -1: any number
     int (*run)(const struct cli *);
     int (*raw)(int argc, char **argv);  // reads its own options instead
-    const char *tool;                   // so does this module's main(), where
-                                        //   there is no `run`, or no --host
+    const char *tool;                   // so does this module's main()
 };
 
 __attribute__((format(printf, 1, 2))) static int
@@ -52498,56 +52500,47 @@ cli_check(const struct cli *cli)
 /* ---- audit --------------------------------------------------------------- */
 
 static void
-cli_audit_write(const struct posture_seen *host, const struct cfg *c, bool json)
+cli_host_json(const struct posture_seen *host, const struct cfg *c,
+              struct mem_buf *out)
 {
-    const struct cfg_process *p = c ? &c->process : NULL;
-    bool commands = c && c->commands_n;
-    struct mem_buf out = {0};
-
-    if (!json) {
-        fputs("sandbox layers\n", stdout);
-        host_print(&host->have, p, commands, stdout);
-        fputs("posture\n", stdout);
-        posture_print(host->posture, p, stdout);
-        return;
-    }
-    mem_buf_printf(&out, "{\"layers\":");
-    host_write_json(&host->have, p, commands, &out);
-    mem_buf_printf(&out, ",\"posture\":");
-    posture_json(host->posture, &out);
-    printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
-    mem_buf_free(&out);
+    mem_buf_printf(out, "{\"layers\":");
+    host_write_json(&host->have, c ? &c->process : NULL, c && c->commands_n,
+                    out);
+    mem_buf_printf(out, ",\"posture\":");
+    posture_json(host->posture, out);
+    mem_buf_add(out, "}", 1);
 }
 
-/* With a policy, as that one uses the machine; without, by itself. */
+/* core.host([policy]) -> JSON of what is here and around us, as that policy
+ * uses the machine, and why this is not enough for it; or nil and why it does
+ * not load */
 static int
-cli_audit(const struct cli *cli)
+cli_core_host(lua_State *L)
 {
-    struct mem_arena *a;
+    const char *policy = luaL_optstring(L, 1, NULL);
+    struct mem_arena *a = mem_arena_new((size_t)512 << 20);
+    struct mem_buf out = {0};
     struct posture_seen host;
     struct boot b;
     struct cfg c;
     struct err e;
-    bool ok = true, loaded = false;
+    bool loaded, ok;
 
-    a = mem_arena_new((size_t)512 << 20);
     posture_survey(&host);
     if (!host_has(&host.have, HOST_UID))
         posture_judge_keep(host.posture);
-    if (cli->policy_given) {
-        loaded = cli_load(a, cli->policy, &b, &c, &e);
-        ok = loaded && sup_judge(a, &c, &host, &b, &e);
+    loaded = policy && cli_load(a, policy, &b, &c, &e);
+    ok = policy ? loaded && sup_judge(a, &c, &host, &b, &e) : true;
+    if (ok || loaded) {
+        cli_host_json(&host, loaded ? &c : NULL, &out);
+        lua_pushlstring(L, mem_buf_ptr(&out), mem_buf_len(&out));
+    } else {
+        lua_pushnil(L);
     }
-    if (ok || loaded)
-        cli_audit_write(&host, loaded ? &c : NULL, cli->json);
-    if (!ok)
-        cli_fail("%s", e.msg);
-    for (unsigned i = 0; i < POSTURE_N; i++)
-        ok = ok && host.posture[i].severity < POSTURE_MEDIUM;
-    if (fflush(stdout) != 0)
-        ok = cli_fail("standard output: %s", strerror(errno)) == 0;
+    lua_pushstring(L, ok ? NULL : e.msg);
+    mem_buf_free(&out);
     mem_arena_free(a);
-    return ok ? 0 : 1;
+    return 2;
 }
 
 /* ---- exec ---------------------------------------------------------------- */
@@ -53254,12 +53247,9 @@ static const struct cli_command cli_commands[] = {
      "  gateway check --json my.lua > plain.json\n",
      CLI_POLICY | CLI_JSON, 1, .run = cli_check},
     {"audit", "[POLICY]",
-     "Looks for holes in a policy. With --host: says which sandbox layers are "
-     "here, and what around the gateway is not as it should be, with the mend. "
-     "1: something of medium or high severity.",
-     "  gateway audit --host\n"
-     "  gateway audit --host --json my.lua\n",
-     CLI_POLICY | CLI_JSON | CLI_HOST, 1, .run = cli_audit,
+     "Looks for holes in a policy, in an OpenAPI document, in a running "
+     "service, "
+     "or around the gateway.",
      .tool = "gateway.audit"},
     {"explain", "/path?query",
      "Tells what becomes of one request, decision by decision.",
@@ -53386,7 +53376,6 @@ cli_option_set(struct cli *cli, unsigned bit, const char *value)
 {
     if (bit == CLI_POLICY) {
         cli->policy = value;
-        cli->policy_given = true;
     }
     cli->json |= bit == CLI_JSON;
     if (bit == CLI_STDIN)
@@ -53432,16 +53421,6 @@ cli_parse(const struct cli_command *c, int argc, char **argv, struct cli *cli)
     if (c->max >= 0 && cli->args_n > c->max)
         return cli_misused(c, "one too many: ", cli->args[c->max]);
     return 0;
-}
-
-/* Is `option` on the command line? */
-static bool
-cli_has(int argc, char **argv, const char *option)
-{
-    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
-        if (strcmp(argv[i], option) == 0)
-            return true;
-    return false;
 }
 
 static void
@@ -53506,12 +53485,13 @@ cli_commands_json(struct mem_buf *b)
 static int
 cli_tool(const struct cli_command *c, int argc, char **argv)
 {
+    static const luaL_Reg more[] = {{"host", cli_core_host}, {NULL, NULL}};
     struct mem_buf b = {0};
     int code;
 
     cli_commands_json(&b);
     mem_buf_add(&b, "", 1);
-    code = try_tool(c->tool, mem_buf_ptr(&b), argc, argv);
+    code = try_tool(c->tool, mem_buf_ptr(&b), more, argc, argv);
     mem_buf_free(&b);
     return code;
 }
@@ -53522,7 +53502,7 @@ cli_command_run(const struct cli_command *c, int argc, char **argv)
     struct cli cli = {.policy = "scripts/gateway.lua"};
     int code;
 
-    if (c->tool && !(c->run && cli_has(argc, argv, "--host")))
+    if (c->tool)
         return cli_tool(c, argc, argv);
     for (int i = 1; i < argc && !(c->raw && i > 1); i++) {
         if (strcmp(argv[i], "--") == 0)
