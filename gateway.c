@@ -6215,8 +6215,8 @@ schema_fill_required(struct schema_build *b, struct schema_node *n,
                      yyjson_val *v, const struct schema_word *w)
 {
     struct schema_obj *o = schema_part(b, n, w->part);
-    unsigned *names;
-    size_t count;
+    unsigned *names = NULL;
+    size_t count = 0;
 
     o->required = mem_alloc(b->arena, SCHEMA_NAMES_MAX / 8);
     if (!schema_names_of(b, o, v, w->name, &names, &count))
@@ -17690,7 +17690,8 @@ tls_ticket_unseal(const struct tls *t, const unsigned char *name,
 
     while (i < r->seals_n && memcmp(r->seals[i].name, name, 16) != 0)
         i++;
-    if (i == r->seals_n || n < TLS_NOTE || memcmp(mac + 16, zero, sizeof zero))
+    if (i == r->seals_n || n < TLS_NOTE ||
+        memcmp(mac + 16, zero, sizeof zero) != 0)
         return false;
     tls_ticket_key(t, &r->seals[i], iv, key);
     rc = wc_ChaCha20Poly1305_Decrypt(key, tls_nonce, name, 16, p, (word32)n,
@@ -22623,7 +22624,7 @@ up_on_names(struct up_target *t, const struct err *e)
     struct up_call *c;
 
     while ((c = t->waiting)) {
-        up_unwait(c);
+        up_unwait(c);  // NOLINT(clang-analyzer-unix.Malloc): takes it out
         if (e)
             up_no_connection(c, e);
         else
@@ -25426,7 +25427,7 @@ wall_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
 static bool
 wall_supervisor(const uint64_t key[2], bool accepted, struct err *e)
 {
-    struct sock_fprog p, keyed;
+    struct sock_fprog p = {0}, keyed;
     bool ok;
 
     if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0)
@@ -31150,8 +31151,8 @@ static void
 chain_unhex(const char *hex, size_t n, unsigned char *out)
 {
     for (size_t i = 0; i < n; i++)
-        out[i] = (unsigned char)(str_hex_digit(hex[2 * i]) << 4 |
-                                 str_hex_digit(hex[2 * i + 1]));
+        out[i] = (unsigned char)((unsigned)str_hex_digit(hex[2 * i]) << 4 |
+                                 (unsigned)str_hex_digit(hex[2 * i + 1]));
 }
 
 static struct chain_seen *
@@ -34606,10 +34607,11 @@ exec_client_on_frame(void *data, const struct msg_frame *f, struct err *e)
 static void
 exec_elder_unlink(struct exec *x)
 {
-    struct exec **at = &x->heir->elders;
+    struct exec **at;
 
-    while (*at != x)
-        at = &(*at)->next;
+    must(x->heir != NULL);
+    for (at = &x->heir->elders; *at != x; at = &(*at)->next)
+        must(*at != NULL);
     *at = x->next;
 }
 
@@ -38760,6 +38762,7 @@ bind_core_folder(lua_State *L)
 static void
 bind_push_doc(lua_State *L, const struct doc_node *n, int lines)
 {
+    must(n != NULL);
     luaL_checkstack(L, 8, "document too deep");
     if (n->kind == DOC_VALUE) {
         bind_push_value(L, n->value);
@@ -43465,6 +43468,7 @@ work_main(struct boot *boot)
     w->env.boot = boot;
     if (!cfg_load(w->boot_arena, boot->cfg_json, &w->cfg, &e) ||
         !work_wall(w, &e)) {
+        // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): the process ends
         log_at(LOG_FATAL, "work", "%s", e.msg);
         msg_write_why(BOOT_CHANNEL_FD, &e);
         return 1;
