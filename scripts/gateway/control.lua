@@ -5,6 +5,7 @@
 -- the answer one line of JSON.
 
 local core <const> = require "gateway.core"
+local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local tool <const> = require "gateway.tool"
 local M = {}
@@ -148,8 +149,9 @@ local function say_workers(workers)
       or a.generation == b.generation and a.index < b.index
   end)
   for _, w in ipairs(workers) do
-    core.print(("  worker %d   pid %d, %d connections, %d requests%s"):format(
-      w.index, w.pid, w.connections, w.requests,
+    core.print(("  worker %d   pid %d, %s, %s%s"):format(w.index, w.pid,
+      options.count(w.connections, "connection"),
+      options.count(w.requests, "request"),
       w.draining and (" (drains, generation %d)"):format(w.generation)
         or not w.ready and " (starts)" or ""))
   end
@@ -158,9 +160,9 @@ end
 
 -- What `gateway status` prints.
 local function say_status(s)
-  core.print(("gateway %s, pid %d, %s for %s, generation %s, %d requests")
+  core.print(("gateway %s, pid %d, %s for %s, generation %s, %s")
     :format(s.version, s.pid, s.state, span(s.uptime),
-      tostring(s.generation or "none"), s.requests))
+      tostring(s.generation or "none"), options.count(s.requests, "request")))
   core.print(("  policy     %s%s"):format(s.policy, s.policy_sha256
     and " (sha256 " .. s.policy_sha256:sub(1, 16) .. "…)" or ""))
   core.print("  listeners  " .. table.concat(s.listeners or {}, ", "))

@@ -134,12 +134,9 @@ local LISTEN_SPEC <const> = options.spec("gateway.listen", {
     help = "a line for each new client, so that a log can be run again" },
   limits = { options.table, default = {},
     help = "see gateway.listen: limits" },
-  crl = { options.files, default = core.array {},
-    help = "lists of revoked certificates: files, or folders of *.crl" },
-  crl_missing = { options.one_of("deny", "allow"), default = "deny",
-    help = "a certificate that no list covers" },
-  crl_expired = { options.one_of("deny", "allow"), default = "deny",
-    help = "a list past its nextUpdate" },
+  crl = options.CRL.crl,
+  crl_missing = options.CRL.crl_missing,
+  crl_expired = options.CRL.crl_expired,
   host_check = { options.boolean, default = true,
     help = "answer 421 where Host is not the TLS server name" },
   strip_headers = { options.texts, default = core.array {},
@@ -344,9 +341,7 @@ local function read_listener(at, what, given)
       .. " issued for something else, such as a web server's: let authorize"
       .. " name who may call, never id.anyone")
   end
-  read.crl_missing_ok = read.crl_missing == "allow"
-  read.crl_expired_ok = read.crl_expired == "allow"
-  read.crl_missing, read.crl_expired = nil, nil
+  options.read_crl(read)
   if read.proxy_protocol then
     read.proxy_from = options.read(at, what .. ": proxy_protocol",
       read.proxy_protocol, PROXY_SPEC).from

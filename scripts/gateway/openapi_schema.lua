@@ -9,6 +9,7 @@
 local core <const> = require "gateway.core"
 local document <const> = require "gateway.document"
 local options <const> = require "gateway.options"
+local pointer <const> = require "gateway.pointer"
 local M = {}
 
 -- What becomes of each keyword of 3.0: the name of a method below.
@@ -632,19 +633,17 @@ end
 -- ---- the whole -------------------------------------------------------------
 
 -- The place in the document of what the C side complains about.
-function Converter:place(root, pointer)
+function Converter:place(root, path)
   local at, source, key = root, self.places[root], nil
-  for token in pointer:gmatch("/([^/]*)") do
-    token = token:gsub("~1", "/"):gsub("~0", "~")
-    local index = document.is_list(at) and math.tointeger(tonumber(token))
-    at = type(at) == "table" and at[index and index + 1 or token]
+  for step in pointer.steps(path) do
+    at = pointer.child(at, step)
     if at == nil then
       break
     end
     if type(at) == "table" and self.places[at] then
       source, key = self.places[at], nil
     else
-      key = source[token] ~= nil and token or key
+      key = source[step] ~= nil and step or key
     end
   end
   return source, key
@@ -656,8 +655,8 @@ function Converter:check(root)
   if ok then
     return
   end
-  local pointer, why = message:match("^schema at #(.-): (.*)$")
-  local source, key = self:place(root, pointer or "")
+  local path, why = message:match("^schema at #(.-): (.*)$")
+  local source, key = self:place(root, path or "")
   local word = why and why:match("^([%w$]+): ")
   if word and source[word] ~= nil then
     key, why = word, why:sub(#word + 3)

@@ -196,13 +196,28 @@ end
 M.stand_ins = stand_ins
 
 
-local function has_header(headers, wanted)
+-- Fields of the connection: the test's own side of it writes them.
+local OF_CONNECTION <const> = {
+  connection = "it is kept", upgrade = "an upgrade is tried with a running"
+    .. " gateway", ["transfer-encoding"] = "give body",
+  ["content-length"] = "give body", ["keep-alive"] = "it is kept",
+  ["proxy-connection"] = "it is kept", te = "there are no trailers",
+  trailer = "there are no trailers",
+}
+
+
+-- The names of a request's headers in lower case, as a set.
+local function header_names(headers)
+  local names = {}
   for name in pairs(headers) do
-    if type(name) == "string" and name:lower() == wanted then
-      return true
+    local lower = tostring(name):lower()
+    if OF_CONNECTION[lower] then
+      misuse("t.request", ("headers: %s is of the connection: %s; for a request"
+        .. " as it stands, give raw"):format(name, OF_CONNECTION[lower]))
     end
+    names[lower] = true
   end
-  return false
+  return names
 end
 
 
@@ -223,10 +238,11 @@ function M.request(identity, method, target, opts)
   for name, value in pairs(opts.headers or {}) do
     headers[name] = value
   end
+  local names = header_names(headers)
   if opts.json ~= nil then
     body = core.encode(opts.json)
   end
-  if body and not has_header(headers, "content-type") then
+  if body and not names["content-type"] then
     headers["content-type"] = opts.json ~= nil and "application/json"
       or "application/octet-stream"
   end
@@ -465,7 +481,9 @@ local function read_file(name, opts)
   if not chunk then
     return nil, message
   end
+  core.test_printer(name)
   local ok, problem = pcall(chunk)
+  core.test_printer(nil)
   if not ok then
     return nil, problem
   end
@@ -484,7 +502,9 @@ local function run_case(case, policy_name)
     return tostring(message)
   end
   coverage.note_routes()
+  core.test_printer(case.name)
   ok, message = pcall(case.body)
+  core.test_printer(nil)
   if ok then
     return nil
   end
@@ -625,8 +645,9 @@ end
 
 -- A word on what was done, on standard error: the results are on the other.
 local function tell_of_fuzzing(name, run)
-  core.warn(("fuzz %s: seed %d: %d requests to %d routes: %d valid, %d invalid,"
-    .. " %d that could not be told"):format(name, run.seed, run.sent, run.goals,
+  core.warn(("fuzz %s: seed %d: %s to %s: %d valid, %d invalid, %d that could"
+    .. " not be told"):format(name, run.seed,
+    options.count(run.sent, "request"), options.count(run.goals, "route"),
     run.valid, run.invalid, run.unsure))
   for _, place in ipairs(run.stood_in) do
     core.warn(("  %s: authorize was stood in for: no identity of a test or of"

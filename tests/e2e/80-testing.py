@@ -251,6 +251,85 @@ def test_json():
           ["no case in which an input is refused"])
 
 
+FETCHES = HEAD + """
+local app = gateway.upstream { "http://127.0.0.1:9", name = "app" }
+local wrong = {
+  { { path = "/", timeout = "x" }, "timeout must be a number" },
+  { { path = "/", tiemout = 1 }, "unknown field \\"tiemout\\": did you mean 'timeout'?" },
+  { { path = {} }, "path must be a string, not a table" },
+  { { path = "/", query = "a=b" }, "query must be a table" },
+  { { path = "/", headers = "x" }, "headers must be a table" },
+  { { path = "/", headers = { ["a b"] = "c" } }, "headers: no header name" },
+  { { path = "/", headers = { "c" } }, "headers: no header name" },
+  { { path = "/", body = {} }, "body must be a string" },
+  { { path = "/", headers = { Upgrade = "x" } }, "header 'Upgrade' is written by the gateway itself", true },
+  { { path = "/", max = "9X" }, "max takes" },
+  { 7, "takes a path or" },
+  { nil, "takes a path or" },
+}
+gateway.get("/all", { authorize = id.anyone, handle = function()
+  local bad = {}
+  for i = 1, 12 do
+    local row = wrong[i]
+    local ok, why = pcall(gateway.fetch, app, row[1])
+    why = tostring(why)
+    if ok or not why:find(row[2], 1, true)
+      or not row[3] and not why:find("^.-policy%.lua:%d+: gateway%.fetch: ")
+      or why:find "bad argument" then
+      bad[#bad + 1] = why
+    end
+  end
+  return gateway.text(table.concat(bad, "\\n"))
+end })
+"""
+
+
+def test_mistakes_in_a_fetch_name_the_place_and_the_mend():
+    path = folder(policy=FETCHES, some_test="""
+local t = require "gateway.test"
+t.case("all are told", function()
+  t.equal(t.request(t.identity { cn = "a" }, "GET", "/all").body, "")
+end)""")
+    run(path, path + "/some_test.lua")
+
+
+def test_headers_of_the_connection_are_not_a_tests():
+    """The message names the header, and what to do instead."""
+    for name, mend in (("Upgrade", "running gateway"), ("TE", "trailers"),
+                       ("Content-Length", "give body")):
+        path = folder(policy=HALF, some_test="""
+local t = require "gateway.test"
+t.case("one", function()
+  t.request(t.identity { ou = "ops" }, "GET", "/half",
+    { headers = { ["%s"] = "x" } })
+end)""" % name)
+        out = run(path, path + "/some_test.lua", code=1).stdout
+        for word in ("some_test.lua:4: t.request: headers: %s is of the"
+                     % name, mend):
+            assert word in out, out
+
+
+def test_print_is_heard_and_says_of_which_case():
+    """What a case, its policy's hooks and the file itself print."""
+    path = folder(policy=HEAD + """
+gateway.get("/x", { authorize = id.anyone, handle = function(request)
+  print("the hook", request.method)
+  return gateway.text "x" end })
+""", some_test="""
+local t = require "gateway.test"
+print("read", 1, nil)
+t.case("first", function()
+  print("a case", { 1 } ~= nil)
+  t.request(t.identity { cn = "a" }, "GET", "/x")
+end)
+t.case("second", function() t.equal(1, 1) end)""")
+    result = run(path, path + "/some_test.lua")
+    equal(result.stderr.splitlines(), [
+        path + "/some_test.lua: read\t1\tnil", "first: a case\ttrue",
+        "first: the hook\tGET"])
+    assert "2 passed" in result.stdout, result.stdout
+
+
 def test_nothing_ran():
     path = folder(policy=HALF, some_test=HALF_TEST)
     test = path + "/some_test.lua"
