@@ -42,7 +42,7 @@ TEST_NEEDS  = $(RUN_NEEDS) openssl:openssl /usr/sbin/haproxy:haproxy \
               bwrap:bubblewrap groff:groff-base zsh:zsh fish:fish rsync:rsync zip:zip unzip:unzip qpdf:qpdf \
               /usr/lib/python3/dist-packages/jsonschema:python3-jsonschema
 FUZZ_NEEDS  = $(BUILD_NEEDS) clang:clang /usr/share/doc/libclang-rt-dev:libclang-rt-dev
-LINT_NEEDS  = $(BUILD_NEEDS) clang-tidy:clang-tidy cppcheck:cppcheck luacheck:lua-check
+LINT_NEEDS  = $(BUILD_NEEDS) clang-tidy:clang-tidy luacheck:lua-check
 
 SCRIPTS  = $(sort $(wildcard scripts/gateway/*.lua))
 FUZZ     = $(patsubst tests/fuzz_%.inc,%,$(sort $(wildcard tests/fuzz_*.inc)))
@@ -91,7 +91,7 @@ fuzz: ## fuzz each parser for FUZZ_SECONDS, two at a time; FUZZ="h1 pki" only th
 	@$(MAKE) --no-print-directory build/fuzz/all
 	@tests/fuzz.sh $(FUZZ_SECONDS) $(FUZZ)
 
-lint: ## clang-tidy, cppcheck, luacheck
+lint: ## clang-tidy, luacheck
 	@tests/setup.sh $(LINT_NEEDS)
 	@$(MAKE) --no-print-directory lint-now
 
@@ -174,7 +174,7 @@ build/flags: $(DEPS_STAMPS) FORCE
 # than ten minutes; what it finds, it finds in the first ones.
 ANALYZER = --extra-arg=-Xclang --extra-arg=-analyzer-config \
            --extra-arg=-Xclang --extra-arg=max-nodes=20000
-LINTS    = lint-gateway lint-tests lint-cppcheck lint-lua
+LINTS    = lint-gateway lint-tests lint-lua
 .PHONY: $(LINTS)
 lint-now: build/scripts.inc $(DEPS_STAMPS)
 	@$(MAKE) --no-print-directory -k -j $(JOBS) $(LINTS)
@@ -182,8 +182,5 @@ lint-gateway:
 	clang-tidy --quiet $(ANALYZER) gateway.c -- $(filter-out -f%,$(COMMON)) $(PART)
 lint-tests:
 	clang-tidy --quiet --checks='-clang-analyzer-*' $(wildcard tests/*.c) -- $(filter-out -f%,$(COMMON)) $(PART)
-lint-cppcheck:
-	cppcheck --quiet --std=c11 --enable=warning,portability --inline-suppr \
-	    --error-exitcode=1 --suppress=missingIncludeSystem -Ibuild gateway.c
 lint-lua:
 	luacheck --quiet scripts tests

@@ -38022,12 +38022,13 @@ static void
 bind_push_identity(lua_State *L, struct pki_identity *id, bool resumed)
 {
     struct bind_identity *box;
-    const void *key = (const char *)id + resumed;  // two objects, if need be
+    const void *key;
 
     if (!id) {
         lua_pushnil(L);
         return;
     }
+    key = (const char *)id + resumed;  // two objects, if need be
     lua_rawgetp(L, LUA_REGISTRYINDEX, &bind_identity_mark);
     if (lua_rawgetp(L, -1, key) != LUA_TNIL) {
         lua_remove(L, -2);
