@@ -55,6 +55,9 @@ finding.rules {
   ["identity.anyone"] = { "medium", "every client of the CA reaches an"
     .. " upstream",
     "say in authorize who needs it, such as id.spiffe or id.ou" },
+  ["identity.denylist"] = { "medium", "authorize says only who may not enter:"
+    .. " every other client of the CA may", "say who may, with id.all(…,"
+    .. " id.none(…)) where some of them may not" },
   ["identity.any-method"] = { "low", "an upstream is reached with every method",
     "name the methods: gateway.get, or gateway.route({ \"GET\", … }, …)" },
   ["identity.whole-domain"] = { "low", "every workload of a trust domain counts"
@@ -257,7 +260,30 @@ function M.name_of(route)
 end
 
 
+-- True where authorize says only who may not enter.
+local function is_denylist(route)
+  local found = false
+  for _, who in ipairs(route.authorize) do
+    local denies = who.text:find("^none%b()$") ~= nil
+    if not denies and not is_anyone(who.text) then
+      return false
+    end
+    found = found or denies
+  end
+  return found
+end
+
+
+local function check_denylist(audit, route, at, name)
+  if is_denylist(route) then
+    audit:add("identity.denylist", at, ("%s: authorize says only who may not"
+      .. " enter: %s"):format(name, route.authorize[1].text))
+  end
+end
+
+
 local function check_who(audit, route)
+  check_denylist(audit, route, route.at, M.name_of(route))
   local proxy = route.handle.kind == "proxy"
   if proxy and M.open(route) then
     audit:add("identity.anyone", route.at, ("%s: anyone with a certificate"
@@ -282,6 +308,10 @@ local function check_tunnels(audit, book)
     if listener.tcp and M.open(listener.tcp) then
       audit:add("identity.anyone", listener.at, ("gateway.tcp %s: anyone with a"
         .. " certificate reaches the server behind"):format(listener.name))
+    end
+    if listener.tcp then
+      check_denylist(audit, listener.tcp, listener.at, "gateway.tcp "
+        .. listener.name)
     end
   end
 end

@@ -5,6 +5,7 @@ local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
 local flow <const> = require "gateway.flow"
 local luasource <const> = require "gateway.luasource"
+local shape <const> = require "gateway.shape"
 local M = {}
 
 finding.rules {
@@ -33,9 +34,19 @@ finding.rules {
 
 -- ---- hooks that decide -----------------------------------------------------
 
-local function calls_error(node)
+local function calls(node, name)
   return node.kind == "call" and node.func.kind == "name"
-    and node.func.name == "error"
+    and node.func.name == name
+end
+
+
+-- May a block refuse by an error?
+local function may_raise(body)
+  local found = false
+  luasource.walk(body, function(node)
+    found = found or calls(node, "error") or calls(node, "assert")
+  end)
+  return found
 end
 
 
@@ -53,7 +64,7 @@ local function always_ends(body)
   local last = body[#body]
   if not last then
     return false
-  elseif last.kind == "give" or calls_error(last) then
+  elseif last.kind == "give" or calls(last, "error") then
     return true
   elseif last.kind == "block" then
     return always_ends(last.body)
@@ -72,6 +83,50 @@ local function always_ends(body)
 end
 
 
+-- Do two expressions say the same constant?
+local function equal(a, b)
+  return a.value ~= nil and a.kind == b.kind and a.value == b.value
+    and (a.kind == "number" or a.kind == "text" or a.kind == "constant")
+end
+
+
+-- Is it the parameter that is always there, compared with nil?
+local function compares_with_nil(node, params)
+  return node.left.kind == "name" and node.left.name == params[1]
+    and node.right.kind == "constant" and node.right.value == "nil"
+end
+
+
+-- Is an expression surely true, or surely false? Nil: it cannot be told.
+local function truth(node, params)
+  if node.kind == "constant" then
+    return node.value == "true"
+  elseif node.kind == "unary" and node.op == "not" then
+    local inner = truth(node.value, params)
+    return inner == false or inner == nil and nil
+  elseif node.kind ~= "binary" then
+    return nil
+  end
+  local same = equal(node.left, node.right)
+  if node.op == "==" or node.op == "~=" then
+    if same or compares_with_nil(node, params) then
+      return (node.op == "==") == same
+    end
+    return nil
+  end
+  local left, right = truth(node.left, params), truth(node.right, params)
+  if node.op == "or" then
+    return left or right or left == false and right
+  end
+  return node.op == "and" and left and right or nil
+end
+
+-- Methods of texts that give no boolean.
+local TEXTS <const> = { find = true, match = true, sub = true, gsub = true,
+  len = true, lower = true, upper = true, byte = true, format = true,
+  rep = true, gmatch = true }
+
+
 -- Is an expression surely no boolean, or surely one? Nil: it cannot be told.
 local function is_boolean(node)
   local kind = node.kind
@@ -88,7 +143,8 @@ local function is_boolean(node)
     end
     return left and right or nil
   elseif kind == "index" or kind == "binary" or kind == "text"
-    or kind == "number" or kind == "table" or kind == "func" then
+    or kind == "number" or kind == "table" or kind == "func"
+    or kind == "method" and TEXTS[node.name] then
     return false
   end
   return nil
@@ -115,8 +171,7 @@ local function check_decision(audit, file, node, what)
   each_return(node.body, function(give)
     returns = returns + 1
     local first = give.values[1]
-    only_true = only_true and first and first.kind == "constant"
-      and first.value == "true"
+    only_true = only_true and first and truth(first, node.params)
     local at = ("%s:%d"):format(file, give.line)
     if not first or first.value == "nil" and first.kind == "constant" then
       audit:add("hook.may-return-nothing", at, what .. " returns nothing here")
@@ -128,7 +183,8 @@ local function check_decision(audit, file, node, what)
   if not always_ends(node.body) then
     audit:add("hook.may-return-nothing", ("%s:%d"):format(file, node.line), what
       .. " may reach its end without a return")
-  elseif what == "authorize" and only_true and returns > 0 then
+  elseif what == "authorize" and only_true and returns > 0
+    and not may_raise(node.body) then
     audit:add("hook.always-true", ("%s:%d"):format(file, node.line),
       "authorize returns true, whoever asks")
   end
@@ -176,27 +232,46 @@ local function check_decisions(audit, file, body)
 end
 
 
--- gateway.group("/v1", {}) and v1:group("/x").
-local function check_groups(audit, file, body)
-  luasource.walk(body, function(node)
-    local is_group = node.kind == "call" and node.func.kind == "index"
-      and node.func.object.kind == "name" and node.func.object.name == "gateway"
-      and node.func.key.value == "group"
-    local opts = is_group and node.args[2]
-    local has = false
-    for _, item in ipairs(opts and opts.kind == "table" and opts.items or {}) do
-      local word = item.key and item.key.value
-      has = has or word == "authorize" or word == "client_ca"
-    end
-    if is_group and not has and (not opts or opts.kind == "table") then
-      audit:add("identity.group", ("%s:%d"):format(file, node.line),
-        "gateway.group without authorize")
-    end
-  end)
+-- ---- hooks of routes -------------------------------------------------------
+
+-- Of functions that share their lines, those that hold none of the others: one
+-- that is made by another, on the same line, is the hook.
+local function innermost(nodes)
+  local outer, list = {}, {}
+  for _, node in ipairs(nodes) do
+    luasource.walk(node.body, function(inner)
+      for _, other in ipairs(nodes) do
+        outer[node] = outer[node] or inner == other
+      end
+    end)
+  end
+  for _, node in ipairs(nodes) do
+    list[#list + 1] = not outer[node] and node or nil
+  end
+  return list
 end
 
 
--- ---- hooks of routes -------------------------------------------------------
+-- The hooks that decide, wherever they were written: as a field that is set
+-- later, in a module, by a function that makes them.
+local function check_deciding(audit, flows, book, route)
+  local function check(number, what)
+    local file, first, last = core.test_span(book.hooks[number])
+    local nodes = flows[file] and innermost(flows[file]:find(first, last)) or {}
+    if #nodes == 1 then
+      check_decision(audit, file, nodes[1], what)
+    end
+  end
+  for _, who in ipairs(route.authorize) do
+    if who.text:find("^a function at ") then
+      check(who.hook, "authorize")
+    end
+  end
+  for _, number in ipairs(route.check) do
+    check(number, "check")
+  end
+end
+
 
 local function follow(audit, flows, book, number, kinds, into)
   local func = book.hooks[number]
@@ -219,12 +294,41 @@ local function follow_route(audit, flows, book, route)
   if route.handle.hook then
     follow(audit, flows, book, route.handle.hook, request, into)
   end
-  for _, list in ipairs { route.check, route.respond, route.log } do
+  for _, number in ipairs(route.check) do
+    follow(audit, flows, book, number, request, into)
+  end
+  for _, list in ipairs { route.respond, route.log } do
     for _, number in ipairs(list) do
-      follow(audit, flows, book, number, request, into)
+      follow(audit, flows, book, number, { "request", "response" }, into)
     end
   end
+  if into.gave_up then
+    audit:add("hook.unseen", route.at, config.name_of(route) .. ": its hooks do"
+      .. " too much to be followed to the end")
+  end
   return into
+end
+
+
+-- Numbers, and one of some values, need no encoding.
+local function is_bound(schema)
+  local kind = type(schema) == "table" and schema.type
+  return type(schema) == "table" and shape.is_narrow(schema)
+    or kind == "integer" or kind == "number" or kind == "boolean"
+end
+
+
+local function check_path(audit, sink)
+  for input in pairs(sink.inputs) do
+    if input.where == "identity" then
+      audit:add("hook.built-path", sink.at, ("a path is put together with"
+        .. " identity.%s, which may hold what its CA lets it"):format(
+        input.name))
+    elseif not is_bound(input.schema) then
+      audit:add("hook.built-path", sink.at,
+        "a path is put together with a client's text")
+    end
+  end
 end
 
 
@@ -232,9 +336,8 @@ local function check_sinks(audit, into)
   for _, sink in ipairs(into.sinks) do
     if sink.kind == "raw" then
       audit:add("hook.raw", sink.at, "request.raw is read")
-    elseif sink.kind == "path" and sink.glued and next(sink.inputs) then
-      audit:add("hook.built-path", sink.at,
-        "a path is put together with a client's text")
+    elseif sink.kind == "path" and sink.glued then
+      check_path(audit, sink)
     end
   end
 end
@@ -261,7 +364,7 @@ end
 -- The flow of each file; a file that requires another is given what that one
 -- returns.
 local function flows_of(sources)
-  local flows, begun = {}, {}
+  local flows, begun, closures = {}, {}, {}
   local function get(file)
     local source = sources[file]
     if source and not begun[file] then
@@ -271,7 +374,7 @@ local function flows_of(sources)
         local path = folder .. module:gsub("%.", "/")
         local other = get(path .. ".lua") or get(path .. "/init.lua")
         return other and other.value
-      end)
+      end, closures)
     end
     return flows[file]
   end
@@ -289,11 +392,18 @@ function M.check(audit, book, sources)
   local flows, found = flows_of(sources), {}
   for file, source in pairs(sources) do
     check_decisions(audit, file, source.body)
-    check_groups(audit, file, source.body)
+    for _, at in ipairs(flows[file].bare_groups) do
+      audit:add("identity.group", at, "gateway.group without authorize")
+    end
+    if flows[file].gave_up then
+      audit:add("hook.unseen", file .. ":1", "what this file does at its top"
+        .. " level is too much to follow")
+    end
   end
   for _, route in ipairs(book.routes) do
     local into = follow_route(audit, flows, book, route)
     found[route] = into
+    check_deciding(audit, flows, book, route)
     check_sinks(audit, into)
     check_commands(audit, route, into)
     check_forwards(audit, route, into)

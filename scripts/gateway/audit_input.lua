@@ -116,6 +116,18 @@ end
 M.label_of = label_of
 
 
+-- Is a pattern quick?
+local function check_steps(audit, at, label, schema)
+  local kind, attack = shape.analyse(schema):redos()
+  if kind then
+    audit:add("input.redos", at, ("%s: pattern %s gives up at %d characters,"
+      .. " such as %s"):format(label, shape.show(schema.pattern),
+      utf8.len(attack), shape.show(attack)), kind == "polynomial" and "low"
+      or nil)
+  end
+end
+
+
 -- A pattern by itself: bound, judged, quick?
 local function check_pattern(audit, at, label, schema)
   local p = shape.analyse(schema)
@@ -129,13 +141,7 @@ local function check_pattern(audit, at, label, schema)
       shape.show(schema.pattern), shape.show(p:admits("../") or p:admits(" ")
         or p:shortest() or "")))
   end
-  local kind, attack = p:redos()
-  if kind then
-    audit:add("input.redos", at, ("%s: pattern %s gives up at %d characters,"
-      .. " such as %s"):format(label, shape.show(schema.pattern),
-      utf8.len(attack), shape.show(attack)), kind == "polynomial" and "low"
-      or nil)
-  end
+  check_steps(audit, at, label, schema)
 end
 
 
@@ -166,6 +172,7 @@ local function check_text(audit, at, label, schema, sinks)
   elseif is_wide(schema) then
     audit:add("input.no-pattern", at, ("%s: pattern %s takes nearly any text")
       :format(label, shape.show(schema.pattern)), sinks and "medium" or nil)
+    check_steps(audit, at, label, schema)
   else
     check_pattern(audit, at, label, schema)
   end
@@ -294,6 +301,9 @@ end
 
 local function check_leaf(audit, route, flow_route, where, leaf)
   local label = label_of { where = where, name = leaf.name }
+  if leaf.is_name then
+    label = "a name in " .. label
+  end
   local sinks = sinks_of(route, flow_route, where, leaf.name)
   local beyond = false
   for _, sink in ipairs(sinks) do
@@ -312,8 +322,10 @@ local function check_leaf(audit, route, flow_route, where, leaf)
   if where ~= "json" then
     beyond = beyond or route.handle.kind == "proxy" and where ~= "path"
   end
-  check_text(audit, route.at, config.name_of(route) .. ": " .. label,
-    leaf.schema, beyond)
+  if not leaf.is_name or leaf.schema.pattern then
+    check_text(audit, route.at, config.name_of(route) .. ": " .. label,
+      leaf.schema, beyond)
+  end
 end
 
 
@@ -373,6 +385,23 @@ function M.inputs(route)
 end
 
 
+-- A body that no schema checks is any text.
+local function check_bare(audit, route, flow_route)
+  if route.body.kind == "none" or route.body.schema ~= nil then
+    return
+  end
+  for _, sink in ipairs(sinks_of(route, flow_route, "body", "body")) do
+    local place = PLACE_OF[sink.kind]
+    if place then
+      check_dangers(audit, sink.at, "the body", { type = "string" }, place,
+        sink.how, function()
+          return false
+        end)
+    end
+  end
+end
+
+
 local function check_route(audit, route, flow_route)
   for _, input in ipairs(M.inputs(route)) do
     for _, leaf in ipairs(shape.leaves(input.schema, input.name)) do
@@ -381,6 +410,7 @@ local function check_route(audit, route, flow_route)
     end
     check_containers(audit, route, input.where, input.name, input.schema, 0)
   end
+  check_bare(audit, route, flow_route)
   local name = config.name_of(route)
   if route.query_unchecked then
     audit:add("input.unchecked-query", route.at, name

@@ -79,7 +79,7 @@ end
 
 -- A machine's states have free moves { to, assertion or nil } and at most one
 -- move by a code point: { set, to }. `loops` are the first and last state of
--- each outermost star.
+-- each outermost star, `rounds` has the state where each star begins a turn.
 local Machine = {}
 Machine.__index = Machine
 
@@ -161,6 +161,7 @@ function Machine:round(tree, from, out)
   local begin, outermost = self:state(), not self.inside
   self.inside = true
   self:join(from, begin)
+  self.rounds[begin] = true
   local done = self:add(tree, begin)
   local again = self:state()
   self:join(done, again)
@@ -195,7 +196,7 @@ end
 -- State `first` goes round before the match, `last` is where it has ended, and
 -- `rest` goes round after it.
 function M.machine(tree)
-  local self = setmetatable({ free = {}, move = {}, loops = {} },
+  local self = setmetatable({ free = {}, move = {}, loops = {}, rounds = {} },
     Machine)
   local again = self:state()
   self.first, self.last, self.rest = self:state(), self:state(), self:state()

@@ -5,13 +5,15 @@
 -- sides of every branch are taken, functions of the policy are followed into,
 -- and what a function of a library makes of an input still counts as that
 -- input. So what is reported may in truth be checked on the way; what is not
--- reported went through something that cannot be followed (a table that is
--- filled by a computed key, a coroutine, a metatable).
+-- reported went through something that cannot be followed (a coroutine, a
+-- metatable's __call, a field that is set in another request).
 
 local M = {}
 
-local MAX_CALLS <const> = 6
+local MAX_CALLS <const> = 40   -- within each other
+local MAX_TURNS <const> = 2    -- of one function within itself
 local MAX_STEPS <const> = 200000
+local MAX_OTHERS <const> = 64  -- values that one may be in place of another
 
 -- Fields of a request that a schema has seen.
 local PLACES <const> = { path = true, query = true, headers = true }
@@ -54,7 +56,46 @@ local function made_of(...)
 end
 
 
-local function join(a, b)
+-- What a value may be: itself, and those that were joined to it.
+local function each_of(one)
+  return function(_, last)
+    if last == nil then
+      return one
+    end
+    return last.also
+  end
+end
+
+
+local function may_be(one, kind)
+  for other in each_of(one) do
+    if other.kind == kind then
+      return other
+    end
+  end
+  return nil
+end
+
+-- Kinds of which it matters which one it is.
+local DISTINCT <const> = { func = true, command = true, upstream = true,
+  builtin = true, library = true, table = true }
+
+local join
+
+
+-- The fields that either of two tables has.
+local function joined_fields(a, b)
+  local fields = {}
+  for _, from in ipairs { a, b } do
+    for key, field in pairs(from) do
+      fields[key] = join(fields[key], field)
+    end
+  end
+  return fields
+end
+
+
+function join(a, b)
   if not a or a == UNKNOWN then
     return b
   elseif b == UNKNOWN or a == b then
@@ -66,6 +107,14 @@ local function join(a, b)
     joined[key] = field
   end
   joined.inputs, joined.glued = both.inputs, a.glued or b.glued
+  joined.others = (a.others or 0) + 1 + (b.others or 0)
+  if a.kind == "table" and b.kind == "table" then
+    joined.fields = joined_fields(a.fields, b.fields)
+    joined.any = a.any and b.any and join(a.any, b.any) or a.any or b.any
+    joined.meta, joined.also = a.meta or b.meta, a.also or b.also
+  elseif DISTINCT[a.kind] and joined.others < MAX_OTHERS and not b.also then
+    joined.also = a
+  end
   return joined
 end
 
@@ -118,10 +167,27 @@ function Flow:member(object, key)
 end
 
 
+-- request.path, .query or .headers: as a whole, all that is declared in it.
+function Flow:place(where)
+  local config = self.route.config
+  local got = value("place", { where = where })
+  local rows = config and (where == "path" and config.path_schemas
+    or config[where]) or {}
+  for name, row in pairs(rows) do
+    local schema = row
+    if where ~= "path" then
+      schema = row.schema
+    end
+    inputs_of(self:input(where, name, schema), got.inputs)
+  end
+  return got
+end
+
+
 function Flow:field_of_request(name, line)
   local route = self.route
   if PLACES[name] then
-    return value("place", { where = name })
+    return self:place(name)
   elseif name == "json" then
     local schema = route.config and route.config.body.schema
     local got = self:input("json", "body", schema)
@@ -154,11 +220,20 @@ local function any_field(object)
   local any = object.any
   for _, field in pairs(object.fields) do
     any = join(any, field)
-    if field.kind == "command" then
-      return field
-    end
   end
   return any and join(made_of(object), any) or made_of(object)
+end
+
+
+-- The field of a table, or of what its metatable leads to; or nil.
+local function field_of(object, key, depth)
+  depth = depth or 0
+  if object.fields and object.fields[key] then
+    return object.fields[key]
+  end
+  local meta = object.meta and object.meta.fields
+  local class = meta and meta.__index
+  return class and depth < 8 and field_of(class, key, depth + 1) or nil
 end
 
 
@@ -168,17 +243,36 @@ function Flow:index(object, key, line)
   elseif object.kind == "place" then
     local name = key and object.where == "headers" and key:lower() or key
     return name and self:input(object.where, name,
-      schema_of(self.route, object.where, name)) or UNKNOWN
+      schema_of(self.route, object.where, name)) or made_of(object)
   elseif object.kind == "json" then
     return self:member(object, key)
   elseif object.kind == "table" then
-    return key and object.fields[key] or any_field(object)
+    return key and field_of(object, key) or any_field(object)
   elseif object.kind == "gateway" then
     return value("builtin", { name = key })
+  elseif object.kind == "library" then
+    return value("library", { name = object.name .. "." .. (key or "?") })
+  elseif object.kind == "identity" then
+    return key and self:input("identity", key, true) or UNKNOWN
+  elseif object.kind == "response" and key == "headers" then
+    return value("response headers")
   elseif object.kind == "raw" then
     return object
   end
   return made_of(object)
+end
+
+
+-- Sets a field of a table; `key` is nil where it is not known.
+local function put(object, key, got)
+  if object.kind ~= "table" then
+    return
+  elseif key then
+    object.fields[key] = join(object.fields[key], got)
+  else
+    object.any = join(object.any, got)
+    inputs_of(got, object.inputs)
+  end
 end
 
 
@@ -261,6 +355,14 @@ local BUILTINS <const> = {
   upstream = function()
     return value("upstream")
   end,
+  group = function(self, args, line)
+    local opts = args[2]
+    if not opts or opts.kind == "table" and not opts.any
+      and not opts.fields.authorize and not opts.fields.client_ca then
+      table.insert(self.bare_groups, ("%s:%d"):format(self.file, line))
+    end
+    return UNKNOWN
+  end,
 }
 
 for _, name in ipairs { "text", "json", "problem" } do
@@ -275,6 +377,53 @@ for _, name in ipairs { "text", "json", "problem" } do
 end
 
 
+local function glue(_, args)
+  local made = made_of(table.unpack(args))
+  made.glued = true
+  return made
+end
+
+
+local function same(_, args)
+  return args[1]
+end
+
+
+local function insert(_, args)
+  put(args[1] or UNKNOWN, nil, args[#args])
+  return UNKNOWN
+end
+
+-- Functions of Lua that do more than make a value of their arguments.
+local LIBRARY <const> = {
+  ["string.format"] = glue, ["table.concat"] = glue, ["string.rep"] = glue,
+  ipairs = same, pairs = same, assert = same, ["table.insert"] = insert,
+  rawset = function(_, args)
+    put(args[1] or UNKNOWN, args[2] and args[2].text, args[3] or UNKNOWN)
+    return args[1]
+  end,
+  rawget = function(self, args, line)
+    return self:index(args[1] or UNKNOWN, args[2] and args[2].text, line)
+  end,
+  setmetatable = function(_, args)
+    local object, meta = args[1] or UNKNOWN, args[2]
+    if object.kind == "table" then
+      object.meta = meta
+    end
+    return object
+  end,
+  ["table.unpack"] = function(_, args)
+    local object = args[1] or UNKNOWN
+    return object.kind == "table" and any_field(object) or made_of(object)
+  end,
+  ["table.move"] = function(_, args)
+    local from, to = args[1] or UNKNOWN, args[5] or args[1] or UNKNOWN
+    put(to, nil, from.kind == "table" and any_field(from) or made_of(from))
+    return to
+  end,
+}
+
+
 -- ---- expressions -----------------------------------------------------------
 
 local EVAL <const> = {}
@@ -283,24 +432,38 @@ local EVAL <const> = {}
 function Flow:eval(node, env)
   self.steps = self.steps + 1
   local eval = EVAL[node.kind]
-  if not eval or self.steps > MAX_STEPS then
+  if self.steps > MAX_STEPS then
+    self.route.gave_up = true
+    return UNKNOWN
+  elseif not eval then
     return UNKNOWN
   end
   return eval(self, node, env) or UNKNOWN
 end
 
 
+local MANY <const> = { call = true, method = true, vararg = true }
+
+
+-- The values of a list; `rest` is what those after the last may be.
 function Flow:eval_all(nodes, env)
   local values = {}
   for i, node in ipairs(nodes) do
     values[i] = self:eval(node, env)
   end
+  local last = nodes[#nodes]
+  values.rest = last and MANY[last.kind] and values[#nodes] or nil
   return values
 end
 
 
 function EVAL.name(_, node, env)
-  return find(env, node.name)
+  return find(env, node.name) or value("library", { name = node.name })
+end
+
+
+function EVAL.vararg(_, _, env)
+  return find(env, "...")
 end
 
 
@@ -370,21 +533,37 @@ function EVAL.unary(self, node, env)
 end
 
 
--- Calls a function of the policy. The value it returns, all returns joined.
-function Flow:call(func, args)
-  if self.calls >= MAX_CALLS then
-    return made_of(table.unpack(args))
-  end
-  self.calls = self.calls + 1
+-- What a function sees as its parameters.
+local function parameters(func, args)
   local env = scope(func.env)
   for i, name in ipairs(func.node.params) do
-    env.names[name] = args[i] or UNKNOWN
+    if name == "..." then
+      local all = args.rest
+      for j = i, #args do
+        all = join(all, args[j])
+      end
+      env.names[name] = all or UNKNOWN
+    else
+      env.names[name] = args[i] or args.rest or UNKNOWN
+    end
   end
+  return env
+end
+
+
+-- Calls a function of the policy. The value it returns, all returns joined.
+function Flow:call(func, args)
+  local turns = self.turns[func.node] or 0
+  if self.calls >= MAX_CALLS or turns >= MAX_TURNS then
+    return made_of(table.unpack(args))
+  end
+  self.calls, self.turns[func.node] = self.calls + 1, turns + 1
   local kept, file = self.returned, self.file
   self.returned, self.file = nil, func.file
-  self:block(func.node.body, env)
+  self:block(func.node.body, parameters(func, args))
   local returned = self.returned
   self.returned, self.file, self.calls = kept, file, self.calls - 1
+  self.turns[func.node] = turns
   return returned or UNKNOWN
 end
 
@@ -402,7 +581,24 @@ function Flow:foreign(args)
 end
 
 
-local ITERATORS <const> = { pairs = true, ipairs = true }
+-- Calls whatever a value may be.
+function Flow:apply(func, args, line)
+  local result
+  for one in each_of(func) do
+    local got
+    if one.kind == "func" then
+      got = self:call(one, args)
+    elseif one.kind == "builtin" and BUILTINS[one.name] then
+      got = BUILTINS[one.name](self, args, line)
+    elseif one.kind == "library" and LIBRARY[one.name] then
+      got = LIBRARY[one.name](self, args, line)
+    else
+      got = self:foreign(args)
+    end
+    result = join(result, got or UNKNOWN)
+  end
+  return result
+end
 
 
 function EVAL.call(self, node, env)
@@ -412,23 +608,23 @@ function EVAL.call(self, node, env)
       or module and self.require(module)
   end
   local func, args = self:eval(node.func, env), self:eval_all(node.args, env)
-  if node.func.kind == "name" and ITERATORS[node.func.name] then
-    return args[1]
-  elseif func.kind == "func" then
-    return self:call(func, args)
-  elseif func.kind == "builtin" and BUILTINS[func.name] then
-    return BUILTINS[func.name](self, args, node.line)
-  end
-  local made = self:foreign(args)
-  made.glued = made.glued or node.func.kind == "index"
-    and (node.func.key.value == "format" or node.func.key.value == "concat")
-  return made
+  return self:apply(func, args, node.line)
 end
 
 
-function EVAL.method(self, node, env)
-  local object = self:eval(node.object, env)
-  local args = self:eval_all(node.args, env)
+-- A method of the policy's own: of an object that is a table.
+function Flow:own_method(object, node, args)
+  local func = object.kind == "table" and field_of(object, node.name)
+  if func and may_be(func, "func") then
+    local with_self = table.move(args, 1, #args, 2, { object })
+    with_self.rest = args.rest
+    return self:apply(func, with_self, node.line)
+  end
+  return nil
+end
+
+
+function Flow:method(object, node, args)
   if object.kind == "command" and RUNS[node.name] then
     return self:run(object, args, node.line)
   elseif object.kind == "upstream" and node.name == "fetch" then
@@ -448,8 +644,19 @@ function EVAL.method(self, node, env)
     return object
   end
   local made = made_of(object, table.unpack(args))
-  made.glued = made.glued or node.name == "format"
+  made.glued = made.glued or node.name == "format" or node.name == "rep"
   return made
+end
+
+
+function EVAL.method(self, node, env)
+  local object = self:eval(node.object, env)
+  local args, result = self:eval_all(node.args, env), nil
+  for one in each_of(object) do
+    result = join(result, self:own_method(one, node, args)
+      or self:method(one, node, args) or UNKNOWN)
+  end
+  return result
 end
 
 
@@ -478,8 +685,28 @@ function EXECUTE.locals(self, node, env)
     values[i] = from and self:eval(from, env)
   end
   for i, name in ipairs(node.names) do
-    env.names[name] = values[i] or #values > 0 and made_of(values[#values])
-      or UNKNOWN
+    local last = node.values[#node.values]
+    env.names[name] = values[i] or last and MANY[last.kind]
+      and values[#node.values] or UNKNOWN
+  end
+end
+
+
+local ANSWER <const> = {
+  body = "response body", headers = "response header", type = "response header",
+}
+
+
+function Flow:set_field(object, key, got, line)
+  for one in each_of(object) do
+    if one.kind == "response headers" then
+      self:sink("response header", got, line)
+    elseif one.kind == "response" and ANSWER[key.text] then
+      self:sink(ANSWER[key.text], got, line)
+    elseif one.kind == "table" then
+      put(one, key.text, got)
+      inputs_of(key, one.inputs)
+    end
   end
 end
 
@@ -496,12 +723,7 @@ function EXECUTE.assign(self, node, env)
     elseif target.kind == "index" then
       local object = self:eval(target.object, env)
       local key = self:eval(target.key, env)
-      if object.kind == "table" and key.text then
-        object.fields[key.text] = join(object.fields[key.text], got)
-      elseif object.kind == "table" then
-        object.any = join(object.any, got)
-        inputs_of(key, inputs_of(got, object.inputs))
-      end
+      self:set_field(object, key, got, target.line)
     end
   end
 end
@@ -565,13 +787,17 @@ end
 -- @param body      its tree, as luasource.read() gives it
 -- @param require_  require_(module) -> what a module of the policy returns, as
 --                  `self.value` of its flow; or nil
-function M.new(file, body, require_)
+-- @param closures  the functions of all files, which is filled: one that is
+--                  made in a module may be another file's hook
+function M.new(file, body, require_, closures)
   local self = setmetatable({
-    file = file, steps = 0, calls = 0, closures = {}, require = require_,
+    file = file, steps = 0, calls = 0, turns = {}, closures = closures,
+    require = require_, bare_groups = {},
     route = { inputs = {}, sinks = {}, commands = {} },
   }, Flow)
   self:block(body, scope(nil))
   self.value, self.returned = self.returned, nil
+  self.gave_up = self.route.gave_up
   return self
 end
 
@@ -580,8 +806,9 @@ end
 -- share a line, all of them.
 function Flow:find(first, last)
   local found = {}
-  for node in pairs(self.closures) do
-    if node.line == first and node.last == last then
+  for node, closures in pairs(self.closures) do
+    if node.line == first and node.last == last
+      and closures[1].file == self.file then
       found[#found + 1] = node
     end
   end
@@ -602,7 +829,7 @@ function Flow:follow(node, kinds, route)
     end
     self.route, self.steps, self.calls = route, 0, 0
     local result = self:call(closure, args)
-    route.forwards = route.forwards or result.kind == "upstream"
+    route.forwards = route.forwards or may_be(result, "upstream") ~= nil
     if kinds[1] == "request" and next(inputs_of(result)) then
       self:sink("response body", result, node.line)
     end

@@ -56,6 +56,10 @@ local function build(self, text)
     regex.give_up(why)
   end
   local rest, looks = take_looks(tree)
+  self.trees = { rest }
+  for i, look in ipairs(looks) do
+    self.trees[i + 1] = look.node
+  end
   self.machine = automaton.machine(rest)
   self.bare = automaton.of(self.machine)
   local all = self.bare
@@ -197,7 +201,8 @@ function Pattern:redos()
   if not self.machine then
     return nil
   end
-  self.attack = self.attack or { redos.find(self.text, self.machine, self.max) }
+  self.attack = self.attack or { redos.find(self.text, self.trees,
+    automaton.machine, self.max) }
   return table.unpack(self.attack)
 end
 

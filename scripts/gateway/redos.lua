@@ -24,11 +24,14 @@ local BAD <const> = { "!", "\n", "a", "\u{e9}" }
 -- ---- the graph -------------------------------------------------------------
 
 -- How many ways lead for free from a state to each that moves: 1, or 2 for
--- more; and whether one leads to the end. No way passes a state twice.
-local function ways(machine, from)
+-- more; and whether one leads to the end. No way passes a state more often than
+-- `turns`: once finds most; twice is needed for (a?b?)*, where the second turn
+-- takes what the first left out. A turn that reads nothing ends a loop.
+local function ways(machine, from, turns)
   local counts, on_way, budget, ends = {}, {}, MAX_WAYS, false
   local function go(state, depth)
-    if on_way[state] or budget == 0 or depth > MAX_DEPTH then
+    local passed = on_way[state] or 0
+    if passed >= (machine.rounds[state] and 1 or turns) or budget == 0 or depth > MAX_DEPTH then
       return
     end
     budget = budget - 1
@@ -37,11 +40,11 @@ local function ways(machine, from)
     elseif machine.move[state] then
       counts[state] = math.min(2, (counts[state] or 0) + 1)
     end
-    on_way[state] = true
+    on_way[state] = passed + 1
     for _, move in ipairs(machine.free[state]) do
       go(move[1], depth + 1)
     end
-    on_way[state] = nil
+    on_way[state] = passed
   end
   go(from, 0)
   return counts, ends
@@ -50,13 +53,13 @@ end
 
 -- The graph { edges = { [node] = { { set, to, twice }, … } }, ends =, work = }
 -- of the nodes that a match can be at.
-local function graph_of(machine)
+local function graph_of(machine, turns)
   local graph = { edges = {}, ends = {}, work = MAX_WORK }
   local queue, i = { machine.first }, 1
   graph.edges[machine.first] = {}
   while queue[i] do
     local edges = graph.edges[queue[i]]
-    local counts, ends = ways(machine, queue[i])
+    local counts, ends = ways(machine, queue[i], turns)
     graph.ends[queue[i]] = ends
     for state, count in pairs(counts) do
       local set, to = machine.move[state][1], machine.move[state][2]
@@ -179,12 +182,17 @@ local function two_ways(graph, loop, node)
 end
 
 
--- The text of an exponential loop, and a node of it.
-local function exponential(graph, loop)
+-- Calls each(kind, node, pump) for nodes of a loop from which a text can be
+-- read in two ways, until that returns.
+local function exponential(graph, loop, each)
+  local tried = 0
   for _, node in ipairs(loop) do
     local text, ended = two_ways(graph, loop, node)
-    if text then
-      return text .. way_to(graph, ended, node), node
+    local back = text and way_to(graph, ended, node)
+    tried = tried + (text and 1 or 0)
+    local found = back and each("exponential", node, text .. back)
+    if found or tried >= MAX_TRIED then
+      return found
     end
   end
   return nil
@@ -283,8 +291,7 @@ end
 -- Calls each(kind, node, pump) for each suspicious loop, until that returns.
 local function suspects(graph, loops, each)
   for _, loop in ipairs(loops) do
-    local pump, node = exponential(graph, loop)
-    local found = pump and each("exponential", node, pump)
+    local found = exponential(graph, loop, each)
     if found then
       return found
     end
@@ -304,13 +311,9 @@ local function suspects(graph, loops, each)
 end
 
 
---- Can a value of at most `max` characters make the engine give up?
--- @param machine  automaton.machine() of the pattern
--- @param max      or math.huge
--- @return nil; or "exponential" or "polynomial", and the shortest such value
-function M.find(pattern, machine, max)
-  local graph = graph_of(machine)
-  local found = suspects(graph, loops_of(graph, machine),
+local function find(pattern, machine, max, turns)
+  local graph = graph_of(machine, turns)
+  return suspects(graph, loops_of(graph, machine),
     function(kind, node, pump)
       local begin = way_to(graph, machine.first, node)
       local rest = way(graph, node, function(other)
@@ -319,8 +322,43 @@ function M.find(pattern, machine, max)
       local value = begin and rest and attack(pattern, begin, pump, rest, max)
       return value and { kind, value }
     end)
-  if found then
-    return found[1], found[2]
+end
+
+
+-- A tree in which what is counted may come any number of times: (a{1,30}){1,30}
+-- is read in as many ways as (a+)+. True where that changes it.
+local function loosened(tree)
+  local copy, changed = {}, false
+  for key, part in pairs(tree) do
+    local inner = false
+    if type(part) == "table" and part.kind then
+      part, inner = loosened(part)
+    end
+    copy[key], changed = part, changed or inner
+  end
+  if copy.kind == "rep" and (copy.max or 0) > 2 then
+    copy.min, copy.max, changed = math.min(copy.min, 1), nil, true
+  end
+  return copy, changed
+end
+
+
+--- Can a value of at most `max` characters make the engine give up?
+-- @param trees    the pattern's tree, and those of its lookaheads
+-- @param machine_of  automaton.machine
+-- @param max      or math.huge
+-- @return nil; or "exponential" or "polynomial", and the shortest such value
+function M.find(pattern, trees, machine_of, max)
+  for _, tree in ipairs(trees) do
+    local loose, changed = loosened(tree)
+    for _, one in ipairs { tree, changed and loose or nil } do
+      local machine = machine_of(one)
+      local found = find(pattern, machine, max, 1)
+        or find(pattern, machine, max, 2)
+      if found then
+        return found[1], found[2]
+      end
+    end
   end
   return nil
 end

@@ -146,7 +146,7 @@ function Reader:escaped_class()
     and not self.text:find("^N{", from) then
     asked = self:take("(.)")
   end
-  return asked and charset.ask("\\" .. asked, "")
+  return asked and charset.ask("\\" .. asked, self.flags.i and "(?i)" or "")
 end
 
 
@@ -263,7 +263,7 @@ function Reader:escape()
   if not set then
     give_up("\\" .. letter)
   end
-  return { kind = "set", set = set }  -- which no (?i) changes
+  return { kind = "set", set = set }
 end
 
 

@@ -91,8 +91,30 @@ function Walk:each_of(list, name, depth)
 end
 
 
+-- The names of members that no schema names. They are texts, too.
+function Walk:names(schema, name)
+  local function add(part)
+    table.insert(self.leaves, { name = name .. ".*", schema = part,
+      is_name = true })
+  end
+  local own = schema.propertyNames
+  if type(own) == "table" then
+    add(own)
+    return
+  end
+  for text in pairs(schema.patternProperties or {}) do
+    add { type = "string", pattern = text }
+  end
+  if schema.additionalProperties and schema.additionalProperties ~= core.null
+    or schema.unevaluatedProperties then
+    add { type = "string" }
+  end
+end
+
+
 -- Members and items.
 function Walk:inside(schema, name, depth)
+  self:names(schema, name)
   for key, part in pairs(schema.properties or {}) do
     self:visit(part, name .. "." .. key, depth)
   end

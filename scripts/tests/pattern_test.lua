@@ -168,6 +168,28 @@ t.case("sets", function()
 end)
 
 
+t.case("redos: optional and counted parts, and lookaheads", function()
+  for text, expected in pairs {
+    ["^(a?b?)*c$"] = true, ["^([a-z]?\\d?)*x$"] = true, ["^(a|b?)*c$"] = false,
+    ["^(a{1,30}){1,30}$"] = true, ["^([01]?\\d{0,9}){1,9}!$"] = true,
+    ["^(\\d{1,3}[.]){3}\\d{1,3}$"] = false, ["^(\\d{1,3}){1,3}$"] = false,
+    ["^([a-z]{1,63}[.]){1,8}[a-z]{2,63}$"] = false,
+    ["^(?=([a-z]+)+$)[a-z0-9]{1,90}$"] = true,
+  } do
+    t.equal({ text, analysed(text, { maxLength = 200 }):redos() ~= nil },
+      { text, expected })
+  end
+end)
+
+
+t.case("(?i) makes classes of cased letters one", function()
+  for _, text in ipairs { "(?i)^\\p{Lu}$", "^(?i:\\p{Lt})$", "(?i)^[\\p{Lu}]$" } do
+    t.equal({ text, analysed(text):accepts "b", taken(text, "b") },
+      { text, true, true })
+  end
+end)
+
+
 t.case("a complement takes what the automaton does not", function()
   local a = automaton.text({ 97, 98 }, false)
   local other = automaton.complement(a)
@@ -185,7 +207,7 @@ local ATOMS <const> = {
   "a", "b", "-", "/", "[.]", ".", "[ab]", "[^a]", "[a-c/]", "\\d", "\\w", "\\W",
   "\\s", "[^\\w]", "\\b", "\\B", "^", "$", "\\.", "\u{e9}", "[\\d.-]", "\\n",
   "\\x41", "\\u0062", "[]a]", "[^]", "\\S", "{", "[a-]", "[\\b]", "\\-", ":",
-  "(?i)", "(?i:aB)", "(?s:.)", "\\0", "\\cA", "a{,2}", "[[:digit:]]", "\\101",
+  "(?i)", "(?i:aB)", "\\p{Lu}", "(?i:\\p{Lu})", "\\P{Ll}", "(?s:.)", "\\0", "\\cA", "a{,2}", "[[:digit:]]", "\\101",
   "\\p{Greek}", "\\/", "\\x4", "\\u{62}", "k", "(?-i)", "\\z", "\\A",
   "\\ud83d\\ude00", "[\\uD83D\\uDE00-\\u{1f602}]", "\\v", "[\\S-]", "[^\\s]",
 }

@@ -125,6 +125,10 @@ RULES = {
     "identity.any-method": ("low", route("authorize = ops, handle = app", "/x",
                                          "any"),
                             route("authorize = ops, handle = app", "/x")),
+    "identity.denylist": (
+        "medium", route('authorize = id.none(id.ou "x"), handle = app', "/x"),
+        route('authorize = id.all(ops, id.none(id.ou "x")), handle = app',
+              "/x")),
     "identity.whole-domain": (
         "low", route('authorize = id.spiffe "spiffe://e.org/**", handle = app',
                      "/x"),
@@ -444,6 +448,142 @@ def test_an_input_is_followed_through_functions_and_branches():
     assert "query parameter 'q'" in found[0]["what"], found
     equal(of_rule(start + query(text("^[a-z/]+$"), body.replace(
         "build(n)", 'build("x")')), "path.slash"), [])
+
+
+# What people write: what stands before the route, and what its hook does with
+# request.query.q, which may hold "/". All arrive in a path.
+WAYS = [
+    ("", 'return app:to(string.format("/a/%s", request.query.q))'),
+    ("local f = string.format\n", 'return app:to(f("/%s", request.query.q))'),
+    ("", 'local p = { "/a" } table.insert(p, request.query.q) return '
+     'app:to(table.concat(p, "/"))'),
+    ("", 'local p = "/a" for _, v in pairs(request.query) do p = p .. v end '
+     "return app:to(p)"),
+    ("", 'return app:to("/a/" .. request.query[("Q"):lower()])'),
+    ("local C = {}\nC.__index = C\nfunction C:path(x) return self.at .. x end\n"
+     'local c = setmetatable({ at = "/a/" }, C)\n',
+     "return app:to(c:path(request.query.q))"),
+    ("local C = {}\nC.__index = C\nfunction C.new(up) return setmetatable({ up ="
+     ' up }, C) end\nfunction C:get(x) return self.up:to("/a/" .. x) end\n'
+     "local c = C.new(app)\n", "return c:get(request.query.q)"),
+    ('local function all(...) return table.concat({ ... }, "/") end\n',
+     'return app:to(all("/a", request.query.q))'),
+    ("local function last(...) return (select(-1, ...)) end\n",
+     'return app:to("/a/" .. last(1, request.query.q))'),
+    ('local function a(x) return x end\nlocal function b() return "" end\n',
+     'local f = identity.cn and a or b return app:to("/a/" .. '
+     "f(request.query.q))"),
+    ('local function f0(x) return app:to("/" .. x) end\n' + "".join(
+        "local function f%d(x) return f%d(x) end\n" % (i, i - 1)
+        for i in range(1, 13)), "return f12(request.query.q)"),
+    ("local m = {}\n", 'rawset(m, "q", request.query.q) return app:to("/" .. '
+     "m.q)"),
+    ("", 'return app:to("/" .. table.unpack { request.query.q })'),
+]
+
+
+def test_an_input_is_followed_whatever_way_it_goes():
+    parts = []
+    for i, (start, body) in enumerate(WAYS):
+        parts.append("do\n%s%s\nend" % (start, query(text("^[a-z/]+$"), body)
+                                        .replace('"/h"', '"/h%d"' % i)))
+    found = of_rule("\n".join(parts), "path.slash")
+    equal(len(found), len(WAYS), found)
+
+
+def test_a_hook_that_a_module_makes_is_followed():
+    write(os.path.join(FOLDER, "makes.lua"), """local gateway = require "gateway"
+local M = {}
+function M.forward(up)
+  return function(request)
+    return up:to("/a/" .. request.query.q)
+  end
+end
+function M.who(identity)
+  if identity.cn == "a" then return true end
+end
+return M
+""")
+    found = audit('local makes = require "makes"\ngateway.get("/h", { '
+                  "authorize = makes.who, validate = { query = { q = %s } }, "
+                  "handle = makes.forward(app) })" % text("^[a-z/]+$"))[0]
+    equal([(f["rule"], f["severity"], os.path.basename(f["at"]))
+           for f in found if not f["rule"].startswith("path.dot")],
+          [("path.slash", "high", "makes.lua:5"),
+           ("hook.may-return-nothing", "medium", "makes.lua:8"),
+           ("hook.built-path", "low", "makes.lua:5")])
+
+
+def test_what_is_no_text_of_a_client_builds_no_path():
+    body = 'return app:to("/a/" .. %s)'
+    for schema, value, count in (
+            ('gateway.enum { "a", "b" }', "request.query.q", 0),
+            ("gateway.integer(1, 9)", "request.query.q", 0),
+            (text("^[a-z]+$"), "#request.query.q", 0),
+            (text("^[a-z]+$"), "identity.cn", 1),
+            (text("^[a-z]+$"), "request.query.q", 1)):
+        found = of_rule(query(schema, body % value), "hook.built-path")
+        equal((value, len(found)), (value, count), found)
+
+
+def test_authorize_functions_wherever_they_are_written():
+    if_a = 'if identity.cn == "a" then return true end'
+    for start, who, rule in (
+            ("local function made(n) return function(identity) %s end end\n"
+             % if_a, "made(1)", "hook.may-return-nothing"),
+            ("local w = {}\nw.ok = function(identity) %s end\n" % if_a, "w.ok",
+             "hook.may-return-nothing"),
+            ("", "function(identity) return identity ~= nil end",
+             "hook.always-true"),
+            ("", "function(identity) return not (identity == nil) end",
+             "hook.always-true"),
+            ("", 'function(identity) return identity.cn == "a" or true end',
+             "hook.always-true"),
+            ("", "function(identity) return 1 == 1 end", "hook.always-true"),
+            ("", 'function(identity) return identity.cn:find "a" end',
+             "hook.not-boolean"),
+            ("", 'function(identity) return identity.cn == nil, "no" end', ""),
+            ("", 'function(identity) return 1 == 2, "no" end', ""),
+            ("", "function(identity) %s error 'no' end" % if_a, ""),
+            ("", 'function(identity) assert(identity.cn == "a") return true '
+             "end", "")):
+        found = [f["rule"] for f in audit(
+            start + 'gateway.get("/d", { authorize = %s, handle = app })'
+            % who)[0] if f["rule"].startswith("hook.")]
+        equal((who, found), (who, [rule] if rule else []))
+
+
+def test_a_body_and_names_of_members_are_texts():
+    body = 'return app:to("/a/" .. request.body)'
+    part = hooked(body, "body = gateway.bytes(99)", word="post")
+    equal(len(of_rule(part, "path.slash")), 1, part)
+    names = posted('{ type = "object", maxProperties = 3, patternProperties = '
+                   '{ ["^[a-z/]+$"] = { type = "integer" } } }',
+                   'for k in pairs(request.json) do return app:to("/a/" .. k) '
+                   "end")
+    equal(len(of_rule(names, "path.slash")), 1, names)
+    equal(of_rule(names.replace("a-z/", "a-z"), "path.slash"), [])
+
+
+def test_a_respond_hook_writes_headers():
+    part = ('gateway.get("/r", { authorize = ops, validate = { query = { q = '
+            '%s } }, handle = app, respond = function(request, response) '
+            'response.headers["x-q"] = request.query.q return response end })')
+    equal(len(of_rule(part % text("^[^a]+$"), "header.newline")), 1)
+    equal(of_rule(part % text("^[a-z]+$"), "header.newline"), [])
+
+
+def test_a_group_by_another_name():
+    part = 'local g = gateway.group\nlocal v1 = g("/v1"%s)'
+    equal(len(of_rule(part % "", "identity.group")), 1)
+    equal(len(of_rule(part % ", { listener = \"x\" }", "identity.group")), 1)
+    equal(of_rule(part % ", { authorize = ops }", "identity.group"), [])
+
+
+def test_a_wide_pattern_may_be_slow_too():
+    part = query('gateway.string { pattern = "^.*.*.*.*.*=$", maxLength = 2000'
+                 " }")
+    equal(len(of_rule(part, "input.redos")), 1)
 
 
 def test_a_command_in_a_helper_counts_for_its_route():
