@@ -166,14 +166,15 @@ local function check_text(audit, at, label, schema, sinks)
   if shape.is_narrow(schema) then
     return
   end
-  if not schema.pattern then
-    audit:add("input.no-pattern", at, label .. " takes any text", sinks
-      and "medium" or nil)
-  elseif is_wide(schema) then
+  if not schema.pattern and schema.format ~= "byte" then
+    audit:add("input.no-pattern", at, label .. (schema.format
+      and (" takes all that format %s has room for"):format(schema.format)
+      or " takes any text"), sinks and "medium" or nil)
+  elseif schema.pattern and is_wide(schema) then
     audit:add("input.no-pattern", at, ("%s: pattern %s takes nearly any text")
       :format(label, shape.show(schema.pattern)), sinks and "medium" or nil)
     check_steps(audit, at, label, schema)
-  else
+  elseif schema.pattern then
     check_pattern(audit, at, label, schema)
   end
   if not schema.maxLength and not (schema.pattern
@@ -301,9 +302,6 @@ end
 
 local function check_leaf(audit, route, flow_route, where, leaf)
   local label = label_of { where = where, name = leaf.name }
-  if leaf.is_name then
-    label = "a name in " .. label
-  end
   local sinks = sinks_of(route, flow_route, where, leaf.name)
   local beyond = false
   for _, sink in ipairs(sinks) do

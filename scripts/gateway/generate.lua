@@ -108,6 +108,8 @@ local function flat(schema, root, random, depth)
   return plain
 end
 
+M.flat = flat
+
 
 local function good_number(schema, whole, random)
   local step = schema.multipleOf or (whole and 1 or nil)
@@ -178,9 +180,55 @@ local function good_array(schema, root, random, depth)
     if item == nil then
       item = { type = "string" }
     end
-    list[i] = make(item, root, random, depth + 1)
+    if item ~= false then
+      list[i] = make(item, root, random, depth + 1)
+    end
+  end
+  if schema.contains and #list < high then
+    list[#list + 1] = make(schema.contains, root, random, depth + 1)
   end
   return list
+end
+
+
+local function count_of(value)
+  local count = 0
+  for _ in pairs(value) do
+    count = count + 1
+  end
+  return count
+end
+
+
+-- Adds members of no name of their own until there are enough.
+local function fill(schema, value, root, random, depth)
+  local rest = schema.additionalProperties
+  if rest == nil then
+    rest = schema.unevaluatedProperties
+  end
+  local names = type(schema.propertyNames) == "table" and schema.propertyNames
+    or { type = "string", maxLength = 9, minLength = 1 }
+  for _ = 1, type(rest) == "table" and ITEMS_MAX or 0 do
+    if count_of(value) >= (schema.minProperties or 0) then
+      return
+    end
+    local name = make({ allOf = { { type = "string" }, names } }, root, random,
+      DEPTH - 1)
+    value[name] = make(rest, root, random, depth + 1)
+  end
+end
+
+
+-- Adds what a member that is there asks for.
+local function add_dependents(schema, value, root, random, depth)
+  for name, wanted in pairs(schema.dependentRequired or {}) do
+    for _, other in ipairs(value[name] ~= nil and wanted or {}) do
+      if value[other] == nil then
+        value[other] = make((schema.properties or {})[other] or {}, root,
+          random, depth + 1)
+      end
+    end
+  end
 end
 
 
@@ -214,6 +262,8 @@ local function good_object(schema, root, random, depth)
     end
   end
   add_patterned(schema, value, root, random, depth)
+  fill(schema, value, root, random, depth)
+  add_dependents(schema, value, root, random, depth)
   return value
 end
 

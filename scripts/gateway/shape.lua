@@ -15,6 +15,18 @@ local NARROW <const> = {
   ipv4 = true, ipv6 = true, hostname = true,
 }
 
+-- Where a danger may stand in a value of a format that has room for it.
+local ROOM <const> = {
+  email = { "a%sb@example.org", '"a%sb"@example.org' },
+  ["idn-email"] = { "a%sb@example.org", '"a%sb"@example.org' },
+  uri = { "https://a/%s", "https://a/%s/b", "x:%s" },
+  iri = { "https://a/%s", "https://a/%s/b" },
+  ["uri-reference"] = { "%s", "a/%s" }, ["iri-reference"] = { "%s", "a/%s" },
+  ["uri-template"] = { "%s" }, ["json-pointer"] = { "/%s" },
+  ["relative-json-pointer"] = { "0/%s" }, regex = { "%s", "a%sb", "[%s]" },
+  byte = { "aaa%s", "%saaa" },
+}
+
 -- What may do harm in a path, an argument or a header. The values that hold it
 -- are those of the pattern; `plain` is an example by itself.
 M.DANGERS = {
@@ -84,9 +96,9 @@ local Walk = {}
 Walk.__index = Walk
 
 
-function Walk:each_of(list, name, depth)
+function Walk:each_of(list, name, depth, barred)
   for _, part in ipairs(list or {}) do
-    self:visit(part, name, depth)
+    self:visit(part, name, depth, barred)
   end
 end
 
@@ -94,7 +106,7 @@ end
 -- The names of members that no schema names. They are texts, too.
 function Walk:names(schema, name)
   local function add(part)
-    table.insert(self.leaves, { name = name .. ".*", schema = part,
+    table.insert(self.leaves, { name = name .. ".(name)", schema = part,
       is_name = true })
   end
   local own = schema.propertyNames
@@ -133,7 +145,101 @@ function Walk:inside(schema, name, depth)
 end
 
 
-function Walk:visit(schema, name, depth)
+-- How much a leaf says: only some values, a pattern, or neither.
+local function strength(schema)
+  return M.is_narrow(schema) and 2 or schema.pattern and 1 or 0
+end
+
+
+-- The leaf with a longest length, where it has none so short.
+local function shortened(leaf, most)
+  local schema = {}
+  for key, part in pairs(leaf.schema) do
+    schema[key] = part
+  end
+  schema.maxLength = math.min(most, schema.maxLength or most)
+  return { name = leaf.name, schema = schema, is_name = leaf.is_name }
+end
+
+
+-- Of leaves from `first` to `last`, by name: the best strength, and the
+-- shortest maxLength.
+function Walk:best_of(first, last)
+  local best, short = {}, {}
+  for i = first, last do
+    local name, schema = self.leaves[i].name, self.leaves[i].schema
+    best[name] = math.max(best[name] or 0, strength(schema))
+    short[name] = math.min(short[name] or math.huge, schema.maxLength
+      or math.huge)
+  end
+  return best, short
+end
+
+
+-- Leaves from `first` on hold together: of those of one name, the strictest
+-- stay, with the shortest maxLength.
+function Walk:hold_together(first)
+  local best, short = self:best_of(first, #self.leaves)
+  local kept = {}
+  for i = first, #self.leaves do
+    local leaf = self.leaves[i]
+    local most = short[leaf.name]
+    if strength(leaf.schema) >= best[leaf.name] then
+      kept[#kept + 1] = most < math.huge and leaf.schema.maxLength ~= most
+        and shortened(leaf, most) or leaf
+    end
+    self.leaves[i] = nil
+  end
+  table.move(kept, 1, #kept, first, self.leaves)
+  return short
+end
+
+
+-- Alternatives: what each of them asks of a name is asked of it by all.
+function Walk:alternatives(list, name, depth, barred)
+  local least
+  for _, part in ipairs(list or {}) do
+    local first = #self.leaves + 1
+    self:visit(part, name, depth, barred)
+    local best = self:best_of(first, #self.leaves)
+    for known, value in pairs(least or best) do
+      best[known] = best[known] and math.min(value, best[known])
+    end
+    least = best
+  end
+  return least or {}
+end
+
+
+-- The keywords that speak of the same value. `barred`: it can be no string.
+function Walk:beside(schema, name, depth, barred, first)
+  self:each_of(schema.allOf, name, depth, barred)
+  if schema["$ref"] then
+    self:visit(pointer.find(self.root, schema["$ref"]), name, depth, barred)
+  end
+  local short = self:hold_together(first)
+  for _, key in ipairs { "anyOf", "oneOf" } do
+    local own = table.move(self.leaves, first, #self.leaves, 1, {})
+    for i = #self.leaves, first, -1 do
+      self.leaves[i] = nil
+    end
+    local others = self:alternatives(schema[key], name, depth, barred)
+    for i = first, #self.leaves do
+      local leaf = self.leaves[i]
+      local most = short[leaf.name] or math.huge
+      self.leaves[i] = most < math.huge and shortened(leaf, most) or leaf
+    end
+    for _, leaf in ipairs(own) do
+      if strength(leaf.schema) >= (others[leaf.name] or 0) then
+        table.insert(self.leaves, leaf)
+      end
+    end
+  end
+  self:each_of({ schema["then"], schema["else"] }, name, depth, barred)
+end
+
+
+function Walk:visit(schema, name, depth, barred)
   if schema == true then
     schema = {}
   end
@@ -142,20 +248,16 @@ function Walk:visit(schema, name, depth)
     return
   end
   self.seen[schema] = true
+  barred = barred or not may_be_string(schema)
+  local first = #self.leaves + 1
   local combined = schema.anyOf or schema.oneOf or schema.allOf
     or schema["$ref"] or schema["then"] or schema["else"]
-  if may_be_string(schema) and not (combined and not schema.pattern
+  if not barred and not (combined and not schema.pattern
     and not schema.enum and not schema.maxLength) then
     table.insert(self.leaves, { name = name, schema = schema })
   end
   self:inside(schema, name, depth + 1)
-  for _, key in ipairs { "anyOf", "oneOf", "allOf" } do
-    self:each_of(schema[key], name, depth + 1)
-  end
-  self:each_of({ schema["then"], schema["else"] }, name, depth + 1)
-  if schema["$ref"] then
-    self:visit(pointer.find(self.root, schema["$ref"]), name, depth + 1)
-  end
+  self:beside(schema, name, depth + 1, barred, first)
   self.seen[schema] = nil
 end
 
@@ -217,6 +319,21 @@ end
 M.holds = holds
 
 
+-- The same of a leaf without a pattern.
+local function admits_plain(schema, danger)
+  if not schema.format then
+    return danger.plain .. ("a"):rep((schema.minLength or 0) - #danger.plain)
+  end
+  for _, room in ipairs(ROOM[schema.format] or { "%s" }) do
+    local value = room:gsub("%%s", (danger.plain:gsub("%%", "%%%%")))
+    if holds(danger, value) and taken(schema, value) then
+      return value
+    end
+  end
+  return nil
+end
+
+
 --- The shortest value of a leaf that holds a danger; nil: none does. A second
 -- result says why it could not be told; then the value is one that might.
 function M.admits(schema, danger)
@@ -230,9 +347,7 @@ function M.admits(schema, danger)
     or NARROW[schema.format] and not schema.pattern then
     return nil
   elseif not schema.pattern then
-    local value = danger.plain
-    return not schema.format and value .. ("a"):rep((schema.minLength or 0)
-      - #value) or taken(schema, value) and value or nil
+    return admits_plain(schema, danger)
   end
   local value, why = analyse(schema):meets(danger_pattern(danger))
   if why then

@@ -5,7 +5,8 @@
 -- An input that arrives where its schema's freedom is dangerous is tried once
 -- more, with a value that the schema takes and that holds the danger. Only if
 -- that arrives too, as it was sent, is there a finding: a hook that refuses it,
--- and an encoding, count.
+-- and an encoding, count. What arrives in another form (in base64, cut, summed
+-- up) is found by sending another value, and looking at what changes.
 
 local canary <const> = require "gateway.canary"
 local config <const> = require "gateway.audit_config"
@@ -17,6 +18,8 @@ local policy <const> = require "gateway.policy"
 local shape <const> = require "gateway.shape"
 local test <const> = require "gateway.test"
 local M = {}
+
+local ROUNDS <const> = 8  -- of requests to one route, for what excludes others
 
 finding.rules {
   ["trace.slot"] = { "medium", "a dangerous text went from a request into a"
@@ -72,7 +75,7 @@ end
 
 local function text_of(value)
   return type(value) == "string" and value
-    or math.type(value) and tostring(value) or ""
+    or (math.type(value) or type(value) == "boolean") and tostring(value) or ""
 end
 
 
@@ -114,16 +117,51 @@ local function texts_of(r)
 end
 
 
--- The places where an input arrived.
-local function arrivals(input, texts)
-  local found, seen = {}, {}
+-- The texts of each place, one after the other.
+local function by_label(texts)
+  local found = {}
   for _, row in ipairs(texts) do
-    local here = input.mark and row.text:find(input.mark, 1, true)
-      or not input.mark and row.place == "slot"
-      and row.text == text_of(input.value)
-    if here and not seen[row.label] then
-      seen[row.label] = true
-      found[#found + 1] = { place = row.place, label = row.label }
+    found[row.label] = (found[row.label] or "") .. "\0" .. row.text
+  end
+  return found
+end
+
+
+-- What changes with the length of a text, or with the time, is not where it
+-- arrives.
+local function is_beside(label)
+  return label:find("^header content%-length ") ~= nil
+    or label == "header date of the answer"
+end
+
+
+-- The places that are not the same when another value is sent.
+-- @param same  the texts of the same request, sent again
+local function changed(texts, same, other)
+  local first, again, then_ = by_label(texts), by_label(same), by_label(other)
+  local labels = {}
+  for label, text in pairs(first) do
+    labels[label] = text == again[label] and then_[label] ~= nil
+      and then_[label] ~= text and not is_beside(label) or nil
+  end
+  return labels
+end
+
+
+-- The places where an input arrived; `changed` where it is not there as it was
+-- sent.
+-- @param labels  what changed() says
+local function arrivals(input, texts, labels)
+  local found, by = {}, {}
+  for _, row in ipairs(texts) do
+    local as_is = row.text:find(input.mark or text_of(input.value), 1, true)
+      and (input.mark or labels[row.label])
+    if (as_is or labels[row.label]) and not by[row.label] then
+      by[row.label] = { place = row.place, label = row.label, changed = true }
+      found[#found + 1] = by[row.label]
+    end
+    if as_is then
+      by[row.label].changed = false
     end
   end
   table.sort(found, function(a, b)
@@ -178,20 +216,21 @@ local function dangerous(input, danger)
 end
 
 
--- Does a value stand in a place as it was sent, is the danger there too, and
--- was it not there before?
-local function stands(value, danger, label, r, before)
-  local function there(texts)
+-- Is the danger in a place where it was not before? There with the value as it
+-- was sent, if that is how the input arrived.
+local function stands(value, danger, arrival, r, before)
+  local function there(texts, as_is)
     for _, row in ipairs(texts) do
-      if row.label == label and shape.holds(danger, row.text)
-        and (row.text == value or #value > 3
+      if row.label == arrival.label and shape.holds(danger, row.text)
+        and (not as_is or row.text == value or #value > 3
         and row.text:find(value, 1, true)) then
         return true
       end
     end
     return false
   end
-  return there(texts_of(r)) and not there(before)
+  return there(texts_of(r), not arrival.changed) 
+    and not there(before, not arrival.changed)
 end
 
 
@@ -203,7 +242,8 @@ end
 
 -- Tries each danger of a place where an input has arrived. A header takes none:
 -- what would be one there is refused on the way.
-local function try_dangers(audit, route, identity, input, arrival, before)
+local function try_dangers(audit, route, identity, maker, input, arrival,
+  before)
   local place = arrival.place
   local severities = place ~= "header" and input_rules.SEVERITY[place]
   if not severities or not input.mark or shape.is_narrow(input.schema) then
@@ -213,10 +253,10 @@ local function try_dangers(audit, route, identity, input, arrival, before)
     local value = severities[danger.id] and not is_tail(route, input, danger)
       and dangerous(input, danger)
     if value then
-      local maker = canary.new { [input.key] = value }
-      local r = send(identity, maker:request(route))
+      local r = send(identity, canary.new({ [input.key] = value }, maker)
+        :request(route))
       if r and r.status ~= 500
-        and stands(value, danger, arrival.label, r, before) then
+        and stands(value, danger, arrival, r, before) then
         audit:add("trace." .. place, route.at, ("%s: %s sent %s, which holds"
           .. " %s, and it stood in %s"):format(config.name_of(route),
           input_rules.label_of(input), shape.show(value), danger.text,
@@ -233,10 +273,10 @@ local REACHED <const> = { handle = true, respond = true, log = true }
 
 
 -- The canary request of a route, with an identity that it lets in.
-local function reach(book, route)
+local function reach(book, route, rounds)
   local result, why, maker
   for _, identity in ipairs(canary.identities(book, route)) do
-    maker = canary.new()
+    maker = canary.new(nil, nil, rounds)
     result, why = send(identity, maker:request(route))
     if result and result.stage ~= "authorize" then
       return result, maker, identity
@@ -246,39 +286,117 @@ local function reach(book, route)
 end
 
 
+-- What other values of an input change; nil: none of them was let in.
+local function changes(route, identity, maker, input, before)
+  local labels
+  for _, value in ipairs(canary.others(input)) do
+    local r = send(identity, canary.new({ [input.key] = value }, maker)
+      :request(route))
+    local again = r and REACHED[r.stage] and send(identity,
+      canary.new(nil, maker):request(route))
+    for label in pairs(again and changed(before, texts_of(again), texts_of(r))
+      or {}) do
+      labels = labels or {}
+      labels[label] = true
+    end
+    labels = labels or again and {} or nil
+  end
+  return labels
+end
+
+
+local function trace_input(audit, book, route, reached, input)
+  local maker, identity, before = reached.maker, reached.identity,
+    reached.texts
+  local labels = changes(route, identity, maker, input, before)
+  local found = arrivals(input, before, labels or {})
+  local row = {
+    input = input_rules.label_of(input), value = input.value,
+    arrives = core.array {}, changed = core.array {},
+    hooks = core.array(hooks_of(book, route)), schema = check_of(input.schema),
+    untold = not labels and not input.mark or nil,
+  }
+  for _, arrival in ipairs(found) do
+    table.insert(arrival.changed and row.changed or row.arrives, arrival.label)
+    try_dangers(audit, route, identity, maker, input, arrival, before)
+  end
+  return row
+end
+
+
+-- Traces the inputs of one request that have not been traced yet.
+local function trace_request(audit, book, route, reached, row)
+  reached.texts = texts_of(reached.result)
+  for _, input in ipairs(reached.maker.inputs) do
+    local label = input_rules.label_of(input)
+    local known = row.known[label]
+    if not known or known == reached.maker then
+      row.known[label] = reached.maker
+      table.insert(row.inputs, trace_input(audit, book, route, reached, input))
+    end
+  end
+end
+
+
+-- The texts that no request has held so far: alternatives that exclude each
+-- other take several.
+local function missing_of(route, known)
+  local list = {}
+  for _, input in ipairs(input_rules.inputs(route)) do
+    for _, leaf in ipairs(shape.leaves(input.schema, input.name)) do
+      local label = input_rules.label_of { where = input.where,
+        name = leaf.name }
+      if not leaf.is_name and not known[label] and not list[label] then
+        list[#list + 1], list[label] = label, true
+      end
+    end
+  end
+  return core.array { table.unpack(list) }
+end
+
+
 local function trace_route(audit, book, route)
-  local r, maker, identity, why = reach(book, route)
-  local row = { at = route.at, route = config.name_of(route), inputs = {} }
+  local r, maker, identity, why = reach(book, route, {})
+  for round = 1, ROUNDS do
+    if r and identity and not REACHED[r.stage] then
+      r, maker, identity, why = reach(book, route, { json = round,
+        other = round })
+    end
+  end
+  local row = { at = route.at, route = config.name_of(route),
+    inputs = core.array {}, known = {} }
   if not r or not identity or not REACHED[r.stage] then
     row.refused = not r and (why or "no identity can be made for it")
       or ("%d at %s: %s"):format(r.status, r.stage,
         (r.reason or ""):match("^[^\n]*"))
     audit:add("trace.not-reached", route.at, ("%s: %s"):format(row.route,
       row.refused))
+    row.known = nil
     return row
   end
-  local before, hooks = texts_of(r), hooks_of(book, route)
-  for i, input in ipairs(maker.inputs) do
-    local found = arrivals(input, before)
-    local labels = {}
-    for j, arrival in ipairs(found) do
-      labels[j] = arrival.label
-      try_dangers(audit, route, identity, input, arrival, before)
+  row.failed = r.status == 500 and (r.reason or "?"):match("^[^\n]*") or nil
+  trace_request(audit, book, route, { result = r, maker = maker,
+    identity = identity }, row)
+  for round = 1, ROUNDS do
+    row.missing = missing_of(route, row.known)
+    if #row.missing == 0 then
+      break
     end
-    row.inputs[i] = {
-      input = input_rules.label_of(input), value = input.value,
-      arrives = core.array(labels), hooks = core.array(hooks),
-      schema = check_of(input.schema),
-    }
+    r, maker, identity = reach(book, route, { json = round,
+      other = maker.rounds.other })
+    if r and identity and REACHED[r.stage] then
+      trace_request(audit, book, route, { result = r, maker = maker,
+        identity = identity }, row)
+    end
   end
-  row.inputs = core.array(row.inputs)
+  row.missing, row.known = missing_of(route, row.known), nil
   return row
 end
 
 
 --- Traces every route of the loaded policy. Findings go to `audit`.
 -- @return a list of { at, route, refused or inputs of { input, value, arrives,
---         schema, hooks } }
+--         changed, untold, schema, hooks }, missing }
 function M.run(audit, book)
   local rows = {}
   for _, route in ipairs(book.routes) do
@@ -287,6 +405,24 @@ function M.run(audit, book)
     end
   end
   return core.array(rows)
+end
+
+
+-- Where an input arrives, in words.
+local function arrives(input)
+  local parts = {}
+  if #input.arrives > 0 then
+    parts[1] = "arrives in " .. table.concat(input.arrives, ", ")
+  end
+  if #input.changed > 0 then
+    parts[#parts + 1] = "arrives, changed, in "
+      .. table.concat(input.changed, ", ")
+  end
+  if #parts == 0 then
+    return input.untold and "where it arrives cannot be told: no other value of"
+      .. " it was let in" or "arrives nowhere"
+  end
+  return table.concat(parts, "\n        ")
 end
 
 
@@ -299,12 +435,18 @@ function M.print(rows)
     elseif #row.inputs == 0 then
       core.print("    no input")
     end
+    if row.failed then
+      core.print("    answered with 500, so what is after that is not seen: "
+        .. row.failed)
+    end
+    if row.missing and #row.missing > 0 then
+      core.print("    not sent: " .. table.concat(row.missing, ", "))
+    end
     for _, input in ipairs(row.inputs) do
       local checks = { input.schema, table.unpack(input.hooks) }
       core.print(("    %s = %s\n        checked by %s\n        %s"):format(
         input.input, shape.show(input.value), table.concat(checks, ", "),
-        #input.arrives > 0 and "arrives in " .. table.concat(input.arrives,
-          ", ") or "arrives nowhere"))
+        arrives(input)))
     end
   end
 end

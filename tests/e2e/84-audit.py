@@ -389,7 +389,7 @@ gateway.post("/t/{p}", {
     arrives = {name: i["arrives"] for name, i in inputs.items()}
     equal(arrives, {
         "capture {p}": ["slot s of x"],
-        "query parameter 'n'": [],
+        "query parameter 'n'": ["header X-N of upstream app"],
         "query parameter 'u'": ["query of upstream app"],
         "header 'x-h'": ["the log"],
         "'a[]' of the JSON body": ["body of upstream app"],
@@ -399,6 +399,75 @@ gateway.post("/t/{p}", {
     hook = inputs["capture {p}"]["hooks"]
     assert len(hook) == 1 and hook[0].startswith("hook at "), hook
     assert row["at"].endswith("t.lua:12"), row
+
+
+def test_what_arrives_in_another_form_is_found():
+    part = ("""local x = gateway.command { name = "x", program = "/bin/x",
+  args = { gateway.slot "s" }, slots = { s = gateway.string { pattern =
+  "^[A-Z0-9@_/]+$", maxLength = 90 } } }
+gateway.post("/t", { authorize = ops, validate = { json = gateway.object {
+    a = %(word)s, b = %(word)s, c = %(word)s, d = gateway.boolean,
+    e = gateway.enum { "up", "down" }, f = %(word)s } },
+  handle = function(request)
+    local j = request.json
+    x:run({ s = j.a:gsub("q", "_"):upper() }, { stdin = tostring(#j.b) })
+    gateway.log(j.e == "up" and "1" or "0")
+    gateway.fetch(app, { path = "/f", body = tostring(j.d) .. gateway.now() })
+    return gateway.text("x", 200, { ["X-Hex"] = j.c:gsub(".", function(c)
+      return ("%%x"):format(c:byte()) end) })
+  end,
+})""" % {"word": text("^[a-z@]{1,9}$")})
+    inputs = traced(part)[0]
+    equal({n[1]: (i["arrives"], i["changed"]) for n, i in inputs.items()}, {
+        "a": ([], ["slot s of x"]), "b": ([], ["standard input of x"]),
+        "c": ([], ["header x-hex of the answer"]), "d": ([], []),
+        "e": ([], ["the log"]), "f": ([], [])})
+    found = [f for f in audit(part, "--trace")[0] if f["rule"] == "trace.slot"]
+    equal(len(found), 1, found)
+    assert "'a' of the JSON body sent \"@qz" in found[0]["what"], found
+
+
+REACH = """gateway.post("/t/{p}", { authorize = ops, validate = {
+  path = { p = gateway.uuid }, types = { "application/merge-patch+json" },
+  query = { n = gateway.integer(1, 100), tags = gateway.array(
+    gateway.enum { "a", "b" }, 1, 3) },
+  json = { type = "object", ["$ref"] = "#/$defs/all", maxProperties = 4,
+    ["$defs"] = { all = { type = "object", required = { "kind" }, properties = {
+      kind = { oneOf = {
+        { type = "object", required = { "t", "a" }, properties = {
+          t = { const = "a" }, a = { type = "string", pattern = "^a+$",
+          maxLength = 9 } } },
+        { type = "object", required = { "t", "b" }, properties = {
+          t = { const = "b" }, b = { type = "string", format = "date" } } } } },
+      even = { type = "integer", multipleOf = 2, minimum = 3, maximum = 9 },
+      map = { type = "object", minProperties = 2, maxProperties = 3,
+        propertyNames = { pattern = "^[a-z]{2,4}$" },
+        additionalProperties = { type = "string", maxLength = 5 } },
+      pair = { type = "array", prefixItems = { { type = "boolean" }, { type =
+        "null" } }, items = false, minItems = 2 },
+      odd = { type = "integer", minimum = 0, maximum = 9, ["not"] = { multipleOf =
+        2 } } } } } } },
+  check = function(request) return request.query.n == 100, "not 100" end,
+  handle = app })"""
+
+
+def test_routes_are_reached_whatever_their_schemas_ask():
+    inputs, row = traced(REACH)
+    assert "refused" not in row, row
+    equal(row["missing"], [])
+    for name in ("kind.t", "kind.a", "kind.b", "even", "map.*", "pair[]", "odd"):
+        assert "'%s' of the JSON body" % name in inputs, (name, row)
+
+
+def test_what_no_canary_reached_is_said():
+    part = REACH.replace('"not 100"', '"no"').replace("n == 100", "n == 43")
+    row = traced(part)[1]
+    assert "403 at check: no" in row["refused"], row
+    never = REACH.replace('t = { const = "b" }', "t = false")
+    equal(traced(never)[1]["missing"], ["'kind.b' of the JSON body"])
+    fails = traced(REACH.replace("handle = app", "handle = function() error "
+                                 '"boom" end'))[1]
+    assert "boom" in fails["failed"], fails
 
 
 def test_a_hook_that_refuses_counts():
