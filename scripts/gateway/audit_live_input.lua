@@ -1,9 +1,10 @@
 --- Requests by an OpenAPI document: for `gateway audit --live`.
 --
--- An operation becomes a list of slots, which are its parameters and the texts
--- in its JSON body, each with a value that its schema takes; build() makes the
--- request, with another value in one of them. This reads documents that are
--- not strict, too: what a schema does not say is made up.
+-- An operation becomes a list of slots, which are its parameters, the texts in
+-- its JSON body and the fields of its form, each with a value that its schema
+-- takes; build() makes the request, with another value in one of them. This
+-- reads documents that are not strict, too: what a schema does not say is made
+-- up.
 
 local core <const> = require "gateway.core"
 local document <const> = require "gateway.document"
@@ -265,8 +266,9 @@ local function parameter_slot(api, parameter)
     place = parameter.place, name = parameter.name, facts = facts,
     required = parameter.required or parameter.place == "path",
     value = plain_text(value), at = api.doc:at(source),
-    what = ("%s parameter %s"):format(parameter.place,
-      options.show(parameter.name)),
+    is_file = source.type == "file",
+    what = (parameter.place == "formData" and "form field "
+      or parameter.place .. " parameter ") .. options.show(parameter.name),
   }
 end
 
@@ -297,11 +299,56 @@ local function body_slots(api, slots, source, value, path, at)
 end
 
 
-local function json_media(operation)
+-- Adds a slot for each field of a form that is described as an object (3.x).
+local function form_slots(api, slots, source, at)
+  local facts = facts_of(api.doc, source)
+  for _, key in ipairs(options.sorted_keys(facts.properties)) do
+    local part = facts_of(api.doc, facts.properties[key])
+    local inner = part.kind == "array" and facts_of(api.doc, part.items) or part
+    local value = value_of(api.doc, part, true, 0)
+    if part.kind == "object" then
+      value = core.encode(value)
+    end
+    slots[#slots + 1] = {
+      place = "formData", name = key, facts = inner,
+      required = facts.required[key], value = plain_text(value),
+      is_file = part.format == "binary",
+      at = document.is_map(facts.properties[key])
+        and api.doc:at(facts.properties[key]) or at,
+      what = "form field " .. options.show(key),
+    }
+  end
+end
+
+local FORM <const> = "application/x-www-form-urlencoded"
+local MULTIPART <const> = "multipart/form-data"
+
+
+-- The body that is sent: JSON, if there is such a one, else a form.
+local function media_of(operation)
+  local form
   for _, media in ipairs(operation.body and operation.body.media or {}) do
     if media.type:find "/json$" or media.type:find "%+json$" then
       return media
+    elseif media.type == FORM or media.type == MULTIPART then
+      form = form or media
     end
+  end
+  return form
+end
+
+
+-- In 2.0 each field of a form is a parameter, and files need multipart.
+local function old_form(api, read, operation)
+  local fields = operation.body and operation.body.fields or {}
+  local consumes = operation.source.consumes
+  for _, parameter in ipairs(fields) do
+    local slot = parameter_slot(api, parameter)
+    read.form = (slot.is_file or read.form == MULTIPART) and MULTIPART or FORM
+    table.insert(read.slots, slot)
+  end
+  if #fields > 0 and document.items(consumes)[1] == MULTIPART then
+    read.form = MULTIPART
   end
 end
 
@@ -315,8 +362,14 @@ function M.read(api, operation)
   for _, parameter in ipairs(operation.parameters) do
     table.insert(read.slots, parameter_slot(api, parameter))
   end
-  local media = json_media(operation)
-  if media then
+  local media = media_of(operation)
+  old_form(api, read, operation)
+  if not read.form and media and (media.type == FORM
+    or media.type == MULTIPART) then
+    read.form = media.type
+    form_slots(api, read.slots, media.schema, api.doc:at(media.owner,
+      media.key))
+  elseif not read.form and media then
     local facts = facts_of(api.doc, media.schema)
     read.media = media.type
     read.full = value_of(api.doc, facts, true, 0)
@@ -354,6 +407,30 @@ local function put(value, path, text, from)
 end
 
 
+-- A boundary that no probe holds.
+local BOUNDARY <const> = "gateway-audit-7e1d0c5a"
+
+
+local function form_of(read, fields)
+  local parts = {}
+  for i, field in ipairs(fields) do
+    if read.form == FORM then
+      parts[i] = M.escape(field.name) .. "=" .. M.escape(field.value)
+    else
+      local name = field.name:gsub("[%c\"]", "_")
+      parts[i] = ("--%s\r\nContent-Disposition: form-data; name=\"%s\"%s")
+        :format(BOUNDARY, name, field.is_file
+        and "; filename=\"gwaudit.txt\"" or "") .. "\r\n\r\n" .. field.value
+        .. "\r\n"
+    end
+  end
+  if read.form == FORM then
+    return table.concat(parts, "&")
+  end
+  return table.concat(parts) .. "--" .. BOUNDARY .. "--\r\n"
+end
+
+
 local function body_of(read, slot, text)
   if not read.media then
     return nil
@@ -372,6 +449,7 @@ end
 -- @param raw   true: `text` is put into a path as it is
 function M.build(read, base, slot, text, raw)
   local path, query, headers, cookies = read.path, {}, {}, {}
+  local fields = {}
   for _, one in ipairs(read.slots) do
     local value = one == slot and text or one.value
     local wanted = one.required or read.all or one == slot
@@ -383,6 +461,9 @@ function M.build(read, base, slot, text, raw)
       query[#query + 1] = M.escape(one.name) .. "=" .. M.escape(value)
     elseif wanted and one.place == "header" then
       headers[#headers + 1] = { one.name, value }
+    elseif wanted and one.place == "formData" then
+      fields[#fields + 1] = { name = one.name, value = value,
+        is_file = one.is_file }
     elseif wanted and one.place == "cookie" then
       cookies[#cookies + 1] = one.name .. "=" .. M.escape(value)
     end
@@ -390,11 +471,14 @@ function M.build(read, base, slot, text, raw)
   if #cookies > 0 then
     headers[#headers + 1] = { "Cookie", table.concat(cookies, "; ") }
   end
-  if read.media then
-    headers[#headers + 1] = { "Content-Type", read.media }
+  local media = read.media or read.form
+  if media then
+    headers[#headers + 1] = { "Content-Type", media == MULTIPART
+      and media .. "; boundary=" .. BOUNDARY or media }
   end
   return {
-    method = read.method, headers = headers, body = body_of(read, slot, text),
+    method = read.method, headers = headers,
+    body = read.form and form_of(read, fields) or body_of(read, slot, text),
     target = base .. path .. (#query > 0 and "?" .. table.concat(query, "&")
       or ""),
   }

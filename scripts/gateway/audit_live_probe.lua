@@ -83,6 +83,14 @@ local SLEEPS <const> = {
 }
 
 
+-- What who opens files or runs a shell says of a word that is neither, and of a
+-- lone quote.
+local NO_FILE <const> = { "No such file or directory", "FileNotFoundError",
+  "NoSuchFileException", "ENOENT" }
+local NO_SHELL <const> = { "Syntax error: ", "unexpected EOF while looking for",
+  "Unterminated quoted string", "/bin/%l*sh: ", "%f[%w]sh: %d+: " }
+
+
 local Slot = {}
 Slot.__index = Slot
 
@@ -245,7 +253,9 @@ function Slot:sleeps(form)
       return false
     end
   end
-  return true
+  -- who is slow at random is not slower by just so much
+  local slower = self:send(self.slot.value .. form:format(2 * WAIT))
+  return slower ~= nil and slower.seconds > self.base.seconds + WAIT + MARGIN
 end
 
 
@@ -270,6 +280,39 @@ function Slot:try_shell()
   if self.tells_apart and is_same(self:send(value), self.base) then
     self:add("live.suspicious", "%s is answered as %s is, as if a shell took"
       .. " the quotes away", shown(value), shown(self.slot.value))
+  end
+end
+
+
+-- ---- what errors say -------------------------------------------------------
+
+-- The first of some texts that an answer holds, and the answer to a valid value
+-- does not.
+function Slot:says(answer, texts)
+  for _, text in ipairs(texts) do
+    if answer and answer.body:find(text) and not self.base.body:find(text) then
+      return answer.body:match("[^\r\n]*" .. text .. "[^\r\n]*")
+    end
+  end
+  return nil
+end
+
+
+function Slot:try_errors()
+  local text = self:says(self.control, NO_FILE)
+  if text then
+    self:add("live.suspicious", "%s, which names nothing, is answered with %s,"
+      .. " as if it were the name of a file", shown(self.slot.value
+      .. "gwaudit"), shown(text))
+  end
+  for _, quote in ipairs { "'", '"' } do
+    local value = self.slot.value .. quote
+    text = self:says(self:send(value), NO_SHELL)
+    if text and not self:says(self.control, NO_SHELL) then
+      self:add("live.suspicious", "%s is answered with %s, as a shell would"
+        .. " say", shown(value), shown(text))
+      return
+    end
   end
 end
 
@@ -318,6 +361,7 @@ function M.run(live, read, slot)
   -- only where other words get other answers does a like answer say anything
   self.tells_apart = is_fine(self.base) and self.control
     and self.control.status ~= self.base.status
+  self:try_errors()
   self:try_files()
   self:try_options()
   self:try_shell()

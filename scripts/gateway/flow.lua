@@ -787,11 +787,11 @@ end
 -- @param body      its tree, as luasource.read() gives it
 -- @param require_  require_(module) -> what a module of the policy returns, as
 --                  `self.value` of its flow; or nil
--- @param closures  the functions of all files, which is filled: one that is
+-- @param closures  the functions of all files, or nil; is filled: one that is
 --                  made in a module may be another file's hook
 function M.new(file, body, require_, closures)
   local self = setmetatable({
-    file = file, steps = 0, calls = 0, turns = {}, closures = closures,
+    file = file, steps = 0, calls = 0, turns = {}, closures = closures or {},
     require = require_, bare_groups = {},
     route = { inputs = {}, sinks = {}, commands = {} },
   }, Flow)

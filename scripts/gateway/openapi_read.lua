@@ -228,7 +228,7 @@ end
 -- The same for 2.0, where the body is a parameter, and its media types are in
 -- `consumes`.
 local function read_old_body(api, operation, parameters)
-  local doc, form, found = api.doc, nil, nil
+  local doc, form, found, fields = api.doc, nil, nil, {}
   for i = #parameters, 1, -1 do
     local parameter = parameters[i]
     if parameter.place == "body" or parameter.place == "formData" then
@@ -236,6 +236,8 @@ local function read_old_body(api, operation, parameters)
       form = form or parameter.place == "formData" and parameter
       if found and parameter.place == "body" then
         doc:fail(found.source, "in", "a second body: there can be one")
+      elseif parameter.place == "formData" then
+        table.insert(fields, 1, parameter)
       end
       found = parameter.place == "body" and parameter or found
     end
@@ -243,7 +245,7 @@ local function read_old_body(api, operation, parameters)
   if not form and not found then
     return nil
   end
-  local body = { source = (found or form).source, media = {} }
+  local body = { source = (found or form).source, media = {}, fields = fields }
   if form then
     body.media[1] = {
       type = "multipart/form-data", owner = form.source, key = "in",

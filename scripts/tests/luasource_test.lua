@@ -216,9 +216,10 @@ local FLOWS <const> = {
     .. " return app:to(p)"] = "path query.q",
   ["return request.query.q == 'x' and app:to('/x') or app:to('/y')"] = "",
   ["gateway.log(request.query.q) return gateway.text(identity.spiffe)"] =
-    "log query.q",
+    "log query.q; response body identity.spiffe",
   ["return { status = 200, body = request.query.q }"] = "response body query.q",
-  ["while true do id(1) break end return app:to(identity.spiffe)"] = "",
+  ["while true do id(1) break end return app:to(identity.spiffe)"] =
+    "path identity.spiffe",
 }
 
 

@@ -1,6 +1,7 @@
 """gateway audit --live: finds the holes of a service that has them, and none
 in ours; asks nobody but the host it was given."""
 
+import email
 import http.server
 import json
 import os
@@ -201,7 +202,8 @@ HOLES = [
     ("live.header-injected", "split"), ("live.program-reached", "tail"),
     ("live.server-error", "fail"), ("live.shell-reached", "X-Blind"),
     ("live.shell-reached", "echo"), ("live.suspicious", "dash"),
-    ("live.suspicious", "dot"), ("live.suspicious", "words"),
+    ("live.suspicious", "dot"), ("live.suspicious", "tail"),
+    ("live.suspicious", "words"),
 ]
 
 
@@ -234,9 +236,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except (OSError, ValueError):
             self.answer(404, "no such thing")
 
+    def do_form(self, body):
+        """What stands in a form: a shell runs the one, the other is a file."""
+        kind = self.headers["Content-Type"]
+        if kind == "application/x-www-form-urlencoded":
+            return self.at_echo({}, urllib.parse.parse_qs(body.decode())
+                                ["echo"][0])
+        fields = email.message_from_bytes(
+            b"Content-Type: %s\r\n\r\n" % kind.encode() + body)
+        for part in fields.get_payload():
+            name = part.get_param("name", header="Content-Disposition")
+            if name == "file" and not part.get_filename():
+                self.at_file({"file": part.get_payload()}, None)
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         try:
+            if self.path.startswith("/form"):
+                return self.do_form(body)
             self.at_file({"file": json.loads(body)["name"]}, None)
         except (OSError, ValueError):
             self.answer(404, "no such thing")
@@ -313,6 +330,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
         again = query["again"]
         self.answer(200 if again == "a" else 404, "Not found: %s %r %s %s %s"
                     % (last, again, self.path, again.encode(), again))
+
+    def at_nofile(self, query, last):
+        """Says what went wrong, but only names of letters are opened."""
+        name = query["nofile"]
+        if not name.replace(".", "").isalnum():
+            return self.answer(400, "no")
+        try:
+            self.at_file({"file": name}, last)
+        except OSError as e:
+            self.answer(404, str(e))
+
+    def at_noshell(self, query, last):
+        """A shell reads it, but nothing is seen of what it does."""
+        word = query["noshell"]
+        if not word.rstrip("'\"").replace(".", "").isalnum():
+            return self.answer(400, "no")
+        done = subprocess.run("true " + word, shell=True, timeout=20,
+                              capture_output=True)
+        self.answer(200 if done.returncode == 0 else 500, done.stderr)
+
+    def at_says(self, query, last):
+        """Says such a thing of all it does not know: a valid value, too."""
+        self.answer(200, "No such file or directory, Syntax error: "
+                    + query["says"])
 
     def at_split(self, query, last):
         self.answer(200, "x", "X-Name: %s\r\n" % query.get("split", ""))
@@ -414,6 +455,77 @@ def test_unsafe_methods_only_when_asked():
     found = report(server.url, "--unsafe-methods", openapi=path)
     equal(rules(found), [("live.file-reached", "name")])
     server.stop()
+
+
+FORMS = """openapi: 3.0.3
+info: {title: forms, version: "1"}
+paths:
+  /form:
+    post:
+      requestBody:
+        content:
+          application/x-www-form-urlencoded:
+            schema: {type: object, required: [echo], properties: {
+              echo: {type: string, example: a.txt}, more: {type: integer}}}
+      responses: {"200": {description: ok}}
+  /form/parts:
+    post:
+      requestBody:
+        content:
+          multipart/form-data:
+            schema: {type: object, required: [file, data], properties: {
+              file: {type: string, example: a.txt},
+              data: {type: string, format: binary}}}
+      responses: {"200": {description: ok}}
+"""
+OLD_FORMS = json.dumps({"swagger": "2.0", "info": {"title": "f",
+                                                   "version": "1"}, "paths": {
+    "/form": {"post": {"parameters": [
+        {"name": "echo", "in": "formData", "type": "string", "required": True,
+         "default": "a.txt"}], "responses": {"200": {"description": "ok"}}}},
+    "/form/parts": {"post": {"parameters": [
+        {"name": "data", "in": "formData", "type": "file"},
+        {"name": "file", "in": "formData", "type": "string", "required": True,
+         "default": "a.txt"}], "responses": {"200": {"description": "ok"}}}}}})
+
+
+def test_fields_of_forms_are_probed():
+    server = Server(strict_context())
+    for name, text in ("forms.yaml", FORMS), ("forms.json", OLD_FORMS):
+        path = write(server.folder + "/" + name, text)
+        found = report(server.url, "--unsafe-methods", openapi=path)
+        equal([r for r in rules(found) if r[0].endswith("-reached")],
+              [("live.file-reached", "file"), ("live.shell-reached", "echo")],
+              json.dumps(found["findings"], indent=1))
+        equal([f["at"].rpartition("/")[2].partition(":")[0]
+               for f in found["findings"]], [name] * len(found["findings"]))
+        equal([f for f in found["findings"] if f["rule"] == "live.baseline"],
+              [])
+    server.stop()
+
+
+test_fields_of_forms_are_probed.timeout = 120
+
+
+def test_errors_that_tell():
+    """Nothing is read or run that can be seen, but the errors say enough."""
+    server = Server(strict_context())
+    paths = "paths:\n" + "".join("""  /%s:
+    get:
+      parameters:
+        - {name: %s, in: query, required: true, schema: {type: string}, example: a.txt}
+      responses: {"200": {description: ok}}
+""" % (name, name) for name in ("nofile", "noshell", "says"))
+    path = write(server.folder + "/e.yaml", API.partition("paths:")[0].replace(
+        "@OTHER@", "1") + paths)
+    found = report(server.url, openapi=path)
+    equal([r for r in rules(found) if r[0] != "live.server-error"],
+          [("live.suspicious", "nofile"), ("live.suspicious", "noshell")],
+          json.dumps(found["findings"], indent=1))
+    server.stop()
+
+
+test_errors_that_tell.timeout = 120
 
 
 def test_no_certificate_needed():
