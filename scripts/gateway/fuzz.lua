@@ -642,16 +642,21 @@ end
 
 -- ---- shrinking -------------------------------------------------------------
 
+-- Of a text that is UTF-8 only such texts: JSON can hold no other.
 local function shorter_texts(text)
-  local list = { "", text:sub(1, #text // 2), text:sub(#text // 2 + 1),
+  local all = { "", text:sub(1, #text // 2), text:sub(#text // 2 + 1),
     ("a"):rep(#text), ("a"):rep(utf8.len(text) or 0) }
   for i = 1, math.min(#text, 24) do
-    list[#list + 1] = text:sub(1, i - 1) .. text:sub(i + 1)
+    all[#all + 1] = text:sub(1, i - 1) .. text:sub(i + 1)
   end
   for i = 1, math.min(#text, 24) do
     if text:sub(i, i):find("[%w]") and text:sub(i, i) ~= "a" then
-      list[#list + 1] = text:sub(1, i - 1) .. "a" .. text:sub(i + 1)
+      all[#all + 1] = text:sub(1, i - 1) .. "a" .. text:sub(i + 1)
     end
+  end
+  local list = {}
+  for _, short in ipairs(all) do
+    list[#list + 1] = (not utf8.len(text) or utf8.len(short)) and short or nil
   end
   return list
 end
@@ -995,13 +1000,20 @@ function Run:fails_afresh(model, who, kind)
 end
 
 
+-- What makes two failures one: the route, the kind and the reason, whatever its
+-- numbers and members.
+local function key_of(model, kind, why)
+  local reason = why:gsub("%d+", ""):gsub("( at /[^/%s:]*)[^%s:]*", "%1")
+  return model.route.at .. model.route.path .. kind .. reason:sub(1, 60)
+end
+
+
 function Run:failed(model, who, kind, why)
-  local key = model.route.at .. model.route.path .. kind
-    .. why:gsub("%d+", ""):sub(1, 60)
-  if self.known[key] or #self.failures >= FAILURES_MAX then
+  local first = key_of(model, kind, why)
+  if #self.failures >= FAILURES_MAX or self.known[first] then
     return
   end
-  self.known[key] = true
+  self.known[first] = true
   local again = self:fails_afresh(model, who, kind)
   if again then
     model = M.shrink(model, function(smaller)
@@ -1011,6 +1023,12 @@ function Run:failed(model, who, kind, why)
   else
     why = why .. " (only after other requests)"
   end
+  -- what was made small may be what another one was made to
+  local last = key_of(model, kind, why)
+  if last ~= first and self.known[last] then
+    return
+  end
+  self.known[last] = true
   self.failures[#self.failures + 1] = {
     model = model, kind = kind, why = why, fields = who.fields,
     stood_in = who.stood_in, seed = self.seed,

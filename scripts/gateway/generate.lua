@@ -200,7 +200,7 @@ local function count_of(value)
 end
 
 
--- Adds members of no name of their own until there are enough.
+-- Adds members of no name of their own until there are enough, or a few more.
 local function fill(schema, value, root, random, depth)
   local rest = schema.additionalProperties
   if rest == nil then
@@ -208,8 +208,13 @@ local function fill(schema, value, root, random, depth)
   end
   local names = type(schema.propertyNames) == "table" and schema.propertyNames
     or { type = "string", maxLength = 9, minLength = 1 }
+  for text, part in pairs(schema.patternProperties or {}) do
+    names, rest = { type = "string", pattern = text }, part
+  end
+  local least = math.max(schema.minProperties or 0, math.min(count_of(value)
+    + random(3) - 1, schema.maxProperties or math.huge))
   for _ = 1, type(rest) == "table" and ITEMS_MAX or 0 do
-    if count_of(value) >= (schema.minProperties or 0) then
+    if count_of(value) >= least then
       return
     end
     local name = make({ allOf = { { type = "string" }, names } }, root, random,
@@ -356,7 +361,11 @@ local near  -- near(schema, value, root, random, depth) -> value
 
 local function near_array(schema, value, root, random, depth)
   local list, how = copy(value), random(4)
-  if how == 1 and schema.maxItems and schema.maxItems < ITEMS_MAX then
+  if schema.contains and random(3) == 1 then
+    for i = 1, random((schema.maxContains or 1) + 1) do
+      list[i] = make(schema.contains, root, random, depth + 1)
+    end
+  elseif how == 1 and schema.maxItems and schema.maxItems < ITEMS_MAX then
     while #list <= schema.maxItems do
       list[#list + 1] = make(schema.items or {}, root, random, depth + 1)
     end
@@ -387,7 +396,15 @@ local function near_object(schema, value, root, random, depth)
   end
   table.sort(names)
   local how = random(#names == 0 and 1 or 4)
-  if how == 1 then
+  local most = schema.maxProperties
+  if most and most < ITEMS_MAX and random(4) == 1 then
+    local more = { minProperties = most + 1 }
+    for key, part in pairs(schema) do
+      more[key] = more[key] or part
+    end
+    fill(more, object, root, random, depth)
+    return object
+  elseif how == 1 then
     object[pick(EXTRA, random)] = pick({ 1, "x", true, core.null }, random)
     return object
   end
@@ -406,7 +423,9 @@ end
 
 function near(schema, value, root, random, depth)
   local plain = flat(schema, root, random, 0)
-  if random(8) == 1 or depth > DEPTH then
+  if plain["not"] and random(4) == 1 then
+    return make(plain["not"], root, random, DEPTH - 1)
+  elseif random(8) == 1 or depth > DEPTH then
     return pick({ core.null, true, false, 0, 1.5, "", "a", core.array {},
       {}, core.array { value } }, random)
   elseif type(value) == "number" then

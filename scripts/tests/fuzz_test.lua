@@ -116,6 +116,31 @@ t.case("a failure is made small", function()
   t.equal(target:find("^/v1/logs/[^?]*%?.*lines=1") ~= nil, true)
 end)
 
+t.case("one failure is printed once, whatever it looked like at first",
+  function()
+    local count = 0
+    local found = run(function(model, valid)
+      if not valid or model.route.path ~= "/v1/setpoint" then
+        return honest(model, valid)
+      end
+      count = count + 1
+      local reason = "json at /room/x" .. ("y"):rep(count) .. ": no, " .. count
+      return { status = 422, stage = "body", reason = reason }
+    end, 5, 400)
+    t.equal({ #found.failures, count > 9 }, { 1, true })
+  end)
+
+t.case("texts beyond ASCII are made small, too", function()
+  local failing = fuzz.shrink({
+    route = policy.all("routes")[3], method = "POST", path = {}, query = {},
+    headers = {}, body = { value = { a = "İé／x" }, text = ("x"):rep(99) },
+  }, function(model)
+    return utf8.len(model.body.value.a or "\xff") ~= nil
+      and model.body.value.a:find("é", 1, true) ~= nil
+  end)
+  t.equal(failing.body.value, { a = "é" })
+end)
+
 t.case("a document that raises is made small, too", function()
   local found = run(function(model, valid)
     local room = type(model.body.value) == "table" and model.body.value.room
