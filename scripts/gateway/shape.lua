@@ -162,35 +162,46 @@ local function shortened(leaf, most)
 end
 
 
--- Of leaves from `first` to `last`, by name: the best strength, and the
--- shortest maxLength.
-function Walk:best_of(first, last)
-  local best, short = {}, {}
+-- What leaves from `first` to `last`, which are alternatives, ask of each name
+-- at least: the strength, and the longest length.
+function Walk:least_of(first, last)
+  local least, long = {}, {}
   for i = first, last do
     local name, schema = self.leaves[i].name, self.leaves[i].schema
-    best[name] = math.max(best[name] or 0, strength(schema))
-    short[name] = math.min(short[name] or math.huge, schema.maxLength
-      or math.huge)
+    least[name] = math.min(least[name] or 2, strength(schema))
+    long[name] = math.max(long[name] or 0, schema.maxLength or math.huge)
   end
-  return best, short
+  return least, long
 end
 
 
--- Leaves from `first` on hold together: of those of one name, the strictest
--- stay, with the shortest maxLength.
-function Walk:hold_together(first)
-  local best, short = self:best_of(first, #self.leaves)
-  local kept = {}
-  for i = first, #self.leaves do
-    local leaf = self.leaves[i]
-    local most = short[leaf.name]
-    if strength(leaf.schema) >= best[leaf.name] then
-      kept[#kept + 1] = most < math.huge and leaf.schema.maxLength ~= most
-        and shortened(leaf, most) or leaf
+-- Parts of the leaves hold together, each from a number up to the next: of
+-- those that speak of one name, the strictest stay, with the shortest maxLength.
+-- @return that maxLength, by name
+function Walk:hold_together(starts)
+  local best, short, kept, least_of = {}, {}, {}, {}
+  for k, first in ipairs(starts) do
+    local least, long = self:least_of(first, (starts[k + 1]
+      or #self.leaves + 1) - 1)
+    least_of[k] = least
+    for name, value in pairs(least) do
+      best[name] = math.max(best[name] or 0, value)
+      short[name] = math.min(short[name] or math.huge, long[name])
     end
+  end
+  for k, first in ipairs(starts) do
+    for i = first, (starts[k + 1] or #self.leaves + 1) - 1 do
+      local leaf = self.leaves[i]
+      if least_of[k][leaf.name] == best[leaf.name] then
+        kept[#kept + 1] = short[leaf.name] < math.huge
+          and shortened(leaf, short[leaf.name]) or leaf
+      end
+    end
+  end
+  for i = #self.leaves, starts[1], -1 do
     self.leaves[i] = nil
   end
-  table.move(kept, 1, #kept, first, self.leaves)
+  table.move(kept, 1, #kept, starts[1], self.leaves)
   return short
 end
 
@@ -201,11 +212,11 @@ function Walk:alternatives(list, name, depth, barred)
   for _, part in ipairs(list or {}) do
     local first = #self.leaves + 1
     self:visit(part, name, depth, barred)
-    local best = self:best_of(first, #self.leaves)
-    for known, value in pairs(least or best) do
-      best[known] = best[known] and math.min(value, best[known])
+    local own, both = self:least_of(first, #self.leaves), {}
+    for known, value in pairs(least or own) do
+      both[known] = own[known] and math.min(value, own[known])
     end
-    least = best
+    least = both
   end
   return least or {}
 end
@@ -213,11 +224,16 @@ end
 
 -- The keywords that speak of the same value. `barred`: it can be no string.
 function Walk:beside(schema, name, depth, barred, first)
-  self:each_of(schema.allOf, name, depth, barred)
+  local starts = { first }
+  for _, part in ipairs(schema.allOf or {}) do
+    starts[#starts + 1] = #self.leaves + 1
+    self:visit(part, name, depth, barred)
+  end
   if schema["$ref"] then
+    starts[#starts + 1] = #self.leaves + 1
     self:visit(pointer.find(self.root, schema["$ref"]), name, depth, barred)
   end
-  local short = self:hold_together(first)
+  local short = self:hold_together(starts)
   for _, key in ipairs { "anyOf", "oneOf" } do
     local own = table.move(self.leaves, first, #self.leaves, 1, {})
     for i = #self.leaves, first, -1 do

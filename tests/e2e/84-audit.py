@@ -634,6 +634,31 @@ def test_a_body_and_names_of_members_are_texts():
     equal(of_rule(names.replace("a-z/", "a-z"), "path.slash"), [])
 
 
+def test_what_stands_beside_counts():
+    """allOf and $ref hold together; what only one alternative asks does not."""
+    wide = '{ type = "string", maxLength = 9 }'
+    word = '{ type = "string", pattern = "^[a-z]+$" }'
+    one = 'properties = { t = { const = "a" }, n = %s }' % word
+    for schema, count in (
+            ("{ allOf = { %s, %s } }" % (wide, word), 0),
+            ("{ anyOf = { %s, %s } }" % (word, word), 0),
+            ("{ anyOf = { %s, %s } }" % (word, wide), 1),
+            ('{ type = "string", maxLength = 9, oneOf = { { pattern = "^a+$" },'
+             ' { pattern = "^b+$" } } }', 0),
+            (wide, 1)):
+        part = posted('{ type = "object", properties = { n = %s } }' % schema,
+                      "return app:to(request.json.n)")
+        equal((schema, len(of_rule(part, "input.no-pattern"))), (schema, count))
+    for second, count in (("properties = { t = { const = \"b\" } }", 1), (one, 0)):
+        part = posted('{ type = "object", properties = { n = %s, t = { type = '
+                      '"string", maxLength = 1, pattern = "^.$" } }, anyOf = { '
+                      "{ %s }, { %s } } }" % (wide, one, second),
+                      "return app:to(request.json.n)")
+        found = [f for f in of_rule(part, "input.no-pattern")
+                 if "'n'" in f["what"]]
+        equal((second, len(found)), (second, count))
+
+
 def test_a_respond_hook_writes_headers():
     part = ('gateway.get("/r", { authorize = ops, validate = { query = { q = '
             '%s } }, handle = app, respond = function(request, response) '
