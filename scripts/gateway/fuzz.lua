@@ -170,7 +170,7 @@ end
 -- ---- is a model valid? -----------------------------------------------------
 
 -- Can a text stand in a path as a capture? False: never. Nil: where the route
--- allows it, perhaps.
+-- allows it, or as another route's path, perhaps.
 local function path_carries(route, text, rest)
   if text:find("[%c\\]") or not utf8.len(text) then
     return false
@@ -180,12 +180,12 @@ local function path_carries(route, text, rest)
       return false
     end
   end
-  if text == "" or not rest and text:find("/") or text:find("//")
-    or text:find("^/") or text:find("/$") or text:find(";") then
-    return #(route.allow or {}) == 0 and text ~= "" and not text:find("/$")
-      and false or nil
+  if text == "" or text:find("/$") or #(route.allow or {}) > 0
+    and text:find("[/;]") then
+    return nil
   end
-  return true
+  return not (text:find(rest and "//" or "/") or text:find("^/")
+    or text:find(";"))
 end
 
 

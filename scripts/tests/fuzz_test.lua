@@ -170,3 +170,19 @@ t.case("wrong by construction is refused by the engine that serves", function()
   end
   t.equal(tried > 100, true)
 end)
+
+t.case("a path that no parser reads in one way is invalid by itself",
+  function()
+    local route
+    for _, one in ipairs(policy.all("routes")) do
+      route = one.path == "/files/{path...}" and one or route
+    end
+    local model = fuzz.good(route, "GET", fuzz.sequence(1))
+    for text, verdict in pairs { ["a/b"] = true, ["a//b"] = false,
+      ["/a"] = false, ["a;b"] = false, ["a/../b"] = false } do
+      model.path.path = text
+      t.equal(fuzz.valid(model), verdict)
+    end
+    model.path.path = "a/"
+    t.equal(fuzz.valid(model), nil)
+  end)

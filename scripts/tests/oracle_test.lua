@@ -126,3 +126,27 @@ t.case("a text is the value that its schema names", function()
   t.equal(oracle.text(list, { "1", "x" }), false)
   t.equal(oracle.text(list, { "1", "2", "3" }), false)
 end)
+
+t.case("a member that no schema names is invalid, also further down",
+  function()
+    local inner = { type = "object",
+      properties = { a = { type = "integer" } } }
+    t.equal(oracle.valid(inner, { a = 1 }), true)
+    t.equal(oracle.valid(inner, { a = 1, b = 2 }), false)
+    t.equal(oracle.valid({ type = "object", properties = { inner = inner } },
+      { inner = { b = 2 } }), false)
+  end)
+
+t.case("what hangs on a pattern that nobody can judge is not judged", function()
+  local rest = { unevaluatedProperties = false, anyOf = {
+    { properties = { a = { type = "string", pattern = "(a)\\1" } } },
+    { properties = { b = { type = "string" } } },
+  } }
+  t.equal(oracle.valid(rest, { a = "aa" }), nil)
+  t.equal(oracle.valid(rest, { b = "x" }), true)
+end)
+
+t.case("a fraction is no int64", function()
+  t.equal(oracle.valid({ type = "number", format = "int64" }, 1.5), false)
+  t.equal(oracle.valid({ type = "number", format = "int64" }, 7), true)
+end)
