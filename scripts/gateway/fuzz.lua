@@ -965,7 +965,7 @@ function Run:who_for(route, method)
   local list = { M.fields_of(route) }
   table.move(self.identities, 1, #self.identities, 2, list)
   for _, fields in ipairs(list) do
-    local made, client = pcall(core.test_identity, self.complete(fields))
+    local made, client = pcall(self.identity, fields)
     if made then
       local who = { fields = fields, identity = client }
       if self:lets_in(route, method, who) then
@@ -974,7 +974,7 @@ function Run:who_for(route, method)
     end
   end
   return { fields = { cn = "fuzz" }, stood_in = true,
-    identity = core.test_identity(self.complete { cn = "fuzz" }) }
+    identity = self.identity { cn = "fuzz" } }
 end
 
 
@@ -1073,14 +1073,14 @@ end
 --- run(spec): fuzzes the policy that is loaded.
 -- @param spec  { seconds, seed, identities = list of fields,
 --              request = function(who, model) -> r, fresh = function() that
---              loads the policy again, complete = function(fields) -> fields,
---              most = of requests }
--- @return { sent, valid, invalid, unsure, failures, stood_in, routes }
+--              loads the policy again, identity = function(fields) that makes
+--              a client, most = of requests }
+-- @return { sent, valid, invalid, unsure, failures, stood_in, goals }
 function M.run(spec)
   local run = setmetatable({
     random = M.sequence(spec.seed), seed = spec.seed, known = {},
     identities = spec.identities or {}, request = spec.request,
-    fresh = spec.fresh, complete = spec.complete,
+    fresh = spec.fresh, identity = spec.identity,
     sent = 0, valid = 0, invalid = 0, unsure = 0, failures = {}, stood_in = {},
     until_time = core.now() + spec.seconds,
   }, Run)

@@ -3,8 +3,8 @@
 local M = {}
 
 
---- The value below `root` that a local reference names; nil where it is no
--- local reference, or nothing is there.
+--- The value below `root` that a local reference names, which may be false; nil
+-- where it is no local reference, or nothing is there.
 -- @param root       a decoded document
 -- @param reference  "#" or "#/a/b", percent-encoded
 function M.find(root, reference)
@@ -23,7 +23,10 @@ function M.find(root, reference)
     local index = at[key] == nil and math.tointeger(tonumber(key))
     at = at[index and index + 1 or key]
   end
-  return path and at or nil
+  if not path then
+    return nil
+  end
+  return at
 end
 
 

@@ -183,8 +183,9 @@ end
 local function exponential(graph, loop)
   for _, node in ipairs(loop) do
     local text, ended = two_ways(graph, loop, node)
-    if text then
-      return text .. way_to(graph, ended, node), node
+    local back = text and way_to(graph, ended, node)
+    if back then  -- none: there was no work left to look for it
+      return text .. back, node
     end
   end
   return nil

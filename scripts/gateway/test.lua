@@ -21,6 +21,7 @@ local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local results <const> = require "gateway.results"
 local tool <const> = require "gateway.tool"
+local who <const> = require "gateway.who"
 local M = {}
 
 -- The file being read, and its cases so far: { policy =, cases = { … } }.
@@ -33,7 +34,7 @@ local IDENTITY_FIELDS <const> = {
   cn = true, o = true, ou = true, c = true, l = true, st = true, dc = true,
   uid = true, uri = true, dns = true, email = true, ip = true, eku = true,
   spiffe = true, serial = true, issuer = true, fingerprint = true, spki = true,
-  not_before = true, not_after = true, ca = true,
+  ca = true,
 }
 local REQUEST_FIELDS <const> = {
   headers = true, body = true, json = true, raw = true, stub = true,
@@ -76,16 +77,6 @@ function M.policy(name)
 end
 
 
--- Fields of an identity with those that are there unless said otherwise.
-local function completed_fields(fields)
-  local full = { eku = { "clientAuth" } }
-  for name, value in pairs(fields) do
-    full[name] = value
-  end
-  return full
-end
-
-
 --- identity { cn =, ou =, uri =, … }: a client. Every field takes a string or a
 -- list; eku is clientAuth unless given.
 function M.identity(fields)
@@ -94,7 +85,7 @@ function M.identity(fields)
   end
   check_fields("t.identity", fields, IDENTITY_FIELDS)
   file.identities[#file.identities + 1] = fields
-  local ok, made = pcall(core.test_identity, completed_fields(fields))
+  local ok, made = pcall(who.make, fields)
   if not ok then
     misuse("t.identity", (tostring(made):gsub("^.-t%.identity: ", "")))
   end
@@ -609,13 +600,13 @@ local function fuzz_one(target, seconds, seed)
   end
   return fuzz.run {
     seconds = seconds, seed = seed, identities = target.identities,
-    complete = completed_fields, fresh = fresh,
-    request = function(who, model)
+    identity = who.make, fresh = fresh,
+    request = function(client, model)
       local spec = fuzz.options_of(model)
       spec.headers = spec.headers or {}
       spec.method, spec.target = model.method, fuzz.target(model)
       spec.stub = stand_ins()
-      return core.test_request(who.identity, spec)
+      return core.test_request(client.identity, spec)
     end,
   }
 end

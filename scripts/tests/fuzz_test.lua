@@ -1,21 +1,12 @@
 -- The fuzzer finds what it is for: here it is given engines that are wrong.
 -- `gateway test scripts/tests/fuzz_test.lua`
 
-local core = require "gateway.core"
 local fuzz = require "gateway.fuzz"
 local policy = require "gateway.policy"
 local t = require "gateway.test"
+local who = require "gateway.who"
 
 t.policy "scripts/gateway.lua"
-
-local function complete(fields)
-  local full = { eku = "clientAuth" }
-  for name, value in pairs(fields) do
-    full[name] = value
-  end
-  return full
-end
-
 
 -- The number of a model's route, as an outcome names it.
 local function number_of(model)
@@ -31,7 +22,7 @@ end
 local function run(answer, seed, most)
   local targets = {}
   local found = fuzz.run {
-    seconds = 60, most = most or 150, seed = seed or 7, complete = complete,
+    seconds = 60, most = most or 150, seed = seed or 7, identity = who.make,
     fresh = function() return true end,
     request = function(_, model)
       local valid = fuzz.valid(model)
@@ -156,14 +147,14 @@ t.case("an identity is made of the conditions", function()
 end)
 
 t.case("wrong by construction is refused by the engine that serves", function()
-  local who = core.test_identity(complete { cn = "alice", ou = "ops",
-    uri = "spiffe://example.org/ns/demo/sa/alice" })
+  local alice = t.identity { cn = "alice", ou = "ops",
+    uri = "spiffe://example.org/ns/demo/sa/alice" }
   local random, tried = fuzz.sequence(5), 0
   local route = policy.all("routes")[2]
   for _ = 1, 400 do
     local model = fuzz.changed(fuzz.good(route, "GET", random), random)
     if model and (model.segment or model.extra_query) then
-      local r = t.request(who, "GET", fuzz.target(model))
+      local r = t.request(alice, "GET", fuzz.target(model))
       tried = tried + 1
       t.refused(r)
     end
