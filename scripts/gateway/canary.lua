@@ -262,8 +262,11 @@ end
 
 --- A value for a schema, noted among the inputs.
 -- @param where  "path", "query", "headers", "json" or "body"
+-- @param depth  of a part: how deep it lies in the schema that was asked for
 function Maker:value(schema, where, name, depth)
-  depth = depth or 0
+  if not depth then
+    self.root, depth = schema, 0
+  end
   schema = self:plain(schema)
   local kind = first_type(schema)
   if depth > MAX_DEPTH then
@@ -348,7 +351,6 @@ function Maker:request(route)
     opts.headers.host = route.host:gsub("^%*", "x")
   end
   if route.body.kind == "json" then
-    self.root = route.body.schema
     opts.json = self:value(route.body.schema, "json", "body")
   elseif route.body.kind ~= "none" then
     opts.body = self:value({ type = "string", maxLength = route.body.max },

@@ -108,8 +108,8 @@ local function read_value(text, at)
 end
 
 
---- Reads a name as RFC 4514 and our logs write it, which is from the end: a list
--- of { type, value } in the order of the text; nil where it is none.
+--- Reads a name as RFC 4514 and our logs write it, which is from the end: a
+-- list of { type, value } in the order of the text; nil where it is none.
 function M.read_dn(text)
   local list, at = {}, 1
   while at <= #text do

@@ -397,6 +397,18 @@ gateway.post("/t/{p}", {
     assert row["at"].endswith("t.lua:12"), row
 
 
+def test_a_reference_within_a_parameter_is_followed():
+    inputs, row = traced("""gateway.get("/r", { authorize = ops,
+  validate = { query = { q = { type = "string", ["$ref"] = "#/$defs/w",
+    ["$defs"] = { w = { type = "string", pattern = "^[a-z]{9}-[0-9]{3}$",
+      maxLength = 13 } } } } },
+  handle = function(request)
+    return gateway.text(request.query.q)
+  end,
+})""")
+    equal(inputs["query parameter 'q'"]["arrives"], ["the answer"], row)
+
+
 def test_a_hook_that_refuses_counts():
     body = 'return gateway.json(x:run { s = request.query.q })'
     for check, found in (("", 1), (
