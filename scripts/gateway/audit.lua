@@ -8,7 +8,6 @@
 --
 --     gateway.get("/x", {  -- audit: allow input.stream because it is a note
 
-local canary <const> = require "gateway.canary"
 local config <const> = require "gateway.audit_config"
 local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
@@ -110,7 +109,6 @@ end
 -- @return the findings (finding.lua), and the trace; or nil and why the policy
 --         does not load
 function M.run(name, opts)
-  canary.remember()
   local ok, message = core.test_policy(name)
   if not ok then
     return nil, message

@@ -8,9 +8,9 @@
 local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
+local stage <const> = require "gateway.stage"
 local M = {}
 
-local RAN_HANDLER <const> = { handle = true, respond = true, log = true }
 local DEMANDS <const> = {
   { "allowed", "no case in which an identity is allowed" },
   { "denied", "no case in which an identity is refused" },
@@ -100,7 +100,7 @@ function M.note(method, target, r)
     if route then
       route.refused = true
     end
-  elseif RAN_HANDLER[r.stage] then
+  elseif stage.was_allowed(r.stage) then
     route.allowed = route.allowed or r.status ~= 500
   elseif r.stage == "authorize" then
     route.denied = true

@@ -7,12 +7,14 @@
 -- handler, a valid one must pass validation, and no hook may raise. What goes
 -- wrong is made as small as it can be, and printed as a test case.
 
+local client_for <const> = require "gateway.client_for"
 local core <const> = require "gateway.core"
 local generate <const> = require "gateway.generate"
-local identity <const> = require "gateway.identity"
 local oracle <const> = require "gateway.oracle"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
+local stage <const> = require "gateway.stage"
+local strings <const> = require "gateway.strings"
 local M = {}
 
 local TEXT_MAX <const> = 2000     -- of a text in a URL or a header
@@ -23,21 +25,9 @@ local SHRINKS <const> = 400       -- requests to make one failure small
 local WRONG <const> = 10000       -- how large what is wrong counts as
 local RUN_MIN <const> = 40        -- of one character, to be written shorter
 local FAILURES_MAX <const> = 20
-local PASSED <const> = { check = true, handle = true, respond = true,
-  log = true }
 local LIMITS <const> = {
   [413] = true, [414] = true, [429] = true, [431] = true,
 }
-
-
---- A sequence of numbers that depends on the seed alone: random(n) -> 1 … n.
-function M.sequence(seed)
-  local state = seed
-  return function(n)
-    state = state * 6364136223846793005 + 1442695040888963407
-    return (state >> 33) % n + 1
-  end
-end
 
 
 -- ---- what is wrong by construction -----------------------------------------
@@ -120,13 +110,6 @@ local function captures_of(path)
 end
 
 
-local function encode_text(text, keep)
-  return (text:gsub("[^%w._~" .. keep .. "-]", function(char)
-    return ("%%%02X"):format(char:byte())
-  end))
-end
-
-
 -- Commas stay as they are where a list is told apart by them.
 local function commas_of(route)
   for _, input in pairs(route.query) do
@@ -144,12 +127,12 @@ function M.target(model)
     if model.segment and model.segment.name == name then
       return model.segment.text
     end
-    return encode_text(model.path[name], dots ~= "" and "/" or "")
+    return strings.percent(model.path[name], dots ~= "" and "/" or nil)
   end)
   local pieces = {}
   for _, one in ipairs(model.query) do
-    pieces[#pieces + 1] = encode_text(one.name, "") .. "="
-      .. encode_text(one.text, commas_of(model.route))
+    pieces[#pieces + 1] = strings.percent(one.name) .. "="
+      .. strings.percent(one.text, commas_of(model.route))
   end
   pieces[#pieces + 1] = model.extra_query
   return path .. (#pieces > 0 and "?" .. table.concat(pieces, "&") or "")
@@ -189,15 +172,6 @@ local function path_carries(route, text, rest)
 end
 
 
--- The verdict on two: what is wrong decides; then what cannot be told.
-local function both(a, b)
-  if a == false or b == false then
-    return false
-  end
-  return a and b
-end
-
-
 local function judge_path(model)
   local verdict = true
   for _, capture in ipairs(captures_of(model.route.path)) do
@@ -206,7 +180,7 @@ local function judge_path(model)
     if one then
       one = oracle.text(model.route.path_schemas[capture.name], { text })
     end
-    verdict = both(verdict, one)
+    verdict = oracle.both(verdict, one)
   end
   return verdict
 end
@@ -241,7 +215,7 @@ local function judge_query(model)
   end
   for name, input in pairs(route.query) do
     local one = judge_input(input, texts_of(model.query, name))
-    verdict = both(verdict, one)
+    verdict = oracle.both(verdict, one)
   end
   return verdict
 end
@@ -262,7 +236,7 @@ local function judge_headers(model)
         one = nil
       end
     end
-    verdict = both(verdict, one)
+    verdict = oracle.both(verdict, one)
   end
   return verdict
 end
@@ -290,7 +264,7 @@ function M.valid(model)
   for _, judge in ipairs { judge_path, judge_query, judge_headers,
     judge_body } do
     local one = judge(model)
-    verdict = both(verdict, one)
+    verdict = oracle.both(verdict, one)
   end
   return verdict
 end
@@ -416,9 +390,6 @@ local function copied(model)
   return new
 end
 
-M.copied = copied
-
-
 -- Ways to change a good model. Each returns true where it could.
 local changes = {}
 
@@ -539,11 +510,9 @@ local CHANGES <const> = { "path", "segment", "query", "headers", "extra_query",
 -- Can it be sent at all?
 local function is_sendable(model)
   local counts = {}
-  for _, texts in ipairs { model.path } do
-    for _, text in pairs(texts) do
-      if #text > TEXT_MAX then
-        return false
-      end
+  for _, text in pairs(model.path) do
+    if #text > TEXT_MAX then
+      return false
     end
   end
   for _, one in ipairs(model.query) do
@@ -625,14 +594,15 @@ end
 -- @param verdict  what valid() said of the model
 -- @return a word for the kind of failure, and a sentence
 function M.judge(model, verdict, r)
+  local passed = stage.passed_validation(r.stage)
   if r.status == 500 then
     return "raises", ("a hook raised at %s: %s"):format(r.stage, r.reason)
   elseif verdict == nil or is_beside(r, model) then
     return nil
-  elseif verdict == false and PASSED[r.stage] then
+  elseif verdict == false and passed then
     return "passes", ("an invalid request passed validation: %d at %s"):format(
       r.status, r.stage)
-  elseif verdict == true and not PASSED[r.stage] then
+  elseif verdict == true and not passed then
     return "refused", ("a valid request was refused: %d at %s: %s"):format(
       r.status, r.stage, r.reason)
   end
@@ -853,72 +823,6 @@ function M.case(failure)
 end
 
 
--- ---- who asks --------------------------------------------------------------
-
--- "CN=alice,OU=ops" as fields, as far as that is simple.
-local function fields_of_dn(dn)
-  local fields = {}
-  for name, value in dn:gmatch("(%a+)=([^,+\\]*)") do
-    name = name:lower()
-    fields[name] = fields[name] or {}
-    table.insert(fields[name], 1, value)
-  end
-  return fields
-end
-
-
--- The fields that make a condition hold, or nil: it cannot be told from it.
-local function fields_for(condition)
-  if condition.kind == "any" then
-    for _, part in ipairs(condition.parts) do
-      local fields = fields_for(part)
-      if fields then
-        return fields
-      end
-    end
-    return nil
-  elseif condition.kind == "all" then
-    local all = {}
-    for _, part in ipairs(condition.parts) do
-      for name, values in pairs(fields_for(part) or {}) do
-        all[name] = all[name] or {}
-        table.move(values, 1, #values, #all[name] + 1, all[name])
-      end
-    end
-    return all
-  elseif condition.kind == "none" then
-    return {}
-  end
-  local name, value = condition.name, condition.wanted
-  if not name then
-    return {}
-  elseif name == "dn" then
-    return fields_of_dn(value)
-  elseif name == "spiffe" or name == "uri" or name == "dns" then
-    value = value:gsub("%*+", "x")
-  end
-  return { [name == "spiffe" and "uri" or name] = { value } }
-end
-
-
---- fields_of(route): the fields of an identity that its authorize may let in.
-function M.fields_of(route)
-  local fields = {}
-  for _, who in ipairs(route.authorize) do
-    local condition = identity.condition_of(policy.hook_of(who.hook))
-    for name, values in pairs(condition and fields_for(condition) or {}) do
-      fields[name] = fields[name] or {}
-      table.move(values, 1, #values, #fields[name] + 1, fields[name])
-    end
-  end
-  fields.cn = fields.cn or { "fuzz" }
-  for name, values in pairs(fields) do
-    fields[name] = #values == 1 and values[1] or values
-  end
-  return fields
-end
-
-
 -- ---- the run ---------------------------------------------------------------
 
 local Run = {}
@@ -962,8 +866,8 @@ end
 -- The first identity that the route lets in; or one for whom authorize is
 -- stood in.
 function Run:who_for(route, method)
-  local list = { M.fields_of(route) }
-  table.move(self.identities, 1, #self.identities, 2, list)
+  local list = client_for.route(route, "fuzz")
+  table.move(self.identities, 1, #self.identities, #list + 1, list)
   for _, fields in ipairs(list) do
     local made, client = pcall(self.identity, fields)
     if made then
@@ -1078,7 +982,7 @@ end
 -- @return { sent, valid, invalid, unsure, failures, stood_in, goals }
 function M.run(spec)
   local run = setmetatable({
-    random = M.sequence(spec.seed), seed = spec.seed, known = {},
+    random = strings.sequence(spec.seed), seed = spec.seed, known = {},
     identities = spec.identities or {}, request = spec.request,
     fresh = spec.fresh, identity = spec.identity,
     sent = 0, valid = 0, invalid = 0, unsure = 0, failures = {}, stood_in = {},

@@ -27,7 +27,7 @@ local OBJECT_WORDS <const> = {
 
 -- ---- three-valued logic -----------------------------------------------------
 
--- false beats nil beats true.
+--- The verdict on two: false beats nil beats true.
 local function both(a, b)
   if a == false or b == false then
     return false
@@ -36,6 +36,9 @@ local function both(a, b)
   end
   return true
 end
+
+
+M.both = both
 
 
 -- How many of a list of verdicts are true; and how many are not known.

@@ -15,6 +15,7 @@ local identity <const> = require "gateway.identity"
 local policy <const> = require "gateway.policy"
 local story <const> = require "gateway.story"
 local test <const> = require "gateway.test"
+local strings <const> = require "gateway.strings"
 local who <const> = require "gateway.who"
 local M = {}
 
@@ -227,7 +228,7 @@ function M.ask(row, client)
   else
     verdict, reason = ask_route(row, seen, listener or row.listener)
   end
-  return verdict, reason and tostring(reason):gsub("\n.*$", "") or nil
+  return verdict, reason and strings.first_line(reason)
 end
 
 

@@ -8,8 +8,9 @@ local core <const> = require "gateway.core"
 local decisions <const> = require "gateway.decisions"
 local identity <const> = require "gateway.identity"
 local policy <const> = require "gateway.policy"
-local story <const> = require "gateway.story"
+local stage <const> = require "gateway.stage"
 local test <const> = require "gateway.test"
+local strings <const> = require "gateway.strings"
 local tool <const> = require "gateway.tool"
 local who <const> = require "gateway.who"
 local M = {}
@@ -18,7 +19,7 @@ local BATCH <const> = 10000        -- requests between two loads of policies
 local MAX_CLIENTS <const> = 20000  -- known at once
 local MAX_HOSTS <const> = 16       -- names that are tried where Host is asked
 
--- How far a request comes before headers and the body are looked at.
+-- The stages of gateway.stage, and within "validate" what is looked at.
 local REACH <const> = {
   syntax = 1, route = 2, authorize = 3, path = 4, query = 5, headers = 6,
   body = 7, check = 8, handle = 9,
@@ -122,7 +123,7 @@ local function run_once(client, spec, about, host)
   local place = r.stage == "validate" and r.where or r.stage
   local out = {
     place = REACH[place] or REACH.handle, stage = r.stage, status = r.status,
-    reason = r.reason, at = r.route, allowed = story.allowed(r),
+    reason = r.reason, at = r.route, allowed = stage.was_allowed(r.stage),
   }
   if asked and asked[1] and (not out.allowed and out.place >= REACH.authorize
     or out.allowed and not about.certain[r.number]) then
@@ -217,10 +218,9 @@ function M.words(verdict)
   elseif verdict.allowed then
     return "allowed"
   end
-  local reason = tostring(verdict.reason):gsub("\n.*$", "")
   return ("%s with %s at %s: %s"):format(
     verdict.status == 500 and "failed" or "refused", tostring(verdict.status),
-    verdict.stage, reason)
+    verdict.stage, strings.first_line(verdict.reason))
 end
 
 

@@ -12,13 +12,10 @@ local core <const> = require "gateway.core"
 local identity <const> = require "gateway.identity"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
+local stage <const> = require "gateway.stage"
 local test <const> = require "gateway.test"
 local M = {}
 
-local STAGES <const> = {
-  syntax = 1, route = 2, authorize = 3, validate = 4, body = 5, check = 6,
-  handle = 7, respond = 8, log = 9,
-}
 local KINDS <const> = { path = 1, query = 2, headers = 3 }
 local NEAREST <const> = 3  -- routes that are named where none matches
 
@@ -226,12 +223,8 @@ end
 
 -- True where the request went past a stage, false where it ended there, nil
 -- where it did not come that far.
-function Walk:passed(stage)
-  local here, wanted = STAGES[self.result.stage], STAGES[stage]
-  if here == wanted then
-    return false
-  end
-  return here > wanted or nil
+function Walk:passed(name)
+  return stage.is_past(self.result.stage, name)
 end
 
 
@@ -411,12 +404,6 @@ function Walk:handle(route)
 end
 
 
---- True where the policy let the request through to its handler.
-function M.allowed(result)
-  return STAGES[result.stage] >= STAGES.handle
-end
-
-
 --- Runs a request and tells its steps.
 -- @param spec  as core.test_request takes it; `stub` is filled in
 -- @return what core.test_request returns, and `steps`, `allowed`
@@ -432,7 +419,8 @@ function M.run(who, spec)
     walk:check(route)
     walk:handle(route)
   end
-  result.steps, result.allowed = walk.steps, M.allowed(result)
+  result.steps = walk.steps
+  result.allowed = stage.was_allowed(result.stage)
   return result
 end
 

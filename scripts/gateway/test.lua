@@ -20,15 +20,13 @@ local fuzz <const> = require "gateway.fuzz"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local results <const> = require "gateway.results"
+local stage <const> = require "gateway.stage"
 local tool <const> = require "gateway.tool"
 local who <const> = require "gateway.who"
 local M = {}
 
 -- The file being read, and its cases so far: { policy =, cases = { … } }.
 local file = { cases = {}, identities = {} }
-
--- How many lines a stage is along the way of a request.
-local RAN_HANDLER <const> = { handle = true, respond = true, log = true }
 
 local IDENTITY_FIELDS <const> = {
   cn = true, o = true, ou = true, c = true, l = true, st = true, dc = true,
@@ -255,24 +253,24 @@ end
 
 --- allowed(r): the request reached its handler, which did not fail.
 function M.allowed(r)
-  if not RAN_HANDLER[r.stage] or r.status == 500 or r.cut then
+  if not stage.was_allowed(r.stage) or r.status == 500 or r.cut then
     fail("expected allowed, got " .. story(r))
   end
 end
 
 
 --- denied(r [, stage [, reason]]): authorize or check refused the identity.
--- @param stage   "authorize" or "check"; either where nil
+-- @param at      "authorize" or "check"; either where nil
 -- @param reason  text that the logged reason contains
-function M.denied(r, stage, reason)
-  if stage ~= nil and stage ~= "authorize" and stage ~= "check" then
+function M.denied(r, at, reason)
+  if at ~= nil and at ~= "authorize" and at ~= "check" then
     misuse("t.denied", ('takes "authorize" or "check", not %s; for an input'
-      .. " write t.refused"):format(options.show(stage)))
+      .. " write t.refused"):format(options.show(at)))
   end
-  local at_stage = stage and r.stage == stage
-    or not stage and (r.stage == "authorize" or r.stage == "check")
-  if not at_stage or r.status < 400 or r.status == 500 then
-    fail(("expected denied%s, got %s"):format(stage and " at " .. stage or "",
+  local there = at and r.stage == at
+    or not at and (r.stage == "authorize" or r.stage == "check")
+  if not there or r.status < 400 or r.status == 500 then
+    fail(("expected denied%s, got %s"):format(at and " at " .. at or "",
       story(r)))
   end
   check_reason(r, reason)
@@ -285,8 +283,8 @@ end
 function M.refused(r, where, reason)
   local place = where == nil or where == r.where or where == r.stage
     or where == r.name
-  if RAN_HANDLER[r.stage] or r.stage == "authorize" or r.stage == "check"
-    or r.status < 400 or r.status == 500 or not place then
+  if stage.was_allowed(r.stage) or r.stage == "authorize"
+    or r.stage == "check" or r.status < 400 or r.status == 500 or not place then
     fail(("expected refused%s, got %s"):format(
       where and " at " .. where or "", story(r)))
   end

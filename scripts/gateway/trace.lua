@@ -8,6 +8,7 @@
 -- and an encoding, count.
 
 local canary <const> = require "gateway.canary"
+local client_for <const> = require "gateway.client_for"
 local config <const> = require "gateway.audit_config"
 local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
@@ -15,7 +16,9 @@ local input_rules <const> = require "gateway.audit_input"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local shape <const> = require "gateway.shape"
+local stage <const> = require "gateway.stage"
 local test <const> = require "gateway.test"
+local who <const> = require "gateway.who"
 local M = {}
 
 finding.rules {
@@ -229,17 +232,17 @@ end
 
 -- ---- routes ----------------------------------------------------------------
 
-local REACHED <const> = { handle = true, respond = true, log = true }
-
-
 -- The canary request of a route, with an identity that it lets in.
-local function reach(book, route)
+local function reach(route)
   local result, why, maker
-  for _, identity in ipairs(canary.identities(book, route)) do
-    maker = canary.new()
-    result, why = send(identity, maker:request(route))
+  for _, fields in ipairs(client_for.route(route, "canary")) do
+    local made, client = pcall(who.make, fields)
+    if made then
+      maker = canary.new()
+      result, why = send(client, maker:request(route))
+    end
     if result and result.stage ~= "authorize" then
-      return result, maker, identity
+      return result, maker, client
     end
   end
   return result, maker, nil, why
@@ -247,9 +250,9 @@ end
 
 
 local function trace_route(audit, book, route)
-  local r, maker, identity, why = reach(book, route)
+  local r, maker, identity, why = reach(route)
   local row = { at = route.at, route = config.name_of(route), inputs = {} }
-  if not r or not identity or not REACHED[r.stage] then
+  if not r or not identity or not stage.was_allowed(r.stage) then
     row.refused = not r and (why or "no identity can be made for it")
       or ("%d at %s: %s"):format(r.status, r.stage,
         (r.reason or ""):match("^[^\n]*"))

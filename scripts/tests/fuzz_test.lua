@@ -1,9 +1,12 @@
 -- The fuzzer finds what it is for: here it is given engines that are wrong.
 -- `gateway test scripts/tests/fuzz_test.lua`
 
+local client_for = require "gateway.client_for"
 local fuzz = require "gateway.fuzz"
+local id = require "gateway.identity"
 local policy = require "gateway.policy"
 local t = require "gateway.test"
+local strings = require "gateway.strings"
 local who = require "gateway.who"
 
 t.policy "scripts/gateway.lua"
@@ -137,19 +140,35 @@ t.case("the same seed makes the same requests", function()
   t.equal({ same, differs, #first > 20 }, { true, true, true })
 end)
 
-t.case("an identity is made of the conditions", function()
+t.case("clients are made of the conditions", function()
+  local alice = "spiffe://example.org/ns/demo/sa/alice"
   local routes = policy.all("routes")
-  t.equal(fuzz.fields_of(routes[1]), { cn = "fuzz" })
-  t.equal(fuzz.fields_of(routes[2]),
-    { cn = "fuzz", uri = "spiffe://example.org/ns/demo/sa/alice" })
-  t.equal(fuzz.fields_of(routes[4]), { cn = "fuzz", ou = "ops",
-    uri = "spiffe://example.org/ns/demo/sa/alice" })
+  t.equal(client_for.route(routes[1], "x"), { { cn = "x" } })
+  t.equal(client_for.route(routes[2], "x"), { { cn = "x", uri = alice },
+    { cn = "x", uri = "spiffe://example.org/ns/demo/files/x" } })
+  t.equal(client_for.route(routes[4], "x"),
+    { { cn = "x", ou = "ops", uri = alice } })
 end)
+
+t.case("of any, each; of all, every combination; a star is something",
+  function()
+    local any = id.all(id.any(id.spiffe "spiffe://e.org/*/**", id.ou "ops"),
+      id.any(id.dn "CN=a,OU=b,OU=c", id.dns "*.e.org"), id.none(id.cn "eve"),
+      function() return true end)
+    local route = { authorize = { { hook = policy.hook(any.test) } } }
+    local uri = "spiffe://e.org/x/x"
+    t.equal(client_for.route(route, "x"), {
+      { cn = "a", ou = { "c", "b" }, uri = uri },
+      { cn = "x", dns = "x.e.org", uri = uri },
+      { cn = "a", ou = { "ops", "c", "b" } },
+      { cn = "x", dns = "x.e.org", ou = "ops" },
+    })
+  end)
 
 t.case("wrong by construction is refused by the engine that serves", function()
   local alice = t.identity { cn = "alice", ou = "ops",
     uri = "spiffe://example.org/ns/demo/sa/alice" }
-  local random, tried = fuzz.sequence(5), 0
+  local random, tried = strings.sequence(5), 0
   local route = policy.all("routes")[2]
   for _ = 1, 400 do
     local model = fuzz.changed(fuzz.good(route, "GET", random), random)
@@ -168,7 +187,7 @@ t.case("a path that no parser reads in one way is invalid by itself",
     for _, one in ipairs(policy.all("routes")) do
       route = one.path == "/files/{path...}" and one or route
     end
-    local model = fuzz.good(route, "GET", fuzz.sequence(1))
+    local model = fuzz.good(route, "GET", strings.sequence(1))
     for text, verdict in pairs { ["a/b"] = true, ["a//b"] = false,
       ["/a"] = false, ["a;b"] = false, ["a/../b"] = false } do
       model.path.path = text
