@@ -5,6 +5,7 @@ local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
 local flow <const> = require "gateway.flow"
 local luasource <const> = require "gateway.luasource"
+local policy <const> = require "gateway.policy"
 local M = {}
 
 finding.rules {
@@ -243,7 +244,7 @@ end
 local function check_commands(audit, route, into)
   for name in pairs(config.open(route) and into.commands or {}) do
     audit:add("identity.command", route.at, ("%s: anyone with a certificate can"
-      .. " run %s"):format(config.name_of(route), name))
+      .. " run %s"):format(policy.title(route), name))
   end
 end
 
@@ -253,7 +254,7 @@ local function check_forwards(audit, route, into)
   if config.open(route) and (into.forwards or into.fetches)
     and route.handle.kind == "lua" then
     audit:add("identity.anyone", route.at, ("%s: anyone with a certificate"
-      .. " reaches an upstream, by a hook"):format(config.name_of(route)))
+      .. " reaches an upstream, by a hook"):format(policy.title(route)))
   end
 end
 

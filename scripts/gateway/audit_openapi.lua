@@ -13,6 +13,7 @@ local openapi_read <const> = require "gateway.openapi_read"
 local openapi_schema <const> = require "gateway.openapi_schema"
 local options <const> = require "gateway.options"
 local pattern <const> = require "gateway.pattern"
+local policy <const> = require "gateway.policy"
 local M = {}
 
 local MAX_DEPTH <const> = 40
@@ -589,16 +590,6 @@ local function covers(wide, narrow)
 end
 
 
-local function takes(methods, method)
-  for _, one in ipairs(methods) do
-    if one == "*" or one == method or one == "GET" and method == "HEAD" then
-      return true
-    end
-  end
-  return false
-end
-
-
 -- "./api.yaml:3" and "api.yaml:3" are one place.
 local function plain_place(at)
   return (at:gsub("^%./", ""))
@@ -618,7 +609,7 @@ end
 function Audit:is_covered(operation, route, path)
   if plain_place(route.at) == plain_place(operation.at) then
     return true
-  elseif not takes(route.methods, operation.method) then
+  elseif not policy.takes(route, operation.method) then
     return false
   end
   for _, one in ipairs(self:paths_of(operation)) do
@@ -637,8 +628,9 @@ function Audit:is_known(route, path)
       return true
     end
     for _, one in ipairs(self:paths_of(operation)) do
+      local only = { methods = { operation.method } }
       if covers(one, path) and #route.methods == 1
-        and takes({ operation.method }, route.methods[1]) then
+        and policy.takes(only, route.methods[1]) then
         return true
       end
     end

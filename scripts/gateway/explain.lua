@@ -243,16 +243,6 @@ local function read_request(target, opts)
 end
 
 
--- Loads the policy, or says why not and returns nil.
-local function load_policy(name)
-  local ok, message = core.test_policy(name)
-  if not ok then
-    core.warn("gateway explain: " .. message)
-  end
-  return ok
-end
-
-
 -- ---- the command -----------------------------------------------------------
 
 -- The listener that is asked, by number. Nil and why.
@@ -309,7 +299,7 @@ local function from_command_line(operands, opts)
   elseif not operands[1] then
     return nil, "a path is missing: /path?query"
   end
-  if not load_policy(opts.policy) then
+  if not tool.load_policy("explain", opts.policy) then
     return 1
   end
   local number, message = find_listener(opts.listener)
@@ -336,7 +326,7 @@ local function from_log(operands, opts)
   elseif operands[1] then
     return nil, ("%s: the log says what the request was"):format(operands[1])
   end
-  if not load_policy(opts.policy) then
+  if not tool.load_policy("explain", opts.policy) then
     return 1
   end
   local record, whole = decisions.find(opts.log, opts.id)

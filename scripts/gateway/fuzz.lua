@@ -272,16 +272,6 @@ end
 
 -- ---- making models ---------------------------------------------------------
 
-local function has_method(route, wanted)
-  for _, method in ipairs(route.methods) do
-    if method == wanted or method == "*" then
-      return true
-    end
-  end
-  return false
-end
-
-
 -- The methods that a route is tried with.
 local function methods_of(route)
   if route.methods[1] ~= "*" then
@@ -949,7 +939,7 @@ end
 local function route_of(goal)
   for _, route in ipairs(policy.all("routes")) do
     if route.at == goal.at and route.path == goal.path
-      and has_method(route, goal.method) then
+      and policy.takes(route, goal.method) then
       return route
     end
   end

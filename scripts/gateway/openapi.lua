@@ -54,7 +54,7 @@ end
 M.SPEC = {
   file = { options.text, required = true },
   handlers = { options.table, default = {} },
-  upstream = { route.anything },
+  upstream = { options.anything },
   missing = { options.one_of("error", "refuse"), default = "error" },
   prefix = { prefix },
   open = { options.boolean, default = false },

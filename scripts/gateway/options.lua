@@ -213,6 +213,12 @@ function M.read(at, what, given, spec)
 end
 
 
+--- Reader: what it is given, to be read further by whoever asked.
+function M.anything(value)
+  return value
+end
+
+
 --- Reader: a string that is not empty and holds no control bytes.
 function M.text(value)
   if type(value) == "string" and value ~= "" and not value:find("%c") then

@@ -13,7 +13,6 @@
 local core <const> = require "gateway.core"
 local identity <const> = require "gateway.identity"
 local policy <const> = require "gateway.policy"
-local story <const> = require "gateway.story"
 local test <const> = require "gateway.test"
 local strings <const> = require "gateway.strings"
 local who <const> = require "gateway.who"
@@ -102,7 +101,7 @@ local function row_of_route(number, route)
   end
   local commands, upstreams = M.uses(route)
   return {
-    what = story.title(route), at = route.at, number = number, route = route,
+    what = policy.title(route), at = route.at, number = number, route = route,
     listener = route.listener, host = route.host,
     who = table.concat(texts, " and "), checks = #route.check,
     commands = commands, upstreams = upstreams,

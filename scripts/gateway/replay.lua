@@ -32,12 +32,10 @@ local REACH <const> = {
 local function read_certificates(folders)
   local by_serial = {}
   for _, folder in ipairs(folders) do
-    for _, pattern in ipairs { "/*.crt", "/*.pem" } do
-      for _, file in ipairs(core.glob(folder .. pattern)) do
-        local client = who.of(file, who.listener())
-        if client then
-          by_serial[client.identity.serial] = client
-        end
+    for _, file in ipairs(who.files_in(folder)) do
+      local client = who.of(file, who.listener())
+      if client then
+        by_serial[client.identity.serial] = client
       end
     end
   end

@@ -20,13 +20,6 @@ local KINDS <const> = { path = 1, query = 2, headers = 3 }
 local NEAREST <const> = 3  -- routes that are named where none matches
 
 
---- "GET, PUT /files/{path...}": a route in a word.
-function M.title(route)
-  local methods = table.concat(route.methods, ", ")
-  return (methods == "*" and "any" or methods) .. " " .. route.path
-end
-
-
 -- Where a function of the policy begins; of the library: where its route is.
 local function place_of(func, route)
   local at = core.test_function(func)
@@ -133,23 +126,13 @@ local function path_difference(wanted, got)
 end
 
 
-local function takes_method(route, method)
-  for _, one in ipairs(route.methods) do
-    if one == "*" or one == method or one == "GET" and method == "HEAD" then
-      return true
-    end
-  end
-  return false
-end
-
-
 -- How far a request is from a route, and the first thing that differs.
 local function compare(route, request)
   local wanted, got = segments_of(route.path), request.segments
   local cost = path_cost(wanted, got)
   local why = path_difference(wanted, got)
   local others = {
-    { takes_method(route, request.method), 0.6,
+    { policy.takes(route, request.method), 0.6,
       ("the method is %s, not %s"):format(request.method,
         table.concat(route.methods, " or ")) },
     { route.host == "" or route.host == request.host, 0.7,
@@ -184,7 +167,7 @@ function M.nearest(spec)
     local cost, why = compare(route, request)
     if cost <= 1 + #request.segments / 2 then
       found[#found + 1] = { cost = cost, order = i, at = route.at,
-        what = M.title(route), reason = why }
+        what = policy.title(route), reason = why }
     end
   end
   table.sort(found, function(a, b)
@@ -232,7 +215,7 @@ function Walk:route()
   local r = self.result
   if r.number then
     local route = policy.all("routes")[r.number]
-    self:add { stage = "route", at = route.at, what = M.title(route),
+    self:add { stage = "route", at = route.at, what = policy.title(route),
       ok = true }
     return route
   end
@@ -319,11 +302,8 @@ end
 
 
 function Walk:validate(route)
-  local names = {}
-  for i, pair in ipairs(self.result.captures) do
-    names[i] = pair[1]
-  end
-  for _, name in ipairs(names) do
+  for _, pair in ipairs(self.result.captures) do
+    local name = pair[1]
     self:input(route, "path", name, route.path_schemas[name],
       self:state("path", name))
   end

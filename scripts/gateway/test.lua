@@ -231,7 +231,7 @@ end
 -- ---- expectations ----------------------------------------------------------
 
 -- What became of a request, in a few words.
-local function story(r)
+local function outcome(r)
   local text = ("%d at %s"):format(r.status, r.stage)
   if r.where and r.where ~= "" then
     text = text .. " (" .. r.where
@@ -246,7 +246,8 @@ end
 
 local function check_reason(r, reason)
   if reason and not (r.reason or ""):find(reason, 1, true) then
-    fail(("expected the reason to contain %q, got %s"):format(reason, story(r)))
+    fail(("expected the reason to contain %q, got %s"):format(reason,
+      outcome(r)))
   end
 end
 
@@ -254,7 +255,7 @@ end
 --- allowed(r): the request reached its handler, which did not fail.
 function M.allowed(r)
   if not stage.was_allowed(r.stage) or r.status == 500 or r.cut then
-    fail("expected allowed, got " .. story(r))
+    fail("expected allowed, got " .. outcome(r))
   end
 end
 
@@ -271,7 +272,7 @@ function M.denied(r, at, reason)
     or not at and (r.stage == "authorize" or r.stage == "check")
   if not there or r.status < 400 or r.status == 500 then
     fail(("expected denied%s, got %s"):format(at and " at " .. at or "",
-      story(r)))
+      outcome(r)))
   end
   check_reason(r, reason)
 end
@@ -286,7 +287,7 @@ function M.refused(r, where, reason)
   if stage.was_allowed(r.stage) or r.stage == "authorize"
     or r.stage == "check" or r.status < 400 or r.status == 500 or not place then
     fail(("expected refused%s, got %s"):format(
-      where and " at " .. where or "", story(r)))
+      where and " at " .. where or "", outcome(r)))
   end
   check_reason(r, reason)
 end
@@ -296,7 +297,7 @@ end
 -- answer, for a reason that contains this text.
 function M.failed(r, reason)
   if r.status ~= 500 then
-    fail("expected a hook that fails, got " .. story(r))
+    fail("expected a hook that fails, got " .. outcome(r))
   end
   check_reason(r, reason)
 end
@@ -349,7 +350,7 @@ function M.ran(r, command, slots)
     seen[#seen + 1] = run.command .. " " .. picture(run.slots)
   end
   fail(("expected a run of %s %s, got %s"):format(command, picture(slots or {}),
-    #seen > 0 and table.concat(seen, "; ") or "none; " .. story(r)))
+    #seen > 0 and table.concat(seen, "; ") or "none; " .. outcome(r)))
 end
 
 
@@ -392,7 +393,7 @@ function M.forwarded(r, wanted)
     seen[#seen + 1] = picture(forward)
   end
   fail(("expected forwarded %s, got %s"):format(picture(wanted or {}),
-    #seen > 0 and table.concat(seen, "; ") or "nothing; " .. story(r)))
+    #seen > 0 and table.concat(seen, "; ") or "nothing; " .. outcome(r)))
 end
 
 
@@ -408,7 +409,7 @@ end
 --- status(r, number): the answer's status.
 function M.status(r, number)
   if r.status ~= number then
-    fail(("expected status %s, got %s"):format(tostring(number), story(r)))
+    fail(("expected status %s, got %s"):format(tostring(number), outcome(r)))
   end
 end
 
@@ -587,9 +588,9 @@ local function fuzz_targets(names, opts, named, list)
 end
 
 
--- A policy that has seen nothing yet, with the program's stand-ins.
+-- Fuzzes one policy. Nil and why, where it does not load.
 local function fuzz_one(target, seconds, seed)
-  local function fresh()
+  local function fresh()  -- as if it had seen no request
     return core.test_policy(target.name)
   end
   local ok, message = fresh()

@@ -9,7 +9,6 @@
 
 local canary <const> = require "gateway.canary"
 local client_for <const> = require "gateway.client_for"
-local config <const> = require "gateway.audit_config"
 local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
 local input_rules <const> = require "gateway.audit_input"
@@ -221,7 +220,7 @@ local function try_dangers(audit, route, identity, input, arrival, before)
       if r and r.status ~= 500
         and stands(value, danger, arrival.label, r, before) then
         audit:add("trace." .. place, route.at, ("%s: %s sent %s, which holds"
-          .. " %s, and it stood in %s"):format(config.name_of(route),
+          .. " %s, and it stood in %s"):format(policy.title(route),
           input_rules.label_of(input), shape.show(value), danger.text,
           arrival.label), severities[danger.id])
       end
@@ -251,7 +250,7 @@ end
 
 local function trace_route(audit, book, route)
   local r, maker, identity, why = reach(route)
-  local row = { at = route.at, route = config.name_of(route), inputs = {} }
+  local row = { at = route.at, route = policy.title(route), inputs = {} }
   if not r or not identity or not stage.was_allowed(r.stage) then
     row.refused = not r and (why or "no identity can be made for it")
       or ("%d at %s: %s"):format(r.status, r.stage,

@@ -237,6 +237,17 @@ function M.of(word, number)
 end
 
 
+--- The files of certificates in a folder.
+function M.files_in(folder)
+  local files = {}
+  for _, pattern in ipairs { "/*.crt", "/*.pem" } do
+    local found = core.glob(folder .. pattern)
+    table.move(found, 1, #found, #files + 1, files)
+  end
+  return files
+end
+
+
 --- A few words for an identity: its SPIFFE ID, or its subject.
 function M.title(identity)
   local dn = identity.subject.dn
