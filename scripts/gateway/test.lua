@@ -17,6 +17,8 @@
 local core <const> = require "gateway.core"
 local coverage <const> = require "gateway.coverage"
 local fuzz <const> = require "gateway.fuzz"
+local fuzz_failure <const> = require "gateway.fuzz_failure"
+local fuzz_model <const> = require "gateway.fuzz_model"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local results <const> = require "gateway.results"
@@ -601,9 +603,9 @@ local function fuzz_one(target, seconds, seed)
     seconds = seconds, seed = seed, identities = target.identities,
     identity = who.make, fresh = fresh,
     request = function(client, model)
-      local spec = fuzz.options_of(model)
+      local spec = fuzz_model.options(model)
       spec.headers = spec.headers or {}
-      spec.method, spec.target = model.method, fuzz.target(model)
+      spec.method, spec.target = model.method, fuzz_model.target(model)
       spec.stub = stand_ins()
       return core.test_request(client.identity, spec)
     end,
@@ -649,7 +651,7 @@ function M.fuzz(names, opts, named)
     for i, failure in ipairs(run and run.failures or {}) do
       list[#list + 1] = { file = target.name, ok = false, seconds = 0,
         name = ("fuzz, failure %d"):format(i),
-        message = fuzz.case(failure), as_is = true }
+        message = fuzz_failure.case(failure), as_is = true }
     end
     if result.ok or result.message then
       list[#list + 1] = result

@@ -3,6 +3,9 @@
 
 local client_for = require "gateway.client_for"
 local fuzz = require "gateway.fuzz"
+local fuzz_change = require "gateway.fuzz_change"
+local fuzz_failure = require "gateway.fuzz_failure"
+local fuzz_model = require "gateway.fuzz_model"
 local id = require "gateway.identity"
 local policy = require "gateway.policy"
 local t = require "gateway.test"
@@ -28,10 +31,10 @@ local function run(answer, seed, most)
     seconds = 60, most = most or 150, seed = seed or 7, identity = who.make,
     fresh = function() return true end,
     request = function(_, model)
-      local valid = fuzz.valid(model)
+      local valid = fuzz_model.valid(model)
       local r = answer(model, valid)
       r.number, r.reason = number_of(model), r.reason or ""
-      targets[#targets + 1] = model.method .. " " .. fuzz.target(model)
+      targets[#targets + 1] = model.method .. " " .. fuzz_model.target(model)
         .. " " .. tostring(model.body.text)
       return r
     end,
@@ -68,7 +71,7 @@ t.case("an engine that lets everything in is found out, route by route",
     local routes = {}
     for _, failure in ipairs(found.failures) do
       t.equal(failure.kind, "passes")
-      t.equal(fuzz.valid(failure.model), false)
+      t.equal(fuzz_model.valid(failure.model), false)
       routes[failure.model.route.path] = true
     end
     t.equal(routes, { ["/whoami"] = true, ["/files/{path...}"] = true,
@@ -79,7 +82,7 @@ t.case("an engine that refuses everything is found out", function()
   local found = run(keep_out)
   for _, failure in ipairs(found.failures) do
     t.equal(failure.kind, "refused")
-    t.equal(fuzz.valid(failure.model), true)
+    t.equal(fuzz_model.valid(failure.model), true)
   end
   t.equal(#found.failures, 4)
 end)
@@ -99,13 +102,13 @@ end)
 
 t.case("a failure is made small", function()
   local found = run(function(model, valid)
-    if fuzz.target(model):find("lines=1", 1, true) then
+    if fuzz_model.target(model):find("lines=1", 1, true) then
       return let_in()
     end
     return honest(model, valid)
   end, 3, 600)
   t.equal(#found.failures, 1)
-  local target = fuzz.target(found.failures[1].model)
+  local target = fuzz_model.target(found.failures[1].model)
   t.equal(#target <= #"/v1/logs/?lines=1&lines=1", true)
   t.equal(target:find("^/v1/logs/[^?]*%?.*lines=1") ~= nil, true)
 end)
@@ -121,7 +124,7 @@ t.case("a document that raises is made small, too", function()
   t.equal(#found.failures, 1)
   t.equal(found.failures[1].kind, "raises")
   t.equal(found.failures[1].model.body.value, { room = "attic" })
-  local text = fuzz.case(found.failures[1])
+  local text = fuzz_failure.case(found.failures[1])
   t.equal(text:find('t.case("fuzz 3: POST /v1/setpoint", function()', 1, true)
     ~= nil, true)
   t.equal(text:find('[[{\"room\":\"attic\"}]]', 1, true) == nil, true)
@@ -171,9 +174,10 @@ t.case("wrong by construction is refused by the engine that serves", function()
   local random, tried = strings.sequence(5), 0
   local route = policy.all("routes")[2]
   for _ = 1, 400 do
-    local model = fuzz.changed(fuzz.good(route, "GET", random), random)
+    local good = fuzz_model.good(route, "GET", random)
+    local model = fuzz_change.changed(good, random)
     if model and (model.segment or model.extra_query) then
-      local r = t.request(alice, "GET", fuzz.target(model))
+      local r = t.request(alice, "GET", fuzz_model.target(model))
       tried = tried + 1
       t.refused(r)
     end
@@ -187,12 +191,12 @@ t.case("a path that no parser reads in one way is invalid by itself",
     for _, one in ipairs(policy.all("routes")) do
       route = one.path == "/files/{path...}" and one or route
     end
-    local model = fuzz.good(route, "GET", strings.sequence(1))
+    local model = fuzz_model.good(route, "GET", strings.sequence(1))
     for text, verdict in pairs { ["a/b"] = true, ["a//b"] = false,
       ["/a"] = false, ["a;b"] = false, ["a/../b"] = false } do
       model.path.path = text
-      t.equal(fuzz.valid(model), verdict)
+      t.equal(fuzz_model.valid(model), verdict)
     end
     model.path.path = "a/"
-    t.equal(fuzz.valid(model), nil)
+    t.equal(fuzz_model.valid(model), nil)
   end)
