@@ -13,8 +13,8 @@
 local core <const> = require "gateway.core"
 local identity <const> = require "gateway.identity"
 local policy <const> = require "gateway.policy"
-local test <const> = require "gateway.test"
 local strings <const> = require "gateway.strings"
+local stub <const> = require "gateway.stub"
 local who <const> = require "gateway.who"
 local M = {}
 
@@ -185,7 +185,7 @@ local function ask_route(row, seen, listener)
     method = method == "*" and "GET" or method,
     target = route.path:gsub("{[^}]*}", PROBE), ask = true,
     headers = { host = route.host ~= "" and route.host or PROBE },
-    listener = listener, stub = test.stand_ins(),
+    listener = listener, stub = stub.all(),
   })
   if result.number ~= row.number then
     return "error", "no request of ours reaches this route: another one has"

@@ -9,8 +9,8 @@ local decisions <const> = require "gateway.decisions"
 local identity <const> = require "gateway.identity"
 local policy <const> = require "gateway.policy"
 local stage <const> = require "gateway.stage"
-local test <const> = require "gateway.test"
 local strings <const> = require "gateway.strings"
+local stub <const> = require "gateway.stub"
 local tool <const> = require "gateway.tool"
 local who <const> = require "gateway.who"
 local M = {}
@@ -105,7 +105,7 @@ local function survey()
     end
   end
   return { hosts = hosts, certain = certain, only = only,
-    stub = test.stand_ins() }
+    stub = stub.all() }
 end
 
 

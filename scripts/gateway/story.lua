@@ -13,7 +13,7 @@ local identity <const> = require "gateway.identity"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local stage <const> = require "gateway.stage"
-local test <const> = require "gateway.test"
+local stub <const> = require "gateway.stub"
 local M = {}
 
 local KINDS <const> = { path = 1, query = 2, headers = 3 }
@@ -388,7 +388,7 @@ end
 -- @param spec  as core.test_request takes it; `stub` is filled in
 -- @return what core.test_request returns, and `steps`, `allowed`
 function M.run(who, spec)
-  spec.stub = spec.stub or test.stand_ins()
+  spec.stub = spec.stub or stub.all()
   local result = core.test_request(who, spec)
   local walk = setmetatable({ result = result, spec = spec, steps = {} }, Walk)
   local route = walk:route()

@@ -23,6 +23,7 @@ local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local results <const> = require "gateway.results"
 local stage <const> = require "gateway.stage"
+local stub <const> = require "gateway.stub"
 local tool <const> = require "gateway.tool"
 local who <const> = require "gateway.who"
 local M = {}
@@ -55,16 +56,6 @@ local function misuse(what, message)
 end
 
 
-local function check_fields(what, given, known)
-  for name in pairs(given) do
-    if not known[name] then
-      misuse(what, ("unknown field '%s'%s"):format(tostring(name),
-        options.suggest(tostring(name), known)))
-    end
-  end
-end
-
-
 -- ---- what a test file says -------------------------------------------------
 
 --- policy "scripts/gateway.lua": the policy this file is about; without it, the
@@ -83,7 +74,7 @@ function M.identity(fields)
   if type(fields) ~= "table" then
     misuse("t.identity", 'takes a table: t.identity { cn = "alice" }')
   end
-  check_fields("t.identity", fields, IDENTITY_FIELDS)
+  options.fields("t.identity", fields, IDENTITY_FIELDS)
   file.identities[#file.identities + 1] = fields
   local ok, made = pcall(who.make, fields)
   if not ok then
@@ -103,89 +94,6 @@ end
 
 
 -- ---- requests --------------------------------------------------------------
-
-local PROGRAM_FIELDS <const> = {
-  ok = true, why = true, code = true, signal = true, stdout = true,
-  stderr = true, timed_out = true, truncated = true, out_of_memory = true,
-  busy = true, usage = true,
-}
-local UPSTREAM_FIELDS <const> = { status = true, headers = true, body = true }
-
-
--- What a stand-in program gave back, every field filled in.
-local function command_result(given)
-  given = given or {}
-  if type(given) ~= "table" then
-    misuse("stub", "a command's stub is a table: { stdout = \"…\" }, or a"
-      .. " function that returns one")
-  end
-  check_fields("stub", given, PROGRAM_FIELDS)
-  local result = {
-    code = given.code or 0, signal = given.signal or 0,
-    stdout = given.stdout or "", stderr = given.stderr or "",
-    timed_out = given.timed_out or false, truncated = given.truncated or false,
-    out_of_memory = given.out_of_memory or false, busy = given.busy or false,
-    usage = given.usage or { ms = 1, cpu_ms = 1, rss = 1024 },
-  }
-  result.why = given.why or result.timed_out and "timeout"
-    or result.truncated and "output too long"
-    or result.out_of_memory and "out of memory"
-    or result.busy and "busy"
-    or result.signal ~= 0 and "signal " .. result.signal
-    or result.code ~= 0 and "exit code " .. result.code or ""
-  result.ok = given.ok
-  if given.ok == nil then
-    result.ok = result.why == ""
-  end
-  return result
-end
-
-
--- What a stand-in upstream answered.
-local function upstream_answer(given)
-  given = given or {}
-  if type(given) == "string" then
-    given = { body = given }
-  end
-  check_fields("stub", given, UPSTREAM_FIELDS)
-  return {
-    status = given.status or 200, headers = given.headers or {},
-    body = given.body or "",
-  }
-end
-
-
-local function completed(stub, complete)
-  if type(stub) == "function" then
-    return function(...)
-      return complete(stub(...))
-    end
-  end
-  return complete(stub)
-end
-
-
--- A stand-in for each command and each upstream of the policy: the test's, or
--- one that succeeds and says nothing.
-local function stand_ins(given)
-  given = given or {}
-  local commands, upstreams = policy.names("commands"),
-    policy.names("upstreams")
-  local all, known = {}, {}
-  for name in pairs(upstreams) do
-    all[name], known[name] = completed(given[name], upstream_answer), true
-  end
-  for name in pairs(commands) do
-    all[name], known[name] = completed(given[name], command_result), true
-  end
-  check_fields("stub", given, known)
-  return all
-end
-
-
---- For the other tools: stand-ins that succeed and say nothing.
-M.stand_ins = stand_ins
-
 
 local function has_header(headers, wanted)
   for name in pairs(headers) do
@@ -209,7 +117,7 @@ function M.request(identity, method, target, opts)
     misuse("t.request",
       'takes an identity first: t.identity { cn = "alice" }')
   end
-  check_fields("t.request", opts, REQUEST_FIELDS)
+  options.fields("t.request", opts, REQUEST_FIELDS)
   local headers, body = {}, opts.body
   for name, value in pairs(opts.headers or {}) do
     headers[name] = value
@@ -223,7 +131,7 @@ function M.request(identity, method, target, opts)
   end
   local r = core.test_request(identity, {
     method = method, target = target, headers = headers, body = body,
-    raw = opts.raw, stub = stand_ins(opts.stub), listener = opts.listener,
+    raw = opts.raw, stub = stub.all(opts.stub), listener = opts.listener,
   })
   coverage.note(method, target, r)
   return r
@@ -606,7 +514,7 @@ local function fuzz_one(target, seconds, seed)
       local spec = fuzz_model.options(model)
       spec.headers = spec.headers or {}
       spec.method, spec.target = model.method, fuzz_model.target(model)
-      spec.stub = stand_ins()
+      spec.stub = stub.all()
       return core.test_request(client.identity, spec)
     end,
   }
