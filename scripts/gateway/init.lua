@@ -472,9 +472,9 @@ end
 
 
 --- openapi "api.yaml", openapi { file =, handlers =, upstream =, authorize =,
--- … }: routes and schemas straight from an OpenAPI document. The module is for
--- those who use it.
+-- … }: routes and schemas straight from an OpenAPI document.
 function M.openapi(given)
+  -- here, for a policy without one does not need the module
   return require "gateway.openapi".declare(given)
 end
 
