@@ -284,6 +284,34 @@ def leftovers(s):
             yield n, "a tab, or space at the end"
 
 
+def library(_):
+    """The map in init.lua has every module of the Lua library once, and each
+    module uses its own part and those above it."""
+    text = {}
+    for path in glob.glob("scripts/gateway/*.lua"):
+        with open(path, encoding="utf-8") as f:
+            text[os.path.basename(path)[:-4]] = f.read()
+    part, parts = {}, 0
+    for n, line in enumerate(text["init"].split("\n"), 1):
+        m = re.match(r"--   (?:\w+ +| {11})(\w+(?:, \w+)*)(?:,$|: |$)", line)
+        parts += bool(re.match(r"--   \w+ {2,}\w", line))
+        for name in m[1].split(", ") if m and parts else ():
+            if name not in text or name in part:
+                yield n, "init.lua: %s is %s" % (
+                    name, "there twice" if name in part else "no module")
+            part[name] = parts
+        if not line.startswith("--"):
+            break
+    for name in sorted(text):
+        if name not in part:
+            yield 1, "the map of scripts/gateway/init.lua has no %s" % name
+        for other in re.findall(r'require "gateway\.(\w+)"', text[name]):
+            above = part.get(other, 0) <= part.get(name, 0)
+            if other != "core" and not above:
+                yield 1, "scripts/gateway/%s.lua uses %s, of a part below" % (
+                    name, other)
+
+
 def refusals(_):
     """tests/refusals.md names tests that are there."""
     here = set()
@@ -302,6 +330,7 @@ def refusals(_):
 
 CHECKS = [
     ("refusals.md names tests that are there", refusals),
+    ("the map of the Lua library is true", library),
     ("banners are numbered from 1 without a gap", banners),
     ("the table of contents is what is there", contents),
     ("names begin with their room", prefixes),

@@ -15,6 +15,27 @@
 -- The first part of this API declares, while the policy loads, and raises an
 -- error that begins with file:line at every mistake. The second part is for
 -- hooks, which run per request.
+--
+-- The library, part by part. A module uses its own part and those above it, and
+-- gateway.core, which the C side gives. What each is for is its first line.
+-- `gateway NAME` runs main of its module: NAME, or control.
+--
+--   ground     options, strings, stage, scan, policy: the book that the rest of
+--              the policy library writes
+--   policies   identity, schema, response, upstream, command, route, jobs,
+--              shadow, document, openapi_read, openapi_schema, openapi, init
+--   schemas    charset, regex, automaton, redos, pattern, pointer, shape,
+--              oracle, generate, canary: what passes, computed; values that do
+--   tools      tool, who, client_for, stub, story, decisions, reach, finding,
+--              http_client: what several commands need
+--   test       luadump, coverage, results, fuzz_model, fuzz_change,
+--              fuzz_failure, fuzz, test
+--   audit      luasource, flow, audit_config, audit_hook, audit_input,
+--              audit_trace, audit_openapi_policy, audit_openapi,
+--              audit_live_input, audit_live_probe, audit_live, audit_allow,
+--              audit
+--   commands   control, explain, replay, routes, whoami, reference, docs,
+--              completion
 
 local core <const> = require "gateway.core"
 local command <const> = require "gateway.command"
