@@ -155,6 +155,9 @@
  *              is for the log, the client sees the status. Boot code dies with
  *              a sentence. must() is for our own bugs, never for input.
  *   Calling up After a call up, touch nothing that it may have ended.
+ *   Banners    Down: the rooms that a room uses, but for mem, str, log, err and
+ *              met, which any may. Up: what it calls in rooms after it. Entry:
+ *              where to begin to read.
  *
  * To read on: start at main(), at serve_go(), or at the room you came for.
  */
@@ -2053,6 +2056,7 @@ json_write_num(struct mem_buf *b, const yyjson_val *v)
  * stands for a copy, and copies count, so that nine lines do not become a
  * billion nodes.
  *
+ * Down    json
  * Entry   doc_parse
  */
 enum {
@@ -3503,7 +3507,6 @@ hdr_identity(struct str name)
  * Each takes a string and says whether it has that form, by the RFC that JSON
  * Schema 2020-12 names (section 7.3), and by nothing laxer.
  *
- * Down    str
  * Entry   format_date_time  format_hostname  format_ipv6  format_uuid
  */
 
@@ -4022,6 +4025,7 @@ format_byte(struct str s)
  * Work is bounded: steps in proportion to the instance, nesting, and PCRE2's
  * own limits. Whatever gives up denies, also below `not` (`dead`).
  *
+ * Down    json format
  * Entry   schema_compile  schema_check  schema_text  schema_is_array
  */
 enum {
@@ -7292,6 +7296,7 @@ schema_may_begin(const struct schema *s, struct str begin)
  * are a mistake, found at load. GET answers HEAD unless a route names HEAD.
  * A route whose method, host or listener differs is passed over, not final.
  *
+ * Down    uri
  * Entry   route_new  route_add  route_match  route_method  route_allow
  *         route_capture_name
  */
@@ -7772,6 +7777,7 @@ route_match(const struct route_table *t, struct str host, unsigned listener,
  * Messages begin with the "file:line" of the declaration (its `at`), and end
  * with what to write instead. Schemas stay JSON: whoever checks compiles them.
  *
+ * Down    json uri hdr schema route
  * Entry   cfg_load  cfg_check_schemas  cfg_print
  */
 enum {
@@ -10912,6 +10918,7 @@ cfg_print(const struct cfg *c, FILE *f)
  * Numbers are u32 in native order (both ends are this binary), a string is its
  * length and its bytes, and the fields come in the order of boot_format().
  *
+ * Down    cfg
  * Entry   boot_write  boot_read  boot_forget_keys  boot_settle
  */
 enum boot_role {
@@ -11477,6 +11484,7 @@ boot_settle(void)
  *
  * Owner   the codec: it frees the arena, and the req with it, some time after
  *         req_end() or req_reset(). After either of them, touch nothing.
+ * Down    hdr cfg
  * Entry   req_new  req_head  req_body  req_end  req_reset  req_read
  */
 struct req_wire;
@@ -11681,7 +11689,6 @@ req_queued(struct req *r)
  * der_tlv is a slice of the bytes it came from. Times and text are read here,
  * too: what no line can say safely is refused.
  *
- * Down    str mem err
  * Entry   der_take  der_next  der_at  der_take_time
  */
 
@@ -12121,7 +12128,7 @@ der_text(struct mem_arena *a, const struct der_tlv *t, const char *what,
  * in names, two extensions of one kind, a SPIFFE ID that is none).
  *
  * Owner   an identity is counted: pki_identity_ref(), pki_identity_put()
- * Down    uri str err log
+ * Down    der
  * Entry   pki_cert_parse  pki_anchors_new  pki_signature_check  pki_cache_find
  *         pki_cache_keep  pki_identity_parse  pki_identity_put  pki_pem_read
  *         pki_describe
@@ -14659,7 +14666,7 @@ pki_anchors_hold(const struct pki_anchors *t, struct str der)
  * The number of a list never goes back, not over a reload either.
  *
  * Owner   a crl_set belongs to a listener or an upstream
- * Down    pki
+ * Down    boot der pki
  * Entry   crl_set_load  crl_set_verify  crl_check  crl_parse
  */
 
@@ -15732,7 +15739,7 @@ crl_check(struct crl_set *s, const struct pki_cert *issuer,
  * costs no more than another.
  *
  * Owner   a struct path belongs to who asks; an identity to the cache
- * Down    crl pki
+ * Down    der pki crl
  * Entry   path_rules_init  path_verify  path_cache_verify
  */
 
@@ -16294,7 +16301,7 @@ path_cache_verify(struct pki_cache *c, const struct path_rules *rules,
  * Keys (EC P-256), certificates and revocation lists, in memory: what `gateway
  * certs` writes to files, and what tools show to a service they test.
  *
- * Down    pki, wolfCrypt
+ * Down    wolfCrypt der pki crl
  * Entry   mint_key_make  mint_make  mint_make_crl
  */
 
@@ -16867,7 +16874,6 @@ mint_make_crl(const struct mint_order *o, const struct mint_list *l,
  * it we choose the site, so the name must be one, and what only an attacker
  * sends is refused.
  *
- * Down    str err
  * Entry   hello_find  hello_parse
  */
 
@@ -17173,7 +17179,8 @@ hello_find(struct str bytes, struct mem_buf *join, struct str *body,
  * own, so that one client's chain completes another's: deps.mk takes that out.
  *
  * Owner   conn and up make and free a struct tls; work and up a struct tls_ctx.
- * Down    wolfSSL pki        Up  struct tls_ops
+ * Down    wolfSSL cfg boot pki crl path hello
+ * Up      struct tls_ops
  * Entry   tls_ctx_new  tls_new  tls_client_ctx_new  tls_client_new
  *         tls_feed  tls_write  tls_bye
  */
@@ -18762,7 +18769,8 @@ tls_client_keep(struct tls *t, struct tls_session *kept)
  * One request at a time: what a client pipelines waits in `in`, bounded by the
  * limit `pipeline`, beyond which h1_wants() turns the socket's reading off.
  *
- * Down    llhttp uri hdr req        Up  struct h1_io, struct req_ops
+ * Down    llhttp uri hdr cfg req
+ * Up      struct h1_io, struct req_ops
  * Entry   h1_server_new  h1_server_feed  h1_client_init  h1_client_feed
  */
 enum {
@@ -21129,7 +21137,8 @@ sock_close(struct sock *s)
  * for a while, so that a reset does not destroy the answer on its way.
  *
  * Owner   conn_accept() makes it; conn_on_closed(), and nothing else, frees.
- * Down    sock tls h1 err log met        Up  struct conn_ops
+ * Down    cfg req crl hello tls h1 pp sock
+ * Up      struct conn_ops
  * Entry   conn_listen  conn_run_later  conn_stop_all
  */
 enum conn_state { CONN_HANDSHAKE, CONN_SERVING, CONN_LINGER, CONN_CLOSING };
@@ -22130,7 +22139,8 @@ conn_cut_tunnels(struct conn_set *set)
  *
  * Owner   up_call() makes a call; it ends by exactly one of on_end, on_fail,
  *         up_cancel(). up_on_closed() frees a connection.
- * Down    sock tls h1 c-ares        Up  struct up_ops
+ * Down    c-ares cfg boot tls h1 sock
+ * Up      struct up_ops
  * Entry   up_new  up_open_tls  up_call  up_go  up_send  up_send_end  up_pause
  *         up_cancel
  */
@@ -23349,7 +23359,8 @@ up_free(struct up_set *set)
  *   answer   --proxy_on_answer_body--> req_body  full: up_pause(true)
  *
  * Owner   in the request's arena; ends with on_done or proxy_cancel().
- * Down    up req hdr pki        Up  struct proxy_ops
+ * Down    hdr cfg req pki tls h1 sock up
+ * Up      struct proxy_ops
  * Entry   proxy_head  proxy_start  proxy_go  proxy_cancel
  */
 struct proxy;
@@ -24392,7 +24403,6 @@ msg_chan_on_closed(uv_handle_t *h)
  *
  * libseccomp compiles filters, we install them.
  *
- * Down    err log str boot
  * Entry   wall_early  wall_drop  wall_raise  wall_broker  wall_supervisor
  *         wall_filter_program  wall_filter_whole
  */
@@ -25451,7 +25461,7 @@ wall_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
  * on; the other processes read it in their bundle. What of it may be missing,
  * the policy says.
  *
- * Down    wall cfg boot json log err
+ * Down    json cfg boot wall
  * Entry   host_probe  host_has  host_have_of  host_enough
  */
 
@@ -26402,7 +26412,7 @@ host_write_json(const struct host_have *h, const struct cfg_process *p,
  * machine's can be judged in a test: posture_look() reads, posture_judge() only
  * compares.
  *
- * Down    host wall cfg boot json log err
+ * Down    json cfg host
  * Entry   posture_survey
  */
 
@@ -27220,7 +27230,7 @@ posture_json(const struct posture_finding *all, struct mem_buf *out)
  * makes a start cheap), so jail_child() only makes system calls, and everything
  * it needs is prepared before.
  *
- * Down    host wall cfg log err
+ * Down    wall host
  * Entry   jail_tree_begin  jail_cage_enter  jail_box_new  jail_spawn
  *         jail_orphans  jail_sweep
  */
@@ -28536,7 +28546,7 @@ jail_sweep(int children, int ms)
  * too; and each value again when it comes, by worker and broker alike:
  * guard_slot_check() is the one judge of both.
  *
- * Down    jail schema cfg str err
+ * Down    schema cfg jail
  * Entry   guard_find  guard_slot_check
  */
 
@@ -29572,7 +29582,7 @@ guard_check(const struct cfg_command *c, const char *real, struct err *e)
  * By name and by content: what starts another program, what others may write,
  * what a shell reads does not load. And what each needs to open besides itself.
  *
- * Down    guard jail wall schema cfg str err
+ * Down    schema cfg boot jail guard
  * Entry   prog_program_check  prog_program_open  prog_opens_load
  */
 enum {
@@ -30617,7 +30627,7 @@ prog_advise(const struct cfg_command *c, struct mem_buf *out)
  * (MSG_AUDIT), so that a chain cut off at its end shows, too.
  *
  * Owner   the broker has its chain, whoever verifies its struct chain_verify
- * Down    log json mem err
+ * Down    json
  * Entry   chain_init  chain_line  chain_write  chain_other  chain_verify_line
  */
 
@@ -31570,7 +31580,7 @@ chain_verify_end(struct chain_verify *v)
  * worker can ask about it later.
  *
  * Owner   a run belongs to the broker; a worker's channel only points at it
- * Down    chain prog jail msg schema cfg log err
+ * Down    schema cfg msg wall jail guard prog chain
  * Entry   run_command_load  run_start  run_cancel  run_reaped
  */
 
@@ -33139,7 +33149,7 @@ run_collect(struct run *r)
  * has a channel to each that takes nothing else.
  *
  * Owner   main() runs broker_main(); nothing here outlives the process
- * Down    run chain wall jail msg boot log err
+ * Down    cfg boot msg wall host jail guard prog chain run
  * Entry   broker_main
  */
 
@@ -34241,7 +34251,8 @@ broker_main(struct boot *boot)
  * about jobs, also at the brokers of earlier policies, which keep theirs.
  *
  * Owner   who starts a run has its ticket; a late answer finds no one
- * Down    run msg log err             Up  exec_done exec_tell exec_flow_ops
+ * Down    cfg msg run
+ * Up      exec_done exec_tell exec_flow_ops
  * Entry   exec_start  exec_flow  exec_job  exec_job_ask  exec_cancel
  */
 /* ---- the worker's client ------------------------------------------------- */
@@ -34864,7 +34875,8 @@ exec_cancel(struct exec *x, uint64_t ticket)
  * vm_hook_call() calls in there. The memory cap holds only while a hook runs,
  * so our own bookkeeping outside never fails for want of memory.
  *
- * Down    Lua log        Up  struct vm_call
+ * Down    Lua boot
+ * Up      struct vm_call
  * Entry   vm_new  vm_load  vm_task_new  vm_run  vm_await  vm_wake  vm_task_end
  */
 enum {
@@ -36014,6 +36026,7 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
  * The table functions work on plain tables only: a metatable with __len,
  * __index or __newindex would put Lua code into our loops.
  *
+ * Down    vm
  * Entry   lib_str_functions  lib_tab_functions
  */
 enum {
@@ -37218,7 +37231,9 @@ static const luaL_Reg lib_tab_functions[] = {
  * A binding holds nothing that only C can free when it may raise: Lua's errors
  * are longjmps. Memory comes from an arena, or is a userdata.
  *
- * Down    vm schema json exec up pki        Up  struct bind_stubs
+ * Down    json doc uri hdr schema route cfg boot req pki tls h1 up proxy guard
+ *         run exec vm lib
+ * Up      struct bind_stubs
  * Entry   bind_open  bind_push_request  bind_take_answer  bind_take_verdict
  */
 enum {
@@ -39893,7 +39908,9 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
  * what a hook reads has been validated. Whatever is not allowed is refused.
  *
  * Owner   a struct serve lives in its request's arena.
- * Down    route schema vm bind proxy req        Up  serve_set
+ * Down    json uri hdr schema route cfg req pki tls h1 pp sock up proxy run
+ *         exec vm bind
+ * Up      serve_set
  * Entry   serve_set_new  serve_go
  */
 enum serve_stage {
@@ -42184,6 +42201,7 @@ serve_set_new(struct env *env, struct mem_arena *boot, struct met_route *met,
  * Plain HTTP on an address that the policy declares; any worker answers for
  * all, from the shared slab.
  *
+ * Down    hdr cfg req pki host
  * Entry   admin_ops
  */
 struct admin {
@@ -42404,6 +42422,8 @@ static const struct req_ops admin_ops = {
  * phase (and once more before the loop sleeps), answers are sent and log lines
  * written in one go.
  *
+ * Down    uri hdr cfg boot req pki tls sock conn up msg wall host exec vm bind
+ *         serve admin
  * Entry   work_check_policy  work_main
  */
 enum {
@@ -43458,7 +43478,8 @@ work_main(struct boot *boot)
  * nobody whom we started. (In a container all may be one user, and a worker
  * that was taken over must not be able to stop us.)
  *
- * Down    met log err pki       Up  struct ctl_ops
+ * Down    pki
+ * Up      struct ctl_ops
  * Entry   ctl_new  ctl_bind  ctl_listen  ctl_answer  ctl_close  ctl_places
  *         ctl_call (the other side)
  */
@@ -44033,7 +44054,7 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
  * whole, a regular file and no larger than its limit.
  *
  * Owner   what is read belongs to the arena of a load, or of a tool
- * Down    boot cfg mem err
+ * Down    cfg boot pki crl msg chain vm
  * Entry   files_read_scripts  files_read_certificates
  */
 enum {
@@ -44627,7 +44648,7 @@ files_hash(const struct boot *b, bool ok, unsigned char out[32])
  * wants to know and must not parse: the numbers of lists, which certificate
  * expires when.
  *
- * Down    prog tls pki boot cfg json err
+ * Down    json cfg boot der pki crl tls prog
  * Entry   verify_all  verify_dates
  */
 
@@ -44789,7 +44810,8 @@ verify_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
  * does not work, it looks again and again.
  *
  * Owner   the supervisor has one; watch_close() before it is freed
- * Down    files cfg boot pki log      Up  watch_ops
+ * Down    cfg boot pki files
+ * Up      watch_ops
  * Entry   watch_new  watch_scripts  watch_files  watch_again  watch_close
  */
 enum {
@@ -45142,8 +45164,9 @@ watch_close(struct watch *w)
  * leave the queue of new connections as it is. A load begins with a signal, a
  * word on the control socket (ctl), or because a file changed (--watch).
  *
- * Entry   sup_main  files_read_scripts  files_read_certificates  verify_all
- *         verify_dates
+ * Down    json cfg boot der msg wall host posture jail chain run ctl files
+ *         watch
+ * Entry   sup_main  sup_user
  */
 #ifndef GATEWAY_VERSION
 #define GATEWAY_VERSION "unknown"
@@ -47778,7 +47801,8 @@ sup_main(const char *policy, bool watch)
  * or with TLS and any certificate, good or bad. It waits for each answer: a
  * tool has nothing else to do. The server's certificate is always verified.
  *
- * Down    bind tls mint pki        Up  struct tls_ops
+ * Down    cfg boot tls bind
+ * Up      struct tls_ops
  * Entry   dial_open
  */
 enum {
@@ -48179,7 +48203,8 @@ dial_open(lua_State *L)
  * identities are real certificates, made in memory; only upstreams and programs
  * are stood in for, by what the tool gives.
  *
- * Down    all rooms below
+ * Down    uri hdr cfg boot req der pki crl path mint tls h1 proxy vm bind serve
+ *         ctl files dial
  * Entry   try_tool
  */
 enum { TRY_MAGIC = 0x74727921, TRY_LIFE = 3600 };
@@ -49911,7 +49936,7 @@ try_tool(const char *module, const char *commands, int argc, char **argv)
  *                       begins or ends, a child is born, a program starts
  *   learn_print()   what is not given anyhow, folders for many files
  *
- * Down    exec prog jail wall cfg
+ * Down    cfg boot wall posture jail prog run broker sup
  * Entry   learn_run
  */
 
@@ -51089,7 +51114,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
  * certificate would be refused. A file is written whole or not at all, and a
  * key is never written over.
  *
- * Down    mint pki err
+ * Down    der pki crl path mint
  * Entry   certs_command
  */
 
@@ -52202,6 +52227,8 @@ certs_command(int argc, char **argv)
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
  * the thing asked about is not fine, 2 wrong usage.
  *
+ * Down    json schema cfg boot msg wall host posture jail prog chain broker
+ *         exec work files verify sup try learn certs
  * Entry   main
  */
 enum cli_option_bit {
