@@ -326,6 +326,14 @@ mem_xrealloc(void *old, size_t n)
     return p;
 }
 
+/* Random bytes, at most 256. The system call by its number: its wrapper's
+ * header is not everywhere. */
+static void
+mem_random(void *p, size_t n)
+{
+    must(syscall(SYS_getrandom, p, n, 0) == (long)n);
+}
+
 struct mem_chunk {
     struct mem_chunk *next;
     size_t used, cap;  // bytes of data[]
@@ -1661,11 +1669,10 @@ json_sip(const struct json_key *k, uint64_t kind, const void *bytes, size_t n)
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-/* The system call by its number: its wrapper's header is not everywhere. */
 static void
 json_key_draw(struct json_key *k)
 {
-    must(syscall(SYS_getrandom, k, sizeof *k, 0) == (long)sizeof *k);
+    mem_random(k, sizeof *k);
 }
 
 /* Equal values hash equally: 1 and 1.0, and members in any order. Recursion is
@@ -1767,6 +1774,15 @@ json_find(yyjson_val *obj, struct str key)
         if (str_eq(json_str(k), key))
             return k + 1;
     return NULL;
+}
+
+/* The same by a C string; NULL also where `obj` is NULL or no object. */
+static yyjson_val *
+json_get(yyjson_val *obj, const char *key)
+{
+    if (!obj || json_type(obj) != YYJSON_TYPE_OBJ)
+        return NULL;
+    return json_find(obj, str_of(key));
 }
 
 /* Equality of JSON Schema. `a` is ours (from a schema) and small; `b` may be an
@@ -1962,15 +1978,6 @@ json_parse(struct mem_arena *a, struct str text, yyjson_val **root,
         return false;
     *root = doc->root;
     return true;
-}
-
-/* The same by a C string; NULL also where `obj` is NULL or no object. */
-static yyjson_val *
-json_get(yyjson_val *obj, const char *key)
-{
-    if (!obj || json_type(obj) != YYJSON_TYPE_OBJ)
-        return NULL;
-    return json_find(obj, str_of(key));
 }
 
 /* Quoted and escaped; what is not UTF-8 becomes U+FFFD. DEL and the two line
@@ -3812,7 +3819,7 @@ format_json_pointer(struct str s)
     return true;
 }
 
-/* "0", "12#", "1/a", and "0+1/a" of the newer drafts. */
+/* A number without leading zeros. */
 static bool
 format_take_count(struct str *s)
 {
@@ -3823,6 +3830,7 @@ format_take_count(struct str *s)
     return s->n < was.n && (was.p[0] != '0' || was.n - s->n == 1);
 }
 
+/* "0", "12#", "1/a", and "0+1/a" of the newer drafts. */
 static bool
 format_relative_pointer(struct str s)
 {
@@ -6212,7 +6220,7 @@ schema_names_of(struct schema_build *b, struct schema_obj *o, yyjson_val *list,
     return true;
 }
 
-/* Kept as a dependency on nothing until all names are known. */
+/* `required`, as a set of names. */
 static bool
 schema_fill_required(struct schema_build *b, struct schema_node *n,
                      yyjson_val *v, const struct schema_word *w)
@@ -6467,7 +6475,7 @@ schema_unknown_word(struct schema_build *b, yyjson_val *key)
                       near ? near : "");
 }
 
-/* `ref` against `base` (RFC 3986 section 5.2), without the fragment. */
+/* A path without "." and ".." (RFC 3986 section 5.2.4). */
 static void
 schema_dots(struct mem_buf *out, struct str path)
 {
@@ -6493,6 +6501,7 @@ schema_dots(struct mem_buf *out, struct str path)
     } while (!last);
 }
 
+/* `ref` against `base` (RFC 3986 section 5.2), without the fragment. */
 static struct str
 schema_resolve(struct schema_build *b, struct str base, struct str ref)
 {
@@ -6504,9 +6513,8 @@ schema_resolve(struct schema_build *b, struct str base, struct str ref)
     format_uri_split(ref, &r);
     if (!r.scheme.p && !r.authority.p && !r.path.n && !r.query.p)
         return base;
-    if (r.scheme.p || !u.scheme.p) {
-        u.scheme = r.scheme.p ? r.scheme : u.scheme;
-    }
+    if (r.scheme.p)
+        u.scheme = r.scheme;
     if (u.scheme.p)
         mem_buf_printf(&out, "%.*s:", STR_FMT(u.scheme));
     if (r.scheme.p || r.authority.p)
@@ -6870,8 +6878,8 @@ schema_own_types(const struct schema_node *n)
 
 static bool schema_settle(struct schema_build *, struct schema_node *);
 
-/* One schema that applies where `n` does; `asks` if its types narrow those of
- * `n`. */
+/* One schema that applies where `n` does: `tells`, it speaks for `n`, too;
+ * `narrows`, what is no text to it is none to `n`. */
 static bool
 schema_settle_sub(struct schema_build *b, struct schema_node *n,
                   struct schema_node *sub, bool tells, bool narrows)
@@ -17632,8 +17640,7 @@ tls_ticket_seal(struct tls *t, unsigned char *name, unsigned char *iv,
                    (uint64_t)(resumed ? t->ticket.first : pki_now(time(NULL))),
                    8);
     tls_put_number(p + n + 40, resumed ? t->ticket.links : 0, 4);
-    must(syscall(SYS_getrandom, iv, WOLFSSL_TICKET_IV_SZ, 0) ==
-         WOLFSSL_TICKET_IV_SZ);
+    mem_random(iv, WOLFSSL_TICKET_IV_SZ);
     memcpy(name, s->name, sizeof s->name);
     memset(mac, 0, WOLFSSL_TICKET_MAC_SZ);
     tls_ticket_key(t, s, iv, key);
@@ -30733,7 +30740,7 @@ chain_slab_new(const unsigned char *audit_key, struct err *e)
     struct chain_slab s = {.keyed = audit_key != NULL};
     int fd = memfd_create("gateway audit", MFD_CLOEXEC);
 
-    must(syscall(SYS_getrandom, s.id, sizeof s.id, 0) == (long)sizeof s.id);
+    mem_random(s.id, sizeof s.id);
     if (audit_key)
         chain_key(audit_key, s.id, s.key);
     if (fd < 0 || write(fd, &s, sizeof s) != (ssize_t)sizeof s) {
@@ -30772,7 +30779,7 @@ chain_init(struct chain *c, struct chain_slab *s)
 
     *c = (struct chain){.slab = s};
     if (!s) {
-        must(syscall(SYS_getrandom, id, CHAIN_ID, 0) == CHAIN_ID);
+        mem_random(id, CHAIN_ID);
         chain_hex(id, CHAIN_ID, c->id);
         return;
     }
@@ -33973,8 +33980,7 @@ broker_filters_settle(struct run_broker *b, const struct boot *boot,
     }
     if (!broker_filters_same(b))
         return true;
-    if (syscall(SYS_getrandom, b->pass, sizeof b->pass, 0) != sizeof b->pass)
-        return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
+    mem_random(b->pass, sizeof b->pass);
     keyed = wall_filter_keyed(b->commands[0].filter, b->pass);
     ok = (!b->commands[0].metadata ||
           wall_filter_install(b->commands[0].metadata, false, e)) &&
@@ -34035,8 +34041,7 @@ broker_process(struct run_broker *b, struct err *e)
     if (prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L) != 0 ||
         prctl(PR_SET_PDEATHSIG, 0L, 0L, 0L, 0L) != 0)
         return err_set(e, ERR_CONFIG, "subreaper: %s", strerror(errno));
-    if (syscall(SYS_getrandom, b->key, sizeof b->key, 0) != sizeof b->key)
-        return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
+    mem_random(b->key, sizeof b->key);
     b->children = b->cage.pid ? b->cage.children : jail_children_open();
     return broker_signals(b, e);
 }
@@ -34066,6 +34071,19 @@ broker_init(struct run_broker *b, uv_loop_t *loop, uid_t uid,
            wall_filter_metadata(false, &b->metadata[false], e) &&
            wall_filter_metadata(true, &b->metadata[true], e) &&
            broker_reserve(b, e) && broker_table_load(b, cfg_json, e);
+}
+
+/* Frees what broker_init() made. */
+static void
+broker_fini(struct run_broker *b)
+{
+    mem_buf_free(&b->frame);
+    mem_arena_free(b->arena);
+    for (int i = 0; i < 2; i++) {
+        free(b->filters[i].filter);
+        free(b->metadata[i].filter);
+    }
+    free(b->stack);
 }
 
 /* With process 1 every program ends. */
@@ -34145,13 +34163,7 @@ broker_free(struct run_broker *b)
     while (uv_loop_alive(b->loop))
         uv_run(b->loop, UV_RUN_ONCE);
     must(uv_loop_close(b->loop) == 0);
-    free(b->stack);
-    free(b->filters[false].filter);
-    free(b->filters[true].filter);
-    free(b->metadata[false].filter);
-    free(b->metadata[true].filter);
-    mem_buf_free(&b->frame);
-    mem_arena_free(b->arena);
+    broker_fini(b);
 }
 
 /* What a broker has besides its channel, where wall_early() leaves it. */
@@ -43558,7 +43570,7 @@ struct ctl {
 
 /* ---- who calls ---- */
 
-/* The parent of a process, or 0. */
+/* The parent of a process; -1: it cannot be seen. */
 static pid_t
 ctl_parent(pid_t pid)
 {
@@ -47715,13 +47727,11 @@ sup_init(struct sup *s, struct err *e)
     s->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (s->null_fd < 0)
         return err_set(e, ERR_CONFIG, "/dev/null: %s", strerror(errno));
-    must(syscall(SYS_getrandom, s->ticket_key, sizeof s->ticket_key, 0) ==
-         (long)sizeof s->ticket_key);
+    mem_random(s->ticket_key, sizeof s->ticket_key);
     s->met_fd = -1;
     s->children_fd = jail_children_open();
     sup_tree_begin(&s->tree, &s->host.have);
-    must(syscall(SYS_getrandom, s->clone_key, sizeof s->clone_key, 0) ==
-         (long)sizeof s->clone_key);
+    mem_random(s->clone_key, sizeof s->clone_key);
     // no policy is known yet: the children say whether they can do without
     if (!wall_supervisor(s->clone_key, !host_has(&s->host.have, HOST_SECCOMP),
                          e))
@@ -48203,8 +48213,8 @@ dial_open(lua_State *L)
  * identities are real certificates, made in memory; only upstreams and programs
  * are stood in for, by what the tool gives.
  *
- * Down    uri hdr cfg boot req der pki crl path mint tls h1 proxy vm bind serve
- *         ctl files dial
+ * Down    uri hdr cfg boot req pki crl path mint tls h1 proxy vm bind serve ctl
+ *         files dial
  * Entry   try_tool
  */
 enum { TRY_MAGIC = 0x74727921, TRY_LIFE = 3600 };
@@ -48253,11 +48263,15 @@ try {
 };
 
 static struct try *
+try_of_env(struct env *env)
+{
+    return OBJ(struct try, TRY, (char *)env - offsetof(struct try, env));
+}
+
+static struct try *
 try_of(lua_State *L)
 {
-    struct env *env = bind_env_of(L);
-
-    return OBJ(struct try, TRY, (char *)env - offsetof(struct try, env));
+    return try_of_env(bind_env_of(L));
 }
 
 /* ---- stand-ins ---- */
@@ -48514,9 +48528,7 @@ try_keep_inputs(struct try_story *t, const struct serve *s)
 static void
 try_on_over(struct serve *s)
 {
-    struct try_story *t = ((struct try *)(void *)((char *)s->set->env -
-                                                  offsetof(struct try, env)))
-                              ->story;
+    struct try_story *t = try_of_env(s->set->env)->story;
 
     t->over = true;
     t->stage = serve_stage_names[s->ended_at == SERVE_OVER ? SERVE_HANDLE
@@ -48841,13 +48853,13 @@ static void
 try_add_san(lua_State *L, struct mint_order *o, const char *name, struct str v)
 {
     unsigned char ip[16];
-    unsigned tag = strcmp(name, "dns") == 0     ? 2
-                   : strcmp(name, "email") == 0 ? 1
-                   : strcmp(name, "ip") == 0    ? 7
-                                                : 6;
+    unsigned tag = strcmp(name, "dns") == 0     ? PKI_SAN_DNS
+                   : strcmp(name, "email") == 0 ? PKI_SAN_EMAIL
+                   : strcmp(name, "ip") == 0    ? PKI_SAN_IP
+                                                : PKI_SAN_URI;
     struct err e;
 
-    if (tag == 7) {
+    if (tag == PKI_SAN_IP) {
         size_t n = inet_pton(AF_INET, v.p, ip) == 1    ? 4
                    : inet_pton(AF_INET6, v.p, ip) == 1 ? 16
                                                        : 0;
@@ -48855,7 +48867,7 @@ try_add_san(lua_State *L, struct mint_order *o, const char *name, struct str v)
             luaL_error(L, "t.identity: ip '%s' is not an address", v.p);
         v = str_dup(o->a, (struct str){(const char *)ip, n});
     }
-    if (!mint_order_san(o, DER_CONTEXT + tag, v, &e))
+    if (!mint_order_san(o, tag, v, &e))
         luaL_error(L, "t.identity: %s", e.msg);
 }
 
@@ -49597,17 +49609,6 @@ try_core_flush(lua_State *L)
     return 0;
 }
 
-/* core.pause(seconds): waits, and everything with it */
-static int
-try_core_pause(lua_State *L)
-{
-    double seconds = luaL_checknumber(L, 1);
-
-    if (seconds > 0 && seconds <= 3600)
-        poll(NULL, 0, (int)(seconds * 1000));
-    return 0;
-}
-
 /* core.warn(text): a line of standard error */
 static int
 try_core_warn(lua_State *L)
@@ -49806,7 +49807,6 @@ static const luaL_Reg try_core[] = {
     {"write", try_core_write},
     {"print", try_core_print},
     {"flush", try_core_flush},
-    {"pause", try_core_pause},
     {"warn", try_core_warn},
     {"read_file", try_core_read_file},
     {"lines", try_core_lines},
@@ -51096,13 +51096,8 @@ learn_run(const struct learn_ask *ask, struct boot *b)
         mem_buf_free(&x->run.io[i].buf);
     while (x->tracees)
         learn_forget(x, x->tracees->pid);
-    mem_arena_free(x->broker.arena);
-    for (int i = 0; i < 2; i++) {
-        free(x->broker.filters[i].filter);
-        free(x->broker.metadata[i].filter);
-    }
+    broker_fini(&x->broker);
     free(x->filter.filter);
-    free(x->broker.stack);
     free(x);
     return ok ? 0 : 1;
 }
@@ -52294,6 +52289,14 @@ cli_fail(const char *fmt, ...)
     return 1;
 }
 
+/* The exit code of wrong usage. */
+static int
+cli_wrong(const char *what)
+{
+    cli_fail("%s", what);
+    return 2;
+}
+
 /* ---- run ----------------------------------------------------------------- */
 
 static int
@@ -52352,6 +52355,29 @@ cli_load(struct mem_arena *a, const char *policy, struct boot *b, struct cfg *c,
            cfg_load(a, b->cfg_json, c, e);
 }
 
+/* What the machine grants and what is around us, for a policy's process (or
+ * NULL), with commands or without. */
+static void
+cli_print_host(const struct posture_seen *host, const struct cfg_process *p,
+               bool commands)
+{
+    fputs("sandbox layers\n", stdout);
+    host_print(&host->have, p, commands, stdout);
+    fputs("posture\n", stdout);
+    posture_print(host->posture, p, stdout);
+}
+
+/* The same as two members of an object. */
+static void
+cli_write_host(const struct posture_seen *host, const struct cfg_process *p,
+               bool commands, struct mem_buf *out)
+{
+    mem_buf_printf(out, "\"layers\":");
+    host_write_json(&host->have, p, commands, out);
+    mem_buf_printf(out, ",\"posture\":");
+    posture_json(host->posture, out);
+}
+
 /* The plain configuration, and what is here to run it. */
 static void
 cli_check_json(const struct cfg *c, const struct posture_seen *host,
@@ -52361,10 +52387,8 @@ cli_check_json(const struct cfg *c, const struct posture_seen *host,
 
     must(str_ends(plain, S("}")) && plain.n > 2);
     mem_buf_add(&out, plain.p, plain.n - 1);
-    mem_buf_printf(&out, ",\"layers\":");
-    host_write_json(&host->have, &c->process, c->commands_n > 0, &out);
-    mem_buf_printf(&out, ",\"posture\":");
-    posture_json(host->posture, &out);
+    mem_buf_add(&out, ",", 1);
+    cli_write_host(host, &c->process, c->commands_n > 0, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
 }
@@ -52395,10 +52419,7 @@ cli_check(const struct cli *cli)
         cli_check_json(&c, &host, b.cfg_json);
     } else if (ok) {
         cfg_print(&c, stdout);
-        fputs("sandbox layers\n", stdout);
-        host_print(&host.have, &c.process, c.commands_n > 0, stdout);
-        fputs("posture\n", stdout);
-        posture_print(host.posture, &c.process, stdout);
+        cli_print_host(&host, &c.process, c.commands_n > 0);
         printf("\nfine: %.*s, %zu listener%s, %zu route%s, %zu command%s\n",
                STR_FMT(b.policy), c.listeners_n, c.listeners_n == 1 ? "" : "s",
                c.routes_n, c.routes_n == 1 ? "" : "s", c.commands_n,
@@ -52425,16 +52446,11 @@ cli_audit_write(const struct posture_seen *host, const struct cfg *c, bool json)
     struct mem_buf out = {0};
 
     if (!json) {
-        fputs("sandbox layers\n", stdout);
-        host_print(&host->have, p, commands, stdout);
-        fputs("posture\n", stdout);
-        posture_print(host->posture, p, stdout);
+        cli_print_host(host, p, commands);
         return;
     }
-    mem_buf_printf(&out, "{\"layers\":");
-    host_write_json(&host->have, p, commands, &out);
-    mem_buf_printf(&out, ",\"posture\":");
-    posture_json(host->posture, &out);
+    mem_buf_add(&out, "{", 1);
+    cli_write_host(host, p, commands, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
 }
@@ -52826,11 +52842,10 @@ cli_exec(const struct cli *cli)
     bool ok;
 
     if (!cli->args_n)
-        return cli_fail("say which command: gateway exec COMMAND slot=value "
-                        "...") +
-               1;
+        return cli_wrong("say which command: gateway exec COMMAND "
+                         "slot=value ...");
     if (cli->learn && cli->json)
-        return cli_fail("--learn prints Lua: leave --json out") + 1;
+        return cli_wrong("--learn prints Lua: leave --json out");
     x.a = ask.arena = mem_arena_new((size_t)1 << 30);
     signal(SIGPIPE, SIG_IGN);
     ok = cli_load(x.a, cli->policy, &b, &x.cfg, &e);
@@ -52848,8 +52863,7 @@ cli_exec(const struct cli *cli)
         mem_arena_free(x.a);
         return x.code;
     }
-    must(syscall(SYS_getrandom, x.clone_key, sizeof x.clone_key, 0) ==
-         (long)sizeof x.clone_key);
+    mem_random(x.clone_key, sizeof x.clone_key);
     ok = ok && wall_supervisor(x.clone_key, true, &e) &&
          cli_exec_start(&x, cli, &b, &e);
     if (ok)
@@ -53042,7 +53056,7 @@ cli_log(const struct cli *cli)
     bool ok = true, whole;
 
     if (cli->args_n < 2 || strcmp(cli->args[0], "verify") != 0)
-        return cli_fail("say which log: gateway log verify FILE") + 1;
+        return cli_wrong("say which log: gateway log verify FILE");
     if (cli->key && !cli_log_key(cli->key, key, &e))
         return cli_fail("--key: %s", e.msg);
     v = chain_verify_new(cli->key ? key : NULL, cli->running);
@@ -53557,7 +53571,7 @@ cli_role(int argc, char **argv)
     if (argc != 7 || !str_u64(str_of(argv[4]), &index) ||
         index > CFG_WORKERS_MAX || !str_u64(str_of(argv[6]), &slot) ||
         !wall_undumpable())
-        return cli_fail("--role is for the supervisor's own children") + 1;
+        return cli_wrong("--role is for the supervisor's own children");
     prctl(PR_SET_NAME, "gateway", 0L, 0L, 0L);
     signal(SIGPIPE, SIG_IGN);
     a = mem_arena_new((size_t)1 << 30);
