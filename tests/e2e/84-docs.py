@@ -9,7 +9,7 @@ from gw import Skip, equal, gateway_cli, sh, write
 
 LIBRARY = os.path.join(gw.ROOT, "scripts", "gateway")
 NOT_FOR_POLICIES = {"is_condition", "to_condition", "constructors", "run",
-                    "main", "condition_of", "monotone", "fuzz", "stand_ins"}
+                    "main", "condition_of", "monotone", "fuzz"}
 
 
 def docs(*argv):
