@@ -68,6 +68,9 @@ WOLFSSL_MORE = (input[srcIdx] == (ASN_SEQUENCE | ASN_CONSTRUCTED))
 # What a client sends is for pki_ alone: wolfSSL would keep each CA of a chain,
 # check the next signature with it (a stranger's P-521 key: 2 ms each) and
 # complete another client's chain with it.
+# wolfSSL calls most refusals of a verify callback unknown_ca or
+# bad_certificate.  The alert is what the callback leaves in store->error, made
+# negative: between its success and its error codes, which begin at -97.
 define wolfssl_BUILD
 sed -i 's/GetASN_Items(rdnASN, dataASN, rdnASN_Length, 1, input,/GetASN_Items( \
   rdnASN + $(WOLFSSL_MORE), dataASN + $(WOLFSSL_MORE), \
@@ -79,6 +82,10 @@ sed -i 's/if (ssl->session->ticketNonce.len == 0) {/if (!ssl->options.ticketsSen
 sed -i 's/verifyNone && !skipAddCA) {/verifyNone \&\& !skipAddCA \&\& 0) {/' \
   src/internal.c
 [ "$$(grep -c '!skipAddCA && 0) {' src/internal.c)" = 1 ]
+sed -i -e 's/alertWhy = bad_certificate;/alertWhy = ret < -1 \&\& ret > -97 ? -ret : bad_certificate;/' \
+  -e 's/^  *.. induce error if one not present ..$$/if (store->error < 0) \
+  cert_err = ret = store->error;/' src/internal.c
+[ "$$(grep -c -e 'ret > -97 ? -ret' -e 'cert_err = ret = store->error' src/internal.c)" = 2 ]
 ./autogen.sh
 ./configure $(HOST) $(WOLFSSL_FLAGS) CFLAGS="$$CFLAGS $(WOLFSSL_DEFS)"
 for name in $(WOLFSSL_ABSENT); do

@@ -144,7 +144,8 @@
  *   serve_set      serve -> work, try      vm_watcher     vm -> try
  *   ctl_ops        ctl -> sup              watch_ops      watch -> sup
  *   (and mem_last_words: a failed must() first writes what log still holds;
- *   what vm_new() opens is bind's or try's, what vm_wake() pushes is bind's)
+ *   what vm_new() opens is bind's or try's, and some of that is cli's; what
+ *   scripts print is heard by try; what vm_wake() pushes is bind's)
  *
  * House rules
  *
@@ -767,6 +768,26 @@ str_utf8_len(const unsigned char *p, size_t n)
     return len;
 }
 
+/* The code of a character that is not for people to see, else 0: a control
+ * character (C1, too: some terminals obey those), or one that turns the text
+ * around it or breaks a line. `len` is what str_utf8_len() says. */
+static unsigned
+str_hidden(const unsigned char *p, size_t len)
+{
+    unsigned c;
+
+    if (len == 1)
+        return p[0] < 0x20 || p[0] == 0x7f ? p[0] | 0x10000u : 0;
+    if (len == 2)
+        return p[0] == 0xc2 && p[1] < 0xa0 ? p[1] : 0;
+    c = len == 3 && p[0] == 0xe2 ? 0x2000u | (p[1] & 63u) << 6 | (p[2] & 63u)
+                                 : 0;
+    return (c >= 0x200e && c <= 0x200f) || (c >= 0x2028 && c <= 0x202e) ||
+                   (c >= 0x2066 && c <= 0x2069)
+               ? c
+               : 0;
+}
+
 static bool
 str_utf8(struct str s)
 {
@@ -802,6 +823,7 @@ str_no_control(struct str s)
  * long field is cut and ends in "...". Untrusted bytes are escaped.
  *
  * Entry   log_at  log_begin  log_str  log_int  log_end  log_flush  log_sync
+ *         log_show  log_shown (a text for a terminal)
  */
 enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR, LOG_FATAL };
 
@@ -864,6 +886,7 @@ log_escape(struct log_line *l, struct str s)
 {
     char e[8];
     size_t len, cut = LOG_LINE - LOG_TAIL - 16;
+    unsigned hidden;
 
     for (size_t i = 0; i < s.n; i += len) {
         unsigned char c = (unsigned char)s.p[i];
@@ -873,16 +896,51 @@ log_escape(struct log_line *l, struct str s)
             return;
         }
         len = str_utf8_len((const unsigned char *)s.p + i, s.n - i);
+        hidden = str_hidden((const unsigned char *)s.p + i, len);
         if (c == '"' || c == '\\')
             log_raw(l, (char[]){'\\', (char)c}, 2);
         else if (len == 0)
             log_raw(l, e, (size_t)snprintf(e, sizeof e, "\\\\x%02x", c));
-        else if (c < 0x20 || c == 0x7f)
-            log_raw(l, e, (size_t)snprintf(e, sizeof e, "\\u%04x", c));
+        else if (hidden)
+            log_raw(l, e,
+                    (size_t)snprintf(e, sizeof e, "\\u%04x", hidden & 0xffff));
         else
             log_raw(l, s.p + i, len);
         len += len == 0;
     }
+}
+
+/* A text for a terminal. What is not to be shown there, but newline and tab,
+ * is written as JSON escapes it: so JSON keeps its meaning. */
+static void
+log_shown(struct mem_buf *b, struct str s)
+{
+    size_t len;
+    unsigned hidden;
+
+    for (size_t i = 0; i < s.n; i += len) {
+        const unsigned char *p = (const unsigned char *)s.p + i;
+
+        len = str_utf8_len(p, s.n - i);
+        hidden = str_hidden(p, len);
+        if (!len)
+            mem_buf_printf(b, "\\x%02x", *p);
+        else if (hidden && *p != '\n' && *p != '\t')
+            mem_buf_printf(b, "\\u%04x", hidden & 0xffff);
+        else
+            mem_buf_add(b, p, len);
+        len += len == 0;
+    }
+}
+
+static void
+log_show(FILE *f, struct str s)
+{
+    struct mem_buf b = {0};
+
+    log_shown(&b, s);
+    fwrite(mem_buf_ptr(&b), 1, mem_buf_len(&b), f);
+    mem_buf_free(&b);
 }
 
 /* False: no room for this field, which is left out; the line stays JSON, and
@@ -4694,6 +4752,11 @@ schema_ecma_unit(struct schema_ecma *x, struct mem_buf *out)
     char c = rest.p[0], next = rest.n > 1 ? rest.p[1] : 0;
     size_t n;
 
+    if (c == '\\' && next == 'Z' && !x->set) {  // not before a newline either
+        mem_buf_add(out, "\\z", 2);
+        x->at += 2;
+        return;
+    }
     if (c == '\\' && ((next == 'u' && schema_ecma_u(x, out)) ||
                       ((next | 0x20) == 'p' && schema_ecma_p(x, out)) ||
                       schema_ecma_blank(x, next, out)))
@@ -6226,8 +6289,8 @@ schema_fill_required(struct schema_build *b, struct schema_node *n,
                      yyjson_val *v, const struct schema_word *w)
 {
     struct schema_obj *o = schema_part(b, n, w->part);
-    unsigned *names;
-    size_t count;
+    unsigned *names = NULL;
+    size_t count = 0;
 
     o->required = mem_alloc(b->arena, SCHEMA_NAMES_MAX / 8);
     if (!schema_names_of(b, o, v, w->name, &names, &count))
@@ -13847,6 +13910,7 @@ struct pki_cache {
     size_t n, bytes;
     struct pki_identity *newest, *oldest;
     struct pki_identity *slot[PKI_CACHE_SLOTS];
+    int alert;  // what to say to whom path_cache_verify() refused last
 };
 
 enum { PKI_CACHE_MAGIC = 0x706b6963 };
@@ -15755,6 +15819,16 @@ crl_check(struct crl_set *s, const struct pki_cert *issuer,
 
 enum path_role { PATH_CLIENT, PATH_SERVER };
 
+/* What the peer may learn of a refusal: the alerts of RFC 8446 section 6.2. */
+enum path_alert {
+    PATH_ALERT_BAD = 42,      // malformed, badly signed, or against a rule
+    PATH_ALERT_UNFIT = 43,    // made for something else, or unsupported
+    PATH_ALERT_REVOKED = 44,  // by a list
+    PATH_ALERT_EXPIRED = 45,  // or not valid yet
+    PATH_ALERT_UNSURE = 46,   // nobody can tell: no list, or no clock
+    PATH_ALERT_NO_CA = 48     // nothing leads to an anchor
+};
+
 /* What a chain must satisfy; the same for a listener's life. */
 struct path_rules {
     enum path_role role;                // what the leaf is to be used as
@@ -15798,6 +15872,7 @@ struct path {
     size_t n;
     struct str issuer[PKI_CHAIN_MAX];  // DER, the leaf's first, the anchor last
     int64_t from, until;
+    enum path_alert alert;  // none was found: what to say to the peer
 };
 
 struct path_search {
@@ -15815,15 +15890,16 @@ struct path_search {
     } proof[PKI_WORK_MAX];
     int rank;  // of `why`: how far the path had come that failed so
     struct err why;
-    bool unread;  // one of what the peer sent is: `junk` says why
+    enum path_alert alert;  // that goes with it
+    bool unread;            // one of what the peer sent is: `junk` says why
     struct err junk;
 };
 
 /* Keeps the reason of the attempt that came furthest. `c` is the certificate
  * that the sentence is about; a leaf is "it". */
 static bool
-path_fault(struct path_search *s, int rank, const struct pki_cert *c,
-           const char *why)
+path_fault(struct path_search *s, int rank, enum path_alert alert,
+           const struct pki_cert *c, const char *why)
 {
     char who[PKI_WHO_MAX];
 
@@ -15831,6 +15907,7 @@ path_fault(struct path_search *s, int rank, const struct pki_cert *c,
     if (rank <= s->rank)
         return false;
     s->rank = rank;
+    s->alert = alert;
     if (c == &s->link[0].cert)
         return err_set(&s->why, ERR_TLS, "%s", why);
     pki_subject_text(c, who, sizeof who);
@@ -15848,7 +15925,7 @@ path_malformed(struct path_search *s, const struct pki_cert *c,
     if (!str_cut(msg, ' ', &head, &rest))
         rest = msg;
     snprintf(why, sizeof why, "it is malformed: %.*s", STR_FMT(rest));
-    return path_fault(s, 3, c, why);
+    return path_fault(s, 3, PATH_ALERT_BAD, c, why);
 }
 
 static const char *
@@ -15914,11 +15991,13 @@ path_leaf_san_why(struct mem_arena *a, const struct pki_cert *c,
 }
 
 static const char *
-path_leaf_why(struct path_search *s)
+path_leaf_why(struct path_search *s, enum path_alert *alert)
 {
     const struct pki_cert *c = &s->link[0].cert;
     const char *why;
     struct pki_public k;
+
+    *alert = PATH_ALERT_UNFIT;
 
     if (c->version != 3)
         return "it is not of X.509 version 3";
@@ -15933,7 +16012,9 @@ path_leaf_why(struct path_search *s)
     if (c->unknown.p)
         return "it has a critical extension that we do not know";
     why = path_date_why(c, s->now);
-    if (!why)
+    if (why)
+        *alert = PATH_ALERT_EXPIRED;
+    else
         why = pki_public_read(c->spki, &k);
     if (!why && !s->rules->eku_any)
         why = path_eku_why(c, s->rules->role, true);
@@ -15950,7 +16031,7 @@ path_names_below(struct path_search *s, struct mem_arena *a, size_t at)
     struct str ext = s->path[at]->cert.ext[PKI_EXT_CONSTRAINTS];
 
     if (pki_subtrees_read(a, ext, t))
-        return path_fault(s, 3, &s->path[at]->cert,
+        return path_fault(s, 3, PATH_ALERT_BAD, &s->path[at]->cert,
                           "its name constraints are malformed");
     for (size_t i = 0; i < at; i++) {
         const struct pki_link *l = s->path[i];
@@ -15962,7 +16043,7 @@ path_names_below(struct path_search *s, struct mem_arena *a, size_t at)
             return path_malformed(s, &l->cert, &e);
         for (size_t k = 0; k < names->n; k++)
             if (!pki_name_allowed(&names->v[k], t))
-                return path_fault(s, 3, &s->path[at]->cert,
+                return path_fault(s, 3, PATH_ALERT_BAD, &s->path[at]->cert,
                                   "its name constraints do not allow a name of "
                                   "what is below it: issue within them");
     }
@@ -15999,7 +16080,10 @@ path_crls(struct path_search *s)
     for (size_t i = 0; i + 1 < s->n; i++)
         if (!crl_check(crls, &s->path[i + 1]->cert, &s->path[i]->cert, s->now,
                        &e))
-            return path_fault(s, 3, &s->path[i]->cert, e.msg);
+            return path_fault(s, 3,
+                              crls->last == CRL_CRL_REVOKED ? PATH_ALERT_REVOKED
+                                                            : PATH_ALERT_UNSURE,
+                              &s->path[i]->cert, e.msg);
     return true;
 }
 
@@ -16040,19 +16124,20 @@ path_hint(const struct pki_link *below, const struct pki_link *l)
 static bool
 path_issuer_check(struct path_search *s, const struct pki_link *l)
 {
+    enum path_alert alert = PATH_ALERT_BAD;
     const char *why = l->unfit;
 
     if (s->steps == PKI_STEPS_MAX)
-        return path_fault(s, 3, &s->path[s->n - 1]->cert,
+        return path_fault(s, 3, PATH_ALERT_BAD, &s->path[s->n - 1]->cert,
                           "its chain takes too many steps to follow");
     s->steps++;
-    if (!why)
-        why = path_date_why(&l->cert, s->now);
+    if (!why && (why = path_date_why(&l->cert, s->now)))
+        alert = PATH_ALERT_EXPIRED;
     if (!why && !s->rules->eku_any)
         why = path_eku_why(&l->cert, s->rules->role, false);
     if (!why && !path_fits(s, &l->cert))
         why = "its path length does not allow a chain as long as this";
-    return !why || path_fault(s, 2, &l->cert, why);
+    return !why || path_fault(s, 2, alert, &l->cert, why);
 }
 
 /* Did the issuer sign what is below it? Each pair is looked at once. */
@@ -16068,7 +16153,7 @@ path_pair_check(struct path_search *s, const struct pki_link *issuer,
         if (p->issuer == issuer && p->below == below)
             return p->good;
     if (s->work == PKI_WORK_MAX)
-        return path_fault(s, 3, c,
+        return path_fault(s, 3, PATH_ALERT_BAD, c,
                           "its chain takes too many signatures to check");
     s->work++;
     *p = (struct pki_proof){issuer, below, false};
@@ -16079,10 +16164,10 @@ path_pair_check(struct path_search *s, const struct pki_link *issuer,
     if (path_hint(below, issuer) == PKI_OUTSIDE &&
         strcmp(e.msg, pki_other_key) == 0)
         return path_fault(
-            s, 1, c,
+            s, 1, PATH_ALERT_NO_CA, c,
             "a CA of its issuer's name is there, but with another "
             "key: add the CA that issued it");
-    return path_fault(s, 1, c, e.msg);
+    return path_fault(s, 1, PATH_ALERT_BAD, c, e.msg);
 }
 
 /* From the anchor down: a key that a peer sent is used once its own
@@ -16107,10 +16192,10 @@ path_no_issuer(struct path_search *s, const struct pki_cert *c)
         snprintf(why, sizeof why,
                  "a certificate that was sent with it is malformed: %.*s",
                  STR_FMT(rest));
-        return path_fault(s, 0, c, why);
+        return path_fault(s, 0, PATH_ALERT_BAD, c, why);
     }
     return path_fault(
-        s, 0, c,
+        s, 0, PATH_ALERT_NO_CA, c,
         s->rules->role == PATH_CLIENT
             ? "no CA of client_ca issued it: add its CA to "
               "client_ca, or let the client send its intermediates"
@@ -16144,7 +16229,8 @@ path_extend(struct path_search *s)
     bool any = false;
 
     if (s->n > s->rules->depth)
-        return path_fault(s, 3, &last->cert, "its chain is too long");
+        return path_fault(s, 3, PATH_ALERT_BAD, &last->cert,
+                          "its chain is too long");
     for (int round = 0; round < 4; round++) {
         bool anchor = !(round & 1);
         size_t n = anchor ? t->n : s->links;
@@ -16228,6 +16314,7 @@ path_verify(const struct path_rules *rules, struct str leaf,
             struct path *path, struct err *e)
 {
     struct path_search *s = mem_xcalloc(sizeof *s);
+    enum path_alert alert;
     const char *why;
     bool ok;
 
@@ -16237,15 +16324,18 @@ path_verify(const struct path_rules *rules, struct str leaf,
     s->arena = mem_arena_new(PKI_VERIFY_ARENA);
     ok = path_search_init(s, leaf, presented, n);
     if (ok) {
-        why = path_leaf_why(s);
-        ok = why ? path_fault(s, 3, &s->link[0].cert, why) : path_extend(s);
+        why = path_leaf_why(s, &alert);
+        ok = why ? path_fault(s, 3, alert, &s->link[0].cert, why)
+                 : path_extend(s);
     }
     if (ok && !path_same_key(&s->link[0].cert))
-        ok = path_fault(s, 100, &s->link[0].cert, "its key is malformed");
+        ok = path_fault(s, 100, PATH_ALERT_BAD, &s->link[0].cert,
+                        "its key is malformed");
     if (ok)
         path_found(s, path);
     else
         *e = s->why;
+    path->alert = s->alert;
     mem_arena_free(s->arena);
     free(s);
     return ok;
@@ -16278,6 +16368,7 @@ path_cache_verify(struct pki_cache *c, const struct path_rules *rules,
     struct path path;
     unsigned char key[32];
 
+    c->alert = PATH_ALERT_BAD;
     if (n > PKI_CHAIN_MAX)
         return err_set(e, ERR_TLS, "its chain is too long");
     for (size_t i = 0; i < n; i++)
@@ -16291,8 +16382,11 @@ path_cache_verify(struct pki_cache *c, const struct path_rules *rules,
     }
     if (id)
         pki_cache_drop(c, id);
-    if (!path_verify(rules, leaf, presented, n, now, &path, e) ||
-        !pki_identity_parse(leaf, path.issuer, path.n, &id, e))
+    if (!path_verify(rules, leaf, presented, n, now, &path, e)) {
+        c->alert = (int)path.alert;
+        return false;
+    }
+    if (!pki_identity_parse(leaf, path.issuer, path.n, &id, e))
         return false;
     id->from = path.from;
     id->until = path.until;
@@ -17284,6 +17378,7 @@ struct tls {
     void *data;                     // borrowed: the conn
     struct str in;                  // what is left of the bytes being fed
     bool bad_cert, no_cert;         // why the handshake failed
+    enum path_alert alert;          // bad_cert: what its sender is told
     enum crl_result crl;            // what a revocation list had to do with it
     bool said_bye;                  // our close_notify is sent
     struct pki_identity *identity;  // a reference; NULL before the handshake
@@ -17408,28 +17503,32 @@ static const char tls_ciphers[] =
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
     "ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305";
 
-/* Why wolfSSL cannot go on with a leaf. */
-static const char *
-tls_cert_reason(int code)
-{
-    switch (code) {
-    case ASN_CRIT_EXT_E:
-        return "it has a critical extension that we do not know";
-    case RSA_KEY_SIZE_E:
-    case ECC_KEY_SIZE_E:
-        return "its key is too small: use RSA 2048, P-256 or larger";
-    }
-    return "it is malformed";
-}
-
 static bool
-tls_refuse(struct tls *t, const char *why)
+tls_refuse(struct tls *t, enum path_alert alert, const char *why)
 {
     t->bad_cert = true;
+    t->alert = alert;
     free(t->reason);
     t->reason = strdup(why);
     must(t->reason != NULL);
     return false;
+}
+
+/* For what wolfSSL cannot go on with a leaf. */
+static bool
+tls_refuse_form(struct tls *t, int code)
+{
+    switch (code) {
+    case ASN_CRIT_EXT_E:
+        return tls_refuse(t, PATH_ALERT_UNFIT,
+                          "it has a critical extension that we do not know");
+    case RSA_KEY_SIZE_E:
+    case ECC_KEY_SIZE_E:
+        return tls_refuse(t, PATH_ALERT_UNFIT,
+                          "its key is too small: use RSA 2048, P-256 or "
+                          "larger");
+    }
+    return tls_refuse(t, PATH_ALERT_BAD, "it is malformed");
 }
 
 static const struct WOLFSSL_BUFFER_INFO *
@@ -17486,9 +17585,9 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
     size_t n = 0;
 
     if (store->totalCerts < 1 || store->totalCerts > TLS_DEPTH_MAX)
-        return tls_refuse(t, "its chain is too long");
+        return tls_refuse(t, PATH_ALERT_BAD, "its chain is too long");
     if (!tls_is_opinion(store->error))
-        return tls_refuse(t, tls_cert_reason(store->error));
+        return tls_refuse_form(t, store->error);
     for (int i = 1; i < store->totalCerts; i++)
         chain[n++] = tls_cert_str(store, i);
     if (t->identity && str_eq(t->identity->der, tls_cert_str(store, 0)))
@@ -17496,19 +17595,20 @@ tls_on_leaf(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
     pki_identity_put(t->identity);
     t->identity = NULL;
     if (now < 0)
-        return tls_refuse(t, tls_no_clock);
+        return tls_refuse(t, PATH_ALERT_UNSURE, tls_no_clock);
     t->site->crls->last = CRL_CRL_FINE;
     if (!path_cache_verify(t->ctx->cache, &t->site->rules,
                            tls_cert_str(store, 0), chain, n, now, &t->identity,
                            &e)) {
         t->crl = t->site->crls->last;
-        return tls_refuse(t, e.msg);
+        return tls_refuse(t, (enum path_alert)t->ctx->cache->alert, e.msg);
     }
     return true;
 }
 
 /* wolfSSL asks for each certificate it has doubts about, and always for the
- * leaf, at depth 0, last. pki_ decides, once the leaf is there. */
+ * leaf, at depth 0, last. pki_ decides, once the leaf is there; the alert is
+ * what we leave in the store (see deps.mk). */
 static int
 tls_on_verify(int good, WOLFSSL_X509_STORE_CTX *store)
 {
@@ -17522,6 +17622,7 @@ tls_on_verify(int good, WOLFSSL_X509_STORE_CTX *store)
         t->leaf = mem_xmalloc(TLS_LEAF_TEXT);
         pki_describe(tls_cert_str(store, 0), t->leaf, TLS_LEAF_TEXT);
     }
+    store->error = -(int)t->alert;
     return 0;
 }
 
@@ -17665,7 +17766,8 @@ tls_ticket_unseal(const struct tls *t, const unsigned char *name,
 
     while (i < r->seals_n && memcmp(r->seals[i].name, name, 16) != 0)
         i++;
-    if (i == r->seals_n || n < TLS_NOTE || memcmp(mac + 16, zero, sizeof zero))
+    if (i == r->seals_n || n < TLS_NOTE ||
+        memcmp(mac + 16, zero, sizeof zero) != 0)
         return false;
     tls_ticket_key(t, &r->seals[i], iv, key);
     rc = wc_ChaCha20Poly1305_Decrypt(key, tls_nonce, name, 16, p, (word32)n,
@@ -18482,22 +18584,24 @@ tls_server_names(struct mem_arena *a, const struct cfg_server *want,
 /* The chain, by pki_; then the leaf's names. */
 static bool
 tls_server_check(struct tls *t, struct mem_arena *a,
-                 const WOLFSSL_X509_STORE_CTX *store, struct err *e)
+                 const WOLFSSL_X509_STORE_CTX *store)
 {
     struct str chain[TLS_DEPTH_MAX], leaf = tls_cert_str(store, 0);
     int64_t now = pki_now(time(NULL));
+    struct err e;
     struct path path;
     struct pki_cert c;
     size_t n = 0;
 
     if (now < 0)
-        return err_set(e, ERR_TLS, "%s", tls_no_clock);
+        return tls_refuse(t, PATH_ALERT_UNSURE, tls_no_clock);
     for (int i = 1; i < store->totalCerts; i++)
         chain[n++] = tls_cert_str(store, i);
-    if (!path_verify(&t->site->rules, leaf, chain, n, now, &path, e) ||
-        !pki_cert_parse(leaf, &c, e) ||
-        !tls_server_names(a, t->peer->want, &c, e))
-        return false;
+    if (!path_verify(&t->site->rules, leaf, chain, n, now, &path, &e))
+        return tls_refuse(t, path.alert, e.msg);
+    if (!pki_cert_parse(leaf, &c, &e) ||
+        !tls_server_names(a, t->peer->want, &c, &e))
+        return tls_refuse(t, PATH_ALERT_BAD, e.msg);
     t->peer->until = path.until;
     t->peer->full_at = now;
     t->peer->verified = true;
@@ -18509,17 +18613,16 @@ static bool
 tls_on_server(struct tls *t, const WOLFSSL_X509_STORE_CTX *store)
 {
     struct mem_arena *a;
-    struct err e;
     bool ok;
 
     if (store->totalCerts < 1 || store->totalCerts > TLS_DEPTH_MAX)
-        return tls_refuse(t, "its chain is too long");
+        return tls_refuse(t, PATH_ALERT_BAD, "its chain is too long");
     if (!tls_is_opinion(store->error))
-        return tls_refuse(t, tls_cert_reason(store->error));
+        return tls_refuse_form(t, store->error);
     a = mem_arena_new(PKI_ARENA_MAX);
-    ok = tls_server_check(t, a, store, &e);
+    ok = tls_server_check(t, a, store);
     mem_arena_free(a);
-    return ok || tls_refuse(t, e.msg);
+    return ok;
 }
 
 /* Is it known to be not past? */
@@ -22600,7 +22703,7 @@ up_on_names(struct up_target *t, const struct err *e)
     struct up_call *c;
 
     while ((c = t->waiting)) {
-        up_unwait(c);
+        up_unwait(c);  // NOLINT(clang-analyzer-unix.Malloc): takes it out
         if (e)
             up_no_connection(c, e);
         else
@@ -23908,6 +24011,7 @@ enum msg_type {
     MSG_ELDER,      // supervisor -> worker: the other end, to an older broker
     MSG_AUDIT,      // supervisor -> broker: how the chain of another ended
     MSG_EXPEL,      // broker -> supervisor: this one broke the rules
+    MSG_WHY,        // child -> supervisor: it cannot start, and why
 
     MSG_EXEC_RUN,     // worker -> broker: run this, and the start of its stdin
     MSG_EXEC_STDIN,   // worker -> broker: more stdin
@@ -24364,6 +24468,18 @@ static bool
 msg_send(struct msg_chan *c, enum msg_type type, struct str body, struct err *e)
 {
     return msg_send_flags(c, type, 0, body, -1, e);
+}
+
+/* The last words of a process that cannot start, where its channel is to be. */
+static void
+msg_write_why(int fd, const struct err *why)
+{
+    struct str body = str_of(why->msg);
+    struct msg_head h = {(uint32_t)body.n, MSG_WHY, 0};
+    struct iovec v[2] = {{&h, sizeof h}, {(void *)(uintptr_t)body.p, body.n}};
+    struct msghdr m = {.msg_iov = v, .msg_iovlen = 2};
+
+    sendmsg(fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 /* A descriptor cannot be queued with its frame: if the socket is full, this
@@ -25390,7 +25506,7 @@ wall_filter_keyed(const struct sock_fprog *rest, const uint64_t key[2])
 static bool
 wall_supervisor(const uint64_t key[2], bool accepted, struct err *e)
 {
-    struct sock_fprog p, keyed;
+    struct sock_fprog p = {0}, keyed;
     bool ok;
 
     if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0)
@@ -31114,8 +31230,8 @@ static void
 chain_unhex(const char *hex, size_t n, unsigned char *out)
 {
     for (size_t i = 0; i < n; i++)
-        out[i] = (unsigned char)(str_hex_digit(hex[2 * i]) << 4 |
-                                 str_hex_digit(hex[2 * i + 1]));
+        out[i] = (unsigned char)((unsigned)str_hex_digit(hex[2 * i]) << 4 |
+                                 (unsigned)str_hex_digit(hex[2 * i + 1]));
 }
 
 static struct chain_seen *
@@ -34243,8 +34359,10 @@ broker_main(struct boot *boot)
         must(uv_loop_init(&loop) == 0);
         ok = broker_run(b, &e);
     }
-    if (!ok)
+    if (!ok) {
         log_at(LOG_FATAL, "exec", "%s", e.msg);
+        msg_write_why(BOOT_CHANNEL_FD, &e);
+    }
     log_flush();
     if (ok && !b->workers_n && !b->askers_n && !b->runs)
         broker_free(b);
@@ -34574,10 +34692,11 @@ exec_client_on_frame(void *data, const struct msg_frame *f, struct err *e)
 static void
 exec_elder_unlink(struct exec *x)
 {
-    struct exec **at = &x->heir->elders;
+    struct exec **at;
 
-    while (*at != x)
-        at = &(*at)->next;
+    must(x->heir != NULL);
+    for (at = &x->heir->elders; *at != x; at = &(*at)->next)
+        must(*at != NULL);
     *at = x->next;
 }
 
@@ -34956,6 +35075,7 @@ struct vm {
     size_t bytes, bytes_max;
     struct vm_task *running;  // whose hook is on the stack; NULL: ours
     uint64_t load_until_ns;   // thread time; only while the policy loads
+    uint32_t load_ms;         // of computing, for that
     struct vm_task **tasks;   // by slot
     uint32_t tasks_n, next_seq;
     uint32_t free_from;  // no slot below it is free
@@ -34966,7 +35086,9 @@ struct vm {
     unsigned spares;
     int hooks, pure;                   // references to what finish() returned
     const struct vm_watcher *watcher;  // NULL, or who counts lines
-    struct mem_buf text;               // scratch of bindings; reset by each
+    // NULL: what print() says is logged
+    void (*on_print)(struct vm *, const char *);
+    struct mem_buf text;  // scratch of bindings; reset by each
 };
 
 static const struct vm_script vm_builtin[] = {
@@ -35067,7 +35189,7 @@ vm_on_count(lua_State *L, lua_Debug *ar)
             return;
         vm_stop(L, NULL);
         luaL_error(L, "the policy took more than %d ms of CPU to load",
-                   VM_LOAD_CPU_MS);
+                   (int)vm->load_ms);
         return;
     }
     if (!t->over)  // vm_charge() may have brought us here early
@@ -35134,7 +35256,10 @@ vm_base_print(lua_State *L)
         luaL_addvalue(&b);
     }
     luaL_pushresult(&b);
-    log_at(LOG_INFO, "policy", "%s", lua_tostring(L, -1));
+    if (vm_of(L)->on_print)
+        vm_of(L)->on_print(vm_of(L), lua_tostring(L, -1));
+    else
+        log_at(LOG_INFO, "policy", "%s", lua_tostring(L, -1));
     return 0;
 }
 
@@ -35379,6 +35504,8 @@ vm_open_libraries(lua_State *L)
     lua_pushglobaltable(L);
     vm_strip(L, no_base);
     luaL_setfuncs(L, base, 0);
+    vm_wrap_field(L, "tonumber", vm_metered);
+    vm_wrap_field(L, "rawequal", vm_metered);
     lua_getfield(L, -1, "os");
     vm_strip(L, no_os);
     lua_getfield(L, -2, "string");
@@ -35386,7 +35513,9 @@ vm_open_libraries(lua_State *L)
     vm_meter(L);
     lua_getfield(L, -3, "utf8");
     vm_meter(L);
-    lua_getfield(L, -4, "coroutine");
+    lua_getfield(L, -4, "math");
+    vm_wrap_field(L, "tointeger", vm_metered);
+    lua_getfield(L, -5, "coroutine");
     vm_wrap_field(L, "resume", vm_co_guard);
     vm_wrap_field(L, "close", vm_co_guard);
     vm_wrap_field(L, "create", vm_co_create);
@@ -35474,16 +35603,23 @@ vm_read_only(lua_State *L, lua_CFunction on_write)
 
 static int vm_require(lua_State *L);
 
-/* A policy's require(): modules of ours come as read-only views. */
+/* A policy's require(): modules of ours come as read-only views, and only those
+ * that are made for policies: tools have modules that read files, and that talk
+ * to a running gateway. */
 static int
 vm_policy_require(lua_State *L)
 {
+    static const char *const theirs[] = {"gateway", "gateway.identity",
+                                         "gateway.test", NULL};
     const char *name = luaL_checkstring(L, 1);
-    bool ours =
-        strcmp(name, "gateway") == 0 || strncmp(name, "gateway.", 8) == 0;
+    bool ours = false;
 
-    if (strcmp(name, "gateway.core") == 0)
-        return luaL_error(L, "gateway.core is for the library alone");
+    for (int i = 0; theirs[i]; i++)
+        ours = ours || strcmp(name, theirs[i]) == 0;
+    if (!ours && strncmp(name, "gateway.", 8) == 0)
+        return luaL_error(
+            L, "%s is for the library alone (and for gateway test --library)",
+            name);
     lua_settop(L, 1);
     lua_getfield(L, LUA_REGISTRYINDEX, VM_VIEWS);
     if (lua_getfield(L, 2, name) != LUA_TNIL)
@@ -35525,18 +35661,27 @@ vm_make_policy_globals(lua_State *L)
 }
 
 /* Loads text (never bytecode) as a function whose globals cannot be written.
- * stack: ... -> ..., function */
-static void
-vm_load_chunk(lua_State *L, struct str bytes, const char *name, bool ours)
+ * stack: ... -> ..., function or why not */
+static bool
+vm_load_text(lua_State *L, struct str bytes, const char *name, bool ours)
 {
     if (luaL_loadbufferx(L, bytes.p, bytes.n, name, "t") != LUA_OK)
-        lua_error(L);
+        return false;
     if (ours)
         lua_pushglobaltable(L);
     else
         lua_getfield(L, LUA_REGISTRYINDEX, VM_GLOBALS);
     vm_read_only(L, vm_on_global_write);
     must(lua_setupvalue(L, -2, 1) != NULL);
+    return true;
+}
+
+/* The same; raises. */
+static void
+vm_load_chunk(lua_State *L, struct str bytes, const char *name, bool ours)
+{
+    if (!vm_load_text(L, bytes, name, ours))
+        lua_error(L);
 }
 
 /* The folder of the policy, with its slash, as the bundle's names have it. */
@@ -35644,6 +35789,7 @@ vm_new(struct env *env, const struct boot *boot, size_t bytes_max,
     vm->env = env;
     vm->boot = boot;
     vm->bytes_max = bytes_max;
+    vm->load_ms = VM_LOAD_CPU_MS;
     vm->L = lua_newstate(vm_alloc, vm);
     must(vm->L != NULL);
     *(struct vm **)lua_getextraspace(vm->L) = vm;
@@ -35676,7 +35822,7 @@ vm_protect(struct vm *vm, lua_CFunction fn, void *arg, struct err *e)
     const char *msg;
     int rc;
 
-    vm->load_until_ns = vm_cpu_ns() + VM_LOAD_CPU_MS * UINT64_C(1000000);
+    vm->load_until_ns = vm_cpu_ns() + vm->load_ms * UINT64_C(1000000);
     vm_watch(L, VM_STEP);
     lua_pushcfunction(L, fn);
     lua_pushlightuserdata(L, arg);
@@ -38437,7 +38583,7 @@ bind_field_str(lua_State *L, int at, const char *field, struct mem_arena *a)
         s = str_dup(a, bind_str(L, -1));
     } else if (type != LUA_TNIL) {
         bind_no_raw(L, -1, "part of an answer, a request or an input");
-        luaL_error(L, "answer: field '%s' must be a string, not a %s", field,
+        luaL_error(L, "field '%s' must be a string, not a %s", field,
                    luaL_typename(L, -1));
     }
     lua_pop(L, 1);
@@ -38453,19 +38599,29 @@ bind_add_header(lua_State *L, struct mem_arena *a, struct hdr_list *l,
 
     bind_no_raw(L, at, "a header");
     if (lua_type(L, at) != LUA_TSTRING && lua_type(L, at) != LUA_TNUMBER)
-        luaL_error(L, "answer: header '%s' must be a string", name.p);
+        luaL_error(L, "header '%s' must be a string", name.p);
     value = bind_str(L, at);
     if (l->n >= BIND_FIELDS_MAX || name.n + value.n > BIND_FIELD_BYTES)
-        luaL_error(L, "answer: over %d header fields, or one over %d bytes",
+        luaL_error(L, "over %d header fields, or one over %d bytes",
                    BIND_FIELDS_MAX, BIND_FIELD_BYTES);
     if (!hdr_name_ok(name) || !hdr_value_ok(value))
-        luaL_error(L, "answer: header '%s' has a byte that may not be there",
-                   name.p);
+        luaL_error(L, "header '%s' has a byte that may not be there", name.p);
     hdr_add(a, l, name, value);
-    name = l->v[l->n - 1].name;  // lower case now
-    if (hdr_hop_by_hop(name) || str_eq(name, S("content-length")))
-        luaL_error(L, "answer: header '%s' is written by the gateway itself",
-                   l->v[l->n - 1].name.p);
+    if (hdr_hop_by_hop(l->v[l->n - 1].name) ||
+        str_eq(l->v[l->n - 1].name, S("content-length")))
+        luaL_error(L, "header '%s' is written by the gateway itself", name.p);
+}
+
+/* Pushes a field that is a table, if there is one. */
+static bool
+bind_has_table(lua_State *L, int at, const char *name)
+{
+    int type = lua_getfield(L, at, name);
+
+    bind_no_raw(L, lua_gettop(L), "part of an answer or a request");
+    if (type != LUA_TTABLE && type != LUA_TNIL)
+        luaL_error(L, "answer: %s is a table of name = value", name);
+    return type == LUA_TTABLE;
 }
 
 /* Table at `at`: name -> value or list of values. */
@@ -38476,7 +38632,7 @@ bind_take_headers(lua_State *L, int at, struct mem_arena *a, struct hdr_list *l)
 
     for (lua_pushnil(L); lua_next(L, at); lua_pop(L, 1)) {
         if (lua_type(L, -2) != LUA_TSTRING)
-            luaL_error(L, "answer: headers is a table of name = value");
+            luaL_error(L, "headers is a table of name = value");
         name.p = lua_tolstring(L, -2, &name.n);
         if (!lua_istable(L, -1)) {
             bind_add_header(L, a, l, name, lua_gettop(L));
@@ -38573,14 +38729,14 @@ bind_take_answer(lua_State *L, int at, struct mem_arena *a)
     out->status = (int)luaL_checkinteger(L, -1);
     if (out->status < 200 || out->status > 599)
         luaL_error(L, "answer: status %d is not from 200 to 599", out->status);
-    if (lua_getfield(L, at, "headers") == LUA_TTABLE)
+    if (bind_has_table(L, at, "headers"))
         bind_take_headers(L, lua_gettop(L), a, &out->headers);
     type = bind_field_str(L, at, "type", a);
     if (type.n && !hdr_get(&out->headers, S("content-type"))) {
         lua_pushlstring(L, type.p, type.n);
         bind_add_header(L, a, &out->headers, S("content-type"), lua_gettop(L));
     }
-    if (lua_getfield(L, at, "problem") == LUA_TTABLE) {
+    if (bind_has_table(L, at, "problem")) {
         out->is_problem = true;
         out->title = bind_field_str(L, lua_gettop(L), "title", a);
         out->detail = bind_field_str(L, lua_gettop(L), "detail", a);
@@ -38729,6 +38885,7 @@ bind_core_folder(lua_State *L)
 static void
 bind_push_doc(lua_State *L, const struct doc_node *n, int lines)
 {
+    must(n != NULL);
     luaL_checkstack(L, 8, "document too deep");
     if (n->kind == DOC_VALUE) {
         bind_push_value(L, n->value);
@@ -39701,7 +39858,7 @@ bind_fetch_request(lua_State *L, const struct cfg_upstream *up, int at,
     mem_buf_printf(b, "%.*s ", STR_FMT(method));
     bind_fetch_target(L, at, a, b);
     mem_buf_add(b, " HTTP/1.1\r\n", 11);
-    if (lua_getfield(L, at, "headers") == LUA_TTABLE)
+    if (bind_has_table(L, at, "headers"))
         bind_take_headers(L, lua_gettop(L), a, &headers);
     lua_pop(L, 1);
     if (!hdr_get(&headers, S("host")))
@@ -42670,8 +42827,9 @@ work_listen(struct work *w, struct err *e)
  * logged or counted as if it had served.
  */
 enum {
-    WORK_SHADOW_LINES = 10,  // a second, at most
-    WORK_SHADOW_SAVED = 50,  // milliseconds of time that may be saved up
+    WORK_SHADOW_LOAD_MS = 1000,  // of computing, while nobody is served yet
+    WORK_SHADOW_LINES = 10,      // a second, at most
+    WORK_SHADOW_SAVED = 50,      // milliseconds of time that may be saved up
     WORK_SHADOW_ARENA = 1 << 28,
 };
 
@@ -43074,6 +43232,21 @@ work_shadow_cut_cpu(struct work_shadow *h)
     }
 }
 
+/* Evaluates the candidate: in little time, since a worker waits for it, and
+ * without a word on the log. */
+static bool
+work_shadow_load(struct work_shadow *h, struct str *json, struct err *e)
+{
+    enum log_level level = log_out.level;
+    bool ok;
+
+    h->env.vm->load_ms = WORK_SHADOW_LOAD_MS;
+    log_out.level = LOG_FATAL;
+    ok = vm_load(h->env.vm, h->arena, json, e);
+    log_out.level = level;
+    return ok;
+}
+
 /* Loads the candidate that `live` names; its scripts are in the bundle. NULL
  * and why, where it does not load. */
 static struct work_shadow *
@@ -43093,7 +43266,7 @@ work_shadow_new(const struct boot *b, const struct cfg *live, uv_loop_t *loop,
                           .cfg = &h->cfg,
                           .stubs = &work_shadow_stubs};
     h->env.vm = vm_new(&h->env, &h->boot, live->shadow.memory, bind_open);
-    if (!vm_load(h->env.vm, h->arena, &json, e) ||
+    if (!work_shadow_load(h, &json, e) ||
         !cfg_load(h->arena, json, &h->cfg, e) ||
         !work_shadow_fits(&h->cfg, live, e) ||
         !bind_set_new(&h->env, h->arena, e)) {
@@ -43439,7 +43612,9 @@ work_main(struct boot *boot)
     w->env.boot = boot;
     if (!cfg_load(w->boot_arena, boot->cfg_json, &w->cfg, &e) ||
         !work_wall(w, &e)) {
+        // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): the process ends
         log_at(LOG_FATAL, "work", "%s", e.msg);
+        msg_write_why(BOOT_CHANNEL_FD, &e);
         return 1;
     }
     must(uv_loop_init(&w->loop) == 0);
@@ -43455,6 +43630,7 @@ work_main(struct boot *boot)
     if (!work_open(w, &e)) {
         wall_report();
         log_at(LOG_FATAL, "work", "%s", e.msg);
+        msg_write_why(BOOT_CHANNEL_FD, &e);
         return 1;
     }
     uv_prepare_init(&w->loop, &w->prepare);
@@ -43641,15 +43817,13 @@ ctl_places(struct mem_arena *a, const char *policy, char *dirs[CTL_PLACES],
     dirs[2] = mem_printf(a, "/tmp/gateway-%u", (unsigned)geteuid());
 }
 
-/* A folder that only our own user can change; made, if need be. */
+/* A folder that only our own user can change. */
 static bool
 ctl_own_dir(const char *dir)
 {
     struct stat st;
 
-    if (!dir || (mkdir(dir, 0700) != 0 && errno != EEXIST))
-        return false;
-    return lstat(dir, &st) == 0 && S_ISDIR(st.st_mode) &&
+    return dir && lstat(dir, &st) == 0 && S_ISDIR(st.st_mode) &&
            st.st_uid == geteuid() && !(st.st_mode & (S_IWGRP | S_IWOTH)) &&
            access(dir, W_OK | X_OK) == 0;
 }
@@ -43661,9 +43835,12 @@ ctl_default(struct mem_arena *a, const char *policy)
     char *dirs[CTL_PLACES], *name;
 
     ctl_places(a, policy, dirs, &name);
-    for (int i = 0; i < CTL_PLACES; i++)
+    for (int i = 0; i < CTL_PLACES; i++) {
+        if (dirs[i])
+            mkdir(dirs[i], 0700);
         if (ctl_own_dir(dirs[i]))
             return mem_printf(a, "%s/%s", dirs[i], name);
+    }
     return NULL;
 }
 
@@ -44013,7 +44190,22 @@ ctl_close(struct ctl *ctl)
 
 /* ---- the other side ---- */
 
-/* Who answers may be our own user or root; to root, anybody may. */
+/* Does the folder of the file belong to this user? */
+static bool
+ctl_dir_is_of(const char *path, uid_t uid)
+{
+    char dir[sizeof((struct sockaddr_un){0}).sun_path];
+    const char *slash = strrchr(path, '/');
+    struct stat st;
+
+    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash + 1 - path) : 1,
+             slash ? path : ".");
+    return stat(dir, &st) == 0 && st.st_uid == uid;
+}
+
+/* Who answers may be our own user or root; to root also the one whose folder it
+ * is in, for a gateway of another user. In a folder such as /tmp it may be
+ * anybody. */
 static bool
 ctl_trusted(int fd, const char *path, struct err *e)
 {
@@ -44022,7 +44214,8 @@ ctl_trusted(int fd, const char *path, struct err *e)
 
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) != 0)
         return err_set(e, ERR_NET, "%s: %s", path, strerror(errno));
-    if (geteuid() == 0 || who.uid == 0 || who.uid == geteuid())
+    if (who.uid == 0 || who.uid == geteuid() ||
+        (geteuid() == 0 && ctl_dir_is_of(path, who.uid)))
         return true;
     return err_set(e, ERR_NET, "%s: user %u answers there, and not yours", path,
                    (unsigned)who.uid);
@@ -45289,6 +45482,7 @@ struct sup_child {
     int slot;         // its row of the metrics slab, or -1
     uint64_t born, heard;
     uint64_t deadline;  // of its draining; 0: none
+    char *why;          // owned: it says that it cannot start; or NULL
 };
 
 /* What a load holds while it goes on; all of it is given back after. */
@@ -45851,7 +46045,8 @@ sup_tell(struct sup *s, bool ok)
     unsigned n = 0;
 
     if (!ok) {
-        mem_buf_printf(&b, "gateway: %s", s->why.msg);
+        mem_buf_printf(&b, "gateway: ");
+        log_shown(&b, str_of(s->why.msg));
         if (s->current)
             mem_buf_printf(&b, " (generation %u serves on)",
                            s->current->number);
@@ -46404,6 +46599,15 @@ sup_watch_sockets(struct sup *s)
     }
 }
 
+/* Its reason goes into ours, as the load then fails. */
+static bool
+sup_on_why(struct sup_child *c, const struct msg_frame *f)
+{
+    if (!c->ready && !c->why)
+        c->why = strndup(f->body.p, f->body.n);
+    return true;
+}
+
 static bool
 sup_on_frame(void *data, const struct msg_frame *f, struct err *e)
 {
@@ -46412,9 +46616,13 @@ sup_on_frame(void *data, const struct msg_frame *f, struct err *e)
 
     if (f->type == MSG_EXPEL)
         return sup_on_expel(c, f, e);
+    if (f->type == MSG_WHY)
+        return sup_on_why(c, f);
     if (f->body.n || (f->type != MSG_READY && f->type != MSG_PING))
         return err_set(e, ERR_NET, "%s sent frame %u, which it may not",
                        c->name, f->type);
+    if (!c->pid)
+        return true;  // what a dead one had still to say
     c->heard = uv_now(s->loop);
     if (f->type == MSG_PING)
         sup_watch_sockets(s);
@@ -46489,6 +46697,7 @@ sup_child_over(struct sup_child *c)
         s->slots[c->slot] = false;
     if (g && g->broker == c)
         g->broker = NULL;
+    free(c->why);
     obj_free(c);
     if (g && --g->children == 0 && g != s->current && g != s->next)
         sup_gen_free(g);
@@ -47272,10 +47481,12 @@ sup_lost(struct sup *s, struct sup_child *c, pid_t pid, int status)
 
     sup_status_text(status, how, sizeof how);
     if (c->gen == s->next) {
-        err_set(&s->why, ERR_CONFIG,
-                "%s of the new generation ended before all "
-                "were ready: %s",
-                c->name, how);
+        if (c->why)
+            err_set(&s->why, ERR_CONFIG, "%s: %s", c->name, c->why);
+        else
+            err_set(&s->why, ERR_CONFIG,
+                    "%s of the new generation ended before all were ready: %s",
+                    c->name, how);
         sup_do(s, SUP_EV_FAILED);
         return;
     }
@@ -47298,6 +47509,8 @@ sup_on_exit(struct sup *s, struct sup_child *c, int status)
     char how[80];
 
     c->pid = 0;  // reaped: the number may be another's by now
+    if (c->chan_open)
+        msg_chan_read(&c->chan);
     sup_status_text(status, how, sizeof how);
     sup_chain_ended(s, c, how);
     if (c->role == BOOT_CHECK || c->role == BOOT_VERIFY)
@@ -48260,6 +48473,8 @@ try {
     struct str ca[PKI_ITEMS_MAX];  // of the one that is being made
     size_t ca_n;
     struct try_story *story;
+    char *printer;         // owned: who is heard when it prints; NULL: nobody
+    const luaL_Reg *more;  // borrowed: functions of an upper room
 };
 
 static struct try *
@@ -49542,7 +49757,8 @@ try_core_policy(lua_State *L)
     return 1;
 }
 
-/* core.test_load(file) -> function, or nil and why */
+/* core.test_load(file, inside) -> function, or nil and why. It sees what a
+ * policy sees; `inside`: the library's own modules, too. */
 static int
 try_core_load(lua_State *L)
 {
@@ -49556,8 +49772,8 @@ try_core_load(lua_State *L)
         lua_pushstring(L, e.msg);
         return 2;
     }
-    if (luaL_loadbufferx(L, bytes.p, bytes.n, lua_pushfstring(L, "@%s", name),
-                         "t") != LUA_OK) {
+    if (!vm_load_text(L, bytes, lua_pushfstring(L, "@%s", name),
+                      lua_toboolean(L, 2))) {
         lua_pushnil(L);
         lua_insert(L, -2);
         return 2;
@@ -49587,7 +49803,7 @@ try_core_write(lua_State *L)
     size_t n;
     const char *p = luaL_checklstring(L, 1, &n);
 
-    fwrite(p, 1, n, stdout);
+    log_show(stdout, (struct str){p, n});
     return 0;
 }
 
@@ -49609,11 +49825,33 @@ try_core_flush(lua_State *L)
     return 0;
 }
 
+static void
+try_on_print(struct vm *vm, const char *text)
+{
+    struct try *t = try_of(vm->L);
+
+    if (t->printer)
+        fprintf(stderr, "%s: %s\n", t->printer, text);
+}
+
+/* core.test_printer([name]): print() is heard, as that one's; or not */
+static int
+try_core_printer(lua_State *L)
+{
+    struct try *t = try_of(L);
+    const char *name = luaL_optstring(L, 1, NULL);
+
+    free(t->printer);
+    t->printer = name ? strdup(name) : NULL;
+    return 0;
+}
+
 /* core.warn(text): a line of standard error */
 static int
 try_core_warn(lua_State *L)
 {
-    fprintf(stderr, "%s\n", luaL_checkstring(L, 1));
+    log_show(stderr, str_of(luaL_checkstring(L, 1)));
+    fputc('\n', stderr);
     return 0;
 }
 
@@ -49752,7 +49990,8 @@ try_core_fields(lua_State *L)
 /* ---- a running gateway ---- */
 
 /* core.control_places(policy) -> where a gateway that runs it may have its
- * control socket */
+ * control socket: in a folder of our own, or in the first one, which only root
+ * can make for somebody */
 static int
 try_core_control_places(lua_State *L)
 {
@@ -49763,7 +50002,7 @@ try_core_control_places(lua_State *L)
     ctl_places(t->arena, luaL_checkstring(L, 1), dirs, &name);
     lua_newtable(L);
     for (int i = 0; i < CTL_PLACES; i++)
-        if (dirs[i]) {
+        if (i == 0 || ctl_own_dir(dirs[i])) {
             lua_pushfstring(L, "%s/%s", dirs[i], name);
             lua_rawseti(L, -2, ++n);
         }
@@ -49804,6 +50043,7 @@ static const luaL_Reg try_core[] = {
     {"test_cover", try_core_cover},
     {"test_lines", try_core_lines_run},
     {"test_dump", try_core_dump},
+    {"test_printer", try_core_printer},
     {"write", try_core_write},
     {"print", try_core_print},
     {"flush", try_core_flush},
@@ -49823,6 +50063,7 @@ try_open(lua_State *L)
 {
     bind_open(L);
     luaL_setfuncs(L, try_core, 0);
+    luaL_setfuncs(L, try_of(L)->more, 0);
     dial_open(L);
     return 1;
 }
@@ -49830,11 +50071,12 @@ try_open(lua_State *L)
 /* ---- the command ---- */
 
 static struct try *
-try_new(void)
+try_new(const luaL_Reg *more)
 {
     struct try *t = obj_new(sizeof *t, TRY_MAGIC);
     struct err e;
 
+    t->more = more;
     t->arena = mem_arena_new((size_t)1 << 30);
     t->scripts = mem_arena_new((size_t)1 << 30);
     t->evaluated = mem_arena_new((size_t)1 << 30);
@@ -49846,6 +50088,7 @@ try_new(void)
     must(mint_key_init(&t->key, &e) && mint_key_make(&t->key, &e));
     t->env.vm = vm_new(&t->env, &t->boot, VM_CHECK_BYTES, try_open);
     t->env.vm->pure = t->env.vm->hooks = LUA_NOREF;
+    t->env.vm->on_print = try_on_print;
     return t;
 }
 
@@ -49860,6 +50103,7 @@ try_free(struct try *t)
         free(t->cover[i].hits);
     }
     free(t->cover);
+    free(t->printer);
     mem_arena_free(t->evaluated);
     mem_arena_free(t->scripts);
     mem_arena_free(t->arena);
@@ -49898,21 +50142,24 @@ try_call_main(lua_State *L)
 }
 
 /* A command that is written in Lua; `argv` begins with its name. Returns the
- * exit code. `commands`: JSON, or NULL. */
+ * exit code. `commands`: JSON, or NULL; `more`: of the module core. */
 static int
-try_tool(const char *module, const char *commands, int argc, char **argv)
+try_tool(const char *module, const char *commands, const luaL_Reg *more,
+         int argc, char **argv)
 {
     struct try_args a = {module, argv[0], commands, argv + 1, argc - 1, 0};
     struct try *t;
     const char *msg;
 
     log_out.level = LOG_FATAL;
-    t = try_new();
+    t = try_new(more);
     lua_pushcfunction(t->env.vm->L, try_call_main);
     lua_pushlightuserdata(t->env.vm->L, &a);
     if (lua_pcall(t->env.vm->L, 1, 0, 0) != LUA_OK) {
         msg = lua_tostring(t->env.vm->L, -1);
-        fprintf(stderr, "gateway: %s\n", msg ? msg : "error");
+        fputs("gateway: ", stderr);
+        log_show(stderr, str_of(msg ? msg : "error"));
+        fputc('\n', stderr);
         a.code = 1;
     }
     try_free(t);
@@ -52163,6 +52410,9 @@ certs_doctor_run(struct certs_doctor *d)
     der_date_text(id->until, until);
     printf("accepted: %.*s, issued by %.*s, until %s\n", STR_FMT(id->dn),
            STR_FMT(id->issuer_dn), until);
+    if (!d->crls->n)
+        puts("but no list was asked whether it is revoked: give --crl, as the "
+             "listener's `crl`");
     pki_identity_put(id);
     return 0;
 }
@@ -52248,8 +52498,7 @@ static const struct cli_option {
     {CLI_STDIN, "--stdin", "FILE", "the program's standard input; -: our own"},
     {CLI_OPEN, "--open", NULL,
      "as in the standard: open objects, and format is a note"},
-    {CLI_HOST, "--host", NULL,
-     "what is around the gateway, and how to mend it"},
+
     {CLI_LEARN, "--learn", NULL,
      "trace it outside the cage, and print what to declare"},
     {CLI_WATCH, "--watch", NULL,
@@ -52261,7 +52510,7 @@ static const struct cli_option {
 
 struct cli {
     const char *policy, *stdin_path, *key;
-    bool policy_given, json, open, running, learn, watch;
+    bool json, open, running, learn, watch;
     char **args;  // what is left: operands
     int args_n;
 };
@@ -52272,20 +52521,22 @@ struct cli_command {
     int max;  // operands; -1: any number
     int (*run)(const struct cli *);
     int (*raw)(int argc, char **argv);  // reads its own options instead
-    const char *tool;                   // so does this module's main(), where
-                                        //   there is no `run`, or no --host
+    const char *tool;                   // so does this module's main()
 };
 
 __attribute__((format(printf, 1, 2))) static int
 cli_fail(const char *fmt, ...)
 {
     va_list ap;
+    char *text = NULL;
 
-    fputs("gateway: ", stderr);
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    must(vasprintf(&text, fmt, ap) >= 0);
     va_end(ap);
+    fputs("gateway: ", stderr);
+    log_show(stderr, str_of(text));
     fputc('\n', stderr);
+    free(text);
     return 1;
 }
 
@@ -52335,10 +52586,8 @@ cli_advise_shadow(const struct cfg *c, const struct boot *b)
         return;
     h = work_shadow_new(b, c, NULL, &e);
     if (!h)
-        fprintf(stderr,
-                "gateway: warning: %.*s: gateway.shadow: %.*s does not load: "
-                "%s\n",
-                STR_FMT(c->shadow.at), STR_FMT(c->shadow.policy), e.msg);
+        cli_fail("warning: %.*s: gateway.shadow: %.*s does not load: %s",
+                 STR_FMT(c->shadow.at), STR_FMT(c->shadow.policy), e.msg);
     work_shadow_free(h);
 }
 
@@ -52393,6 +52642,20 @@ cli_check_json(const struct cfg *c, const struct posture_seen *host,
     mem_buf_free(&out);
 }
 
+static void
+cli_print_cfg(const struct cfg *c)
+{
+    char *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+
+    must(f);
+    cfg_print(c, f);
+    must(fclose(f) == 0);
+    log_show(stdout, (struct str){text, n});
+    free(text);
+}
+
 static int
 cli_check(const struct cli *cli)
 {
@@ -52418,7 +52681,7 @@ cli_check(const struct cli *cli)
     if (ok && cli->json) {
         cli_check_json(&c, &host, b.cfg_json);
     } else if (ok) {
-        cfg_print(&c, stdout);
+        cli_print_cfg(&c);
         cli_print_host(&host, &c.process, c.commands_n > 0);
         printf("\nfine: %.*s, %zu listener%s, %zu route%s, %zu command%s\n",
                STR_FMT(b.policy), c.listeners_n, c.listeners_n == 1 ? "" : "s",
@@ -52439,51 +52702,44 @@ cli_check(const struct cli *cli)
 /* ---- audit --------------------------------------------------------------- */
 
 static void
-cli_audit_write(const struct posture_seen *host, const struct cfg *c, bool json)
+cli_host_json(const struct posture_seen *host, const struct cfg *c,
+              struct mem_buf *out)
 {
-    const struct cfg_process *p = c ? &c->process : NULL;
-    bool commands = c && c->commands_n;
-    struct mem_buf out = {0};
-
-    if (!json) {
-        cli_print_host(host, p, commands);
-        return;
-    }
-    mem_buf_add(&out, "{", 1);
-    cli_write_host(host, p, commands, &out);
-    printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
-    mem_buf_free(&out);
+    mem_buf_add(out, "{", 1);
+    cli_write_host(host, c ? &c->process : NULL, c && c->commands_n, out);
+    mem_buf_add(out, "}", 1);
 }
 
-/* With a policy, as that one uses the machine; without, by itself. */
+/* core.host([policy]) -> JSON of what is here and around us, as that policy
+ * uses the machine, and why this is not enough for it; or nil and why it does
+ * not load */
 static int
-cli_audit(const struct cli *cli)
+cli_core_host(lua_State *L)
 {
-    struct mem_arena *a;
+    const char *policy = luaL_optstring(L, 1, NULL);
+    struct mem_arena *a = mem_arena_new((size_t)512 << 20);
+    struct mem_buf out = {0};
     struct posture_seen host;
     struct boot b;
     struct cfg c;
     struct err e;
-    bool ok = true, loaded = false;
+    bool loaded, ok;
 
-    a = mem_arena_new((size_t)512 << 20);
     posture_survey(&host);
     if (!host_has(&host.have, HOST_UID))
         posture_judge_keep(host.posture);
-    if (cli->policy_given) {
-        loaded = cli_load(a, cli->policy, &b, &c, &e);
-        ok = loaded && sup_judge(a, &c, &host, &b, &e);
+    loaded = policy && cli_load(a, policy, &b, &c, &e);
+    ok = policy ? loaded && sup_judge(a, &c, &host, &b, &e) : true;
+    if (ok || loaded) {
+        cli_host_json(&host, loaded ? &c : NULL, &out);
+        lua_pushlstring(L, mem_buf_ptr(&out), mem_buf_len(&out));
+    } else {
+        lua_pushnil(L);
     }
-    if (ok || loaded)
-        cli_audit_write(&host, loaded ? &c : NULL, cli->json);
-    if (!ok)
-        cli_fail("%s", e.msg);
-    for (unsigned i = 0; i < POSTURE_N; i++)
-        ok = ok && host.posture[i].severity < POSTURE_MEDIUM;
-    if (fflush(stdout) != 0)
-        ok = cli_fail("standard output: %s", strerror(errno)) == 0;
+    lua_pushstring(L, ok ? NULL : e.msg);
+    mem_buf_free(&out);
     mem_arena_free(a);
-    return ok ? 0 : 1;
+    return 2;
 }
 
 /* ---- exec ---------------------------------------------------------------- */
@@ -52692,26 +52948,40 @@ cli_exec_broker(struct cli_exec *x, const struct boot *all, struct err *e)
     return ok ? worker[0] : -1;
 }
 
+/* A member for what a program wrote: "stdout", or "stdout_base64" where that is
+ * not UTF-8. */
+static void
+cli_exec_bytes(struct mem_buf *b, struct mem_arena *a, const char *name,
+               struct str bytes)
+{
+    bool text = str_utf8(bytes);
+
+    mem_buf_printf(b, ",\"%s%s\":", name, text ? "" : "_base64");
+    json_write_str(b, text ? bytes : str_b64(a, bytes));
+}
+
 static void
 cli_exec_json(const struct exec_result *r)
 {
+    struct mem_arena *a = mem_arena_new(SIZE_MAX);
     struct mem_buf b = {0};
 
     mem_buf_printf(&b, "{\"ok\":%s,\"why\":", r->ok ? "true" : "false");
     json_write_str(&b, str_of(r->why));
-    mem_buf_printf(
-        &b,
-        ",\"ran\":%s,\"code\":%d,\"signal\":%d,\"timed_out\":%s,"
-        "\"truncated\":%s,\"out_of_memory\":%s,\"ms\":%" PRIu64
-        ",\"cpu_us\":%" PRIu64 ",\"max_rss_kib\":%" PRIu64 ",\"stdout\":",
-        r->refused || r->busy ? "false" : "true", r->code, r->signal,
-        r->timed_out ? "true" : "false", r->truncated ? "true" : "false",
-        r->starved ? "true" : "false", r->ms, r->cpu_us, r->rss_kib);
-    json_write_str(&b, r->out);
-    mem_buf_add(&b, ",\"stderr\":", 10);
-    json_write_str(&b, r->err);
-    printf("%.*s}\n", (int)mem_buf_len(&b), mem_buf_ptr(&b));
+    mem_buf_printf(&b,
+                   ",\"ran\":%s,\"code\":%d,\"signal\":%d,\"timed_out\":%s,"
+                   "\"truncated\":%s,\"out_of_memory\":%s,\"ms\":%" PRIu64
+                   ",\"cpu_us\":%" PRIu64 ",\"max_rss_kib\":%" PRIu64,
+                   r->refused || r->busy ? "false" : "true", r->code, r->signal,
+                   r->timed_out ? "true" : "false",
+                   r->truncated ? "true" : "false",
+                   r->starved ? "true" : "false", r->ms, r->cpu_us, r->rss_kib);
+    cli_exec_bytes(&b, a, "stdout", r->out);
+    cli_exec_bytes(&b, a, "stderr", r->err);
+    mem_buf_add(&b, "}\n", 2);
+    fwrite(mem_buf_ptr(&b), 1, mem_buf_len(&b), stdout);
     mem_buf_free(&b);
+    mem_arena_free(a);
 }
 
 static void
@@ -52966,6 +53236,12 @@ cli_log_json(const struct chain_verify *v)
 }
 
 static void
+cli_log_count(const char *before, uint64_t n, const char *thing)
+{
+    printf("%s%" PRIu64 " %s%s", before, n, thing, n == 1 ? "" : "s");
+}
+
+static void
 cli_log_print(const struct chain_verify *v)
 {
     const char *comma = " ";
@@ -52978,12 +53254,13 @@ cli_log_print(const struct chain_verify *v)
         all += v->counts[i];
     if (all > v->faults_n)
         printf("and %" PRIu64 " more\n", all - v->faults_n);
-    printf("%" PRIu64 " records of %" PRIu64 " chains in %" PRIu64
-           " lines, %s to %s\n"
-           "%" PRIu64 " runs, %" PRIu64 " without an end; %" PRIu64
-           " refused\n",
-           v->records, v->chains, v->lines, v->from[0] ? v->from : "-",
-           v->to[0] ? v->to : "-", v->runs, v->unended_runs, v->refused);
+    cli_log_count("", v->records, "record");
+    cli_log_count(" of ", v->chains, "chain");
+    cli_log_count(" in ", v->lines, "line");
+    printf(", %s to %s\n", v->from[0] ? v->from : "-", v->to[0] ? v->to : "-");
+    cli_log_count("", v->runs, "run");
+    printf(", %" PRIu64 " without an end; %" PRIu64 " refused\n",
+           v->unended_runs, v->refused);
     printf("%s\n", v->keyed       ? "MACs checked"
                    : v->unchecked ? "MACs not checked: that takes --key"
                                   : "no MACs: hashes show loss and mishaps, "
@@ -53167,12 +53444,9 @@ static const struct cli_command cli_commands[] = {
      "  gateway check --json my.lua > plain.json\n",
      CLI_POLICY | CLI_JSON, 1, .run = cli_check},
     {"audit", "[POLICY]",
-     "Looks for holes in a policy. With --host: says which sandbox layers are "
-     "here, and what around the gateway is not as it should be, with the mend. "
-     "1: something of medium or high severity.",
-     "  gateway audit --host\n"
-     "  gateway audit --host --json my.lua\n",
-     CLI_POLICY | CLI_JSON | CLI_HOST, 1, .run = cli_audit,
+     "Looks for holes in a policy, in an OpenAPI document, in a running "
+     "service, "
+     "or around the gateway.",
      .tool = "gateway.audit"},
     {"explain", "/path?query",
      "Tells what becomes of one request, decision by decision.",
@@ -53299,7 +53573,6 @@ cli_option_set(struct cli *cli, unsigned bit, const char *value)
 {
     if (bit == CLI_POLICY) {
         cli->policy = value;
-        cli->policy_given = true;
     }
     cli->json |= bit == CLI_JSON;
     if (bit == CLI_STDIN)
@@ -53345,16 +53618,6 @@ cli_parse(const struct cli_command *c, int argc, char **argv, struct cli *cli)
     if (c->max >= 0 && cli->args_n > c->max)
         return cli_misused(c, "one too many: ", cli->args[c->max]);
     return 0;
-}
-
-/* Is `option` on the command line? */
-static bool
-cli_has(int argc, char **argv, const char *option)
-{
-    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
-        if (strcmp(argv[i], option) == 0)
-            return true;
-    return false;
 }
 
 static void
@@ -53419,12 +53682,13 @@ cli_commands_json(struct mem_buf *b)
 static int
 cli_tool(const struct cli_command *c, int argc, char **argv)
 {
+    static const luaL_Reg more[] = {{"host", cli_core_host}, {NULL, NULL}};
     struct mem_buf b = {0};
     int code;
 
     cli_commands_json(&b);
     mem_buf_add(&b, "", 1);
-    code = try_tool(c->tool, mem_buf_ptr(&b), argc, argv);
+    code = try_tool(c->tool, mem_buf_ptr(&b), more, argc, argv);
     mem_buf_free(&b);
     return code;
 }
@@ -53435,7 +53699,7 @@ cli_command_run(const struct cli_command *c, int argc, char **argv)
     struct cli cli = {.policy = "scripts/gateway.lua"};
     int code;
 
-    if (c->tool && !(c->run && cli_has(argc, argv, "--host")))
+    if (c->tool)
         return cli_tool(c, argc, argv);
     for (int i = 1; i < argc && !(c->raw && i > 1); i++) {
         if (strcmp(argv[i], "--") == 0)
@@ -53577,6 +53841,7 @@ cli_role(int argc, char **argv)
     a = mem_arena_new((size_t)1 << 30);
     if (!boot_read(BOOT_FD, a, &b, &e) || !cli_role_enter(&b, &e)) {
         log_at(LOG_FATAL, "cli", "%s: %s", argv[2], e.msg);
+        msg_write_why(BOOT_CHANNEL_FD, &e);
     } else if (strcmp(argv[2], sup_role_name(b.role)) != 0 ||
                (b.met_fd >= 0 && slot >= b.met_rows)) {
         log_at(LOG_FATAL, "cli", "%s: this bundle is another's", argv[2]);

@@ -11,6 +11,7 @@ local config <const> = require "gateway.audit_config"
 local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
 local hook <const> = require "gateway.audit_hook"
+local host <const> = require "gateway.audit_host"
 local input <const> = require "gateway.audit_input"
 local live <const> = require "gateway.audit_live"
 local luasource <const> = require "gateway.luasource"
@@ -109,8 +110,8 @@ local function options_of()
     { "trace", nil, "also send canaries through the real hooks, and tell where"
       .. " each arrives and what checked it" },
     { "rules", nil, "list all rules, and how to mend what they find" },
-    { "host", nil, "look at what is around the gateway instead; see gateway"
-      .. " audit --host --help" },
+    { "host", nil, "instead, look at what is around the gateway: sandbox"
+      .. " layers and posture; with a policy, as that one needs them" },
   }
   table.move(live.OPTIONS, 1, #live.OPTIONS, #list + 1, list)
   return table.move(finding.OPTIONS, 1, #finding.OPTIONS, #list + 1, list)
@@ -131,6 +132,7 @@ M.main = tool.main {
     "gateway audit --openapi api.yaml my.lua",
     "gateway audit --format sarif my.lua >audit.sarif",
     "gateway audit --host",
+    "gateway audit --host --fail-on medium my.lua",
     "gateway audit --live https://127.0.0.1:8443 --cert a.crt --key a.key \\\n"
       .. "      --cacert ca.crt --openapi api.yaml",
   },
@@ -138,6 +140,8 @@ M.main = tool.main {
     local misused = finding.misused(opts) or live.misused(opts, operands[1])
     if misused then
       return nil, misused
+    elseif opts.host then
+      return host.main(operands[1] or opts.policy, opts)
     elseif opts.rules then
       finding.print_rules()
       return 0

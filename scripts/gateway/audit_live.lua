@@ -12,6 +12,7 @@ local document <const> = require "gateway.document"
 local finding <const> = require "gateway.finding"
 local http_client <const> = require "gateway.http_client"
 local input <const> = require "gateway.audit_live_input"
+local options <const> = require "gateway.options"
 local openapi_read <const> = require "gateway.openapi_read"
 local probe <const> = require "gateway.audit_live_probe"
 local strings <const> = require "gateway.strings"
@@ -393,8 +394,8 @@ function Live:try_slots(read)
     local what = read.name .. ", " .. slot.what
     local sent, why = probe.run(self, read, slot)
     if sent then
-      self:note(#self.list > before and "found" or "ok", what, ("%d requests")
-        :format(sent))
+      self:note(#self.list > before and "found" or "ok", what,
+        options.count(sent, "request"))
     else
       self:note("not checked", what, why)
     end
@@ -448,8 +449,8 @@ function M.run(list, opts)
   if not ok and problem ~= STOP then
     error(problem, 0)
   elseif not ok then
-    self:add("live.incomplete", self.url.at, ("stopped after %d requests")
-      :format(self.requests))
+    self:add("live.incomplete", self.url.at, "stopped after "
+      .. options.count(self.requests, "request"))
   end
   self.good:close()
   return { checks = core.array(self.checks), requests = self.requests }
@@ -521,7 +522,8 @@ local function print_checks(result, verbose, hint)
       core.print(("%s: %s: %s"):format(check.state, check.what, check.why))
     end
   end
-  core.print(("%d requests sent%s"):format(result.requests, hint and "; give"
+  core.print(("%s sent%s"):format(
+    options.count(result.requests, "request"), hint and "; give"
     .. " --openapi FILE to probe the inputs, too" or ""))
 end
 

@@ -5,6 +5,7 @@
 -- the answer one line of JSON.
 
 local core <const> = require "gateway.core"
+local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local tool <const> = require "gateway.tool"
 local M = {}
@@ -14,6 +15,28 @@ local DAY <const> = 86400
 
 -- How long an answer may take; a load that is under way comes first.
 local SECONDS <const> = { status = 10, reload = 120, certificates = 120 }
+
+
+-- What an answer must have to be one.
+local ENDING <const> = { at_most_ms = "integer" }
+local LOADED <const> = { generation = "integer" }
+local FORMS <const> = {
+  status = { version = "string", pid = "integer", state = "string",
+    uptime = "integer", requests = "integer", policy = "string",
+    workers = "table" },
+  reload = LOADED, certificates = LOADED, drain = ENDING, stop = ENDING,
+}
+
+
+local function is_whole(answer, form)
+  for name, kind in pairs(form) do
+    local value = answer[name]
+    if type(value) ~= kind and math.type(value) ~= kind then
+      return false
+    end
+  end
+  return true
+end
 
 
 -- The socket that the policy names; nil: none. Nil and why, where the policy
@@ -64,9 +87,10 @@ local function ask(opts, word)
     if not ok or type(answer) ~= "table" then
       return nil, line and "the gateway's answer is no JSON"
         or "the gateway hung up, or was silent for too long"
-    end
-    if answer.ok then
+    elseif answer.ok and is_whole(answer, FORMS[word]) then
       return answer, lines, line
+    elseif answer.ok or type(answer.error) ~= "string" then
+      return nil, "the answer is none of a gateway of this version"
     elseif answer.error ~= "busy" then
       return nil, answer.error
     end
@@ -125,8 +149,9 @@ local function say_workers(workers)
       or a.generation == b.generation and a.index < b.index
   end)
   for _, w in ipairs(workers) do
-    core.print(("  worker %d   pid %d, %d connections, %d requests%s"):format(
-      w.index, w.pid, w.connections, w.requests,
+    core.print(("  worker %d   pid %d, %s, %s%s"):format(w.index, w.pid,
+      options.count(w.connections, "connection"),
+      options.count(w.requests, "request"),
       w.draining and (" (drains, generation %d)"):format(w.generation)
         or not w.ready and " (starts)" or ""))
   end
@@ -135,9 +160,9 @@ end
 
 -- What `gateway status` prints.
 local function say_status(s)
-  core.print(("gateway %s, pid %d, %s for %s, generation %s, %d requests")
+  core.print(("gateway %s, pid %d, %s for %s, generation %s, %s")
     :format(s.version, s.pid, s.state, span(s.uptime),
-      tostring(s.generation or "none"), s.requests))
+      tostring(s.generation or "none"), options.count(s.requests, "request")))
   core.print(("  policy     %s%s"):format(s.policy, s.policy_sha256
     and " (sha256 " .. s.policy_sha256:sub(1, 16) .. "…)" or ""))
   core.print("  listeners  " .. table.concat(s.listeners or {}, ", "))

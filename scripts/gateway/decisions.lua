@@ -16,6 +16,36 @@ local EVENTS <const> = { decision = true, access = true, error = true,
   identity = true }
 
 
+-- Fields that are texts, wherever they are; a line of somebody else may have
+-- taken their names.
+local TEXTS <const> = { "id", "identity", "serial", "method", "target", "peer",
+  "listener", "route", "stage", "where", "name", "reason", "at", "msg",
+  "tunnel", "dn", "issuer", "fingerprint", "spki" }
+local LISTS <const> = { "uri", "dns", "email", "ip", "eku", "ca" }
+
+
+-- Is a line such as a gateway writes?
+local function is_ours(record)
+  for _, name in ipairs(TEXTS) do
+    if record[name] ~= nil and type(record[name]) ~= "string" then
+      return false
+    end
+  end
+  for _, name in ipairs(LISTS) do
+    for _, value in ipairs(type(record[name]) == "table" and record[name]
+      or { record[name] }) do
+      if type(value) ~= "string" then
+        return false
+      end
+    end
+  end
+  if record.event == "identity" then
+    return record.identity and record.serial and record.dn ~= nil
+  end
+  return record.id and (record.status == nil or math.tointeger(record.status))
+end
+
+
 --- A line as a table; nil where it is none of those looked for. A collector may
 -- have written something before its `{`.
 function M.read(line)
@@ -27,8 +57,7 @@ function M.read(line)
   local begin = line:find("{", 1, true)
   local record = core.decode(begin == 1 and line or line:sub(begin or 1))
   if type(record) ~= "table" or record.event ~= event
-    or event == "error" and record.room ~= "hook"
-    or event ~= "identity" and type(record.id) ~= "string" then
+    or event == "error" and record.room ~= "hook" or not is_ours(record) then
     return nil
   end
   return record
@@ -169,8 +198,8 @@ function M.request(record)
       or "it was no HTTP request"
   elseif record.where == "connection" then
     return nil, "the connection was refused, not the request"
-  elseif not record.identity then
-    return nil, "the log does not say who sent it"
+  elseif not record.identity or not record.serial or not record.target then
+    return nil, "the log does not say who sent it, or what"
   elseif #record.target >= TARGET_BYTES then
     return nil, "the log has only the beginning of its target"
   elseif record.where == "head" then

@@ -5,6 +5,7 @@
 
 local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
+local pointer <const> = require "gateway.pointer"
 local M = {}
 
 local MAX_REFS <const> = 32  -- of references to references
@@ -119,35 +120,6 @@ function Document:check_keys(table_, known)
 end
 
 
--- One step of a pointer: its escapes undone.
-local function unescape(token)
-  token = token:gsub("%%(%x%x)", function(hex)
-    return string.char(tonumber(hex, 16))
-  end)
-  return (token:gsub("~1", "/"):gsub("~0", "~"))
-end
-
-
---- What "#/components/schemas/Pet" points at.
--- @return a table, and the last step of the pointer; or nil
-function Document:find(pointer)
-  local at, last = self.value, ""
-  for token in pointer:gmatch("/([^/]*)") do
-    if type(at) ~= "table" then
-      return nil
-    end
-    last = unescape(token)
-    local index = M.is_list(at) and math.tointeger(tonumber(last))
-    if index then
-      at = at[index + 1]
-    else
-      at = at[last]
-    end
-  end
-  return at, last
-end
-
-
 --- The target of a table's $ref.
 -- @return the table it leads to, and its name
 function Document:target(table_)
@@ -156,7 +128,7 @@ function Document:target(table_)
     self:fail(table_, "$ref", ("%s: only what is in this file is read: write"
       .. ' "#/…"'):format(options.show(ref)))
   end
-  local found, name = self:find(ref:sub(2))
+  local found, name = pointer.find(self.value, ref)
   if not M.is_map(found) then
     self:fail(table_, "$ref", ("%s leads %s"):format(options.show(ref),
       found == nil and "nowhere" or "to no map"))

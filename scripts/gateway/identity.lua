@@ -377,8 +377,9 @@ local function mismatch(label, pattern, uri)
   local missing = pattern.open and #segments <= count
   local surplus = not pattern.open and #segments ~= count
   if missing or surplus then
-    return ("%s has %d segments instead of %s%d"):format(label, #segments,
-      pattern.open and "at least " or "", #wanted), 0.9
+    return ("%s has %s instead of %s%d"):format(label,
+      options.count(#segments, "segment"), pattern.open and "at least " or "",
+      #wanted), 0.9
   end
   for i = count + 1, #segments do
     if segments[i] == "" then

@@ -20,20 +20,20 @@
 -- gateway.core, which the C side gives. What each is for is its first line.
 -- `gateway NAME` runs main of its module: NAME, or control.
 --
---   ground     options, strings, stage, scan, policy: the book that the rest of
---              the policy library writes
+--   ground     options, strings, stage, pointer, scan, policy: the book that
+--              the rest of the policy library writes
 --   policies   identity, schema, response, upstream, command, route, jobs,
 --              shadow, document, openapi_read, openapi_schema, openapi, init
---   schemas    charset, regex, automaton, redos, pattern, pointer, shape,
---              oracle, generate, canary: what passes, computed; values that do
+--   schemas    charset, regex, automaton, redos, pattern, shape, oracle,
+--              generate, canary: what passes, computed; values that do
 --   tools      tool, who, client_for, stub, story, decisions, reach, finding,
 --              http_client: what several commands need
 --   test       luadump, coverage, results, fuzz_model, fuzz_change,
 --              fuzz_failure, fuzz, test
 --   audit      luasource, flow, audit_config, audit_hook, audit_input,
 --              audit_trace, audit_openapi_policy, audit_openapi,
---              audit_live_input, audit_live_probe, audit_live, audit_allow,
---              audit
+--              audit_live_input, audit_live_probe, audit_live, audit_host,
+--              audit_allow, audit
 --   commands   control, explain, replay, routes, whoami, reference, docs,
 --              completion
 
@@ -149,12 +149,9 @@ local LISTEN_SPEC <const> = options.spec("gateway.listen", {
     help = "a line for each new client, so that a log can be run again" },
   limits = { options.table, default = {},
     help = "see gateway.listen: limits" },
-  crl = { options.files, default = core.array {},
-    help = "lists of revoked certificates: files, or folders of *.crl" },
-  crl_missing = { options.one_of("deny", "allow"), default = "deny",
-    help = "a certificate that no list covers" },
-  crl_expired = { options.one_of("deny", "allow"), default = "deny",
-    help = "a list past its nextUpdate" },
+  crl = options.CRL.crl,
+  crl_missing = options.CRL.crl_missing,
+  crl_expired = options.CRL.crl_expired,
   host_check = { options.boolean, default = true,
     help = "answer 421 where Host is not the TLS server name" },
   strip_headers = { options.texts, default = core.array {},
@@ -367,9 +364,7 @@ local function read_listener(at, what, given)
       .. " issued for something else, such as a web server's: let authorize"
       .. " name who may call, never id.anyone")
   end
-  read.crl_missing_ok = read.crl_missing == "allow"
-  read.crl_expired_ok = read.crl_expired == "allow"
-  read.crl_missing, read.crl_expired = nil, nil
+  options.read_crl(read)
   if read.proxy_protocol then
     read.proxy_from = options.read(at, what .. ": proxy_protocol",
       read.proxy_protocol, PROXY_SPEC).from

@@ -250,12 +250,19 @@ local FORMS <const> = {
 }
 
 
+-- What is text, of which a schema would say something if it could.
+local TEXTS <const> = { "^text/", "[/+]xml$", "[/+]yaml$", "json", "script$" }
+
+
 -- Is the schema of a body that of bytes, of which nothing but the number is
--- said? Of 3.1, none at all is.
+-- said? Without a schema, what is no text is.
 local function is_bytes(api, media)
-  local source = media.schema
+  local source, text = media.schema, false
+  for _, pattern in ipairs(TEXTS) do
+    text = text or media.type:find(pattern) ~= nil
+  end
   if source == nil or document.is_map(source) and next(source) == nil then
-    return true
+    return api.version ~= "2.0" and not text
   end
   for key in pairs(document.is_map(source) and source or {}) do
     if key ~= "type" and key ~= "format" and key ~= "maxLength"
@@ -264,7 +271,7 @@ local function is_bytes(api, media)
       return false
     end
   end
-  return source.format == "binary" or api.version == "3.1"
+  return source.format == "binary" or api.version == "3.1" and not text
     and source.contentMediaType ~= nil
 end
 
@@ -279,6 +286,25 @@ function M.body_kind(api, media)
     return "bytes"
   end
   return nil, "only JSON, and bytes (format: binary), are checked"
+end
+
+
+-- Do two values of the document say the same?
+local function same(a, b)
+  if type(a) ~= "table" or type(b) ~= "table" then
+    return a == b
+  end
+  for key, value in pairs(a) do
+    if not same(value, b[key]) then
+      return false
+    end
+  end
+  for key in pairs(b) do
+    if a[key] == nil then
+      return false
+    end
+  end
+  return document.is_list(a) == document.is_list(b)
 end
 
 
@@ -297,7 +323,7 @@ local function pick_media(api, body, wanted)
       end
       local what = kind == "json" and media.schema
         or media.schema and media.schema.maxLength
-      if first and (first.kind ~= kind or first.what ~= what) then
+      if first and (first.kind ~= kind or not same(first.what, what)) then
         api.doc:fail(media.owner, media.key, "a second body with another"
           .. " schema: choose one: gateway.openapi { media = "
           .. options.show(media.type) .. " }")

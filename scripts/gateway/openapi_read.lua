@@ -234,6 +234,9 @@ local function read_old_body(api, operation, parameters)
     if parameter.place == "body" or parameter.place == "formData" then
       table.remove(parameters, i)
       form = form or parameter.place == "formData" and parameter
+      if found and parameter.place == "body" then
+        doc:fail(found.source, "in", "a second body: there can be one")
+      end
       found = parameter.place == "body" and parameter or found
     end
   end

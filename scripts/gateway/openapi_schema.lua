@@ -9,6 +9,7 @@
 local core <const> = require "gateway.core"
 local document <const> = require "gateway.document"
 local options <const> = require "gateway.options"
+local pointer <const> = require "gateway.pointer"
 local M = {}
 
 -- What becomes of each keyword of 3.0: the name of a method below.
@@ -18,7 +19,7 @@ local OAS30 <const> = {
   exclusiveMinimum = "truth", exclusiveMaximum = "truth",
   minLength = "keep", maxLength = "keep", pattern = "keep", format = "format",
   items = "value", minItems = "keep", maxItems = "keep", uniqueItems = "keep",
-  properties = "properties", additionalProperties = "additional",
+  properties = "members", additionalProperties = "additional",
   required = "keep", minProperties = "keep", maxProperties = "keep",
   allOf = "branches", anyOf = "branches", oneOf = "branches",
   ["not"] = "branch",
@@ -39,7 +40,7 @@ end
 local OAS31 <const> = {
   const = "keep", prefixItems = "values", contains = "branch",
   minContains = "keep", maxContains = "keep", unevaluatedItems = "value",
-  patternProperties = "named_values", propertyNames = "branch",
+  patternProperties = "members", propertyNames = "branch",
   unevaluatedProperties = "additional", dependentRequired = "keep",
   dependentSchemas = "named_branches", ["if"] = "branch", ["then"] = "branch",
   ["else"] = "branch", exclusiveMinimum = "keep", exclusiveMaximum = "keep",
@@ -98,7 +99,8 @@ end
 -- Formats of numbers, as ranges; int32 and int64 our dialect knows.
 local RANGES <const> = {
   int8 = { -128, 127 }, uint8 = { 0, 255 }, int16 = { -32768, 32767 },
-  uint16 = { 0, 65535 }, uint32 = { 0, 4294967295 }, uint64 = { 0 },
+  uint16 = { 0, 65535 }, uint32 = { 0, 4294967295 },
+  uint64 = { 0, below = 2.0 ^ 64 },
   float = { -3.4028234663852886e38, 3.4028234663852886e38 },
 }
 local NUMBER_FORMATS <const> = { int32 = true, int64 = true, double = true }
@@ -205,6 +207,41 @@ function Converter:leads_to(source)
 end
 
 
+-- May a list with items of any kind meet the schema, by some way through $ref,
+-- allOf, oneOf and anyOf?
+function Converter:lets_any_list(source, depth)
+  if type(source) ~= "table" then
+    return source == true
+  end
+  local types, most = types_of(source), math.tointeger(source.maxItems)
+  if depth > 32 then
+    return true
+  elseif types and not types.array
+    or mentions(source, { "items", "unevaluatedItems", "enum", "const" })
+    or most and most <= #document.items(source.prefixItems) then
+    return false
+  elseif source["$ref"] ~= nil
+    and not self:lets_any_list(self.doc:target(source), depth + 1) then
+    return false
+  end
+  for _, branch in ipairs(document.items(source.allOf)) do
+    if not self:lets_any_list(branch, depth + 1) then
+      return false
+    end
+  end
+  for _, key in ipairs { "oneOf", "anyOf" } do
+    local some = source[key] == nil
+    for _, branch in ipairs(document.items(source[key])) do
+      some = some or self:lets_any_list(branch, depth + 1)
+    end
+    if not some then
+      return false
+    end
+  end
+  return true
+end
+
+
 -- Complains about a schema that a value may meet, and that lets anything in.
 function Converter:check_bounded(source, owner, key)
   if source == true then
@@ -229,10 +266,11 @@ function Converter:check_bounded(source, owner, key)
     self:fail(source, "type", "an object of which nothing is said lets any"
       .. " member in: write properties, or additionalProperties: false")
   end
-  if types and types.array and not mentions(source,
-    { "items", "prefixItems", "allOf", "enum", "const" }) then
-    self:fail(source, "type", "an array without items lets any item in: write"
-      .. " items")
+  if self:lets_any_list(source, 0) then
+    self:fail(source, types and "type" or nil, source.prefixItems ~= nil
+      and "an array with prefixItems alone lets any further item in: write"
+        .. " items: false"
+      or "an array without items lets any item in: write items")
   end
 end
 
@@ -317,36 +355,45 @@ end
 Converter.branches = each("branch", document.is_list, "a list of schemas")
 Converter.values = each("value", document.is_list, "a list of schemas")
 Converter.named_branches = each("branch", document.is_map, "a map of schemas")
-Converter.named_values = each("value", document.is_map, "a map of schemas")
 
 
--- Is a property one that no request may have?
-function Converter:is_read_only(source)
-  for _ = 1, 32 do
-    if type(source) ~= "table" then
-      return false
-    elseif source.readOnly == true then
+-- Is a property one that no request may have? Its schema says so, or one that
+-- applies wherever that does.
+function Converter:is_read_only(source, depth)
+  if type(source) ~= "table" or depth > 32 then
+    return false
+  elseif source.readOnly == true then
+    return true
+  elseif source["$ref"] ~= nil
+    and self:is_read_only(self.doc:target(source), depth + 1) then
+    return true
+  end
+  for _, branch in ipairs(document.items(source.allOf)) do
+    if self:is_read_only(branch, depth + 1) then
       return true
-    elseif source["$ref"] == nil then
-      return false
     end
-    source = self.doc:target(source)
+  end
+  for _, branch in ipairs(document.items(source.oneOf or source.anyOf)) do
+    if self:is_read_only(branch, depth + 1) then
+      self:fail(branch, "readOnly", "is not read in one of several schemas:"
+        .. " write it beside oneOf or anyOf")
+    end
   end
   return false
 end
 
 
-function Converter:properties(plain, source, key)
-  local made = {}
-  for _, name in ipairs(options.sorted_keys(self.doc:map(source, key))) do
-    if self:is_read_only(source[key][name]) then
-      made[name] = false
-    else
-      self:value(made, source[key], name)
-    end
+-- The schema of a member, which is none where no request may have it.
+function Converter:member(plain, source, key)
+  if self:is_read_only(source[key], 0) then
+    plain[key] = false
+  else
+    self:value(plain, source, key)
   end
-  plain[key] = made
 end
+
+
+Converter.members = each("member", document.is_map, "a map of schemas")
 
 
 -- additionalProperties, unevaluatedProperties: a schema, or a truth.
@@ -361,7 +408,7 @@ function Converter:additional(plain, source, key)
     end
     plain[key] = true
   else
-    self:value(plain, source, key)
+    self:member(plain, source, key)
   end
 end
 
@@ -376,12 +423,23 @@ end
 
 -- ---- formats ---------------------------------------------------------------
 
-local function narrow(plain, low, high)
+-- Adds a schema that the same value has to meet.
+local function also(plain, schema)
+  plain.allOf = plain.allOf or core.array {}
+  table.insert(plain.allOf, schema)
+end
+
+
+local function narrow(plain, range)
+  local low, high = table.unpack(range)
   local exact = math.type(plain.minimum) and plain.minimum
   plain.minimum = exact and math.max(exact, low) or low
   exact = math.type(plain.maximum) and plain.maximum
   if high then
     plain.maximum = exact and math.min(exact, high) or high
+  end
+  if range.below or range ~= RANGES.float and plain.type ~= "integer" then
+    also(plain, { multipleOf = 1, exclusiveMaximum = range.below })
   end
 end
 
@@ -394,8 +452,7 @@ function Converter:own_format(plain, source, name)
       .. " explain it: gateway.openapi { formats = { [%q] = \"^…$\" } }")
       :format(options.show(name), name))
   end
-  plain.allOf = plain.allOf or core.array {}
-  table.insert(plain.allOf, type(own) == "string" and { pattern = own } or own)
+  also(plain, type(own) == "string" and { pattern = own } or own)
 end
 
 
@@ -507,7 +564,7 @@ function Converter:finish(plain, source)
     plain[key], plain[limit] = plain[limit], nil
   end
   if self.ranges[plain] then
-    narrow(plain, table.unpack(self.ranges[plain]))
+    narrow(plain, self.ranges[plain])
   end
   if self.own[plain] then
     self:own_format(plain, source, self.own[plain])
@@ -576,19 +633,17 @@ end
 -- ---- the whole -------------------------------------------------------------
 
 -- The place in the document of what the C side complains about.
-function Converter:place(root, pointer)
+function Converter:place(root, path)
   local at, source, key = root, self.places[root], nil
-  for token in pointer:gmatch("/([^/]*)") do
-    token = token:gsub("~1", "/"):gsub("~0", "~")
-    local index = document.is_list(at) and math.tointeger(tonumber(token))
-    at = type(at) == "table" and at[index and index + 1 or token]
+  for step in pointer.steps(path) do
+    at = pointer.child(at, step)
     if at == nil then
       break
     end
     if type(at) == "table" and self.places[at] then
       source, key = self.places[at], nil
     else
-      key = source[token] ~= nil and token or key
+      key = source[step] ~= nil and step or key
     end
   end
   return source, key
@@ -600,8 +655,8 @@ function Converter:check(root)
   if ok then
     return
   end
-  local pointer, why = message:match("^schema at #(.-): (.*)$")
-  local source, key = self:place(root, pointer or "")
+  local path, why = message:match("^schema at #(.-): (.*)$")
+  local source, key = self:place(root, path or "")
   local word = why and why:match("^([%w$]+): ")
   if word and source[word] ~= nil then
     key, why = word, why:sub(#word + 3)

@@ -70,6 +70,12 @@ function M.sorted_keys(table_)
 end
 
 
+--- "1 request", "2 requests": a number of things, for a message.
+function M.count(n, thing)
+  return ("%d %s%s"):format(n, thing, n == 1 and "" or "s")
+end
+
+
 --- A value as an error message shows it, a string cut at `max` bytes.
 function M.show(value, max)
   local kind = type(value)
@@ -329,6 +335,25 @@ end
 function M.files(value)
   local list = M.texts(M.text(value) and { value } or value)
   return list and list[1] and list, "a file, a folder, or a list of them"
+end
+
+
+--- Rows of a listener and an upstream: its lists of revoked certificates.
+M.CRL = {
+  crl = { M.files, default = core.array {},
+    help = "lists of revoked certificates: files, or folders of *.crl" },
+  crl_missing = { M.one_of("deny", "allow"), default = "deny",
+    help = "a certificate that no list covers" },
+  crl_expired = { M.one_of("deny", "allow"), default = "deny",
+    help = "a list past its nextUpdate" },
+}
+
+
+--- Turns what crl_missing and crl_expired say into what C takes.
+function M.read_crl(read)
+  read.crl_missing_ok = read.crl_missing == "allow"
+  read.crl_expired_ok = read.crl_expired == "allow"
+  read.crl_missing, read.crl_expired = nil, nil
 end
 
 

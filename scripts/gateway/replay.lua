@@ -7,6 +7,7 @@
 local core <const> = require "gateway.core"
 local decisions <const> = require "gateway.decisions"
 local identity <const> = require "gateway.identity"
+local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local stage <const> = require "gateway.stage"
 local strings <const> = require "gateway.strings"
@@ -277,9 +278,9 @@ function Report:finish()
       unknown = self.unknown, reasons = core.array(self:reasons()),
     })
   else
-    core.print(("%d requests: %d changed, %d the same, %d the same as far as"
-      .. " the log tells, %d not told"):format(sum, self.count_changed,
-      self.same, self.partly, self.unknown))
+    core.print(("%s: %d changed, %d the same, %d the same as far as the log"
+      .. " tells, %d not told"):format(options.count(sum, "request"),
+      self.count_changed, self.same, self.partly, self.unknown))
     for _, one in ipairs(self:reasons()) do
       core.print(("  %d  %s"):format(one.n, one.why))
     end

@@ -177,8 +177,8 @@ local function complain_of_raw(name, source, at, why)
 end
 
 
--- Every later use of a local that holds a raw value, as far as its block goes
--- and until it holds something else.
+-- Every later use of a local that holds a raw value, or a table of them, as far
+-- as its block goes and until it holds something else.
 local function check_raw_local(name, source, code, variable, from)
   local word = "%f[%w_]" .. variable .. "%f[^%w_]"
   local stop, at = block_end(code, from), from
@@ -190,6 +190,7 @@ local function check_raw_local(name, source, code, variable, from)
     end
     local field = code:find("^[%.:]", first - 1)
       and not code:find("^%.%.", first - 2)
+    last = chain_end(code, last + 1)
     local why = not field and misuse_of_raw(code, first, last)
     if why then
       complain_of_raw(name, source, first, why)

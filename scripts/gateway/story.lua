@@ -120,7 +120,8 @@ local function path_difference(wanted, got)
     end
   end
   if #got > #wanted then
-    return ("the path has %d segments, not %d"):format(#got, #wanted)
+    return ("the path has %s, not %d"):format(options.count(#got,
+      "segment"), #wanted)
   end
   return nil
 end

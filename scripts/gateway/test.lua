@@ -95,13 +95,28 @@ end
 
 -- ---- requests --------------------------------------------------------------
 
-local function has_header(headers, wanted)
+-- Fields of the connection: the test's own side of it writes them.
+local OF_CONNECTION <const> = {
+  connection = "it is kept", upgrade = "an upgrade is tried with a running"
+    .. " gateway", ["transfer-encoding"] = "give body",
+  ["content-length"] = "give body", ["keep-alive"] = "it is kept",
+  ["proxy-connection"] = "it is kept", te = "there are no trailers",
+  trailer = "there are no trailers",
+}
+
+
+-- The names of a request's headers in lower case, as a set.
+local function header_names(headers)
+  local names = {}
   for name in pairs(headers) do
-    if type(name) == "string" and name:lower() == wanted then
-      return true
+    local lower = tostring(name):lower()
+    if OF_CONNECTION[lower] then
+      misuse("t.request", ("headers: %s is of the connection: %s; for a request"
+        .. " as it stands, give raw"):format(name, OF_CONNECTION[lower]))
     end
+    names[lower] = true
   end
-  return false
+  return names
 end
 
 
@@ -122,10 +137,11 @@ function M.request(identity, method, target, opts)
   for name, value in pairs(opts.headers or {}) do
     headers[name] = value
   end
+  local names = header_names(headers)
   if opts.json ~= nil then
     body = core.encode(opts.json)
   end
-  if body and not has_header(headers, "content-type") then
+  if body and not names["content-type"] then
     headers["content-type"] = opts.json ~= nil and "application/json"
       or "application/octet-stream"
   end
@@ -356,14 +372,18 @@ end
 
 -- ---- running ---------------------------------------------------------------
 
--- Reads one test file. Nil and a message where it does not load.
-local function read_file(name)
+-- Reads one test file, which sees what a policy sees; with opts.library the
+-- library's own modules, too, and with them files and running gateways. Nil and
+-- a message where it does not load.
+local function read_file(name, opts)
   file = { name = name, cases = {}, identities = {} }
-  local chunk, message = core.test_load(name)
+  local chunk, message = core.test_load(name, opts.library)
   if not chunk then
     return nil, message
   end
+  core.test_printer(name)
   local ok, problem = pcall(chunk)
+  core.test_printer(nil)
   if not ok then
     return nil, problem
   end
@@ -382,7 +402,9 @@ local function run_case(case, policy_name)
     return tostring(message)
   end
   coverage.note_routes()
+  core.test_printer(case.name)
   ok, message = pcall(case.body)
+  core.test_printer(nil)
   if ok then
     return nil
   end
@@ -403,7 +425,7 @@ local function run_file(name, opts, list)
     }
   end
   local began = core.now()
-  local read, message = read_file(name)
+  local read, message = read_file(name, opts)
   if not read then
     add("(reading the file)", core.now() - began, tostring(message))
     return
@@ -482,7 +504,7 @@ local function fuzz_targets(names, opts, named, list)
     target(opts.policy)
   end
   for _, name in ipairs(names) do
-    local read, message = read_file(name)
+    local read, message = read_file(name, opts)
     if not read and named then
       list[#list + 1] = { file = name, name = "(reading the file)", ok = false,
         seconds = 0, message = tostring(message) }
@@ -523,8 +545,9 @@ end
 
 -- A word on what was done, on standard error: the results are on the other.
 local function tell_of_fuzzing(name, run)
-  core.warn(("fuzz %s: seed %d: %d requests to %d routes: %d valid, %d invalid,"
-    .. " %d that could not be told"):format(name, run.seed, run.sent, run.goals,
+  core.warn(("fuzz %s: seed %d: %s to %s: %d valid, %d invalid, %d that could"
+    .. " not be told"):format(name, run.seed,
+    options.count(run.sent, "request"), options.count(run.goals, "route"),
     run.valid, run.invalid, run.unsure))
   for _, place in ipairs(run.stood_in) do
     core.warn(("  %s: authorize was stood in for: no identity of a test or of"
@@ -640,6 +663,8 @@ M.main = tool.main {
     { "seed", "NUMBER", "makes the same requests as that run of --fuzz" },
     { "format", "text|junit|json", "how it is told", default = "text" },
     { "verbose", nil, "a line for each case, not only for failures" },
+    { "library", nil, "the tests may require the library's inner modules, and"
+      .. " do what those can: read files, stop a gateway" },
   },
   examples = {
     "gateway test",

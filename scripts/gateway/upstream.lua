@@ -38,12 +38,9 @@ local SPEC <const> = options.spec("gateway.upstream", {
     help = "the name that the server's certificate must have" },
   server_spiffe = { options.text,
     help = "the SPIFFE ID that it must have" },
-  crl = { options.files, default = core.array {},
-    help = "lists of revoked certificates: files, or folders of *.crl" },
-  crl_missing = { options.one_of("deny", "allow"), default = "deny",
-    help = "a certificate that no list covers" },
-  crl_expired = { options.one_of("deny", "allow"), default = "deny",
-    help = "a list past its nextUpdate" },
+  crl = options.CRL.crl,
+  crl_missing = options.CRL.crl_missing,
+  crl_expired = options.CRL.crl_expired,
   client_cert_chain = { options.boolean, default = false,
     help = "send Client-Cert-Chain, too" },
   proxy_protocol = { options.one_of("v1", "v2"),
@@ -163,6 +160,7 @@ function M.declare(given)
   local at = policy.declare(what)
   local targets, rest = split(at, what, given)
   local read = options.read(at, what, rest, SPEC)
+  options.read_crl(read)
   local name = read.name or targets[1]
   policy.unique(at, what, "upstreams", name)
   local stream = is_stream(targets[1]) ~= nil
@@ -197,8 +195,8 @@ function M.declare(given)
     keepalive = read.keepalive, identity_headers = read.identity_headers,
     ca = read.ca, certificate = read.certificate, key = read.key,
     server_name = read.server_name, server_spiffe = read.server_spiffe,
-    crl = read.crl, crl_missing_ok = read.crl_missing == "allow",
-    crl_expired_ok = read.crl_expired == "allow",
+    crl = read.crl, crl_missing_ok = read.crl_missing_ok,
+    crl_expired_ok = read.crl_expired_ok,
     client_cert_chain = read.client_cert_chain,
     proxy_protocol = read.proxy_protocol == "v1" and 1
       or read.proxy_protocol == "v2" and 2 or 0,
@@ -235,7 +233,7 @@ end
 -- Header names as a client could send them.
 local function check_headers(what, option, names)
   for _, name in ipairs(names) do
-    if name:find("[^%w!#$&'*+.^_`|~%%-]") then
+    if type(name) ~= "string" or name:find("[^%w!#$&'*+.^_`|~%%-]") then
       options.fail(nil, what, ("%s: no header name %s"):format(option,
         options.show(name)))
     end
@@ -270,6 +268,32 @@ local function to(self, target, opts)
 end
 
 
+-- What each field of a fetch must be; a number may stand for a text.
+local FETCH <const> = {
+  path = "string", method = "string", body = "string", query = "table",
+  headers = "table", timeout = "number", max = "number",
+}
+
+
+-- Raises at the caller's line. What is of request.raw, core.fetch() refuses.
+local function check_fetch(request)
+  for _, name in ipairs(options.sorted_keys(request)) do
+    local value, wanted = request[name], FETCH[name]
+    local kind = type(value)
+    if not wanted then
+      options.fail(nil, "gateway.fetch", ("unknown field %s%s"):format(
+        options.show(name), options.suggest(tostring(name), FETCH)))
+    elseif kind ~= wanted and kind ~= "userdata"
+      and not (wanted == "string" and kind == "number") then
+      options.fail(nil, "gateway.fetch", ("%s must be a %s, not %s"):format(
+        name, wanted, options.show(value)))
+    end
+  end
+  check_headers("gateway.fetch", "headers",
+    options.sorted_keys(request.headers or {}))
+end
+
+
 -- The same request, its `max` as a number: "16K" is 16384.
 local function with_size(request)
   local max, wanted = options.size(request.max)
@@ -294,9 +318,14 @@ local function fetch(self, request)
   end
   if type(request) == "string" then
     request = { path = request }
-  end
-  if type(request) == "table" and type(request.max) == "string" then
-    request = with_size(request)
+  elseif type(request) == "table" then
+    if type(request.max) == "string" then
+      request = with_size(request)
+    end
+    check_fetch(request)
+  elseif type(request) ~= "userdata" then
+    options.fail(nil, "gateway.fetch", "takes a path or { path = \"/x\" }, not "
+      .. options.show(request))
   end
   return core.fetch(self.index, request)
 end

@@ -227,6 +227,16 @@ local REFUSED <const> = {
   { content(V30, "application/octet-stream: {}\n@image/png: {schema: {type:"
     .. " string, format: binary, maxLength: 9}}"),
     "a second body with another schema" },
+  { content(V30, "@text/plain: {}"), "text/plain: only JSON" },
+  { content(V31, "@image/svg+xml: {}"), "image/svg+xml: only JSON" },
+  { content(V31, "@application/yaml: {schema: {type: string,"
+    .. " contentMediaType: application/yaml}}"), "application/yaml: only" },
+  { operation(V20, "parameters:\n" .. ID20 .. "\n"
+    .. "- {name: a, in: body, schema: {type: string}}\n"
+    .. "- {name: b, @in: body, schema: {type: integer}}"),
+    "in: a second body" },
+  { member(V30, "{oneOf: [{type: string},\n  {type: integer,"
+    .. " @readOnly: true}]}"), "readOnly: is not read in one of several" },
   { content(V30, "application/json:\n  @schem: {}"),
     "schem: is no field there is: did you mean 'schema'?" },
 
@@ -257,6 +267,19 @@ local REFUSED <const> = {
   { member(V31, "{type: object,\n  @unevaluatedProperties: true}"),
     "unevaluatedProperties: lets any member in" },
   { member(V31, "{@type: [object, string]}"), "type: an object of which" },
+  { member(V30, "{@allOf: [{type: array}]}"), "an array without items" },
+  { member(V30, "{@type: array, allOf: [{minItems: 1}]}"),
+    "type: an array without items" },
+  { member(V30, "{@oneOf: [{type: string}, {type: array}]}"),
+    "an array without items" },
+  { member(V31, "{@$ref: '#/components/schemas/A', description: d}",
+    "components: {schemas: {A: {type: array}}}"), "an array without items" },
+  { member(V30, "{@$ref: '#/components/schemas/A', x-d: d}",
+    "components: {schemas: {A: {type: array}}}"), "an array without items" },
+  { member(V31, "{@type: array, prefixItems: [{type: string}]}"),
+    "type: an array with prefixItems alone lets any further item in" },
+  { member(V31, "{@type: array, prefixItems: [{type: string}], maxItems: 2}"),
+    "type: an array with prefixItems alone lets any further item in" },
 
   -- schemas: words
   { member(V30, "{type: string,\n  @maxLenght: 9}"),
@@ -420,6 +443,48 @@ t.case("what is read only cannot be sent", function()
     type = "object", required = gateway.list { "a" },
     properties = { id = false, a = { type = "string" } },
   })
+end)
+
+t.case("what is read only by another schema cannot be sent either", function()
+  same(schema_of(body(V31, "{type: object, properties: {"
+    .. " a: {allOf: [{$ref: '#/components/schemas/Id'}]},"
+    .. " b: {type: string, allOf: [{readOnly: true}]}},"
+    .. " patternProperties: {^c: {type: string, readOnly: true}},"
+    .. " additionalProperties: {$ref: '#/components/schemas/Id'}}",
+    "components: {schemas: {Id: {type: string, readOnly: true}}}")), {
+    type = "object", properties = { a = false, b = false },
+    patternProperties = { ["^c"] = false }, additionalProperties = false,
+  })
+end)
+
+t.case("lists whose items are all said, by whatever way", function()
+  for _, text in ipairs {
+    "{type: array, prefixItems: [{type: string}], maxItems: 1}",
+    "{type: array, prefixItems: [{type: string}], items: false}",
+    "{allOf: [{type: array}, {items: {type: string}}]}",
+    "{anyOf: [{type: string}, {type: array, items: {type: string}}]}",
+    "{type: array, enum: [[1]]}",
+  } do
+    expect(routes("api.yaml", member(V31, text)))
+  end
+end)
+
+t.case("formats of integers let no fraction in, and nothing beyond", function()
+  same(schema_of(body(V30, "{type: number, format: uint16}")), {
+    type = "number", minimum = 0, maximum = 65535,
+    allOf = gateway.list { { multipleOf = 1 } } })
+  same(schema_of(body(V30, "{type: integer, format: uint64}")), {
+    type = "integer", minimum = 0,
+    allOf = gateway.list { { multipleOf = 1, exclusiveMaximum = 2.0 ^ 64 } } })
+end)
+
+t.case("media types of equal schemas are one body", function()
+  local made, why = routes("api.yaml", content(V30,
+    "application/json: {schema: {type: object, properties: {a: &a {type:"
+    .. " string}}}}\ntext/json: {schema: {properties: {a: *a},"
+    .. " type: object}}"))
+  expect(made, why)
+  same(made[1].body.types, gateway.list { "application/json", "text/json" })
 end)
 
 t.case("open = true lets members in where the document says so", function()

@@ -29,7 +29,8 @@ for _, name in ipairs {
   "json", "encode", "decode", "problem", "status", "header", "headers",
   "answer", "forward", "forward_header", "fetch", "fetch_path", "fetch_query",
   "fetch_header", "fetch_body", "argument", "stream", "stdin", "has", "sleep",
-  "schema",
+  "schema", "convert", "same", "whole", "all_headers", "all_problem",
+  "all_fetch_headers",
 } do
   t.case("a raw value cannot be used: " .. name, function()
     local r = t.request(client, "GET",
@@ -117,6 +118,9 @@ t.case("what Lua asks nobody about, the policy's text is searched for",
         .. 'return x ~= "a"',
       'local x = request.raw.query.x\nif not BLOCKED[x] then return true end',
       'local x = request.raw.query.x\nif y then z() end return "a" == x',
+      'local q = request.raw.query\nreturn q.x == "a"',
+      'local q = request.raw.headers\nreturn BLOCKED[q["x-y"]]',
+      'local raw = request.raw\nif raw.query.x ~= "a" then return true end',
     } do
       t.equal(scanned(source):match("^p%.lua:%d+: a value of request%.raw"),
         "p.lua:" .. select(2, source:gsub("\n", "")) + 1
@@ -135,6 +139,8 @@ t.case("what is right about raw values is left alone", function()
     'local x = request.raw.query.x\nx = x and x:check(S)\nreturn x == "a"',
     'do local x = request.raw.query.x y(x) end\nreturn x == "a"',
     'local x = request.raw.query.x\nreturn t.x == "a"',
+    'local q = request.raw.query\nif q.x == nil then return q end',
+    'local q = request.raw.query\nreturn q.x:check(S) == "a"',
     'local x = request.raw.query.x\nlocal y = { x }\nreturn y',
     'return drawn.rawest == "a"', 'return "request.raw.x == 1"',
     '-- request.raw.x == 1',

@@ -1,8 +1,10 @@
 """The command line: help, versions, exit codes."""
 
 import json
+import os
+import re
 
-from gw import equal, gateway_cli, sh, BIN
+from gw import BIN, ROOT, equal, gateway_cli, read, sh
 
 COMMANDS = ("run", "check", "audit", "test", "certs", "exec", "log", "schema",
             "version")
@@ -91,3 +93,117 @@ def test_schema_answers_line_by_line():
         equal(done.returncode, 1, "exit")
     done = gateway_cli("schema", input=b'{"schema": {}, "instance": 1}')
     equal((done.out, done.returncode), ("valid\n", 0))
+
+
+# ---- README.md says what there is ------------------------------------------
+
+SUBCOMMANDS = {"certs": ("init", "server", "client", "revoke", "doctor")}
+NO_OPTIONS = {"--help"}  # each has it
+
+
+def readme():
+    return read(os.path.join(ROOT, "README.md")).decode()
+
+
+def source(name="gateway.c"):
+    return read(os.path.join(ROOT, name)).decode()
+
+
+def section(title):
+    """From a heading to the next one of its level."""
+    text = readme()
+    level, _ = title.split(" ", 1)
+    return re.search(r"^%s$(.*?)(^%s |\Z)" % (re.escape(title), level), text,
+                     re.M | re.S).group(1)
+
+
+def commands():
+    found = re.findall(r"^  (\w+) ", gateway_cli("--help").out, re.M)
+    assert len(found) > 15, found
+    return found
+
+
+def options_of(name):
+    """What --help lists, for the command and what is below it."""
+    found = set()
+    for sub in ((),) + tuple((s,) for s in SUBCOMMANDS.get(name, ())):
+        out = gateway_cli(name, *sub, "--help").out
+        found |= set(re.findall(r"^ +(?:-\w, )?(--[a-z][\w-]*)", out, re.M))
+        found |= set(re.findall(r"(--[a-z][\w-]*)", out.split("\n\n")[0]))
+    return found - NO_OPTIONS
+
+
+def mentions(text, word):
+    return re.search(r"(?<![\w-])%s(?![\w-])" % re.escape(word), text)
+
+
+def test_the_readme_has_every_command_and_option():
+    text, lines = readme(), section("### Command line")
+    missing = []
+    for name in commands():
+        if not re.search(r"\bgateway %s\b|\| %s\b" % (name, name), lines):
+            missing.append("gateway " + name)
+        missing += ["gateway %s %s" % (name, option)
+                    for option in sorted(options_of(name))
+                    if not mentions(text, option)]
+    equal(missing, [])
+
+
+def test_the_readme_has_no_other_options():
+    """What stands after `gateway COMMAND` in a code span or line."""
+    wrong, seen = [], 0
+    known = {name: options_of(name) for name in commands()}
+    for line in readme().splitlines():
+        code = [line] if line.startswith("    ") else re.findall(
+            r"`([^`]+)`", line)
+        for part in code:
+            for name, rest in re.findall(r"\bgateway (\w+)\b((?:(?!gateway "
+                                         r"\w|[|#]).)*)", part):
+                for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", rest):
+                    seen += 1
+                    if name in known and option not in known[name] \
+                            | NO_OPTIONS:
+                        wrong.append("gateway %s %s" % (name, option))
+    assert seen > 30, "only %d options were looked at" % seen
+    equal(wrong, [])
+
+
+def test_the_readme_has_every_metric_and_no_other():
+    there = set(re.findall(r'"((?:gateway|http_server)_\w+)"', source()))
+    there |= set(re.findall(r"# HELP (http_server_\w+|gateway_\w+) ",
+                            source()))
+    assert len(there) > 25, there
+    told = set(re.findall(r"`((?:gateway|http_server)_\w+?)`", readme()))
+    equal((sorted(there - told), sorted(told - there)), ([], []))
+
+
+def test_the_readme_has_every_label_of_a_metric():
+    text, missing, seen = section("## Metrics and health"), [], 0
+    for name, value in re.findall(r'"(gateway_\w+)", "\{\w+=\\"(\w+)\\"\}"',
+                                  source()):
+        seen += 1
+        row = re.search(r"^\|.*`%s`.*$" % name, text, re.M).group(0)
+        if not mentions(row, value):
+            missing.append("%s: %s" % (name, value))
+    assert seen > 60, seen
+    equal(missing, [])
+
+
+def test_the_readme_has_every_event():
+    code = source()
+    events = set(re.findall(r'(?<!\w)log_begin\(&?\w+,[^";]*?"(\w+)"', code))
+    assert {"ready", "posture", "access"} < events, events
+    text = section("## Logs")
+    equal(sorted(e for e in events if "`%s`" % e not in text), [])
+
+
+def test_the_readme_has_every_limit_and_no_other():
+    spec = re.search(r'options\.spec\("gateway\.listen: limits", \{\n(.*?)^\}',
+                     source("scripts/gateway/init.lua"), re.M | re.S).group(1)
+    there = set(re.findall(r"^  (\w+) = ", spec, re.M))
+    assert len(there) > 15, there
+    table = section("## Limits").split("| elsewhere |")[0]
+    told = {name for name, more in re.findall(r"^\| `(\w+)`(.*?) \|", table,
+                                              re.M)
+            if "routes alone" not in more}
+    equal((sorted(there - told), sorted(told - there)), ([], []))

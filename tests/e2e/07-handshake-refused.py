@@ -60,6 +60,28 @@ def test_strangers(g):
     assert not wrong, "\n".join(wrong)
 
 
+def test_each_is_told_why_by_the_alert(g):
+    """RFC 8446 section 6.2, as Python and openssl name them."""
+    wrong = []
+    for who, name, number in (
+            ("wrong-ops", "unknown ca", 48), ("twin-ops", "unknown ca", 48),
+            ("bare-ops", "unknown ca", 48),
+            ("lonely", "unsupported certificate", 43),
+            # each is a certificate of a CA
+            ("self-signed", "unsupported certificate", 43),
+            ("expired", "certificate expired", 45),
+            ("future", "certificate expired", 45),
+            ("server-auth", "unsupported certificate", 43)):
+        for version in VERSIONS:
+            why = refused(g.port, who, version)
+            if not why or name not in why.lower().replace("_", " "):
+                wrong.append("%s, %s: %s" % (who, version.name, why))
+        out = g.s_client("-tls1_2", who=who)
+        if "SSL alert number %d" % number not in out.out + out.err:
+            wrong.append("%s: %s" % (who, (out.out + out.err)[-300:]))
+    assert not wrong, "\n".join(wrong)
+
+
 def test_no_certificate(g):
     for version in VERSIONS:
         mark = g.mark()

@@ -53,6 +53,18 @@ def let_in(g, who, version=None):
     return refused(g.port, who, version) is None
 
 
+def told(g, who, version, name, number):
+    """By the alert, as Python and openssl name it."""
+    why = refused(g.port, who, version).lower().replace("_", " ")
+    assert name in why, "%s instead of %s" % (why, name)
+    if version == ssl.TLSVersion.TLSv1_2:
+        done = sh("openssl", "s_client", "-connect", "127.0.0.1:%d" % g.port,
+                  "-tls1_2", "-cert", who + ".crt", "-key", who + ".key",
+                  check=False, input=b"")
+        text = done.out + done.err
+        assert "SSL alert number %d" % number in text, text[-400:]
+
+
 def check(ca, crl, more=""):
     """`gateway check` with that list: the finished process."""
     policy = POLICY
@@ -140,6 +152,7 @@ def test_revoke_and_reload():
         for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
             mark = g.mark()
             until(lambda: not let_in(g, ca + "/alice", version), "refused")
+            told(g, ca + "/alice", version, "certificate revoked", 44)
             line = g.wait_line('"handshake"', "it was revoked at", since=mark)
             assert "CN=alice" in line[0] and "ca.crl" in line[0], line
             assert let_in(g, ca + "/bob", version), "bob is not revoked"
@@ -241,7 +254,9 @@ def test_missing():
     ca = folder()
     with gateway(both(ca), 'crl = "%s/ca.crl"' % ca) as g:
         assert let_in(g, ca + "/alice"), "alice"
-        assert not let_in(g, "second-ops"), "its CA has no list"
+        why = refused(g.port, "second-ops")  # its CA has no list
+        assert why and "certificate unknown" in why.lower().replace(
+            "_", " "), why
         g.wait_line('"handshake"', "no CRL of CN=second-ca", "covers it")
         equal(g.metric("gateway_tls_handshakes_total", result="crl_missing"), 1)
     certs("revoke", ca, "alice")
@@ -506,6 +521,9 @@ def test_the_doctor_reads_lists():
     assert "refused: it was revoked at" in done.out, done.out
     done = certs("doctor", ca + "/bob.crt", *more)
     assert "accepted: CN=bob" in done.out, done.out
+    assert "no list" not in done.out, done.out
+    done = certs("doctor", ca + "/alice.crt", "--ca", ca + "/ca.crt")
+    assert "no list was asked" in done.out and "--crl" in done.out, done.out
     certs("revoke", ca, "--days", "1")
     at = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 3 * DAY))
     done = certs("doctor", ca + "/bob.crt", *more, "--at", at, want=1)

@@ -108,3 +108,20 @@ def test_reload_while_a_program_runs():
             assert left(g), "the running program was ended by the reload"
         until(lambda: not left(g), "it ends with its client", 10)
         until(lambda: not alive(old), "the old broker ends", 15)
+
+
+def test_a_broker_that_cannot_start_says_why_in_the_last_line():
+    """It opens every program at its start, and here there is no room."""
+    many = "".join('command("c%d", { args = { "exit", "0" } })\n' % i
+                   for i in range(150))
+    path, sha = witness()
+    g = Gateway(POLICY + many, PROGRAM=path, SHA=sha, PIDS=witness_log(),
+                wait=False, wrap=["prlimit", "--nofile=128:128"])
+    with g:
+        g.expected.append("fatal")
+        equal(g.process.wait(20), 1, "exit (%s)" % g.tail())
+        fatal = [r for r in g.log() if r.get("level") == "fatal"]
+        equal(len(fatal), 1, g.tail())
+        last = [r for r in g.log() if r.get("room") == "sup"][-1]
+        equal(last["msg"], "cannot start: broker: " + fatal[0]["msg"])
+        assert "Too many open files" in last["msg"], last

@@ -5,13 +5,12 @@ one in it: tests/vm.sh has that."""
 
 import json
 import os
-import shutil
 import signal
 import time
 
-from gw import (BIN, HERE, PKI, TMP, Gateway, Skip, children, equal, free_port,
-                read, sh, spawn, tmpdir, until, witness, witness_left,
-                witness_log, write)
+from gw import (HERE, Gateway, Skip, children, equal, free_port, own_pki,
+                program_for_all, read, sh, spawn, tmpdir, until, witness,
+                witness_left, witness_log, write)
 
 SOMEBODY = 4321
 POLICY = """
@@ -66,17 +65,6 @@ def inside(path, *more):
     return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', path, *more]
 
 
-def program():
-    """The gateway, where every user can start it."""
-    path = os.path.join(TMP, "gateway-of-all")
-    if not os.path.exists(path):
-        part = path + ".%d" % os.getpid()
-        shutil.copyfile(BIN, part)
-        os.chmod(part, 0o755)
-        os.rename(part, path)
-    return path
-
-
 class Own(Gateway):
     """A gateway in a cgroup `own`; None: where we are."""
 
@@ -85,16 +73,12 @@ class Own(Gateway):
         self.pids = witness_log()
         path, sha = witness()
         super().__init__(POLICY, head=False, prepare=self.files, PROGRAM=path,
-                         SHA=sha, PIDS=self.pids, binary=program(),
+                         SHA=sha, PIDS=self.pids, binary=program_for_all(),
                          PROCESS=process,
                          wrap=inside(own, *wrap) if own else wrap, **keys)
 
     def files(self, folder):
-        for name in ("server.crt", "server.key", "clients.pem"):
-            path = os.path.join(folder, name)
-            shutil.copyfile(os.path.join(PKI, name), path)
-            os.chmod(path, 0o600 if name.endswith("key") else 0o644)
-            os.chown(path, self.owner, self.owner)
+        own_pki(folder, self.owner)
 
     def run(self, name):
         r = self.get("/" + name)
@@ -254,7 +238,8 @@ def test_a_container_without_clone3():
 
 
 def layer(own, *wrap):
-    done = sh(*inside(own, *wrap), program(), "version", "--json", check=False)
+    done = sh(*inside(own, *wrap), program_for_all(), "version", "--json",
+              check=False)
     return {x["name"]: x for x in json.loads(done.out)["layers"]}["cgroup"]
 
 
@@ -310,7 +295,7 @@ test_it_is_demanded.timeout = 40
 def test_exec_on_the_command_line():
     own = ours()
     with Own(None) as g:
-        done = sh(*inside(own), program(), "exec", "--json", "--policy",
+        done = sh(*inside(own), program_for_all(), "exec", "--json", "--policy",
                   g.policy, "bursts", check=False)
         r = json.loads(done.out)
         equal((r["ok"], r["out_of_memory"]), (False, True), r)

@@ -5,12 +5,13 @@ without privileges (bubblewrap; nothing needs Docker)."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 
-from gw import (BIN, HERE, PKI, TMP, Client, Gateway, Skip, children, equal,
-                read, sh, tmpdir, until)
+from gw import (BIN, HERE, TMP, Client, Gateway, Skip, children, equal,
+                own_pki, program_for_all, read, sh, tmpdir, until)
 
 FLOOR = {"no_new_privs", "seccomp", "landlock", "rlimits", "descriptors",
          "environment"}
@@ -73,32 +74,17 @@ def refuse(*names):
     return [path, ",".join(names)]
 
 
-def program():
-    """The gateway, where every user can start it."""
-    path = os.path.join(TMP, "gateway-of-all")
-    if not os.path.exists(path):
-        part = path + ".%d" % os.getpid()
-        shutil.copyfile(BIN, part)
-        os.chmod(part, 0o755)
-        os.rename(part, path)
-    return path
-
-
 class Layered(Gateway):
     """A gateway below a chain of other programs, as another user perhaps."""
 
     def __init__(self, wrap=(), process="", more="", **keys):
         self.wrap = list(wrap)
-        super().__init__(POLICY, head=False, prepare=self.own, binary=program(),
-                         wrap=self.wrap, PROCESS=process, MORE=more, **keys)
+        super().__init__(POLICY, head=False, prepare=self.own,
+                         binary=program_for_all(), wrap=self.wrap,
+                         PROCESS=process, MORE=more, **keys)
 
     def own(self, folder):
-        for name in ("server.crt", "server.key", "clients.pem"):
-            path = os.path.join(folder, name)
-            shutil.copyfile(os.path.join(PKI, name), path)
-            os.chmod(path, 0o600 if name.endswith("key") else 0o644)
-            if "setpriv" in self.wrap:
-                os.chown(path, SOMEBODY, SOMEBODY)
+        own_pki(folder, SOMEBODY if "setpriv" in self.wrap else os.geteuid())
 
     def supervisor(self):
         """Below bubblewrap, which has two processes of its own."""
@@ -114,7 +100,7 @@ class Layered(Gateway):
         return super().stop()
 
     def cli(self, command, *args):
-        return sh(*self.wrap, program(), command, *args, self.policy,
+        return sh(*self.wrap, program_for_all(), command, *args, self.policy,
                   check=False)
 
     def ended(self):
@@ -310,9 +296,63 @@ def test_unknown_names():
 # ---- posture ----
 
 def audit(wrap, *args):
-    done = sh(*wrap, program(), "audit", "--host", "--json", *args, check=False)
+    done = sh(*wrap, program_for_all(), "audit", "--host", "--format", "json",
+              *args, check=False)
     assert done.returncode in (0, 1), done.err
     return posture_of(done), done.returncode
+
+
+def test_audit_reports_findings():
+    """In the form of all audits: text, JSON and SARIF, and an exit code."""
+    root, box = level("root"), level("container, root")
+    found = json.loads(sh(*box, program_for_all(), "audit", "--host",
+                          "--format", "json", check=False).out)
+    by_rule = {f["rule"]: f for f in found["findings"]}
+    mine = by_rule["host.not_root"]
+    equal((mine["severity"], mine["at"], mine["suppressed"] if "suppressed"
+           in mine else None), ("high", "host", None))
+    assert mine["mend"].startswith("start as an ordinary user"), mine
+    for layer in found["layers"]:
+        rule = "host." + layer["name"]
+        equal(rule in by_rule, not layer["have"], rule)
+    equal(found["counts"]["high"], len([f for f in found["findings"]
+                                        if f["severity"] == "high"]))
+
+    lacks = refuse("landlock")
+    done = sh(*lacks, program_for_all(), "audit", "--host", check=False)
+    equal(done.returncode, 1, "a floor layer is missing")
+    assert re.search(r"^host: high: the layer landlock is missing: .*; without"
+                     r" it, .* \(host\.landlock\)\n    mend: run on Linux",
+                     done.out, re.M), done.out
+    assert done.out.startswith("sandbox layers here: "), done.out
+    assert "landlock" not in done.out.splitlines()[0], done.out
+    assert re.search(r"^\d+ high, \d+ medium, \d+ low, \d+ info;",
+                     done.out.splitlines()[-1]), done.out
+
+    sarif = json.loads(sh(*lacks, program_for_all(), "audit", "--host",
+                          "--format", "sarif", check=False).out)
+    results = sarif["runs"][0]["results"]
+    assert "host.landlock" in [r["ruleId"] for r in results], results
+    for level_, code in (("low", 1), ("never", 0)):
+        done = sh(*root, program_for_all(), "audit", "--host", "--fail-on",
+                  level_, check=False)
+        equal(done.returncode, code, level_ + done.err)
+
+
+def test_audit_of_a_policy_says_what_it_needs():
+    """A layer that is accepted counts less; one that is not refuses."""
+    lacks = refuse("landlock")
+    with Layered(lacks, 'accept_missing = { "landlock" }') as g:
+        done = g.cli("audit", "--host", "--format", "json")
+        rows = {f["rule"]: f["severity"]
+                for f in json.loads(done.out)["findings"]}
+        equal(rows["host.landlock"], "medium")
+        g.write(POLICY.replace("@PROCESS@", ""))
+        done = g.cli("audit", "--host", "--format", "json")
+        rows = {f["rule"]: f["severity"]
+                for f in json.loads(done.out)["findings"]}
+        equal((rows["host.landlock"], done.returncode), ("high", 1))
+        assert "landlock" in done.err, done.err
 
 
 def severity(wrap, name):
@@ -421,14 +461,14 @@ def running(argument):
     out = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         words = read("/proc/%s/cmdline" % pid).split(b"\0")
-        if words[0] == program().encode() and argument in words:
+        if words[0] == program_for_all().encode() and argument in words:
             out.append(pid)
     return out
 
 
 def test_the_tries_leave_nothing_behind():
     """No process, and no cgroup."""
-    sh(program(), "version")
+    sh(program_for_all(), "version")
     until(lambda: not running(b"version"), "the end of the last try")
     for root, folders, _ in os.walk("/sys/fs/cgroup"):
         assert not [f for f in folders if f.startswith("gateway-try")], root

@@ -1,5 +1,6 @@
 """gateway exec: one command through a real broker; and what --learn says."""
 
+import base64
 import hashlib
 import http.server
 import json
@@ -38,6 +39,7 @@ command("lines", "/usr/bin/tail", { "-n", gateway.slot "lines",
     file = gateway.file_below("@DIR@/in") } })
 command("sum", "/usr/bin/sha256sum", {}, { stdin = "1K" })
 command("true", "/bin/true", {})
+command("bytes", "/usr/bin/printf", { "\\\\377\\\\0\\\\303" })
 command("cat", "/bin/cat", { "@DIR@/in/a", "/etc/passwd", gateway.slot "f" },
   { slots = { f = gateway.file_below("@DIR@/in") } })
 command("catmany", "/bin/cat", { "@DIR@/in/many/1", "@DIR@/in/many/2",
@@ -203,6 +205,13 @@ def test_json(p):
     assert "refused" in r["why"], r
 
 
+def test_json_keeps_bytes_that_are_no_text(p):
+    r = json.loads(p.exec("--json", "bytes").out)
+    assert r["ok"] and "stdout" not in r, r
+    equal(base64.b64decode(r["stdout_base64"]), b"\xff\0\xc3")
+    equal(r["stderr"], "", "the other one stays a text")
+
+
 def test_its_records_are_a_whole_chain():
     key = write(os.path.join(tmpdir("key"), "audit.key"), "k" * 40, 0o600)
     p = Policy('gateway.process { audit_key = "%s" }' % key)
@@ -214,6 +223,10 @@ def test_its_records_are_a_whole_chain():
         equal((done.returncode, r["chains"], r["runs_without_end"]),
               (0, 1, 0), repr(r))
         equal(r["runs"] + r["refused"], 1)
+        out = gateway_cli("log", "verify", "--key", key, log).out
+        assert re.search(r"^\d+ records of 1 chain in \d+ lines?, ", out), out
+        assert re.search(r"^[01] (run|runs), 0 without an end", out,
+                         re.M), out
 
 
 # ---- what a program needs --------------------------------------------------

@@ -251,6 +251,85 @@ def test_json():
           ["no case in which an input is refused"])
 
 
+FETCHES = HEAD + """
+local app = gateway.upstream { "http://127.0.0.1:9", name = "app" }
+local wrong = {
+  { { path = "/", timeout = "x" }, "timeout must be a number" },
+  { { path = "/", tiemout = 1 }, "unknown field \\"tiemout\\": did you mean 'timeout'?" },
+  { { path = {} }, "path must be a string, not a table" },
+  { { path = "/", query = "a=b" }, "query must be a table" },
+  { { path = "/", headers = "x" }, "headers must be a table" },
+  { { path = "/", headers = { ["a b"] = "c" } }, "headers: no header name" },
+  { { path = "/", headers = { "c" } }, "headers: no header name" },
+  { { path = "/", body = {} }, "body must be a string" },
+  { { path = "/", headers = { Upgrade = "x" } }, "header 'Upgrade' is written by the gateway itself", true },
+  { { path = "/", max = "9X" }, "max takes" },
+  { 7, "takes a path or" },
+  { nil, "takes a path or" },
+}
+gateway.get("/all", { authorize = id.anyone, handle = function()
+  local bad = {}
+  for i = 1, 12 do
+    local row = wrong[i]
+    local ok, why = pcall(gateway.fetch, app, row[1])
+    why = tostring(why)
+    if ok or not why:find(row[2], 1, true)
+      or not row[3] and not why:find("^.-policy%.lua:%d+: gateway%.fetch: ")
+      or why:find "bad argument" then
+      bad[#bad + 1] = why
+    end
+  end
+  return gateway.text(table.concat(bad, "\\n"))
+end })
+"""
+
+
+def test_mistakes_in_a_fetch_name_the_place_and_the_mend():
+    path = folder(policy=FETCHES, some_test="""
+local t = require "gateway.test"
+t.case("all are told", function()
+  t.equal(t.request(t.identity { cn = "a" }, "GET", "/all").body, "")
+end)""")
+    run(path, path + "/some_test.lua")
+
+
+def test_headers_of_the_connection_are_not_a_tests():
+    """The message names the header, and what to do instead."""
+    for name, mend in (("Upgrade", "running gateway"), ("TE", "trailers"),
+                       ("Content-Length", "give body")):
+        path = folder(policy=HALF, some_test="""
+local t = require "gateway.test"
+t.case("one", function()
+  t.request(t.identity { ou = "ops" }, "GET", "/half",
+    { headers = { ["%s"] = "x" } })
+end)""" % name)
+        out = run(path, path + "/some_test.lua", code=1).stdout
+        for word in ("some_test.lua:4: t.request: headers: %s is of the"
+                     % name, mend):
+            assert word in out, out
+
+
+def test_print_is_heard_and_says_of_which_case():
+    """What a case, its policy's hooks and the file itself print."""
+    path = folder(policy=HEAD + """
+gateway.get("/x", { authorize = id.anyone, handle = function(request)
+  print("the hook", request.method)
+  return gateway.text "x" end })
+""", some_test="""
+local t = require "gateway.test"
+print("read", 1, nil)
+t.case("first", function()
+  print("a case", { 1 } ~= nil)
+  t.request(t.identity { cn = "a" }, "GET", "/x")
+end)
+t.case("second", function() t.equal(1, 1) end)""")
+    result = run(path, path + "/some_test.lua")
+    equal(result.stderr.splitlines(), [
+        path + "/some_test.lua: read\t1\tnil", "first: a case\ttrue",
+        "first: the hook\tGET"])
+    assert "2 passed" in result.stdout, result.stdout
+
+
 def test_nothing_ran():
     path = folder(policy=HALF, some_test=HALF_TEST)
     test = path + "/some_test.lua"
@@ -338,3 +417,91 @@ def test_the_demo_policy_stands_fuzzing():
     valid, invalid = re.search(r"(\d+) valid, (\d+) invalid",
                                result.stderr).groups()
     assert int(valid) > 10 and int(invalid) > 10, result.stderr
+
+
+def test_strangers_tests_and_policies_see_no_inner_modules():
+    """`gateway test`, audit and explain run what a stranger wrote: it reads no
+    file, calls nobody, and stops no gateway."""
+    folder = tmpdir("testing")
+    secret = write(folder + "/secret", "SECRET")
+    reach = """
+local tried = {}
+for _, name in ipairs { "core", "control", "http_client", "who", "document",
+  "tool", "policy", "options", "audit_live", "replay", "decisions" } do
+  tried[#tried + 1] = select(2, pcall(require, "gateway." .. name))
+end
+for _, it in ipairs(tried) do
+  if type(it) == "table" and it.read_file then
+    error("READ " .. tostring(it.read_file("%s")))
+  end
+  if type(it) == "table" then error "REACHED" end
+end
+if debug or io or load or os.execute then error "REACHED" end
+""" % secret
+    policy = write(folder + "/policy.lua", HEAD + reach
+                   + 'gateway.get("/a", { authorize = id.anyone,\n'
+                   '  handle = function() return gateway.text "a" end })\n')
+    cases = reach + """
+local t = require "gateway.test"
+t.case("reaches", function() %s
+  t.allowed(t.request(t.identity { cn = "a" }, "GET", "/a"))
+end)
+""" % reach
+    tests = write(folder + "/a_test.lua", cases)
+    for argv in (("audit", policy), ("routes", "--policy",
+                                                   policy), ("explain", "--policy", policy, "--identity", "cn=a",
+                           "/a"), ("test", "--policy", policy, tests)):
+        done = gateway_cli(*argv)
+        assert "SECRET" not in done.out + done.err, done.out + done.err
+        assert "REACHED" not in done.out + done.err, done.out + done.err
+        equal(done.returncode, 0, argv[0] + done.out + done.err)
+    inner = write(folder + "/b_test.lua", 'require "gateway.core"\n' + cases)
+    done = gateway_cli("test", "--policy", policy, inner)
+    equal(done.returncode, 1)
+    assert "for the library alone (and for gateway test --library)" in (
+        done.out), done.out
+
+
+def test_nothing_reaches_the_terminal_as_it_came():
+    """Names, messages and inputs of strangers may hold escape sequences."""
+    folder = tmpdir("testing")
+    policy = write(folder + "/policy.lua", HEAD + """
+gateway.post("/a", { authorize = id.anyone,
+  validate = { json = gateway.object { a = gateway.string {} } },
+  check = function(request) return false, "no " .. request.json.a end,
+  handle = function() return gateway.text "a" end })
+""")
+    text = '"\\27]0;x\\7\\u{9b}31m\\u{202e}"'
+    broken = write(folder + "/broken.lua", "error(%s)" % text)
+    odd = write(folder + "/odd.lua", """
+local gateway, id = require "gateway", require "gateway.identity"
+gateway.listen { address = "127.0.0.1:1", client_ca = "%s/clients.pem",
+  certificate = "%s/server.crt", key = "%s/server.key" }
+gateway.get("/\\u{9b}31m\\u{202e}", { authorize = id.anyone,
+  handle = function() return gateway.text "a" end })
+""" % (gw.PKI, gw.PKI, gw.PKI))
+    done = gateway_cli("check", odd)
+    assert "GET /\\u009b31m\\u202e" in done.out, done.out + done.err
+    tests = write(folder + "/a_test.lua", """
+local t = require "gateway.test"
+t.case("fails", function() error(%s) end)
+t.case("differs", function() t.equal(%s, "a") end)
+""" % (text, text))
+    body = '{"a":"\\u001b]0;x\\u0007\\u009b31m\\u202e"}'
+    for argv in (("test", "--policy", policy, tests),
+                 ("test", "--format", "json", "--policy", policy, tests),
+                 ("test", "--format", "junit", "--policy", policy, tests),
+                 ("check", broken), ("audit", broken),
+                 ("explain", "--policy", policy, "--identity", "cn=a", "-X",
+                  "POST", "--json", body, "/a"),
+                 ("explain", "--policy", policy, "--identity", "cn=a",
+                  "--format", "json", "-X", "POST", "--json", body, "/a"),
+                 ("explain", "--policy", policy, "--identity", "cn=a",
+                  "/\x1b[2J\u009b")):
+        done = gateway_cli(*argv)
+        equal(done.returncode != 0, True, argv)
+        for character in "\x1b\x07\u009b\u202e":
+            assert character not in done.out + done.err, (argv, done.out,
+                                                          done.err)
+        if "json" in argv[2:4]:
+            json.loads(done.out)

@@ -1,11 +1,13 @@
 """The control socket: gateway status, reload, drain, stop; and bad callers."""
 
+import hashlib
 import json
 import os
 import signal
 import socket
 import stat
 import struct
+import threading
 
 import gw
 from gw import (PKI, SLOW, Gateway, Skip, alive, equal, gateway_cli, shutil,
@@ -423,6 +425,74 @@ def test_a_stranger_does_not_pass_for_a_gateway():
                  binary, "stop", "--control", folder + "/x", check=False)
     equal(done.returncode, 1)
     assert "user %d answers there" % SOMEBODY in done.err, done.err
+
+
+def stand_in(folder, name, line):
+    """A socket where SOMEBODY answers with a line."""
+    def serve():
+        while True:
+            s, _ = listener.accept()
+            s.recv(64)
+            s.sendall(line)
+            s.close()
+    os.makedirs(folder, exist_ok=True)
+    os.chown(folder, SOMEBODY, SOMEBODY)
+    listener = socket.socket(socket.AF_UNIX)
+    os.seteuid(SOMEBODY)  # listen() says who it is
+    try:
+        listener.bind(os.path.join(folder, name))
+        listener.listen(5)
+    finally:
+        os.seteuid(0)
+    threading.Thread(target=serve, daemon=True).start()
+    return os.path.join(folder, name)
+
+
+def test_a_place_that_somebody_else_made():
+    """Root takes nobody's word but a gateway's: a folder of somebody else
+    is no place of its own, and one that the policy names is not theirs."""
+    if os.geteuid() != 0:
+        raise Skip("only root can become somebody else")
+    folder = gw.tmpdir("ctl")
+    os.chmod(folder, 0o755)
+    with named('"unix:%s/c"' % folder) as g:
+        name = hashlib.sha256(g.policy.encode()).hexdigest()[:16]
+        lie = b'{"ok":true,"generation":77}\n'
+        stand_in(folder + "/gateway", name, lie)
+        os.environ["XDG_RUNTIME_DIR"] = folder
+        try:
+            done = cli(g, "reload")
+        finally:
+            del os.environ["XDG_RUNTIME_DIR"]
+        equal(done.out, "reloaded: generation 2 serves\n", done.err)
+    os.chmod(folder, 0o1777)
+    write(g.policy, open(g.policy).read().replace("/c\"", "/d\""))
+    path = stand_in(folder + "/x", "d", lie)
+    os.rename(path, folder + "/d")
+    done = cli(g, "reload")
+    equal(done.returncode, 1, done.out)
+    assert "user %d answers there" % SOMEBODY in done.err, done.err
+
+
+def test_answers_that_are_none():
+    """Whoever answers, nothing of it reaches the terminal as it came."""
+    if os.geteuid() != 0:
+        raise Skip("only root can become somebody else")
+    folder = gw.tmpdir("ctl")
+    os.chmod(folder, 0o755)
+    bad = "\x1b]0;x\x07\u009b31m"
+    for i, line in enumerate((
+            {"ok": True}, [1], {"ok": True, "generation": "7"}, {"ok": False},
+            {"ok": True, "at_most_ms": {}}, {"ok": False, "error": bad},
+            {"ok": True, "pid": 1, "version": bad, "state": bad, "uptime": 1,
+             "requests": 1, "policy": bad, "listeners": [bad], "workers": [],
+             "last_load": None})):
+        path = stand_in(folder + "/%d" % i, "x", json.dumps(line).encode() + b"\n")
+        for word in ("status", "reload", "drain"):
+            done = gateway_cli(word, "--control", path)
+            assert "lua:" not in done.err, done.err
+            for text in (done.out, done.err):
+                assert "\x1b" not in text and "\x9b" not in text, repr(text)
 
 
 HOSTILE = """

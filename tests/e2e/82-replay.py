@@ -239,6 +239,17 @@ def test_odd_logs(p):
     equal(run.returncode, 0, run.out + run.err)
     assert "%d requests: 0 changed" % (p.count + 1) in run.out, run.out
     assert "it was no HTTP request" in run.out, run.out
+    for name in ("id", "identity", "serial", "method", "target", "peer",
+                 "listener", "status", "reason"):
+        for value in ({"a": 1}, [1], True, None, 1.5):
+            record = dict({"event": "access", "id": "x", "identity": "CN=a",
+                           "serial": "01", "method": "GET", "target": "/",
+                           "status": 200}, **{name: value})
+            lines += json.dumps(record, separators=(",", ":")) + "\n"
+    run = gateway_cli("replay", "--log", "-", "--against", p.g.policy,
+                      input=lines.encode("latin-1"))
+    assert "%d requests: 0 changed" % (p.count + 1) in run.out, (run.out,
+                                                                 run.err)
     run = gateway_cli("replay", "--log", "none", "--against", p.g.policy)
     equal(run.returncode, 1)
     run = gateway_cli("replay", "--against", p.g.policy)

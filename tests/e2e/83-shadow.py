@@ -178,6 +178,19 @@ def test_metrics_are_of_what_happened(g):
     equal(g.metric("gateway_requests_in_progress"), 0)
 
 
+def test_a_candidate_that_takes_too_long_to_load():
+    """The worker goes on without it, and without a word of its own."""
+    for line in ("while true do end", "for i = 1, 4000 do gateway.get('/' .. i,"
+                 " { authorize = id.anyone, handle = print }) end\n"
+                 "while true do end"):
+        slow = NEXT.replace("local app", 'print "SPOKEN"\n%s\nlocal app' % line)
+        with start(candidate=slow) as g:
+            record = g.wait_record(event="shadow")
+            assert "more than 1000 ms of CPU to load" in record["msg"], record
+            equal(g.get("/ops", who="ops").status, 200)
+            equal(g.lines("SPOKEN"), [])
+
+
 def test_a_reload_brings_the_new_candidate():
     with start() as g:
         equal(g.get("/ops", who="guest").status, 403)

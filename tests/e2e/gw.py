@@ -1011,6 +1011,26 @@ class UpstreamProcess:
 
 # ---- the witness program ---------------------------------------------------
 
+def program_for_all():
+    """The gateway, where every user can start it."""
+    path = os.path.join(TMP, "gateway-of-all")
+    if not os.path.exists(path):
+        part = path + ".%d" % os.getpid()
+        shutil.copyfile(BIN, part)
+        os.chmod(part, 0o755)
+        os.rename(part, path)
+    return path
+
+
+def own_pki(folder, owner):
+    """The server's certificate and key, and the CAs, as files of a user."""
+    for name in ("server.crt", "server.key", "clients.pem"):
+        path = os.path.join(folder, name)
+        shutil.copyfile(os.path.join(PKI, name), path)
+        os.chmod(path, 0o600 if name.endswith("key") else 0o644)
+        os.chown(path, owner, owner)
+
+
 def build_c(name, *flags):
     """Compiles a C file of the tests once a run: (path, sha256).
 

@@ -79,6 +79,14 @@ local USES <const> = {
   has = function(raw, _, identity) return text(identity:has("cn", raw)) end,
   sleep = function(raw) gateway.sleep(raw) end,
   schema = function(raw) return text(raw:check(raw)) end,
+  convert = function(raw) return text(tonumber(raw)) end,
+  same = function(raw) return text(rawequal(raw, "a")) end,
+  whole = function(raw) return text(math.tointeger(raw)) end,
+  all_headers = function(raw) return gateway.text("a", 200, raw) end,
+  all_problem = function(raw) return { status = 400, problem = raw } end,
+  all_fetch_headers = function(raw)
+    return text(app:fetch { path = "/", headers = raw })
+  end,
 }
 
 gateway.get("/use/{name}", {
