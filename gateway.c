@@ -156,6 +156,9 @@
  *              is for the log, the client sees the status. Boot code dies with
  *              a sentence. must() is for our own bugs, never for input.
  *   Calling up After a call up, touch nothing that it may have ended.
+ *   Banners    Down: the rooms that a room uses, but for mem, str, log, err and
+ *              met, which any may. Up: what it calls in rooms after it. Entry:
+ *              where to begin to read.
  *
  * To read on: start at main(), at serve_go(), or at the room you came for.
  */
@@ -322,6 +325,14 @@ mem_xrealloc(void *old, size_t n)
 
     must(p != NULL);
     return p;
+}
+
+/* Random bytes, at most 256. The system call by its number: its wrapper's
+ * header is not everywhere. */
+static void
+mem_random(void *p, size_t n)
+{
+    must(syscall(SYS_getrandom, p, n, 0) == (long)n);
 }
 
 struct mem_chunk {
@@ -1716,11 +1727,10 @@ json_sip(const struct json_key *k, uint64_t kind, const void *bytes, size_t n)
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-/* The system call by its number: its wrapper's header is not everywhere. */
 static void
 json_key_draw(struct json_key *k)
 {
-    must(syscall(SYS_getrandom, k, sizeof *k, 0) == (long)sizeof *k);
+    mem_random(k, sizeof *k);
 }
 
 /* Equal values hash equally: 1 and 1.0, and members in any order. Recursion is
@@ -1822,6 +1832,15 @@ json_find(yyjson_val *obj, struct str key)
         if (str_eq(json_str(k), key))
             return k + 1;
     return NULL;
+}
+
+/* The same by a C string; NULL also where `obj` is NULL or no object. */
+static yyjson_val *
+json_get(yyjson_val *obj, const char *key)
+{
+    if (!obj || json_type(obj) != YYJSON_TYPE_OBJ)
+        return NULL;
+    return json_find(obj, str_of(key));
 }
 
 /* Equality of JSON Schema. `a` is ours (from a schema) and small; `b` may be an
@@ -2019,15 +2038,6 @@ json_parse(struct mem_arena *a, struct str text, yyjson_val **root,
     return true;
 }
 
-/* The same by a C string; NULL also where `obj` is NULL or no object. */
-static yyjson_val *
-json_get(yyjson_val *obj, const char *key)
-{
-    if (!obj || json_type(obj) != YYJSON_TYPE_OBJ)
-        return NULL;
-    return json_find(obj, str_of(key));
-}
-
 /* Quoted and escaped; what is not UTF-8 becomes U+FFFD. DEL and the two line
  * separators of JavaScript pass as they are: RFC 8259 allows them. */
 static void
@@ -2111,6 +2121,7 @@ json_write_num(struct mem_buf *b, const yyjson_val *v)
  * stands for a copy, and copies count, so that nine lines do not become a
  * billion nodes.
  *
+ * Down    json
  * Entry   doc_parse
  */
 enum {
@@ -3561,7 +3572,6 @@ hdr_identity(struct str name)
  * Each takes a string and says whether it has that form, by the RFC that JSON
  * Schema 2020-12 names (section 7.3), and by nothing laxer.
  *
- * Down    str
  * Entry   format_date_time  format_hostname  format_ipv6  format_uuid
  */
 
@@ -3867,7 +3877,7 @@ format_json_pointer(struct str s)
     return true;
 }
 
-/* "0", "12#", "1/a", and "0+1/a" of the newer drafts. */
+/* A number without leading zeros. */
 static bool
 format_take_count(struct str *s)
 {
@@ -3878,6 +3888,7 @@ format_take_count(struct str *s)
     return s->n < was.n && (was.p[0] != '0' || was.n - s->n == 1);
 }
 
+/* "0", "12#", "1/a", and "0+1/a" of the newer drafts. */
 static bool
 format_relative_pointer(struct str s)
 {
@@ -4080,6 +4091,7 @@ format_byte(struct str s)
  * Work is bounded: steps in proportion to the instance, nesting, and PCRE2's
  * own limits. Whatever gives up denies, also below `not` (`dead`).
  *
+ * Down    json format
  * Entry   schema_compile  schema_check  schema_text  schema_is_array
  */
 enum {
@@ -6271,7 +6283,7 @@ schema_names_of(struct schema_build *b, struct schema_obj *o, yyjson_val *list,
     return true;
 }
 
-/* Kept as a dependency on nothing until all names are known. */
+/* `required`, as a set of names. */
 static bool
 schema_fill_required(struct schema_build *b, struct schema_node *n,
                      yyjson_val *v, const struct schema_word *w)
@@ -6526,7 +6538,7 @@ schema_unknown_word(struct schema_build *b, yyjson_val *key)
                       near ? near : "");
 }
 
-/* `ref` against `base` (RFC 3986 section 5.2), without the fragment. */
+/* A path without "." and ".." (RFC 3986 section 5.2.4). */
 static void
 schema_dots(struct mem_buf *out, struct str path)
 {
@@ -6552,6 +6564,7 @@ schema_dots(struct mem_buf *out, struct str path)
     } while (!last);
 }
 
+/* `ref` against `base` (RFC 3986 section 5.2), without the fragment. */
 static struct str
 schema_resolve(struct schema_build *b, struct str base, struct str ref)
 {
@@ -6563,9 +6576,8 @@ schema_resolve(struct schema_build *b, struct str base, struct str ref)
     format_uri_split(ref, &r);
     if (!r.scheme.p && !r.authority.p && !r.path.n && !r.query.p)
         return base;
-    if (r.scheme.p || !u.scheme.p) {
-        u.scheme = r.scheme.p ? r.scheme : u.scheme;
-    }
+    if (r.scheme.p)
+        u.scheme = r.scheme;
     if (u.scheme.p)
         mem_buf_printf(&out, "%.*s:", STR_FMT(u.scheme));
     if (r.scheme.p || r.authority.p)
@@ -6929,8 +6941,8 @@ schema_own_types(const struct schema_node *n)
 
 static bool schema_settle(struct schema_build *, struct schema_node *);
 
-/* One schema that applies where `n` does; `asks` if its types narrow those of
- * `n`. */
+/* One schema that applies where `n` does: `tells`, it speaks for `n`, too;
+ * `narrows`, what is no text to it is none to `n`. */
 static bool
 schema_settle_sub(struct schema_build *b, struct schema_node *n,
                   struct schema_node *sub, bool tells, bool narrows)
@@ -7355,6 +7367,7 @@ schema_may_begin(const struct schema *s, struct str begin)
  * are a mistake, found at load. GET answers HEAD unless a route names HEAD.
  * A route whose method, host or listener differs is passed over, not final.
  *
+ * Down    uri
  * Entry   route_new  route_add  route_match  route_method  route_allow
  *         route_capture_name
  */
@@ -7835,6 +7848,7 @@ route_match(const struct route_table *t, struct str host, unsigned listener,
  * Messages begin with the "file:line" of the declaration (its `at`), and end
  * with what to write instead. Schemas stay JSON: whoever checks compiles them.
  *
+ * Down    json uri hdr schema route
  * Entry   cfg_load  cfg_check_schemas  cfg_print
  */
 enum {
@@ -10975,6 +10989,7 @@ cfg_print(const struct cfg *c, FILE *f)
  * Numbers are u32 in native order (both ends are this binary), a string is its
  * length and its bytes, and the fields come in the order of boot_format().
  *
+ * Down    cfg
  * Entry   boot_write  boot_read  boot_forget_keys  boot_settle
  */
 enum boot_role {
@@ -11540,6 +11555,7 @@ boot_settle(void)
  *
  * Owner   the codec: it frees the arena, and the req with it, some time after
  *         req_end() or req_reset(). After either of them, touch nothing.
+ * Down    hdr cfg
  * Entry   req_new  req_head  req_body  req_end  req_reset  req_read
  */
 struct req_wire;
@@ -11744,7 +11760,6 @@ req_queued(struct req *r)
  * der_tlv is a slice of the bytes it came from. Times and text are read here,
  * too: what no line can say safely is refused.
  *
- * Down    str mem err
  * Entry   der_take  der_next  der_at  der_take_time
  */
 
@@ -12184,7 +12199,7 @@ der_text(struct mem_arena *a, const struct der_tlv *t, const char *what,
  * in names, two extensions of one kind, a SPIFFE ID that is none).
  *
  * Owner   an identity is counted: pki_identity_ref(), pki_identity_put()
- * Down    uri str err log
+ * Down    der
  * Entry   pki_cert_parse  pki_anchors_new  pki_signature_check  pki_cache_find
  *         pki_cache_keep  pki_identity_parse  pki_identity_put  pki_pem_read
  *         pki_describe
@@ -14723,7 +14738,7 @@ pki_anchors_hold(const struct pki_anchors *t, struct str der)
  * The number of a list never goes back, not over a reload either.
  *
  * Owner   a crl_set belongs to a listener or an upstream
- * Down    pki
+ * Down    boot der pki
  * Entry   crl_set_load  crl_set_verify  crl_check  crl_parse
  */
 
@@ -15796,7 +15811,7 @@ crl_check(struct crl_set *s, const struct pki_cert *issuer,
  * costs no more than another.
  *
  * Owner   a struct path belongs to who asks; an identity to the cache
- * Down    crl pki
+ * Down    der pki crl
  * Entry   path_rules_init  path_verify  path_cache_verify
  */
 
@@ -16388,7 +16403,7 @@ path_cache_verify(struct pki_cache *c, const struct path_rules *rules,
  * Keys (EC P-256), certificates and revocation lists, in memory: what `gateway
  * certs` writes to files, and what tools show to a service they test.
  *
- * Down    pki, wolfCrypt
+ * Down    wolfCrypt der pki crl
  * Entry   mint_key_make  mint_make  mint_make_crl
  */
 
@@ -16961,7 +16976,6 @@ mint_make_crl(const struct mint_order *o, const struct mint_list *l,
  * it we choose the site, so the name must be one, and what only an attacker
  * sends is refused.
  *
- * Down    str err
  * Entry   hello_find  hello_parse
  */
 
@@ -17267,7 +17281,8 @@ hello_find(struct str bytes, struct mem_buf *join, struct str *body,
  * own, so that one client's chain completes another's: deps.mk takes that out.
  *
  * Owner   conn and up make and free a struct tls; work and up a struct tls_ctx.
- * Down    wolfSSL pki        Up  struct tls_ops
+ * Down    wolfSSL cfg boot pki crl path hello
+ * Up      struct tls_ops
  * Entry   tls_ctx_new  tls_new  tls_client_ctx_new  tls_client_new
  *         tls_feed  tls_write  tls_bye
  */
@@ -17726,8 +17741,7 @@ tls_ticket_seal(struct tls *t, unsigned char *name, unsigned char *iv,
                    (uint64_t)(resumed ? t->ticket.first : pki_now(time(NULL))),
                    8);
     tls_put_number(p + n + 40, resumed ? t->ticket.links : 0, 4);
-    must(syscall(SYS_getrandom, iv, WOLFSSL_TICKET_IV_SZ, 0) ==
-         WOLFSSL_TICKET_IV_SZ);
+    mem_random(iv, WOLFSSL_TICKET_IV_SZ);
     memcpy(name, s->name, sizeof s->name);
     memset(mac, 0, WOLFSSL_TICKET_MAC_SZ);
     tls_ticket_key(t, s, iv, key);
@@ -18865,7 +18879,8 @@ tls_client_keep(struct tls *t, struct tls_session *kept)
  * One request at a time: what a client pipelines waits in `in`, bounded by the
  * limit `pipeline`, beyond which h1_wants() turns the socket's reading off.
  *
- * Down    llhttp uri hdr req        Up  struct h1_io, struct req_ops
+ * Down    llhttp uri hdr cfg req
+ * Up      struct h1_io, struct req_ops
  * Entry   h1_server_new  h1_server_feed  h1_client_init  h1_client_feed
  */
 enum {
@@ -21232,7 +21247,8 @@ sock_close(struct sock *s)
  * for a while, so that a reset does not destroy the answer on its way.
  *
  * Owner   conn_accept() makes it; conn_on_closed(), and nothing else, frees.
- * Down    sock tls h1 err log met        Up  struct conn_ops
+ * Down    cfg req crl hello tls h1 pp sock
+ * Up      struct conn_ops
  * Entry   conn_listen  conn_run_later  conn_stop_all
  */
 enum conn_state { CONN_HANDSHAKE, CONN_SERVING, CONN_LINGER, CONN_CLOSING };
@@ -22233,7 +22249,8 @@ conn_cut_tunnels(struct conn_set *set)
  *
  * Owner   up_call() makes a call; it ends by exactly one of on_end, on_fail,
  *         up_cancel(). up_on_closed() frees a connection.
- * Down    sock tls h1 c-ares        Up  struct up_ops
+ * Down    c-ares cfg boot tls h1 sock
+ * Up      struct up_ops
  * Entry   up_new  up_open_tls  up_call  up_go  up_send  up_send_end  up_pause
  *         up_cancel
  */
@@ -23452,7 +23469,8 @@ up_free(struct up_set *set)
  *   answer   --proxy_on_answer_body--> req_body  full: up_pause(true)
  *
  * Owner   in the request's arena; ends with on_done or proxy_cancel().
- * Down    up req hdr pki        Up  struct proxy_ops
+ * Down    hdr cfg req pki tls h1 sock up
+ * Up      struct proxy_ops
  * Entry   proxy_head  proxy_start  proxy_go  proxy_cancel
  */
 struct proxy;
@@ -24508,7 +24526,6 @@ msg_chan_on_closed(uv_handle_t *h)
  *
  * libseccomp compiles filters, we install them.
  *
- * Down    err log str boot
  * Entry   wall_early  wall_drop  wall_raise  wall_broker  wall_supervisor
  *         wall_filter_program  wall_filter_whole
  */
@@ -25567,7 +25584,7 @@ wall_filter_metadata(bool by_name, struct sock_fprog *out, struct err *e)
  * on; the other processes read it in their bundle. What of it may be missing,
  * the policy says.
  *
- * Down    wall cfg boot json log err
+ * Down    json cfg boot wall
  * Entry   host_probe  host_has  host_have_of  host_enough
  */
 
@@ -26518,7 +26535,7 @@ host_write_json(const struct host_have *h, const struct cfg_process *p,
  * machine's can be judged in a test: posture_look() reads, posture_judge() only
  * compares.
  *
- * Down    host wall cfg boot json log err
+ * Down    json cfg host
  * Entry   posture_survey
  */
 
@@ -27336,7 +27353,7 @@ posture_json(const struct posture_finding *all, struct mem_buf *out)
  * makes a start cheap), so jail_child() only makes system calls, and everything
  * it needs is prepared before.
  *
- * Down    host wall cfg log err
+ * Down    wall host
  * Entry   jail_tree_begin  jail_cage_enter  jail_box_new  jail_spawn
  *         jail_orphans  jail_sweep
  */
@@ -28652,7 +28669,7 @@ jail_sweep(int children, int ms)
  * too; and each value again when it comes, by worker and broker alike:
  * guard_slot_check() is the one judge of both.
  *
- * Down    jail schema cfg str err
+ * Down    schema cfg jail
  * Entry   guard_find  guard_slot_check
  */
 
@@ -29688,7 +29705,7 @@ guard_check(const struct cfg_command *c, const char *real, struct err *e)
  * By name and by content: what starts another program, what others may write,
  * what a shell reads does not load. And what each needs to open besides itself.
  *
- * Down    guard jail wall schema cfg str err
+ * Down    schema cfg boot jail guard
  * Entry   prog_program_check  prog_program_open  prog_opens_load
  */
 enum {
@@ -30733,7 +30750,7 @@ prog_advise(const struct cfg_command *c, struct mem_buf *out)
  * (MSG_AUDIT), so that a chain cut off at its end shows, too.
  *
  * Owner   the broker has its chain, whoever verifies its struct chain_verify
- * Down    log json mem err
+ * Down    json
  * Entry   chain_init  chain_line  chain_write  chain_other  chain_verify_line
  */
 
@@ -30839,7 +30856,7 @@ chain_slab_new(const unsigned char *audit_key, struct err *e)
     struct chain_slab s = {.keyed = audit_key != NULL};
     int fd = memfd_create("gateway audit", MFD_CLOEXEC);
 
-    must(syscall(SYS_getrandom, s.id, sizeof s.id, 0) == (long)sizeof s.id);
+    mem_random(s.id, sizeof s.id);
     if (audit_key)
         chain_key(audit_key, s.id, s.key);
     if (fd < 0 || write(fd, &s, sizeof s) != (ssize_t)sizeof s) {
@@ -30878,7 +30895,7 @@ chain_init(struct chain *c, struct chain_slab *s)
 
     *c = (struct chain){.slab = s};
     if (!s) {
-        must(syscall(SYS_getrandom, id, CHAIN_ID, 0) == CHAIN_ID);
+        mem_random(id, CHAIN_ID);
         chain_hex(id, CHAIN_ID, c->id);
         return;
     }
@@ -31686,7 +31703,7 @@ chain_verify_end(struct chain_verify *v)
  * worker can ask about it later.
  *
  * Owner   a run belongs to the broker; a worker's channel only points at it
- * Down    chain prog jail msg schema cfg log err
+ * Down    schema cfg msg wall jail guard prog chain
  * Entry   run_command_load  run_start  run_cancel  run_reaped
  */
 
@@ -33255,7 +33272,7 @@ run_collect(struct run *r)
  * has a channel to each that takes nothing else.
  *
  * Owner   main() runs broker_main(); nothing here outlives the process
- * Down    run chain wall jail msg boot log err
+ * Down    cfg boot msg wall host jail guard prog chain run
  * Entry   broker_main
  */
 
@@ -34079,8 +34096,7 @@ broker_filters_settle(struct run_broker *b, const struct boot *boot,
     }
     if (!broker_filters_same(b))
         return true;
-    if (syscall(SYS_getrandom, b->pass, sizeof b->pass, 0) != sizeof b->pass)
-        return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
+    mem_random(b->pass, sizeof b->pass);
     keyed = wall_filter_keyed(b->commands[0].filter, b->pass);
     ok = (!b->commands[0].metadata ||
           wall_filter_install(b->commands[0].metadata, false, e)) &&
@@ -34141,8 +34157,7 @@ broker_process(struct run_broker *b, struct err *e)
     if (prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L) != 0 ||
         prctl(PR_SET_PDEATHSIG, 0L, 0L, 0L, 0L) != 0)
         return err_set(e, ERR_CONFIG, "subreaper: %s", strerror(errno));
-    if (syscall(SYS_getrandom, b->key, sizeof b->key, 0) != sizeof b->key)
-        return err_set(e, ERR_CONFIG, "random: %s", strerror(errno));
+    mem_random(b->key, sizeof b->key);
     b->children = b->cage.pid ? b->cage.children : jail_children_open();
     return broker_signals(b, e);
 }
@@ -34172,6 +34187,19 @@ broker_init(struct run_broker *b, uv_loop_t *loop, uid_t uid,
            wall_filter_metadata(false, &b->metadata[false], e) &&
            wall_filter_metadata(true, &b->metadata[true], e) &&
            broker_reserve(b, e) && broker_table_load(b, cfg_json, e);
+}
+
+/* Frees what broker_init() made. */
+static void
+broker_fini(struct run_broker *b)
+{
+    mem_buf_free(&b->frame);
+    mem_arena_free(b->arena);
+    for (int i = 0; i < 2; i++) {
+        free(b->filters[i].filter);
+        free(b->metadata[i].filter);
+    }
+    free(b->stack);
 }
 
 /* With process 1 every program ends. */
@@ -34251,13 +34279,7 @@ broker_free(struct run_broker *b)
     while (uv_loop_alive(b->loop))
         uv_run(b->loop, UV_RUN_ONCE);
     must(uv_loop_close(b->loop) == 0);
-    free(b->stack);
-    free(b->filters[false].filter);
-    free(b->filters[true].filter);
-    free(b->metadata[false].filter);
-    free(b->metadata[true].filter);
-    mem_buf_free(&b->frame);
-    mem_arena_free(b->arena);
+    broker_fini(b);
 }
 
 /* What a broker has besides its channel, where wall_early() leaves it. */
@@ -34359,7 +34381,8 @@ broker_main(struct boot *boot)
  * about jobs, also at the brokers of earlier policies, which keep theirs.
  *
  * Owner   who starts a run has its ticket; a late answer finds no one
- * Down    run msg log err             Up  exec_done exec_tell exec_flow_ops
+ * Down    cfg msg run
+ * Up      exec_done exec_tell exec_flow_ops
  * Entry   exec_start  exec_flow  exec_job  exec_job_ask  exec_cancel
  */
 /* ---- the worker's client ------------------------------------------------- */
@@ -34983,7 +35006,8 @@ exec_cancel(struct exec *x, uint64_t ticket)
  * vm_hook_call() calls in there. The memory cap holds only while a hook runs,
  * so our own bookkeeping outside never fails for want of memory.
  *
- * Down    Lua log        Up  struct vm_call
+ * Down    Lua boot
+ * Up      struct vm_call
  * Entry   vm_new  vm_load  vm_task_new  vm_run  vm_await  vm_wake  vm_task_end
  */
 enum {
@@ -36160,6 +36184,7 @@ vm_wake(struct vm *vm, uint64_t ticket, int (*push)(lua_State *, void *),
  * The table functions work on plain tables only: a metatable with __len,
  * __index or __newindex would put Lua code into our loops.
  *
+ * Down    vm
  * Entry   lib_str_functions  lib_tab_functions
  */
 enum {
@@ -37364,7 +37389,9 @@ static const luaL_Reg lib_tab_functions[] = {
  * A binding holds nothing that only C can free when it may raise: Lua's errors
  * are longjmps. Memory comes from an arena, or is a userdata.
  *
- * Down    vm schema json exec up pki        Up  struct bind_stubs
+ * Down    json doc uri hdr schema route cfg boot req pki tls h1 up proxy guard
+ *         run exec vm lib
+ * Up      struct bind_stubs
  * Entry   bind_open  bind_push_request  bind_take_answer  bind_take_verdict
  */
 enum {
@@ -40051,7 +40078,9 @@ bind_set_new(struct env *env, struct mem_arena *boot, struct err *e)
  * what a hook reads has been validated. Whatever is not allowed is refused.
  *
  * Owner   a struct serve lives in its request's arena.
- * Down    route schema vm bind proxy req        Up  serve_set
+ * Down    json uri hdr schema route cfg req pki tls h1 pp sock up proxy run
+ *         exec vm bind
+ * Up      serve_set
  * Entry   serve_set_new  serve_go
  */
 enum serve_stage {
@@ -42342,6 +42371,7 @@ serve_set_new(struct env *env, struct mem_arena *boot, struct met_route *met,
  * Plain HTTP on an address that the policy declares; any worker answers for
  * all, from the shared slab.
  *
+ * Down    hdr cfg req pki host
  * Entry   admin_ops
  */
 struct admin {
@@ -42562,6 +42592,8 @@ static const struct req_ops admin_ops = {
  * phase (and once more before the loop sleeps), answers are sent and log lines
  * written in one go.
  *
+ * Down    uri hdr cfg boot req pki tls sock conn up msg wall host exec vm bind
+ *         serve admin
  * Entry   work_check_policy  work_main
  */
 enum {
@@ -43635,7 +43667,8 @@ work_main(struct boot *boot)
  * nobody whom we started. (In a container all may be one user, and a worker
  * that was taken over must not be able to stop us.)
  *
- * Down    met log err pki       Up  struct ctl_ops
+ * Down    pki
+ * Up      struct ctl_ops
  * Entry   ctl_new  ctl_bind  ctl_listen  ctl_answer  ctl_close  ctl_places
  *         ctl_call (the other side)
  */
@@ -43714,7 +43747,7 @@ struct ctl {
 
 /* ---- who calls ---- */
 
-/* The parent of a process, or 0. */
+/* The parent of a process; -1: it cannot be seen. */
 static pid_t
 ctl_parent(pid_t pid)
 {
@@ -44227,7 +44260,7 @@ ctl_call(const char *path, const char *word, unsigned seconds, int *fd,
  * whole, a regular file and no larger than its limit.
  *
  * Owner   what is read belongs to the arena of a load, or of a tool
- * Down    boot cfg mem err
+ * Down    cfg boot pki crl msg chain vm
  * Entry   files_read_scripts  files_read_certificates
  */
 enum {
@@ -44821,7 +44854,7 @@ files_hash(const struct boot *b, bool ok, unsigned char out[32])
  * wants to know and must not parse: the numbers of lists, which certificate
  * expires when.
  *
- * Down    prog tls pki boot cfg json err
+ * Down    json cfg boot der pki crl tls prog
  * Entry   verify_all  verify_dates
  */
 
@@ -44983,7 +45016,8 @@ verify_dates(const struct cfg *c, const struct boot *b, struct mem_buf *out)
  * does not work, it looks again and again.
  *
  * Owner   the supervisor has one; watch_close() before it is freed
- * Down    files cfg boot pki log      Up  watch_ops
+ * Down    cfg boot pki files
+ * Up      watch_ops
  * Entry   watch_new  watch_scripts  watch_files  watch_again  watch_close
  */
 enum {
@@ -45336,8 +45370,9 @@ watch_close(struct watch *w)
  * leave the queue of new connections as it is. A load begins with a signal, a
  * word on the control socket (ctl), or because a file changed (--watch).
  *
- * Entry   sup_main  files_read_scripts  files_read_certificates  verify_all
- *         verify_dates
+ * Down    json cfg boot der msg wall host posture jail chain run ctl files
+ *         watch
+ * Entry   sup_main  sup_user
  */
 #ifndef GATEWAY_VERSION
 #define GATEWAY_VERSION "unknown"
@@ -47906,13 +47941,11 @@ sup_init(struct sup *s, struct err *e)
     s->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (s->null_fd < 0)
         return err_set(e, ERR_CONFIG, "/dev/null: %s", strerror(errno));
-    must(syscall(SYS_getrandom, s->ticket_key, sizeof s->ticket_key, 0) ==
-         (long)sizeof s->ticket_key);
+    mem_random(s->ticket_key, sizeof s->ticket_key);
     s->met_fd = -1;
     s->children_fd = jail_children_open();
     sup_tree_begin(&s->tree, &s->host.have);
-    must(syscall(SYS_getrandom, s->clone_key, sizeof s->clone_key, 0) ==
-         (long)sizeof s->clone_key);
+    mem_random(s->clone_key, sizeof s->clone_key);
     // no policy is known yet: the children say whether they can do without
     if (!wall_supervisor(s->clone_key, !host_has(&s->host.have, HOST_SECCOMP),
                          e))
@@ -47992,7 +48025,8 @@ sup_main(const char *policy, bool watch)
  * or with TLS and any certificate, good or bad. It waits for each answer: a
  * tool has nothing else to do. The server's certificate is always verified.
  *
- * Down    bind tls mint pki        Up  struct tls_ops
+ * Down    cfg boot tls bind
+ * Up      struct tls_ops
  * Entry   dial_open
  */
 enum {
@@ -48393,7 +48427,8 @@ dial_open(lua_State *L)
  * identities are real certificates, made in memory; only upstreams and programs
  * are stood in for, by what the tool gives.
  *
- * Down    all rooms below
+ * Down    uri hdr cfg boot req pki crl path mint tls h1 proxy vm bind serve ctl
+ *         files dial
  * Entry   try_tool
  */
 enum { TRY_MAGIC = 0x74727921, TRY_LIFE = 3600 };
@@ -48444,11 +48479,15 @@ try {
 };
 
 static struct try *
+try_of_env(struct env *env)
+{
+    return OBJ(struct try, TRY, (char *)env - offsetof(struct try, env));
+}
+
+static struct try *
 try_of(lua_State *L)
 {
-    struct env *env = bind_env_of(L);
-
-    return OBJ(struct try, TRY, (char *)env - offsetof(struct try, env));
+    return try_of_env(bind_env_of(L));
 }
 
 /* ---- stand-ins ---- */
@@ -48705,9 +48744,7 @@ try_keep_inputs(struct try_story *t, const struct serve *s)
 static void
 try_on_over(struct serve *s)
 {
-    struct try_story *t = ((struct try *)(void *)((char *)s->set->env -
-                                                  offsetof(struct try, env)))
-                              ->story;
+    struct try_story *t = try_of_env(s->set->env)->story;
 
     t->over = true;
     t->stage = serve_stage_names[s->ended_at == SERVE_OVER ? SERVE_HANDLE
@@ -49032,13 +49069,13 @@ static void
 try_add_san(lua_State *L, struct mint_order *o, const char *name, struct str v)
 {
     unsigned char ip[16];
-    unsigned tag = strcmp(name, "dns") == 0     ? 2
-                   : strcmp(name, "email") == 0 ? 1
-                   : strcmp(name, "ip") == 0    ? 7
-                                                : 6;
+    unsigned tag = strcmp(name, "dns") == 0     ? PKI_SAN_DNS
+                   : strcmp(name, "email") == 0 ? PKI_SAN_EMAIL
+                   : strcmp(name, "ip") == 0    ? PKI_SAN_IP
+                                                : PKI_SAN_URI;
     struct err e;
 
-    if (tag == 7) {
+    if (tag == PKI_SAN_IP) {
         size_t n = inet_pton(AF_INET, v.p, ip) == 1    ? 4
                    : inet_pton(AF_INET6, v.p, ip) == 1 ? 16
                                                        : 0;
@@ -49046,7 +49083,7 @@ try_add_san(lua_State *L, struct mint_order *o, const char *name, struct str v)
             luaL_error(L, "t.identity: ip '%s' is not an address", v.p);
         v = str_dup(o->a, (struct str){(const char *)ip, n});
     }
-    if (!mint_order_san(o, DER_CONTEXT + tag, v, &e))
+    if (!mint_order_san(o, tag, v, &e))
         luaL_error(L, "t.identity: %s", e.msg);
 }
 
@@ -49789,17 +49826,6 @@ try_core_flush(lua_State *L)
     return 0;
 }
 
-/* core.pause(seconds): waits, and everything with it */
-static int
-try_core_pause(lua_State *L)
-{
-    double seconds = luaL_checknumber(L, 1);
-
-    if (seconds > 0 && seconds <= 3600)
-        poll(NULL, 0, (int)(seconds * 1000));
-    return 0;
-}
-
 static void
 try_on_print(struct vm *vm, const char *text)
 {
@@ -50022,7 +50048,6 @@ static const luaL_Reg try_core[] = {
     {"write", try_core_write},
     {"print", try_core_print},
     {"flush", try_core_flush},
-    {"pause", try_core_pause},
     {"warn", try_core_warn},
     {"read_file", try_core_read_file},
     {"lines", try_core_lines},
@@ -50159,7 +50184,7 @@ try_tool(const char *module, const char *commands, const luaL_Reg *more,
  *                       begins or ends, a child is born, a program starts
  *   learn_print()   what is not given anyhow, folders for many files
  *
- * Down    exec prog jail wall cfg
+ * Down    cfg boot wall posture jail prog run broker sup
  * Entry   learn_run
  */
 
@@ -51319,13 +51344,8 @@ learn_run(const struct learn_ask *ask, struct boot *b)
         mem_buf_free(&x->run.io[i].buf);
     while (x->tracees)
         learn_forget(x, x->tracees->pid);
-    mem_arena_free(x->broker.arena);
-    for (int i = 0; i < 2; i++) {
-        free(x->broker.filters[i].filter);
-        free(x->broker.metadata[i].filter);
-    }
+    broker_fini(&x->broker);
     free(x->filter.filter);
-    free(x->broker.stack);
     free(x);
     return ok ? 0 : 1;
 }
@@ -51337,7 +51357,7 @@ learn_run(const struct learn_ask *ask, struct boot *b)
  * certificate would be refused. A file is written whole or not at all, and a
  * key is never written over.
  *
- * Down    mint pki err
+ * Down    der pki crl path mint
  * Entry   certs_command
  */
 
@@ -52453,6 +52473,8 @@ certs_command(int argc, char **argv)
  * from them. To add a command: one row and one function. Exit codes: 0 fine, 1
  * the thing asked about is not fine, 2 wrong usage.
  *
+ * Down    json schema cfg boot msg wall host posture jail prog chain broker
+ *         exec work files verify sup try learn certs
  * Entry   main
  */
 enum cli_option_bit {
@@ -52519,6 +52541,14 @@ cli_fail(const char *fmt, ...)
     return 1;
 }
 
+/* The exit code of wrong usage. */
+static int
+cli_wrong(const char *what)
+{
+    cli_fail("%s", what);
+    return 2;
+}
+
 /* ---- run ----------------------------------------------------------------- */
 
 static int
@@ -52575,6 +52605,29 @@ cli_load(struct mem_arena *a, const char *policy, struct boot *b, struct cfg *c,
            cfg_load(a, b->cfg_json, c, e);
 }
 
+/* What the machine grants and what is around us, for a policy's process (or
+ * NULL), with commands or without. */
+static void
+cli_print_host(const struct posture_seen *host, const struct cfg_process *p,
+               bool commands)
+{
+    fputs("sandbox layers\n", stdout);
+    host_print(&host->have, p, commands, stdout);
+    fputs("posture\n", stdout);
+    posture_print(host->posture, p, stdout);
+}
+
+/* The same as two members of an object. */
+static void
+cli_write_host(const struct posture_seen *host, const struct cfg_process *p,
+               bool commands, struct mem_buf *out)
+{
+    mem_buf_printf(out, "\"layers\":");
+    host_write_json(&host->have, p, commands, out);
+    mem_buf_printf(out, ",\"posture\":");
+    posture_json(host->posture, out);
+}
+
 /* The plain configuration, and what is here to run it. */
 static void
 cli_check_json(const struct cfg *c, const struct posture_seen *host,
@@ -52584,10 +52637,8 @@ cli_check_json(const struct cfg *c, const struct posture_seen *host,
 
     must(str_ends(plain, S("}")) && plain.n > 2);
     mem_buf_add(&out, plain.p, plain.n - 1);
-    mem_buf_printf(&out, ",\"layers\":");
-    host_write_json(&host->have, &c->process, c->commands_n > 0, &out);
-    mem_buf_printf(&out, ",\"posture\":");
-    posture_json(host->posture, &out);
+    mem_buf_add(&out, ",", 1);
+    cli_write_host(host, &c->process, c->commands_n > 0, &out);
     printf("%.*s}\n", (int)mem_buf_len(&out), mem_buf_ptr(&out));
     mem_buf_free(&out);
 }
@@ -52632,10 +52683,7 @@ cli_check(const struct cli *cli)
         cli_check_json(&c, &host, b.cfg_json);
     } else if (ok) {
         cli_print_cfg(&c);
-        fputs("sandbox layers\n", stdout);
-        host_print(&host.have, &c.process, c.commands_n > 0, stdout);
-        fputs("posture\n", stdout);
-        posture_print(host.posture, &c.process, stdout);
+        cli_print_host(&host, &c.process, c.commands_n > 0);
         printf("\nfine: %.*s, %zu listener%s, %zu route%s, %zu command%s\n",
                STR_FMT(b.policy), c.listeners_n, c.listeners_n == 1 ? "" : "s",
                c.routes_n, c.routes_n == 1 ? "" : "s", c.commands_n,
@@ -52658,11 +52706,8 @@ static void
 cli_host_json(const struct posture_seen *host, const struct cfg *c,
               struct mem_buf *out)
 {
-    mem_buf_printf(out, "{\"layers\":");
-    host_write_json(&host->have, c ? &c->process : NULL, c && c->commands_n,
-                    out);
-    mem_buf_printf(out, ",\"posture\":");
-    posture_json(host->posture, out);
+    mem_buf_add(out, "{", 1);
+    cli_write_host(host, c ? &c->process : NULL, c && c->commands_n, out);
     mem_buf_add(out, "}", 1);
 }
 
@@ -53068,11 +53113,10 @@ cli_exec(const struct cli *cli)
     bool ok;
 
     if (!cli->args_n)
-        return cli_fail("say which command: gateway exec COMMAND slot=value "
-                        "...") +
-               1;
+        return cli_wrong("say which command: gateway exec COMMAND "
+                         "slot=value ...");
     if (cli->learn && cli->json)
-        return cli_fail("--learn prints Lua: leave --json out") + 1;
+        return cli_wrong("--learn prints Lua: leave --json out");
     x.a = ask.arena = mem_arena_new((size_t)1 << 30);
     signal(SIGPIPE, SIG_IGN);
     ok = cli_load(x.a, cli->policy, &b, &x.cfg, &e);
@@ -53090,8 +53134,7 @@ cli_exec(const struct cli *cli)
         mem_arena_free(x.a);
         return x.code;
     }
-    must(syscall(SYS_getrandom, x.clone_key, sizeof x.clone_key, 0) ==
-         (long)sizeof x.clone_key);
+    mem_random(x.clone_key, sizeof x.clone_key);
     ok = ok && wall_supervisor(x.clone_key, true, &e) &&
          cli_exec_start(&x, cli, &b, &e);
     if (ok)
@@ -53291,7 +53334,7 @@ cli_log(const struct cli *cli)
     bool ok = true, whole;
 
     if (cli->args_n < 2 || strcmp(cli->args[0], "verify") != 0)
-        return cli_fail("say which log: gateway log verify FILE") + 1;
+        return cli_wrong("say which log: gateway log verify FILE");
     if (cli->key && !cli_log_key(cli->key, key, &e))
         return cli_fail("--key: %s", e.msg);
     v = chain_verify_new(cli->key ? key : NULL, cli->running);
@@ -53793,7 +53836,7 @@ cli_role(int argc, char **argv)
     if (argc != 7 || !str_u64(str_of(argv[4]), &index) ||
         index > CFG_WORKERS_MAX || !str_u64(str_of(argv[6]), &slot) ||
         !wall_undumpable())
-        return cli_fail("--role is for the supervisor's own children") + 1;
+        return cli_wrong("--role is for the supervisor's own children");
     prctl(PR_SET_NAME, "gateway", 0L, 0L, 0L);
     signal(SIGPIPE, SIG_IGN);
     a = mem_arena_new((size_t)1 << 30);

@@ -25,6 +25,9 @@ PREFIXES = {
 LONG = {
 }
 
+# Rooms that any may use without saying so.
+GROUND = ("mem", "str", "log", "err", "met")
+
 # Names that C, a library or all rooms give.
 EVERYWHERE = {
     "X": "a row of a table",
@@ -243,6 +246,89 @@ def entries(s):
             n += 1
 
 
+def bare(text):
+    """C without comments and strings, line for line."""
+    return re.sub(
+        r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'',
+        lambda m: "\n" * m[0].count("\n"), text, flags=re.S)
+
+
+def uses(s):
+    """{ room: { another room that it uses: { names } } }."""
+    lines, home, types = bare(s.text).split("\n"), {}, {}
+    inside = False
+    for n, line in enumerate(lines, 1):
+        room = s.room_of(n)
+        m = re.match(r"#define (\w+)", line)
+        if m and room:
+            home[m[1]] = room.name
+        inside = inside or line.startswith("enum")
+        if inside and room:
+            for name in re.findall(r"\b[A-Z]\w+", line):
+                home.setdefault(name, room.name)
+        inside = inside and "}" not in line
+    for n, kind, name in s.names:
+        if s.room_of(n):
+            (types if kind in ("struct", "enum", "union") else home)[name] = (
+                s.room_of(n).name)
+    found = {room.name: {} for room in s.rooms}
+    for n, line in enumerate(lines, 1):
+        room = s.room_of(n)
+        for kind, name in re.findall(r"\b(struct |enum |union )?(\w+)", line
+                                     if room else ""):
+            other = (types if kind else home).get(name, room.name)
+            # a variable may be called as a room is: path, conn, route
+            if other != room.name and name not in EVERYWHERE and (
+                    kind or name != other):
+                found[room.name].setdefault(other, set()).add(name)
+    return found
+
+
+def banner_of(s, room):
+    """{ "Down": (line, words), "Entry": … }"""
+    n, found, last = room.line, {}, None
+    while not s.lines[n - 1].endswith("*/"):
+        m = re.match(r" \* (Owner|Down|Up|Entry) +(.*)| \* {9}(\S.*)",
+                     s.lines[n - 1])
+        last = m and (m[1] or last)
+        if last:
+            found.setdefault(last, (n, []))[1].extend(
+                re.findall(r"[\w*-]+", m[2] or m[3]))
+        n += 1
+    return found
+
+
+def downs(s):
+    """`Down    tls h1`: the rooms before it that it uses, all of them, and no
+    more; but not those of the ground. Other words are libraries."""
+    rooms, found = [r.name for r in s.rooms], uses(s)
+    for at, room in enumerate(s.rooms):
+        n, words = banner_of(s, room).get("Down", (room.line, []))
+        wanted = [r for r in rooms[:at]
+                  if r in found[room.name] and r not in GROUND]
+        for name in wanted:
+            if name not in words:
+                yield n, "room %s uses %s: %s" % (room.name, name, ", ".join(
+                    sorted(found[room.name][name])[:3]))
+        for name in words:
+            if name in rooms and name not in wanted:
+                yield n, "room %s uses no %s" % (room.name, name)
+
+
+def entry_use(s):
+    """`Entry   a_b  a_c`: names of this room that a room after it uses."""
+    above = {}
+    for name, others in uses(s).items():
+        for other, names in others.items():
+            above.setdefault(other, set()).update(names)
+    for room in s.rooms:
+        n, words = banner_of(s, room).get("Entry", (room.line, []))
+        for name in words:
+            if "_" in name and "*" not in name and (
+                    name not in above.get(room.name, ())):
+                yield n, "no room after %s uses its %s" % (room.name, name)
+
+
 def lengths(s):
     for name, (first, last) in sorted(s.functions.items()):
         if last - first + 1 > FUNCTION_LINES and name not in LONG:
@@ -284,6 +370,34 @@ def leftovers(s):
             yield n, "a tab, or space at the end"
 
 
+def library(_):
+    """The map in init.lua has every module of the Lua library once, and each
+    module uses its own part and those above it."""
+    text = {}
+    for path in glob.glob("scripts/gateway/*.lua"):
+        with open(path, encoding="utf-8") as f:
+            text[os.path.basename(path)[:-4]] = f.read()
+    part, parts = {}, 0
+    for n, line in enumerate(text["init"].split("\n"), 1):
+        m = re.match(r"--   (?:\w+ +| {11})(\w+(?:, \w+)*)(?:,$|: |$)", line)
+        parts += bool(re.match(r"--   \w+ {2,}\w", line))
+        for name in m[1].split(", ") if m and parts else ():
+            if name not in text or name in part:
+                yield n, "init.lua: %s is %s" % (
+                    name, "there twice" if name in part else "no module")
+            part[name] = parts
+        if not line.startswith("--"):
+            break
+    for name in sorted(text):
+        if name not in part:
+            yield 1, "the map of scripts/gateway/init.lua has no %s" % name
+        for other in re.findall(r'require "gateway\.(\w+)"', text[name]):
+            above = part.get(other, 0) <= part.get(name, 0)
+            if other != "core" and not above:
+                yield 1, "scripts/gateway/%s.lua uses %s, of a part below" % (
+                    name, other)
+
+
 def refusals(_):
     """tests/refusals.md names tests that are there."""
     here = set()
@@ -302,6 +416,7 @@ def refusals(_):
 
 CHECKS = [
     ("refusals.md names tests that are there", refusals),
+    ("the map of the Lua library is true", library),
     ("banners are numbered from 1 without a gap", banners),
     ("the table of contents is what is there", contents),
     ("names begin with their room", prefixes),
@@ -309,6 +424,8 @@ CHECKS = [
     ("functions named in the preface are there", preface_names),
     ("stairs of the preface are there", stairs),
     ("entries named in banners are there", entries),
+    ("banners name the rooms that a room uses", downs),
+    ("entries are used by rooms after", entry_use),
     ("no function is longer than %d lines" % FUNCTION_LINES, lengths),
     ("no prototype of another room's function", prototypes),
     ("no line is longer than %d columns" % COLUMNS, columns),

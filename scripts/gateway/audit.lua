@@ -3,12 +3,10 @@
 -- The policy is loaded as `gateway check` loads it. Rules then look at what it
 -- has declared (audit_config), at the texts its schemas let through
 -- (audit_input, by exact analysis of patterns), and at the source of its hooks
--- (audit_hook, by following inputs through it). A comment on the line of a
--- finding, or alone on the line before, keeps it quiet:
---
---     gateway.get("/x", {  -- audit: allow input.stream because it is a note
+-- (audit_hook, by following inputs through it). Comments keep findings quiet
+-- (audit_allow).
 
-local canary <const> = require "gateway.canary"
+local allow <const> = require "gateway.audit_allow"
 local config <const> = require "gateway.audit_config"
 local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
@@ -21,17 +19,8 @@ local openapi <const> = require "gateway.audit_openapi"
 local policy <const> = require "gateway.policy"
 local scan <const> = require "gateway.scan"
 local tool <const> = require "gateway.tool"
-local trace <const> = require "gateway.trace"
+local trace <const> = require "gateway.audit_trace"
 local M = {}
-
-finding.rules {
-  ["audit.allow-without-reason"] = { "medium", "a finding is allowed without a"
-    .. " reason, so it counts", "write: -- audit: allow RULE because …" },
-  ["audit.allow-unknown"] = { "medium", "a comment allows a rule that there is"
-    .. " not", "see gateway audit --rules" },
-  ["audit.allow-unused"] = { "low", "a comment allows what was not found",
-    "delete the comment" },
-}
 
 local DEFAULT <const> = "scripts/gateway.lua"
 
@@ -46,103 +35,67 @@ function Audit:add(rule, at, what, severity)
 end
 
 
--- ---- what comments allow ---------------------------------------------------
-
--- The comments that allow something: { [file:line] = { { rule, why, at } } }.
-local function read_allowed(self, file, comments)
-  for _, comment in ipairs(comments) do
-    local rule, rest = comment.text:match("^%s*audit:%s*allow%s+(%S+)%s*(.*)$")
-    local at = ("%s:%d"):format(file, comment.line)
-    if rule then
-      local why = rest:match("^because%s+(%S.*)$")
-      local known, suggestion = finding.is_rule(rule)
-      if not known then
-        self:add("audit.allow-unknown", at, ("no rule %s%s"):format(rule,
-          suggestion))
-      elseif not why then
-        self:add("audit.allow-without-reason", at, ("%s is allowed without a"
-          .. " reason"):format(rule))
-      end
-      local line = ("%s:%d"):format(file, comment.line
-        + (comment.alone and 1 or 0))
-      self.allowed[line] = self.allowed[line] or {}
-      table.insert(self.allowed[line], { rule = rule, why = why, at = at,
-        used = not known or not why })
-    end
-  end
-end
-
-
--- Marks what comments allow, and reports those that allow nothing.
-local function suppress(self)
-  for _, found in ipairs(self.list) do
-    for _, row in ipairs(self.allowed[found.at] or {}) do
-      if row.rule == found.rule and row.why then
-        found.suppressed, row.used = row.why, true
-      end
-    end
-  end
-  for _, rows in pairs(self.allowed) do
-    for _, row in ipairs(rows) do
-      if not row.used then
-        self:add("audit.allow-unused", row.at, ("nothing here is %s"):format(
-          row.rule))
-      end
-    end
-  end
-end
-
-
--- ---- the whole -------------------------------------------------------------
-
+-- The policy's sources, for what looks at hooks; and their comments.
 local function read_sources(self, name, book)
   local sources = {}
   for _, script in ipairs(scan.check(name, book.files)) do
     local body, comments = luasource.read(script.name, script.source)
     sources[script.name] = { body = body, folder = name:match("^(.*/)") or "" }
-    read_allowed(self, script.name, comments)
+    self.allowed:read(script.name, comments)
   end
   return sources
 end
 
 
---- Audits a policy.
--- @param opts  { trace = true: also send canaries through its hooks }
--- @return the findings (finding.lua), and the trace; or nil and why the policy
---         does not load
-function M.run(name, opts)
-  canary.remember()
+-- Audits a policy.
+-- @param tracing  true: also sends canaries through its hooks
+-- @return true, and the trace; or nil and why the policy does not load
+function Audit:policy(name, tracing)
   local ok, message = core.test_policy(name)
   if not ok then
     return nil, message
   end
-  local self = setmetatable({ list = finding.new(), allowed = {} }, Audit)
   local book = policy.declared()
   local sources = read_sources(self, name, book)
   config.check(self, book)
   local flows = hook.check(self, book, sources)
   input.check(self, book, flows)
-  local rows = opts.trace and trace.run(self, book) or nil
-  suppress(self)
-  return self.list, rows
+  return true, tracing and trace.run(self, book) or nil
+end
+
+
+-- Audits an OpenAPI document.
+-- @param routes  those of the policy beside it; or nil
+-- @return true; or nil and why it cannot be read
+function Audit:openapi(name, routes)
+  local text, message = core.read_file(name)
+  if not text then
+    return nil, message
+  end
+  openapi.audit(self.list, name, text, routes)
+  self.allowed:read_yaml(name, text)
+  return true
 end
 
 
 -- What the command looks at: a policy, an OpenAPI document, or both.
 -- @return the findings, and what --trace adds; or nil and why it cannot
 local function look(name, opts)
-  local list, rows = finding.new(), nil
+  local list = finding.new()
+  local self = setmetatable({ list = list, allowed = allow.new(list) }, Audit)
+  local ok, rows = true, nil
   if name or not opts.openapi then
-    list, rows = M.run(name or DEFAULT, opts)
+    ok, rows = self:policy(name or DEFAULT, opts.trace)
   end
-  if not list or not opts.openapi then
-    return list, rows
+  if ok and opts.openapi then
+    local message
+    ok, message = self:openapi(opts.openapi, name and policy.declared().routes)
+    rows = ok and rows or message
   end
-  local text, message = core.read_file(opts.openapi)
-  if not text then
-    return nil, message
+  if not ok then
+    return nil, rows
   end
-  openapi.audit(list, opts.openapi, text, name and policy.declared().routes)
+  self.allowed:apply()
   return list, rows
 end
 

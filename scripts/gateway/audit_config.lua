@@ -5,7 +5,7 @@
 
 local finding <const> = require "gateway.finding"
 local options <const> = require "gateway.options"
-
+local policy <const> = require "gateway.policy"
 local M = {}
 
 local MIB <const> = 1048576
@@ -253,13 +253,6 @@ function M.open(route)
 end
 
 
---- A route as a report names it.
-function M.name_of(route)
-  return ("%s %s"):format(route.methods[1] == "*" and "any"
-    or table.concat(route.methods, ","), route.path)
-end
-
-
 -- True where authorize says only who may not enter.
 local function is_denylist(route)
   local found = false
@@ -283,21 +276,21 @@ end
 
 
 local function check_who(audit, route)
-  check_denylist(audit, route, route.at, M.name_of(route))
+  check_denylist(audit, route, route.at, policy.title(route))
   local proxy = route.handle.kind == "proxy"
   if proxy and M.open(route) then
     audit:add("identity.anyone", route.at, ("%s: anyone with a certificate"
-      .. " reaches the upstream"):format(M.name_of(route)))
+      .. " reaches the upstream"):format(policy.title(route)))
   end
   if proxy and route.methods[1] == "*" then
-    audit:add("identity.any-method", route.at, M.name_of(route)
+    audit:add("identity.any-method", route.at, policy.title(route)
       .. ": every method is forwarded")
   end
   for _, who in ipairs(route.authorize) do
     local domain = who.text:match("spiffe \"(spiffe://[^/\"]+/%*%*)\"")
     if domain then
       audit:add("identity.whole-domain", route.at, ("%s: %s is every workload"
-        .. " there is"):format(M.name_of(route), domain))
+        .. " there is"):format(policy.title(route), domain))
     end
   end
 end
@@ -333,17 +326,6 @@ local function is_wider(wide, narrow)
 end
 
 
-local function has_method(route, method)
-  for _, name in ipairs(route.methods) do
-    if name == "*" or name == method
-      or method == "HEAD" and name == "GET" then
-      return true
-    end
-  end
-  return false
-end
-
-
 local function who_text(route)
   local texts = {}
   for i, who in ipairs(route.authorize) do
@@ -360,7 +342,7 @@ local METHODS <const> = { "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE",
 local function left_over(wide, narrow)
   local list = {}
   for _, method in ipairs(METHODS) do
-    if has_method(wide, method) and not has_method(narrow, method) then
+    if policy.takes(wide, method) and not policy.takes(narrow, method) then
       list[#list + 1] = method
     end
   end
@@ -371,7 +353,7 @@ end
 -- Does any route of this path take the method?
 local function taken_at(book, path, method)
   for _, route in ipairs(book.routes) do
-    if route.path == path and has_method(route, method) then
+    if route.path == path and policy.takes(route, method) then
       return true
     end
   end
@@ -394,7 +376,7 @@ local function check_falls_through(audit, book, narrow)
       if #methods > 0 then
         audit:add("route.falls-through", narrow.at, ("%s of %s is answered by"
           .. " %s (%s), whose authorize is %s"):format(
-          table.concat(methods, ", "), narrow.path, M.name_of(wide), wide.at,
+          table.concat(methods, ", "), narrow.path, policy.title(wide), wide.at,
           who_text(wide)), not M.open(wide) and "low" or nil)
       end
     end
@@ -418,7 +400,7 @@ local function check_shadowed(audit, book, route)
     end
     if shadowed then
       audit:add("route.shadowed", route.at, ("%s: each value of {%s} has a"
-        .. " route of its own, which goes first"):format(M.name_of(route),
+        .. " route of its own, which goes first"):format(policy.title(route),
         name))
     end
   end

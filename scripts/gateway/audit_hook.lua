@@ -5,6 +5,7 @@ local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
 local flow <const> = require "gateway.flow"
 local luasource <const> = require "gateway.luasource"
+local policy <const> = require "gateway.policy"
 local shape <const> = require "gateway.shape"
 local M = {}
 
@@ -303,7 +304,7 @@ local function follow_route(audit, flows, book, route)
     end
   end
   if into.gave_up then
-    audit:add("hook.unseen", route.at, config.name_of(route) .. ": its hooks do"
+    audit:add("hook.unseen", route.at, policy.title(route) .. ": its hooks do"
       .. " too much to be followed to the end")
   end
   return into
@@ -346,7 +347,7 @@ end
 local function check_commands(audit, route, into)
   for name in pairs(config.open(route) and into.commands or {}) do
     audit:add("identity.command", route.at, ("%s: anyone with a certificate can"
-      .. " run %s"):format(config.name_of(route), name))
+      .. " run %s"):format(policy.title(route), name))
   end
 end
 
@@ -356,7 +357,7 @@ local function check_forwards(audit, route, into)
   if config.open(route) and (into.forwards or into.fetches)
     and route.handle.kind == "lua" then
     audit:add("identity.anyone", route.at, ("%s: anyone with a certificate"
-      .. " reaches an upstream, by a hook"):format(config.name_of(route)))
+      .. " reaches an upstream, by a hook"):format(policy.title(route)))
   end
 end
 

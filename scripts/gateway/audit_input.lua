@@ -5,8 +5,8 @@
 -- is known, so that a pattern is not blamed for bytes that the parser refuses
 -- anyway.
 
-local config <const> = require "gateway.audit_config"
 local finding <const> = require "gateway.finding"
+local policy <const> = require "gateway.policy"
 local shape <const> = require "gateway.shape"
 local M = {}
 
@@ -321,7 +321,7 @@ local function check_leaf(audit, route, flow_route, where, leaf)
     beyond = beyond or route.handle.kind == "proxy" and where ~= "path"
   end
   if not leaf.is_name or leaf.schema.pattern then
-    check_text(audit, route.at, config.name_of(route) .. ": " .. label,
+    check_text(audit, route.at, policy.title(route) .. ": " .. label,
       leaf.schema, beyond)
   end
 end
@@ -332,7 +332,7 @@ local function check_containers(audit, route, where, name, schema, depth)
   if type(schema) ~= "table" or depth > 16 then
     return
   end
-  local label = ("%s: %s"):format(config.name_of(route),
+  local label = ("%s: %s"):format(policy.title(route),
     label_of { where = where, name = name })
   local types = type(schema.type) == "table" and table.concat(schema.type, " ")
     or schema.type or ""
@@ -409,7 +409,7 @@ local function check_route(audit, route, flow_route)
     check_containers(audit, route, input.where, input.name, input.schema, 0)
   end
   check_bare(audit, route, flow_route)
-  local name = config.name_of(route)
+  local name = policy.title(route)
   if route.query_unchecked then
     audit:add("input.unchecked-query", route.at, name
       .. ": query = gateway.unchecked")

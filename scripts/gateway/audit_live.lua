@@ -15,6 +15,7 @@ local input <const> = require "gateway.audit_live_input"
 local options <const> = require "gateway.options"
 local openapi_read <const> = require "gateway.openapi_read"
 local probe <const> = require "gateway.audit_live_probe"
+local strings <const> = require "gateway.strings"
 local M = {}
 
 local DAY <const> = 86400
@@ -54,22 +55,16 @@ Live.__index = Live
 local STOP <const> = {}  -- raised where --max requests were sent
 
 
--- What came from a service or was cut as text that JSON can hold.
-local function clean(text)
-  return utf8.len(text) and text or (text:gsub("[\x80-\xff]", "?"))
-end
-
-
 function Live:add(rule, at, what, severity)
-  self.list:add { rule = rule, at = at, what = clean(what),
-    severity = severity }
+  self.list:add { rule = rule, at = at, severity = severity,
+    what = strings.for_json(what) }
 end
 
 
 -- Notes how a check went. @param state  "ok", "found" or "not checked"
 function Live:note(state, what, why)
-  table.insert(self.checks, { state = state, what = clean(what),
-    why = clean(why) })
+  table.insert(self.checks, { state = state, what = strings.for_json(what),
+    why = strings.for_json(why) })
 end
 
 
@@ -271,7 +266,7 @@ local function s2(text)
 end
 
 
--- A ClientHello of TLS 1.`minor`, with what servers of that age know.
+-- A ClientHello of an old version, with what servers of that age know.
 local function old_hello(version, host)
   local extensions = string.pack(">I2", 10) .. s2(s2("\0\23\0\24\0\25"))
     .. string.pack(">I2", 11) .. s2 "\1\0"
@@ -439,8 +434,8 @@ function M.run(list, opts)
   local why
   self.answer, why = self:ask(self.plain_request)
   if not self.answer then
-    return nil, clean(("%s: no answer with the good certificate: %s"):format(
-      self.url.at, why))
+    return nil, strings.for_json(("%s: no answer with the good certificate:"
+      .. " %s"):format(self.url.at, why))
   end
   local operations = {}
   if opts.document then

@@ -10,9 +10,11 @@ local core <const> = require "gateway.core"
 local document <const> = require "gateway.document"
 local options <const> = require "gateway.options"
 local pattern <const> = require "gateway.pattern"
+local strings <const> = require "gateway.strings"
 local M = {}
 
 local MAX_DEPTH <const> = 8
+local SEED <const> = 42
 local OPTIONAL_DEPTH <const> = 3  -- how deep what may be left out is put in
 local SAMPLES <const> = {
   date = "2024-02-29", time = "12:30:00Z", ["date-time"] =
@@ -96,19 +98,11 @@ end
 
 -- ---- values that it takes --------------------------------------------------
 
-local function steady()
-  local seed = 42
-  return function(n)
-    seed = seed * 6364136223846793005 + 1442695040888963407
-    return (seed >> 33) % n + 1
-  end
-end
-
-
 local function text_of(facts)
   local made = SAMPLES[facts.format]
   if facts.judge and not (made and facts.judge:accepts(made)) then
-    return facts.judge:sample(steady(), 12) or facts.judge:shortest() or "a"
+    return facts.judge:sample(strings.sequence(SEED), 12)
+      or facts.judge:shortest() or "a"
   end
   local least = math.tointeger(facts.minLength) or 0
   return made or ("a"):rep(math.min(math.max(least, 1), 10000))
@@ -383,14 +377,6 @@ end
 
 -- ---- requests --------------------------------------------------------------
 
---- A text as part of a URL.
-function M.escape(text)
-  return (text:gsub("[^%w._~-]", function(char)
-    return ("%%%02X"):format(char:byte())
-  end))
-end
-
-
 -- A copy of a body with another value at a path.
 local function put(value, path, text, from)
   if from > #path then
@@ -454,18 +440,19 @@ function M.build(read, base, slot, text, raw)
     local value = one == slot and text or one.value
     local wanted = one.required or read.all or one == slot
     if one.place == "path" then
-      local shown = raw and one == slot and value or M.escape(value)
+      local shown = raw and one == slot and value or strings.percent(value)
       path = path:gsub("{" .. one.name:gsub("%p", "%%%0") .. "}",
         (shown:gsub("%%", "%%%%")))
     elseif wanted and one.place == "query" then
-      query[#query + 1] = M.escape(one.name) .. "=" .. M.escape(value)
+      query[#query + 1] = strings.percent(one.name) .. "="
+        .. strings.percent(value)
     elseif wanted and one.place == "header" then
       headers[#headers + 1] = { one.name, value }
     elseif wanted and one.place == "formData" then
       fields[#fields + 1] = { name = one.name, value = value,
         is_file = one.is_file }
     elseif wanted and one.place == "cookie" then
-      cookies[#cookies + 1] = one.name .. "=" .. M.escape(value)
+      cookies[#cookies + 1] = one.name .. "=" .. strings.percent(value)
     end
   end
   if #cookies > 0 then

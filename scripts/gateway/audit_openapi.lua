@@ -6,6 +6,7 @@
 -- not. Schemas are judged with all that applies to the same value: what $ref
 -- and allOf say there counts, and each branch of anyOf and oneOf by itself.
 
+local beside <const> = require "gateway.audit_openapi_policy"
 local document <const> = require "gateway.document"
 local finding <const> = require "gateway.finding"
 local openapi <const> = require "gateway.openapi"
@@ -563,153 +564,6 @@ function Audit:check_servers()
 end
 
 
--- ---- beside a policy -------------------------------------------------------
-
-local function segments_of(path)
-  local list = options.segments(path)
-  for i, segment in ipairs(list) do
-    list[i] = segment:find("^{.*%.%.%.}$") and "..."
-      or segment:find("{", 1, true) and "{}" or segment
-  end
-  return list
-end
-
-
--- Is every path of `narrow` one of `wide`?
-local function covers(wide, narrow)
-  for i, segment in ipairs(wide) do
-    if segment == "..." then
-      return #narrow >= i
-    elseif narrow[i] == nil or segment ~= "{}" and segment ~= narrow[i]
-      or narrow[i] == "..." then
-      return false
-    end
-  end
-  return #wide == #narrow
-end
-
-
-local function takes(methods, method)
-  for _, one in ipairs(methods) do
-    if one == "*" or one == method or one == "GET" and method == "HEAD" then
-      return true
-    end
-  end
-  return false
-end
-
-
--- "./api.yaml:3" and "api.yaml:3" are one place.
-local function plain_place(at)
-  return (at:gsub("^%./", ""))
-end
-
-
--- The paths that an operation may have in a policy.
-function Audit:paths_of(operation)
-  local list = { segments_of(operation.path) }
-  if self.api.prefix and self.api.prefix ~= "" then
-    list[2] = segments_of(self.api.prefix .. operation.path)
-  end
-  return list
-end
-
-
-function Audit:is_covered(operation, route, path)
-  if plain_place(route.at) == plain_place(operation.at) then
-    return true
-  elseif not takes(route.methods, operation.method) then
-    return false
-  end
-  for _, one in ipairs(self:paths_of(operation)) do
-    if covers(path, one) then
-      return true
-    end
-  end
-  return false
-end
-
-
--- Does the document know of all that the route takes?
-function Audit:is_known(route, path)
-  for _, operation in ipairs(self.api.operations) do
-    if plain_place(route.at) == plain_place(operation.at) then
-      return true
-    end
-    for _, one in ipairs(self:paths_of(operation)) do
-      if covers(one, path) and #route.methods == 1
-        and takes({ operation.method }, route.methods[1]) then
-        return true
-      end
-    end
-  end
-  return false
-end
-
-
--- One route for each method of a route.
-local function by_method(route)
-  local list = {}
-  for i, method in ipairs(route.methods) do
-    list[i] = { methods = { method }, path = route.path, at = route.at }
-  end
-  return list
-end
-
-
--- Was it made from another document, which does know it?
-local function from_another(route)
-  local file = route.at:match("^(.*):%d+$") or ""
-  return file:find("%.ya?ml$") or file:find("%.json$")
-end
-
-
-function Audit:compare(routes)
-  local covered = {}
-  for _, whole in ipairs(routes) do
-    local path = segments_of(whole.path)
-    for _, route in ipairs(by_method(whole)) do
-      for _, operation in ipairs(self.api.operations) do
-        covered[operation] = covered[operation]
-          or self:is_covered(operation, route, path)
-      end
-      if not self:is_known(route, path) and not from_another(route) then
-        self:add("openapi.undocumented", route.at, ("%s does not know %s %s")
-          :format(self.api.doc.name, route.methods[1] == "*"
-            and "every method of" or route.methods[1], route.path))
-      end
-    end
-  end
-  for _, operation in ipairs(self.api.operations) do
-    if not covered[operation] then
-      self:add("openapi.uncovered", operation.at, ("%s %s: the policy has no"
-        .. " route for it"):format(operation.method, operation.path))
-    end
-  end
-end
-
-
--- ---- what comments allow ---------------------------------------------------
-
--- "# audit: allow RULE because …" keeps a finding of that line quiet, or, where
--- it is alone in its line, one of the next.
-local function suppress(found, name, text)
-  local allowed, line = {}, 0
-  for row in (text .. "\n"):gmatch("(.-)\n") do
-    line = line + 1
-    local rule, why =
-      row:match("#%s*audit:%s*allow%s+(%S+)%s+because%s+(%S.-)%s*$")
-    if rule then
-      local at = row:find("^%s*#") and line + 1 or line
-      allowed[("%s:%d %s"):format(name, at, rule)] = why
-    end
-  end
-  for _, one in ipairs(found) do
-    one.suppressed = one.suppressed or allowed[one.at .. " " .. one.rule]
-  end
-end
-
-
 -- ---- the whole -------------------------------------------------------------
 
 function Audit:check_operation(operation)
@@ -752,10 +606,11 @@ function M.audit(found, name, text, routes)
       end)
     end
     if routes then
-      self:compare(routes)
+      beside.compare(self.api, routes, function(...)
+        self:add(...)
+      end)
     end
   end)
-  suppress(found, name, text)
 end
 
 

@@ -3,15 +3,13 @@
 
 local core <const> = require "gateway.core"
 local generate <const> = require "gateway.generate"
-local identity <const> = require "gateway.identity"
 local options <const> = require "gateway.options"
 local oracle <const> = require "gateway.oracle"
 local pattern <const> = require "gateway.pattern"
 local pointer <const> = require "gateway.pointer"
-local test <const> = require "gateway.test"
+local strings <const> = require "gateway.strings"
 local M = {}
 
-local MAX_ALTERNATIVES <const> = 16
 local MAX_TRIES <const> = 300  -- of making a value that the whole schema takes
 local MAX_DEPTH <const> = 12
 local SEED <const> = 20261126
@@ -33,113 +31,6 @@ local SAMPLES <const> = {
   iri = "https://example.org/qz%d", ["json-pointer"] = "/qz%d",
   byte = "qz%02daaaa",
 }
-
-
--- ---- identities ------------------------------------------------------------
-
--- What the constructors of conditions were given, by the test they made.
-local made = setmetatable({}, { __mode = "k" })
-
-local LEAVES <const> = {
-  "cn", "o", "ou", "dns", "email", "ip", "eku", "uri", "spiffe", "ca", "dn",
-  "issuer", "fingerprint", "spki", "serial",
-}
--- Those that a certificate of ours cannot be given.
-local FIXED <const> = { dn = true, issuer = true, fingerprint = true,
-  spki = true, serial = true }
-
-
---- Lets the constructors of conditions remember what they were given, from now
--- on.
-function M.remember()
-  local names = table.move(LEAVES, 1, #LEAVES, 4, { "any", "all", "none" })
-  for _, name in ipairs(names) do
-    local build = identity[name]
-    identity[name] = function(...)
-      local condition = build(...)
-      made[condition.test] = { name = name, parts = { ... } }
-      return condition
-    end
-    identity.constructors[identity[name]] = name
-  end
-  M.remember = function() end
-end
-
-
--- One attribute of a certificate that satisfies a condition.
-local function leaf(name, value)
-  if FIXED[name] then
-    return {}
-  elseif name == "uri" or name == "spiffe" then
-    return { { uri = { (value:gsub("%*+", "x")) } } }
-  elseif name == "dns" then
-    return { { dns = { (value:gsub("^%*", "x")) } } }
-  end
-  return { { [name] = { value } } }
-end
-
-
-local function merged(a, b)
-  local fields = {}
-  for _, from in ipairs { a, b } do
-    for name, values in pairs(from) do
-      fields[name] = fields[name] or {}
-      table.move(values, 1, #values, #fields[name] + 1, fields[name])
-    end
-  end
-  return fields
-end
-
-
--- Every way to satisfy both.
-local function cross(left, right)
-  local list = {}
-  for _, a in ipairs(left) do
-    for _, b in ipairs(right) do
-      if #list < MAX_ALTERNATIVES then
-        list[#list + 1] = merged(a, b)
-      end
-    end
-  end
-  return list
-end
-
-
--- The certificates that satisfy a condition, as fields of t.identity.
-local function alternatives(test_)
-  local row = made[test_]
-  if not row or row.name == "none" then
-    return { {} }
-  elseif row.name ~= "any" and row.name ~= "all" then
-    return leaf(row.name, row.parts[1])
-  end
-  local list = row.name == "all" and { {} } or {}
-  for _, part in ipairs(row.parts) do
-    local more = alternatives(identity.is_condition(part) and part.test or part)
-    if row.name == "all" then
-      list = cross(list, more)
-    else
-      table.move(more, 1, #more, #list + 1, list)
-    end
-  end
-  return list
-end
-
-
---- Identities that a route may let in; which of them it does, it says itself.
-function M.identities(book, route)
-  local list = { {} }
-  for _, who in ipairs(route.authorize) do
-    list = cross(list, alternatives(book.hooks[who.hook]))
-  end
-  local found = {}
-  for i, fields in ipairs(list) do
-    fields.cn = fields.cn or { "canary" }
-    local ok, result = pcall(test.identity, fields)
-    found[#found + 1] = ok and i <= MAX_ALTERNATIVES and result or nil
-  end
-  return found
-end
 
 
 -- ---- values ----------------------------------------------------------------
@@ -277,10 +168,11 @@ end
 
 -- A member that has no name of its own: a schema for its name, and its own.
 local function unnamed_of(schema)
-  for text, part in pairs(schema.patternProperties or {}) do
+  local text, part = next(schema.patternProperties or {})
+  if text then
     return { type = "string", pattern = text }, part
   end
-  local part = schema.additionalProperties
+  part = schema.additionalProperties
   if part == nil then
     part = schema.unevaluatedProperties
   end
@@ -483,10 +375,8 @@ end
 
 -- ---- requests --------------------------------------------------------------
 
-local function encoded(text, keep)
-  return (tostring(text):gsub("[^%w._~" .. (keep or "") .. "-]", function(char)
-    return ("%%%02X"):format(char:byte())
-  end))
+local function encoded(value, keep)
+  return strings.percent(tostring(value), keep)
 end
 
 

@@ -12,7 +12,6 @@ local BLOCK <const> = 128
 
 -- All of Unicode; a JSON string cannot hold surrogates.
 M.ALL = { 0, 0xD7FF, 0xE000, LAST }
-M.NONE = {}
 
 -- What an example is made of: the first of these that a set has anything of.
 local NICE <const> = {
@@ -70,13 +69,6 @@ local PLAIN <const> = M.new(M.ALL)
 --- The set without what is no character of Unicode.
 function M.clip(set)
   return M.intersect(set, PLAIN)
-end
-
-
---- What is in either.
-function M.union(a, b)
-  local ranges = table.move(a, 1, #a, 1, {})
-  return M.new(table.move(b, 1, #b, #ranges + 1, ranges))
 end
 
 

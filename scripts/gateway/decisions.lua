@@ -6,6 +6,7 @@
 
 local core <const> = require "gateway.core"
 local policy <const> = require "gateway.policy"
+local strings <const> = require "gateway.strings"
 local who <const> = require "gateway.who"
 local M = {}
 
@@ -184,7 +185,7 @@ function M.outcome(record)
   if record.refused or record.bug then
     return ("%s with %s at %s: %s"):format(
       record.bug and "failed" or "refused", tostring(record.status or 500),
-      record.stage, (tostring(record.reason):gsub("\n.*$", "")))
+      record.stage, strings.first_line(record.reason))
   end
   return "allowed, and answered with " .. tostring(record.status)
 end

@@ -106,8 +106,7 @@ local markdown <const> = {
 
 -- Text for groff: what it would take for commands, or for other signs.
 local function roff(s)
-  s = s:gsub("\\", "\\e"):gsub("%-", "\\-"):gsub("^([.'])", "\\&%1")
-  return (s:gsub("[\u{80}-\u{10ffff}]", "%0"))
+  return (s:gsub("\\", "\\e"):gsub("%-", "\\-"):gsub("^([.'])", "\\&%1"))
 end
 
 -- One sentence may fill several lines, none of which is a request.
@@ -505,10 +504,7 @@ end
 
 -- ---- the command -----------------------------------------------------------
 
-local commands  -- as the C side gave them to main()
-
-
-local function run(operands, opts)
+local function run(operands, opts, argv)
   local api, topic = reference.api(), operands[1]
   if opts.format == "luals" then
     local page, message = M.luals(api, topic or "gateway")
@@ -524,7 +520,8 @@ local function run(operands, opts)
       options.suggest(opts.format, { text = true, markdown = true, man = true,
         luals = true }))
   end
-  local list, message = choose(pages(api, reference.commands(commands)), topic)
+  local list, message = choose(pages(api, reference.commands(argv.commands)),
+    topic)
   if not list then
     return nil, message
   end
@@ -534,7 +531,8 @@ local function run(operands, opts)
 end
 
 
-local main <const> = tool.main {
+--- The command `gateway docs`.
+M.main = tool.main {
   name = "docs", operands = "[TOPIC]", most = 1,
   help = "The reference of what policies, tests and commands may say. TOPIC:"
     .. " gateway, id, test, objects, commands, or a name such as listen.",
@@ -551,13 +549,6 @@ local main <const> = tool.main {
   },
   run = run,
 }
-
-
---- The command `gateway docs`.
-function M.main(argv)
-  commands = argv.commands
-  return main(argv)
-end
 
 
 return M

@@ -2,10 +2,11 @@
 -- decision, each with file and line.
 
 local core <const> = require "gateway.core"
-local log <const> = require "gateway.decisions"
+local decisions <const> = require "gateway.decisions"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local story <const> = require "gateway.story"
+local strings <const> = require "gateway.strings"
 local tool <const> = require "gateway.tool"
 local who <const> = require "gateway.who"
 local M = {}
@@ -63,7 +64,7 @@ end
 -- The schema that an input breaks, what a condition was asked of, its parts.
 local function print_grounds(step)
   if step.reason then
-    core.print(INDENT .. "why: " .. step.reason:gsub("\n.*$", ""))
+    core.print(INDENT .. "why: " .. strings.first_line(step.reason))
   end
   if step.schema and step.ok == false then
     core.print(INDENT .. "wanted: " .. short(step.schema))
@@ -130,7 +131,7 @@ local function print_text(told)
     core.print("\nrefused in the handshake: " .. told.handshake)
   elseif told.failed then
     core.print(("\nlet through, but %s failed: 500: %s"):format(told.stage,
-      (told.reason:gsub("\n.*$", ""))))
+      strings.first_line(told.reason)))
   elseif told.undecided then
     core.print(("\nnot to be told here: %s; %s"):format(told.undecided,
       told.notes[1]))
@@ -139,7 +140,7 @@ local function print_text(told)
       .. " upstreams)"):format(told.status))
   else
     core.print(("\nrefused with %d at %s: %s"):format(told.status, told.stage,
-      (told.reason:gsub("\n.*$", ""))))
+      strings.first_line(told.reason)))
   end
 end
 
@@ -242,19 +243,9 @@ local function read_request(target, opts)
 end
 
 
--- Loads the policy, or says why not and returns nil.
-local function load_policy(name)
-  local ok, message = core.test_policy(name)
-  if not ok then
-    core.warn("gateway explain: " .. message)
-  end
-  return ok
-end
-
-
 -- ---- the command -----------------------------------------------------------
 
--- The listener that is asked, by number; nil: said on standard error.
+-- The listener that is asked, by number. Nil and why.
 local function find_listener(name)
   local number, message = who.listener(name)
   if not number then
@@ -282,9 +273,9 @@ local function explain(client, spec, opts, record)
     told.where = result.where ~= "" and result.where or nil
     told.name = result.name ~= "" and result.name or nil
     if record then
-      told.notes = log.missing(result, client)
-      table.insert(told.notes, 1, "logged: " .. log.outcome(record))
-      told.undecided = log.undecided(result)
+      told.notes = decisions.missing(result, client)
+      table.insert(told.notes, 1, "logged: " .. decisions.outcome(record))
+      told.undecided = decisions.undecided(result)
       told.logged = not (record.refused or record.bug)
     end
     told.failed = told.allowed and told.status == 500
@@ -308,7 +299,7 @@ local function from_command_line(operands, opts)
   elseif not operands[1] then
     return nil, "a path is missing: /path?query"
   end
-  if not load_policy(opts.policy) then
+  if not tool.load_policy("explain", opts.policy) then
     return 1
   end
   local number, message = find_listener(opts.listener)
@@ -335,21 +326,21 @@ local function from_log(operands, opts)
   elseif operands[1] then
     return nil, ("%s: the log says what the request was"):format(operands[1])
   end
-  if not load_policy(opts.policy) then
+  if not tool.load_policy("explain", opts.policy) then
     return 1
   end
-  local record, whole = log.find(opts.log, opts.id)
+  local record, whole = decisions.find(opts.log, opts.id)
   if not record then
     core.warn("gateway explain: " .. whole)
     return 1
   end
-  local spec, why = log.request(record)
+  local spec, why = decisions.request(record)
   if not spec then
     core.warn(("gateway explain: request %s cannot be run again: %s; logged:"
-      .. " %s"):format(opts.id, why, log.outcome(record)))
+      .. " %s"):format(opts.id, why, decisions.outcome(record)))
     return 1
   end
-  local client, message = log.client(record, opts.identity, whole)
+  local client, message = decisions.client(record, opts.identity, whole)
   if not client then
     return nil, message
   end

@@ -14,6 +14,7 @@
 
 local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
+local strings <const> = require "gateway.strings"
 local M = {}
 
 local SEVERITIES <const> = { "high", "medium", "low", "info" }
@@ -151,10 +152,7 @@ local function uri_of(file)
   if file:find("^https://") then
     return file
   end
-  local text = file:gsub("[^%w/._~-]", function(char)
-    return ("%%%02X"):format(char:byte())
-  end)
-  return (file:find("^/") and "file://" or "") .. text
+  return (file:find("^/") and "file://" or "") .. strings.percent(file, "/")
 end
 
 

@@ -128,10 +128,17 @@ end
 
 -- ---- one field -------------------------------------------------------------
 
+-- A condition on one field of the identity, for the value that is wanted.
+local function on_field(name, wanted, values_of, test)
+  local new = condition(("%s %s"):format(name, options.show(wanted)), test)
+  new.values, new.name, new.wanted = values_of, name, wanted
+  return new
+end
+
+
 -- A condition on one list of the identity: some entry is exactly `value`.
 local function entry(name, label, value, values_of)
-  local text = ("%s %s"):format(name, options.show(value))
-  local new = condition(text, function(identity)
+  return on_field(name, value, values_of, function(identity)
     local values = values_of(identity)
     for _, found in ipairs(values or {}) do
       if found == value then
@@ -140,8 +147,6 @@ local function entry(name, label, value, values_of)
     end
     return false, why_not(label, values, value)
   end)
-  new.values, new.name, new.wanted = values_of, name, value
-  return new
 end
 
 
@@ -274,18 +279,18 @@ function M.dns(...)
     fail("dns", ("no name %s: write a name, or *. and a name of two labels"
       .. " or more"):format(options.show(wanted)))
   end
-  local new = condition("dns " .. options.show(wanted), function(identity)
-    for _, found in ipairs(identity.san.dns or {}) do
+  local function names(identity)
+    return identity.san.dns
+  end
+  return on_field("dns", wanted, names, function(identity)
+    for _, found in ipairs(names(identity) or {}) do
       local name = found:lower()
       if name == wanted or rest and name:match("^[^.*]+(%..+)$") == rest then
         return true
       end
     end
-    return false, why_not("san.dns", identity.san.dns, wanted)
+    return false, why_not("san.dns", names(identity), wanted)
   end)
-  new.values = function(identity) return identity.san.dns end
-  new.name, new.wanted = "dns", wanted
-  return new
 end
 
 
@@ -294,18 +299,17 @@ end
 function M.ca(...)
   local wanted = one_text("ca", "certs/tenant-a.crt", ...)
   policy.ask_ca(wanted)
-  local text = "ca " .. options.show(wanted)
-  local new = condition(text, function(identity)
-    for _, found in ipairs(identity.ca) do
+  local function files(identity)
+    return identity.ca
+  end
+  return on_field("ca", wanted, files, function(identity)
+    for _, found in ipairs(files(identity)) do
       if found == wanted then
         return true
       end
     end
     return false, "the chain goes through no CA of " .. options.show(wanted), 0
   end)
-  new.values = function(identity) return identity.ca end
-  new.name, new.wanted = "ca", wanted
-  return new
 end
 
 
@@ -399,7 +403,10 @@ function M.spiffe(...)
     fail("spiffe", "the trust domain is written in lower-case letters, digits,"
       .. " '.', '-' and '_'")
   end
-  local new = condition("spiffe " .. options.show(text), function(identity)
+  local function id_of(identity)
+    return { identity.spiffe }
+  end
+  return on_field("spiffe", text, id_of, function(identity)
     local uri = identity.spiffe
     if not uri or uri == "" then
       return false, "the certificate has no spiffe id", 0
@@ -410,9 +417,6 @@ function M.spiffe(...)
     end
     return true
   end)
-  new.values = function(identity) return { identity.spiffe } end
-  new.name, new.wanted = "spiffe", text
-  return new
 end
 
 
@@ -430,7 +434,7 @@ function M.uri(...)
     return entry("uri", "san.uri", text, uris)
   end
   local pattern = compile("uri", text)
-  local new = condition("uri " .. options.show(text), function(identity)
+  return on_field("uri", text, uris, function(identity)
     local best, best_near = "the certificate has no san.uri", 0
     for _, uri in ipairs(uris(identity) or {}) do
       local reason, near = mismatch("uri", pattern, uri)
@@ -443,8 +447,6 @@ function M.uri(...)
     end
     return false, best, best_near
   end)
-  new.values, new.name, new.wanted = uris, "uri", text
-  return new
 end
 
 
@@ -557,12 +559,14 @@ function M.none(...)
 end
 
 
+-- Functions of this module that make no condition.
+local OTHERS <const> = { is_condition = true, to_condition = true,
+  condition_of = true, monotone = true }
+
 -- The constructors by value, to catch `authorize = id.ou`.
 M.constructors = {}
 for name, value in pairs(M) do
-  if type(value) == "function" and name ~= "is_condition"
-    and name ~= "to_condition" and name ~= "condition_of"
-    and name ~= "monotone" then
+  if type(value) == "function" and not OTHERS[name] then
     M.constructors[value] = name
   end
 end
@@ -570,12 +574,10 @@ end
 
 return setmetatable(M, {
   __index = function(_, name)
-    local known = {}
-    for key in pairs(M) do
-      known[key] = type(key) == "string" or nil
+    local known = { anyone = true }
+    for _, constructor in pairs(M.constructors) do
+      known[constructor] = true
     end
-    known.is_condition, known.to_condition, known.constructors = nil, nil, nil
-    known.condition_of, known.monotone = nil, nil
     fail(tostring(name), "there is no such condition"
       .. options.suggest(tostring(name), known))
   end,

@@ -15,6 +15,27 @@
 -- The first part of this API declares, while the policy loads, and raises an
 -- error that begins with file:line at every mistake. The second part is for
 -- hooks, which run per request.
+--
+-- The library, part by part. A module uses its own part and those above it, and
+-- gateway.core, which the C side gives. What each is for is its first line.
+-- `gateway NAME` runs main of its module: NAME, or control.
+--
+--   ground     options, strings, stage, pointer, scan, policy: the book that
+--              the rest of the policy library writes
+--   policies   identity, schema, response, upstream, command, route, jobs,
+--              shadow, document, openapi_read, openapi_schema, openapi, init
+--   schemas    charset, regex, automaton, redos, pattern, shape, oracle,
+--              generate, canary: what passes, computed; values that do
+--   tools      tool, who, client_for, stub, story, decisions, reach, finding,
+--              http_client: what several commands need
+--   test       luadump, coverage, results, fuzz_model, fuzz_change,
+--              fuzz_failure, fuzz, test
+--   audit      luasource, flow, audit_config, audit_hook, audit_input,
+--              audit_trace, audit_openapi_policy, audit_openapi,
+--              audit_live_input, audit_live_probe, audit_live, audit_host,
+--              audit_allow, audit
+--   commands   control, explain, replay, routes, whoami, reference, docs,
+--              completion
 
 local core <const> = require "gateway.core"
 local command <const> = require "gateway.command"
@@ -79,16 +100,10 @@ local function any_purpose(value)
 end
 
 
--- A file name, or a list of them; always a list in the end.
-local function files(value)
-  if options.text(value) then
-    return { value }
-  end
-  local list = options.texts(value)
-  if list and #list > 0 then
-    return list
-  end
-  return nil, "a file name, or a list of them"
+-- Names of files, no folders: one, or a list of them; always a list in the end.
+local function file_names(value)
+  local list = options.texts(options.text(value) and { value } or value)
+  return list and list[1] and list, "a file name, or a list of them"
 end
 
 
@@ -114,9 +129,9 @@ local LISTEN_SPEC <const> = options.spec("gateway.listen", {
     help = "what routes and logs call it; if not given, its address" },
   address = { options.text, required = true,
     help = '"127.0.0.1:8443", "[::1]:8443", "*:8443" or "unix:/path"' },
-  certificate = { files,
+  certificate = { file_names,
     help = "PEM: the server's, its intermediates after it" },
-  key = { files,
+  key = { file_names,
     help = "PEM: the key of each certificate, in the same order" },
   certificates = { options.table,
     help = "the same, as a list of { certificate =, key = }" },
@@ -157,9 +172,9 @@ local CERTIFICATE_SPEC <const> = options.spec("gateway.listen: certificates", {
 })
 
 local SNI_SPEC <const> = options.spec("gateway.listen: sni", {
-  certificate = { files,
+  certificate = { file_names,
     help = "PEM: for this name" },
-  key = { files,
+  key = { file_names,
     help = "PEM: its key" },
   certificates = { options.table,
     help = "the same, as a list of { certificate =, key = }" },
@@ -233,15 +248,23 @@ local ADMIN_SPEC <const> = options.spec("gateway.admin", {
 })
 
 
---- process { workers =, user =, … }: how the program runs; at most once.
-function M.process(given)
-  local what <const> = "gateway.process"
-  local at = policy.declare(what)
+-- How the program runs, as the configuration wants it.
+local function read_process(at, what, given)
   local read = options.read(at, what, given, PROCESS_SPEC)
   read.drain_ms, read.drain = read.drain, nil
   read.clock_floor, read.clock = read.clock == "floor", nil
   read.at = at
-  policy.set_process(at, read)
+  return read
+end
+
+policy.set_default_process(read_process(nil, "gateway.process", {}))
+
+
+--- process { workers =, user =, … }: how the program runs; at most once.
+function M.process(given)
+  local what <const> = "gateway.process"
+  local at = policy.declare(what)
+  policy.set_process(at, read_process(at, what, given))
 end
 
 
@@ -371,9 +394,9 @@ end
 local TCP_SPEC <const> = options.spec("gateway.tcp", {
   listen = { options.table, required = true,
     help = "as gateway.listen takes it" },
-  authorize = { route.anything,
+  authorize = { options.anything,
     type = "condition or function(identity)", help = "who; required" },
-  to = { route.anything, required = true,
+  to = { options.anything, required = true,
     type = '"tcp://HOST:PORT", "unix:/PATH", or an upstream of such targets',
     help = "where to" },
   idle = { options.seconds, default = 3600000,
@@ -382,7 +405,7 @@ local TCP_SPEC <const> = options.spec("gateway.tcp", {
     help = "the same, when one direction has ended" },
   alpn = { options.texts, default = core.array {},
     help = "protocols that are offered to clients" },
-  log = { route.anything,
+  log = { options.anything,
     type = "function, or list of functions",
     help = "called at the end, (request, response, decision)" },
 })
@@ -465,9 +488,9 @@ end
 
 
 --- openapi "api.yaml", openapi { file =, handlers =, upstream =, authorize =,
--- … }: routes and schemas straight from an OpenAPI document. The module is for
--- those who use it.
+-- … }: routes and schemas straight from an OpenAPI document.
 function M.openapi(given)
+  -- here, for a policy without one does not need the module
   return require "gateway.openapi".declare(given)
 end
 

@@ -44,18 +44,42 @@ local ESCAPES <const> = {
 }
 
 
+-- The escape whose letter is at `at`: what it stands for, and where it ends.
+local function unescape(text, at)
+  local code, last = text:match("^u{(%x+)}()", at)
+  if code then
+    return utf8.char(tonumber(code, 16)), last
+  end
+  code, last = text:match("^x(%x%x)()", at)
+  if code then
+    return string.char(tonumber(code, 16)), last
+  end
+  code, last = text:match("^(%d%d?%d?)()", at)
+  if code then
+    return string.char(tonumber(code) & 255), last
+  end
+  last = text:match("^z%s*()", at)
+  if last then
+    return "", last
+  end
+  local char = text:sub(at, at)
+  return ESCAPES[char] or char, at + 1
+end
+
+
 -- A quoted string's value.
 local function unquoted(text)
-  text = text:gsub("\\z%s*", "")
-  return (text:gsub("\\(u{%x+})", function(code)
-    return utf8.char(tonumber(code:sub(3, -2), 16))
-  end):gsub("\\x(%x%x)", function(hex)
-    return string.char(tonumber(hex, 16))
-  end):gsub("\\(%d%d?%d?)", function(number)
-    return string.char(tonumber(number) & 255)
-  end):gsub("\\([^%dxu])", function(char)
-    return ESCAPES[char] or char
-  end))
+  local parts, at = {}, 1
+  while true do
+    local backslash = text:find("\\", at, true)
+    if not backslash then
+      break
+    end
+    parts[#parts + 1] = text:sub(at, backslash - 1)
+    parts[#parts + 1], at = unescape(text, backslash + 1)
+  end
+  parts[#parts + 1] = text:sub(at)
+  return table.concat(parts)
 end
 
 
@@ -556,8 +580,8 @@ function M.walk(node, each)
   if node.kind then
     each(node)
   end
-  for key, part in pairs(node) do
-    if type(part) == "table" and key ~= "parent" then
+  for _, part in pairs(node) do
+    if type(part) == "table" then
       M.walk(part, each)
     end
   end

@@ -51,16 +51,26 @@ local function prefix(value)
   return nil, '"" or a path such as "/v1"'
 end
 
-M.SPEC = {
-  file = { options.text, required = true },
-  handlers = { options.table, default = {} },
-  upstream = { route.anything },
-  missing = { options.one_of("error", "refuse"), default = "error" },
-  prefix = { prefix },
-  open = { options.boolean, default = false },
-  formats = { formats, default = {} },
-  media = { options.text },
-}
+M.SPEC = options.spec("gateway.openapi", {
+  file = { options.text, required = true,
+    help = "the document, kept in the policy's folder or below" },
+  handlers = { options.table, default = {},
+    help = 'by operationId, or "GET /path": a function, an upstream, a route\'s'
+      .. " options but validate, or false: not served" },
+  upstream = { options.anything,
+    type = "upstream, or upstream:to(…)",
+    help = "the handle of operations that have none" },
+  missing = { options.one_of("error", "refuse"), default = "error",
+    help = "what nothing handles; refuse: it is not served" },
+  prefix = { prefix,
+    help = "what stands before each path, in place of the document's own" },
+  open = { options.boolean, default = false,
+    help = "lets additionalProperties: true stand" },
+  formats = { formats, default = {},
+    help = "what formats of your own mean" },
+  media = { options.text,
+    help = "which body counts where an operation has several that differ" },
+})
 for name, row in pairs(route.GROUP_SPEC) do
   M.SPEC[name] = row
 end

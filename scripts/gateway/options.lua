@@ -177,6 +177,18 @@ function M.suggest(name, known)
 end
 
 
+--- Raises an error for a key of `given` that is not one of `known`.
+-- @param what  whose fields they are: "t.request"
+function M.fields(what, given, known)
+  for name in pairs(given) do
+    if not known[name] then
+      M.fail(nil, what, ("unknown field '%s'%s"):format(tostring(name),
+        M.suggest(tostring(name), known)))
+    end
+  end
+end
+
+
 -- One option of read(): checked, converted, or its default.
 local function read_one(at, what, name, value, row)
   if value == nil then
@@ -216,6 +228,12 @@ function M.read(at, what, given, spec)
     read[name] = read_one(at, what, name, given[name], spec[name])
   end
   return read
+end
+
+
+--- Reader: what it is given, to be read further by whoever asked.
+function M.anything(value)
+  return value
 end
 
 

@@ -27,7 +27,7 @@ local OBJECT_WORDS <const> = {
 
 -- ---- three-valued logic -----------------------------------------------------
 
--- false beats nil beats true.
+--- The verdict on two: false beats nil beats true.
 local function both(a, b)
   if a == false or b == false then
     return false
@@ -36,6 +36,9 @@ local function both(a, b)
   end
   return true
 end
+
+
+M.both = both
 
 
 -- How many of a list of verdicts are true; and how many are not known.
@@ -189,8 +192,10 @@ local NUMBER_FORMATS <const> = {
   int64 = function(value)
     if math.type(value) == "integer" then
       return true
+    elseif not is_whole(value) then
+      return false
     end
-    return not is_whole(value) and false or nil
+    return nil
   end,
 }
 
@@ -432,8 +437,7 @@ local function check_lists(schema, value, run, state)
         verdicts[i] = branch(sub, value, run, state)
       end
       local sure, unsure = tally(verdicts, #schema[word])
-      local known = sure > most or sure + unsure == 0 and 0
-      if known then
+      if sure > most or sure + unsure == 0 then
         verdict = false
       elseif unsure > 0 then
         verdict = both(verdict, nil)
@@ -560,11 +564,11 @@ local function check_rest(schema, value, run, state)
   local verdict = true
   for name, member in pairs(value) do
     if not state.spoken[name] then
-      verdict = both(verdict, state.unsure and rest ~= true and nil
-        or check(rest, member, run))
-      if state.unsure and rest ~= true then
-        verdict = both(verdict, nil)
+      local one
+      if not state.unsure or rest == true then
+        one = check(rest, member, run)
       end
+      verdict = both(verdict, one)
       state.spoken[name] = true
     end
   end
@@ -613,10 +617,10 @@ function check(schema, value, run)
   end
   for name in pairs(value) do
     if not spoken[name] then
-      if run.inside > 0 then
+      if run.inside > 0 or verdict == nil then
         return nil
       end
-      return verdict ~= nil and false or nil
+      return false
     end
   end
   return verdict

@@ -30,8 +30,8 @@ function M.child(at, step)
 end
 
 
---- The value below `root` that a local reference names; nil where it is no
--- local reference, or nothing is there.
+--- The value below `root` that a local reference names, which may be false; nil
+-- where it is no local reference, or nothing is there.
 -- @param root       a decoded document
 -- @param reference  "#" or "#/a/b", percent-encoded
 -- @return the value, and the last step to it ("": none)

@@ -10,15 +10,9 @@ local scan <const> = require "gateway.scan"
 local M = {}
 
 local BODY_DEFAULT <const> = 1048576
-local PROCESS_DEFAULT <const> = {
-  workers = 1, user = "nobody", group = "", access_log = true,
-  log_level = "info", lua_memory = 67108864, drain_ms = 30000,
-  ticket_keys = "",
-  audit_key = "", control = "",
-  accept_missing = core.array {}, must_have = core.array {},
-}
 
 local book
+local default_process  -- where gateway.process is not declared
 
 
 --- Forgets everything: `gateway test` reads several policies in one state.
@@ -97,6 +91,24 @@ function M.all(list)
 end
 
 
+--- Does a route take a method? GET answers HEAD, too.
+function M.takes(route, method)
+  for _, one in ipairs(route.methods) do
+    if one == "*" or one == method or one == "GET" and method == "HEAD" then
+      return true
+    end
+  end
+  return false
+end
+
+
+--- "GET, PUT /files/{path...}": a route in a word.
+function M.title(route)
+  local methods = table.concat(route.methods, ", ")
+  return (methods == "*" and "any" or methods) .. " " .. route.path
+end
+
+
 --- The function that the configuration calls by that number.
 function M.hook_of(number)
   return book.hooks[number]
@@ -143,13 +155,19 @@ end
 
 --- What gateway.process says of the control socket: "", "off", "unix:/path".
 function M.control()
-  return (book.process or PROCESS_DEFAULT).control
+  return (book.process or default_process).control
 end
 
 
 --- A remark that `gateway check` prints; it stops nothing.
 function M.warn(at, text)
   book.warnings[#book.warnings + 1] = { at = at, text = text }
+end
+
+
+--- What counts where gateway.process is not declared: its defaults.
+function M.set_default_process(process)
+  default_process = process
 end
 
 
@@ -293,7 +311,7 @@ function M.finish(main)
   scan.check(main, book.files)
   book.sealed = true
   local json = core.encode {
-    process = book.process or PROCESS_DEFAULT,
+    process = book.process or default_process,
     env = core.array(book.env),
     cas = core.array(book.cas),
     listeners = core.array(book.listeners),

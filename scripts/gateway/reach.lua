@@ -13,8 +13,8 @@
 local core <const> = require "gateway.core"
 local identity <const> = require "gateway.identity"
 local policy <const> = require "gateway.policy"
-local story <const> = require "gateway.story"
-local test <const> = require "gateway.test"
+local strings <const> = require "gateway.strings"
+local stub <const> = require "gateway.stub"
 local who <const> = require "gateway.who"
 local M = {}
 
@@ -101,7 +101,7 @@ local function row_of_route(number, route)
   end
   local commands, upstreams = M.uses(route)
   return {
-    what = story.title(route), at = route.at, number = number, route = route,
+    what = policy.title(route), at = route.at, number = number, route = route,
     listener = route.listener, host = route.host,
     who = table.concat(texts, " and "), checks = #route.check,
     commands = commands, upstreams = upstreams,
@@ -185,7 +185,7 @@ local function ask_route(row, seen, listener)
     method = method == "*" and "GET" or method,
     target = route.path:gsub("{[^}]*}", PROBE), ask = true,
     headers = { host = route.host ~= "" and route.host or PROBE },
-    listener = listener, stub = test.stand_ins(),
+    listener = listener, stub = stub.all(),
   })
   if result.number ~= row.number then
     return "error", "no request of ours reaches this route: another one has"
@@ -227,7 +227,7 @@ function M.ask(row, client)
   else
     verdict, reason = ask_route(row, seen, listener or row.listener)
   end
-  return verdict, reason and tostring(reason):gsub("\n.*$", "") or nil
+  return verdict, reason and strings.first_line(reason)
 end
 
 

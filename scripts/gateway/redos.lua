@@ -31,7 +31,8 @@ local function ways(machine, from, turns)
   local counts, on_way, budget, ends = {}, {}, MAX_WAYS, false
   local function go(state, depth)
     local passed = on_way[state] or 0
-    if passed >= (machine.rounds[state] and 1 or turns) or budget == 0 or depth > MAX_DEPTH then
+    if passed >= (machine.rounds[state] and 1 or turns) or budget == 0
+      or depth > MAX_DEPTH then
       return
     end
     budget = budget - 1
@@ -190,7 +191,8 @@ local function exponential(graph, loop, each)
     local text, ended = two_ways(graph, loop, node)
     local back = text and way_to(graph, ended, node)
     tried = tried + (text and 1 or 0)
-    local found = back and each("exponential", node, text .. back)
+    local found = back  -- none: there was no work left to look for it
+      and each("exponential", node, text .. back)
     if found or tried >= MAX_TRIED then
       return found
     end

@@ -12,6 +12,7 @@
 local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
 local tool <const> = require "gateway.tool"
+require "gateway.openapi"  -- whose options a policy loads with it
 local M = {}
 
 -- Where the names of each module are documented, in the order of the pages.

@@ -5,9 +5,9 @@
 -- with a reason, never guessed at: a pattern that cannot be judged has to count
 -- as one that lets everything through.
 --
--- The tree: { kind = "set", set } | "empty" | { "cat", … } | { "alt", … } |
--- { "rep", node, min, max or nil } | { "assert", what } |
--- { "look", node, negative }
+-- Nodes of the tree, by `kind`: set { set }, empty, cat { node, … }, alt {
+-- node, … }, rep { node, min, max or nil }, assert { what }, look { node,
+-- negative }.
 
 local charset <const> = require "gateway.charset"
 local M = {}
@@ -39,7 +39,7 @@ local Reader = {}
 Reader.__index = Reader
 
 
--- What parse() catches: why a pattern cannot be judged.
+-- What try() catches: why a pattern cannot be judged.
 local Unjudged = {}
 
 local function give_up(why)

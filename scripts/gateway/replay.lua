@@ -9,8 +9,9 @@ local decisions <const> = require "gateway.decisions"
 local identity <const> = require "gateway.identity"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
-local story <const> = require "gateway.story"
-local test <const> = require "gateway.test"
+local stage <const> = require "gateway.stage"
+local strings <const> = require "gateway.strings"
+local stub <const> = require "gateway.stub"
 local tool <const> = require "gateway.tool"
 local who <const> = require "gateway.who"
 local M = {}
@@ -19,7 +20,7 @@ local BATCH <const> = 10000        -- requests between two loads of policies
 local MAX_CLIENTS <const> = 20000  -- known at once
 local MAX_HOSTS <const> = 16       -- names that are tried where Host is asked
 
--- How far a request comes before headers and the body are looked at.
+-- The stages of gateway.stage, and within "validate" what is looked at.
 local REACH <const> = {
   syntax = 1, route = 2, authorize = 3, path = 4, query = 5, headers = 6,
   body = 7, check = 8, handle = 9,
@@ -32,12 +33,10 @@ local REACH <const> = {
 local function read_certificates(folders)
   local by_serial = {}
   for _, folder in ipairs(folders) do
-    for _, pattern in ipairs { "/*.crt", "/*.pem" } do
-      for _, file in ipairs(core.glob(folder .. pattern)) do
-        local client = who.of(file, who.listener())
-        if client then
-          by_serial[client.identity.serial] = client
-        end
+    for _, file in ipairs(who.files_in(folder)) do
+      local client = who.of(file, who.listener())
+      if client then
+        by_serial[client.identity.serial] = client
       end
     end
   end
@@ -107,7 +106,7 @@ local function survey()
     end
   end
   return { hosts = hosts, certain = certain, only = only,
-    stub = test.stand_ins() }
+    stub = stub.all() }
 end
 
 
@@ -123,7 +122,7 @@ local function run_once(client, spec, about, host)
   local place = r.stage == "validate" and r.where or r.stage
   local out = {
     place = REACH[place] or REACH.handle, stage = r.stage, status = r.status,
-    reason = r.reason, at = r.route, allowed = story.allowed(r),
+    reason = r.reason, at = r.route, allowed = stage.was_allowed(r.stage),
   }
   if asked and asked[1] and (not out.allowed and out.place >= REACH.authorize
     or out.allowed and not about.certain[r.number]) then
@@ -218,10 +217,9 @@ function M.words(verdict)
   elseif verdict.allowed then
     return "allowed"
   end
-  local reason = tostring(verdict.reason):gsub("\n.*$", "")
   return ("%s with %s at %s: %s"):format(
     verdict.status == 500 and "failed" or "refused", tostring(verdict.status),
-    verdict.stage, reason)
+    verdict.stage, strings.first_line(verdict.reason))
 end
 
 

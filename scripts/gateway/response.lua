@@ -34,12 +34,7 @@ end
 
 --- response { status =, type =, headers =, body = }: any answer.
 function M.response(fields)
-  for name in pairs(fields) do
-    if not FIELDS[name] then
-      options.fail(nil, "gateway.response", ("unknown field '%s'%s"):format(
-        tostring(name), options.suggest(tostring(name), FIELDS)))
-    end
-  end
+  options.fields("gateway.response", fields, FIELDS)
   return {
     status = fields.status or 200, type = fields.type,
     body = fields.body or "", headers = fields.headers,

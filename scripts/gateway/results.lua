@@ -5,6 +5,7 @@
 
 local core <const> = require "gateway.core"
 local coverage <const> = require "gateway.coverage"
+local strings <const> = require "gateway.strings"
 local M = {}
 
 local ENTITIES <const> = {
@@ -32,7 +33,7 @@ local function one_line(message)
 end
 
 
---- Results in order, those of one file together.
+-- Results in order, those of one file together.
 local function by_file(results)
   local files, known = {}, {}
   for _, result in ipairs(results) do
@@ -119,20 +120,15 @@ function writers.junit(results, covered)
 end
 
 
--- A text as JSON may hold it.
-local function utf8_only(text)
-  return utf8.len(text) and text or (text:gsub("[\x80-\xff]", "?"))
-end
-
-
 --- One JSON object.
 function writers.json(results, covered)
   local cases, failed = core.array {}, count_failed(results)
   for i, result in ipairs(results) do
     cases[i] = {
-      file = utf8_only(result.file), name = utf8_only(result.name),
+      file = strings.for_json(result.file),
+      name = strings.for_json(result.name),
       ok = result.ok, seconds = result.seconds,
-      message = result.message and utf8_only(result.message),
+      message = result.message and strings.for_json(result.message),
     }
   end
   core.print(core.encode {

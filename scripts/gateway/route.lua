@@ -26,28 +26,22 @@ local ALLOW <const> = {
   body_on_get = true, content_encoding = true,
 }
 
-
--- Reader of `authorize`, `check` and the like: kept as it is, read later.
-local function anything(value)
-  return value
-end
-
 local SPEC <const> = options.spec("route", {
-  authorize = { anything,
+  authorize = { options.anything,
     type = "condition or function(identity)",
     help = "who may call it; required, here or in the group" },
   validate = { options.table, default = {},
     help = "what: see route: validate" },
-  check = { anything,
+  check = { options.anything,
     type = "function, or list of functions",
     help = "what neither of both can say: (request, identity)" },
-  handle = { anything, required = true,
+  handle = { options.anything, required = true,
     type = "function(request, identity), upstream, or upstream:to(…)",
     help = "the work" },
-  respond = { anything,
+  respond = { options.anything,
     type = "function, or list of functions",
     help = "returns the response, changed: (request, response)" },
-  log = { anything,
+  log = { options.anything,
     type = "function, or list of functions",
     help = "when all is over: (request, response, decision)" },
   limits = { options.table, default = {},
@@ -61,7 +55,7 @@ local SPEC <const> = options.spec("route", {
   limit = { later = "comes with a later version (rate limits)" },
   client_ca = { options.text,
     help = "PEM: the client's chain must go through one of these" },
-  upgrade = { anything,
+  upgrade = { options.anything,
     type = "a string, or a list of them",
     help = '"websocket": a tunnel, if the upstream agrees' },
 })
@@ -79,11 +73,11 @@ local VALIDATE_SPEC <const> = options.spec("route: validate", {
     help = "a schema for each parameter; or gateway.unchecked" },
   headers = { options.table, default = {},
     help = "a schema for each header field that hooks read" },
-  json = { anything,
+  json = { options.anything,
     type = "a schema", help = "of a JSON body" },
   types = { options.texts,
     help = "of that body, in place of application/json" },
-  body = { anything,
+  body = { options.anything,
     type = "gateway.bytes(max) or gateway.stream(max)", help = "another body" },
 })
 
@@ -286,7 +280,6 @@ end
 
 
 -- What gateway.tcp shares with routes.
-M.anything = anything
 M.read_hooks = read_hooks
 
 

@@ -3,6 +3,7 @@
 local core <const> = require "gateway.core"
 local reach <const> = require "gateway.reach"
 local tool <const> = require "gateway.tool"
+local who <const> = require "gateway.who"
 local M = {}
 
 
@@ -34,11 +35,8 @@ end
 local function read_clients(words, folders)
   local files = table.move(words, 1, #words, 1, {})
   for _, folder in ipairs(folders) do
-    for _, pattern in ipairs { "/*.crt", "/*.pem" } do
-      for _, file in ipairs(core.glob(folder .. pattern)) do
-        files[#files + 1] = file
-      end
-    end
+    local found = who.files_in(folder)
+    table.move(found, 1, #found, #files + 1, files)
   end
   local clients = {}
   for i, file in ipairs(files) do
@@ -150,9 +148,7 @@ M.main = tool.main {
     if not MATRIX[opts.format] then
       return nil, ("--format %s: write table, csv or json"):format(opts.format)
     end
-    local ok, message = core.test_policy(opts.policy)
-    if not ok then
-      core.warn("gateway routes: " .. message)
+    if not tool.load_policy("routes", opts.policy) then
       return 1
     end
     local rows = reach.rows()

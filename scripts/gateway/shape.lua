@@ -176,7 +176,7 @@ end
 
 
 -- Parts of the leaves hold together, each from a number up to the next: of
--- those that speak of one name, the strictest stay, with the shortest maxLength.
+-- those that speak of one name, the strictest stay, with the least maxLength.
 -- @return that maxLength, by name
 function Walk:hold_together(starts)
   local best, short, kept, least_of = {}, {}, {}, {}

@@ -12,22 +12,12 @@ local core <const> = require "gateway.core"
 local identity <const> = require "gateway.identity"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
-local test <const> = require "gateway.test"
+local stage <const> = require "gateway.stage"
+local stub <const> = require "gateway.stub"
 local M = {}
 
-local STAGES <const> = {
-  syntax = 1, route = 2, authorize = 3, validate = 4, body = 5, check = 6,
-  handle = 7, respond = 8, log = 9,
-}
 local KINDS <const> = { path = 1, query = 2, headers = 3 }
 local NEAREST <const> = 3  -- routes that are named where none matches
-
-
---- "GET, PUT /files/{path...}": a route in a word.
-function M.title(route)
-  local methods = table.concat(route.methods, ", ")
-  return (methods == "*" and "any" or methods) .. " " .. route.path
-end
 
 
 -- Where a function of the policy begins; of the library: where its route is.
@@ -137,23 +127,13 @@ local function path_difference(wanted, got)
 end
 
 
-local function takes_method(route, method)
-  for _, one in ipairs(route.methods) do
-    if one == "*" or one == method or one == "GET" and method == "HEAD" then
-      return true
-    end
-  end
-  return false
-end
-
-
 -- How far a request is from a route, and the first thing that differs.
 local function compare(route, request)
   local wanted, got = segments_of(route.path), request.segments
   local cost = path_cost(wanted, got)
   local why = path_difference(wanted, got)
   local others = {
-    { takes_method(route, request.method), 0.6,
+    { policy.takes(route, request.method), 0.6,
       ("the method is %s, not %s"):format(request.method,
         table.concat(route.methods, " or ")) },
     { route.host == "" or route.host == request.host, 0.7,
@@ -188,7 +168,7 @@ function M.nearest(spec)
     local cost, why = compare(route, request)
     if cost <= 1 + #request.segments / 2 then
       found[#found + 1] = { cost = cost, order = i, at = route.at,
-        what = M.title(route), reason = why }
+        what = policy.title(route), reason = why }
     end
   end
   table.sort(found, function(a, b)
@@ -227,12 +207,8 @@ end
 
 -- True where the request went past a stage, false where it ended there, nil
 -- where it did not come that far.
-function Walk:passed(stage)
-  local here, wanted = STAGES[self.result.stage], STAGES[stage]
-  if here == wanted then
-    return false
-  end
-  return here > wanted or nil
+function Walk:passed(name)
+  return stage.is_past(self.result.stage, name)
 end
 
 
@@ -240,7 +216,7 @@ function Walk:route()
   local r = self.result
   if r.number then
     local route = policy.all("routes")[r.number]
-    self:add { stage = "route", at = route.at, what = M.title(route),
+    self:add { stage = "route", at = route.at, what = policy.title(route),
       ok = true }
     return route
   end
@@ -327,11 +303,8 @@ end
 
 
 function Walk:validate(route)
-  local names = {}
-  for i, pair in ipairs(self.result.captures) do
-    names[i] = pair[1]
-  end
-  for _, name in ipairs(names) do
+  for _, pair in ipairs(self.result.captures) do
+    local name = pair[1]
     self:input(route, "path", name, route.path_schemas[name],
       self:state("path", name))
   end
@@ -412,17 +385,11 @@ function Walk:handle(route)
 end
 
 
---- True where the policy let the request through to its handler.
-function M.allowed(result)
-  return STAGES[result.stage] >= STAGES.handle
-end
-
-
 --- Runs a request and tells its steps.
 -- @param spec  as core.test_request takes it; `stub` is filled in
 -- @return what core.test_request returns, and `steps`, `allowed`
 function M.run(who, spec)
-  spec.stub = spec.stub or test.stand_ins()
+  spec.stub = spec.stub or stub.all()
   local result = core.test_request(who, spec)
   local walk = setmetatable({ result = result, spec = spec, steps = {} }, Walk)
   local route = walk:route()
@@ -433,7 +400,8 @@ function M.run(who, spec)
     walk:check(route)
     walk:handle(route)
   end
-  result.steps, result.allowed = walk.steps, M.allowed(result)
+  result.steps = walk.steps
+  result.allowed = stage.was_allowed(result.stage)
   return result
 end
 

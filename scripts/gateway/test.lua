@@ -17,23 +17,25 @@
 local core <const> = require "gateway.core"
 local coverage <const> = require "gateway.coverage"
 local fuzz <const> = require "gateway.fuzz"
+local fuzz_failure <const> = require "gateway.fuzz_failure"
+local fuzz_model <const> = require "gateway.fuzz_model"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local results <const> = require "gateway.results"
+local stage <const> = require "gateway.stage"
+local stub <const> = require "gateway.stub"
 local tool <const> = require "gateway.tool"
+local who <const> = require "gateway.who"
 local M = {}
 
 -- The file being read, and its cases so far: { policy =, cases = { … } }.
 local file = { cases = {}, identities = {} }
 
--- How many lines a stage is along the way of a request.
-local RAN_HANDLER <const> = { handle = true, respond = true, log = true }
-
 local IDENTITY_FIELDS <const> = {
   cn = true, o = true, ou = true, c = true, l = true, st = true, dc = true,
   uid = true, uri = true, dns = true, email = true, ip = true, eku = true,
   spiffe = true, serial = true, issuer = true, fingerprint = true, spki = true,
-  not_before = true, not_after = true, ca = true,
+  ca = true,
 }
 local REQUEST_FIELDS <const> = {
   headers = true, body = true, json = true, raw = true, stub = true,
@@ -54,16 +56,6 @@ local function misuse(what, message)
 end
 
 
-local function check_fields(what, given, known)
-  for name in pairs(given) do
-    if not known[name] then
-      misuse(what, ("unknown field '%s'%s"):format(tostring(name),
-        options.suggest(tostring(name), known)))
-    end
-  end
-end
-
-
 -- ---- what a test file says -------------------------------------------------
 
 --- policy "scripts/gateway.lua": the policy this file is about; without it, the
@@ -76,25 +68,15 @@ function M.policy(name)
 end
 
 
--- Fields of an identity with those that are there unless said otherwise.
-local function completed_fields(fields)
-  local full = { eku = { "clientAuth" } }
-  for name, value in pairs(fields) do
-    full[name] = value
-  end
-  return full
-end
-
-
 --- identity { cn =, ou =, uri =, … }: a client. Every field takes a string or a
 -- list; eku is clientAuth unless given.
 function M.identity(fields)
   if type(fields) ~= "table" then
     misuse("t.identity", 'takes a table: t.identity { cn = "alice" }')
   end
-  check_fields("t.identity", fields, IDENTITY_FIELDS)
+  options.fields("t.identity", fields, IDENTITY_FIELDS)
   file.identities[#file.identities + 1] = fields
-  local ok, made = pcall(core.test_identity, completed_fields(fields))
+  local ok, made = pcall(who.make, fields)
   if not ok then
     misuse("t.identity", (tostring(made):gsub("^.-t%.identity: ", "")))
   end
@@ -112,89 +94,6 @@ end
 
 
 -- ---- requests --------------------------------------------------------------
-
-local PROGRAM_FIELDS <const> = {
-  ok = true, why = true, code = true, signal = true, stdout = true,
-  stderr = true, timed_out = true, truncated = true, out_of_memory = true,
-  busy = true, usage = true,
-}
-local UPSTREAM_FIELDS <const> = { status = true, headers = true, body = true }
-
-
--- What a stand-in program gave back, every field filled in.
-local function command_result(given)
-  given = given or {}
-  if type(given) ~= "table" then
-    misuse("stub", "a command's stub is a table: { stdout = \"…\" }, or a"
-      .. " function that returns one")
-  end
-  check_fields("stub", given, PROGRAM_FIELDS)
-  local result = {
-    code = given.code or 0, signal = given.signal or 0,
-    stdout = given.stdout or "", stderr = given.stderr or "",
-    timed_out = given.timed_out or false, truncated = given.truncated or false,
-    out_of_memory = given.out_of_memory or false, busy = given.busy or false,
-    usage = given.usage or { ms = 1, cpu_ms = 1, rss = 1024 },
-  }
-  result.why = given.why or result.timed_out and "timeout"
-    or result.truncated and "output too long"
-    or result.out_of_memory and "out of memory"
-    or result.busy and "busy"
-    or result.signal ~= 0 and "signal " .. result.signal
-    or result.code ~= 0 and "exit code " .. result.code or ""
-  result.ok = given.ok
-  if given.ok == nil then
-    result.ok = result.why == ""
-  end
-  return result
-end
-
-
--- What a stand-in upstream answered.
-local function upstream_answer(given)
-  given = given or {}
-  if type(given) == "string" then
-    given = { body = given }
-  end
-  check_fields("stub", given, UPSTREAM_FIELDS)
-  return {
-    status = given.status or 200, headers = given.headers or {},
-    body = given.body or "",
-  }
-end
-
-
-local function completed(stub, complete)
-  if type(stub) == "function" then
-    return function(...)
-      return complete(stub(...))
-    end
-  end
-  return complete(stub)
-end
-
-
--- A stand-in for each command and each upstream of the policy: the test's, or
--- one that succeeds and says nothing.
-local function stand_ins(given)
-  given = given or {}
-  local commands, upstreams = policy.names("commands"),
-    policy.names("upstreams")
-  local all, known = {}, {}
-  for name in pairs(upstreams) do
-    all[name], known[name] = completed(given[name], upstream_answer), true
-  end
-  for name in pairs(commands) do
-    all[name], known[name] = completed(given[name], command_result), true
-  end
-  check_fields("stub", given, known)
-  return all
-end
-
-
---- For the other tools: stand-ins that succeed and say nothing.
-M.stand_ins = stand_ins
-
 
 -- Fields of the connection: the test's own side of it writes them.
 local OF_CONNECTION <const> = {
@@ -233,7 +132,7 @@ function M.request(identity, method, target, opts)
     misuse("t.request",
       'takes an identity first: t.identity { cn = "alice" }')
   end
-  check_fields("t.request", opts, REQUEST_FIELDS)
+  options.fields("t.request", opts, REQUEST_FIELDS)
   local headers, body = {}, opts.body
   for name, value in pairs(opts.headers or {}) do
     headers[name] = value
@@ -248,7 +147,7 @@ function M.request(identity, method, target, opts)
   end
   local r = core.test_request(identity, {
     method = method, target = target, headers = headers, body = body,
-    raw = opts.raw, stub = stand_ins(opts.stub), listener = opts.listener,
+    raw = opts.raw, stub = stub.all(opts.stub), listener = opts.listener,
   })
   coverage.note(method, target, r)
   return r
@@ -258,7 +157,7 @@ end
 -- ---- expectations ----------------------------------------------------------
 
 -- What became of a request, in a few words.
-local function story(r)
+local function outcome(r)
   local text = ("%d at %s"):format(r.status, r.stage)
   if r.where and r.where ~= "" then
     text = text .. " (" .. r.where
@@ -273,32 +172,33 @@ end
 
 local function check_reason(r, reason)
   if reason and not (r.reason or ""):find(reason, 1, true) then
-    fail(("expected the reason to contain %q, got %s"):format(reason, story(r)))
+    fail(("expected the reason to contain %q, got %s"):format(reason,
+      outcome(r)))
   end
 end
 
 
 --- allowed(r): the request reached its handler, which did not fail.
 function M.allowed(r)
-  if not RAN_HANDLER[r.stage] or r.status == 500 or r.cut then
-    fail("expected allowed, got " .. story(r))
+  if not stage.was_allowed(r.stage) or r.status == 500 or r.cut then
+    fail("expected allowed, got " .. outcome(r))
   end
 end
 
 
 --- denied(r [, stage [, reason]]): authorize or check refused the identity.
--- @param stage   "authorize" or "check"; either where nil
+-- @param at      "authorize" or "check"; either where nil
 -- @param reason  text that the logged reason contains
-function M.denied(r, stage, reason)
-  if stage ~= nil and stage ~= "authorize" and stage ~= "check" then
+function M.denied(r, at, reason)
+  if at ~= nil and at ~= "authorize" and at ~= "check" then
     misuse("t.denied", ('takes "authorize" or "check", not %s; for an input'
-      .. " write t.refused"):format(options.show(stage)))
+      .. " write t.refused"):format(options.show(at)))
   end
-  local at_stage = stage and r.stage == stage
-    or not stage and (r.stage == "authorize" or r.stage == "check")
-  if not at_stage or r.status < 400 or r.status == 500 then
-    fail(("expected denied%s, got %s"):format(stage and " at " .. stage or "",
-      story(r)))
+  local there = at and r.stage == at
+    or not at and (r.stage == "authorize" or r.stage == "check")
+  if not there or r.status < 400 or r.status == 500 then
+    fail(("expected denied%s, got %s"):format(at and " at " .. at or "",
+      outcome(r)))
   end
   check_reason(r, reason)
 end
@@ -310,10 +210,10 @@ end
 function M.refused(r, where, reason)
   local place = where == nil or where == r.where or where == r.stage
     or where == r.name
-  if RAN_HANDLER[r.stage] or r.stage == "authorize" or r.stage == "check"
-    or r.status < 400 or r.status == 500 or not place then
+  if stage.was_allowed(r.stage) or r.stage == "authorize"
+    or r.stage == "check" or r.status < 400 or r.status == 500 or not place then
     fail(("expected refused%s, got %s"):format(
-      where and " at " .. where or "", story(r)))
+      where and " at " .. where or "", outcome(r)))
   end
   check_reason(r, reason)
 end
@@ -323,7 +223,7 @@ end
 -- answer, for a reason that contains this text.
 function M.failed(r, reason)
   if r.status ~= 500 then
-    fail("expected a hook that fails, got " .. story(r))
+    fail("expected a hook that fails, got " .. outcome(r))
   end
   check_reason(r, reason)
 end
@@ -376,7 +276,7 @@ function M.ran(r, command, slots)
     seen[#seen + 1] = run.command .. " " .. picture(run.slots)
   end
   fail(("expected a run of %s %s, got %s"):format(command, picture(slots or {}),
-    #seen > 0 and table.concat(seen, "; ") or "none; " .. story(r)))
+    #seen > 0 and table.concat(seen, "; ") or "none; " .. outcome(r)))
 end
 
 
@@ -419,7 +319,7 @@ function M.forwarded(r, wanted)
     seen[#seen + 1] = picture(forward)
   end
   fail(("expected forwarded %s, got %s"):format(picture(wanted or {}),
-    #seen > 0 and table.concat(seen, "; ") or "nothing; " .. story(r)))
+    #seen > 0 and table.concat(seen, "; ") or "nothing; " .. outcome(r)))
 end
 
 
@@ -435,7 +335,7 @@ end
 --- status(r, number): the answer's status.
 function M.status(r, number)
   if r.status ~= number then
-    fail(("expected status %s, got %s"):format(tostring(number), story(r)))
+    fail(("expected status %s, got %s"):format(tostring(number), outcome(r)))
   end
 end
 
@@ -620,9 +520,9 @@ local function fuzz_targets(names, opts, named, list)
 end
 
 
--- A policy that has seen nothing yet, with the program's stand-ins.
+-- Fuzzes one policy. Nil and why, where it does not load.
 local function fuzz_one(target, seconds, seed)
-  local function fresh()
+  local function fresh()  -- as if it had seen no request
     return core.test_policy(target.name)
   end
   local ok, message = fresh()
@@ -631,13 +531,13 @@ local function fuzz_one(target, seconds, seed)
   end
   return fuzz.run {
     seconds = seconds, seed = seed, identities = target.identities,
-    complete = completed_fields, fresh = fresh,
-    request = function(who, model)
-      local spec = fuzz.options_of(model)
+    identity = who.make, fresh = fresh,
+    request = function(client, model)
+      local spec = fuzz_model.options(model)
       spec.headers = spec.headers or {}
-      spec.method, spec.target = model.method, fuzz.target(model)
-      spec.stub = stand_ins()
-      return core.test_request(who.identity, spec)
+      spec.method, spec.target = model.method, fuzz_model.target(model)
+      spec.stub = stub.all()
+      return core.test_request(client.identity, spec)
     end,
   }
 end
@@ -682,7 +582,7 @@ function M.fuzz(names, opts, named)
     for i, failure in ipairs(run and run.failures or {}) do
       list[#list + 1] = { file = target.name, ok = false, seconds = 0,
         name = ("fuzz, failure %d"):format(i),
-        message = fuzz.case(failure), as_is = true }
+        message = fuzz_failure.case(failure), as_is = true }
     end
     if result.ok or result.message then
       list[#list + 1] = result

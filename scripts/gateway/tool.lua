@@ -142,10 +142,21 @@ function M.parse(spec, argv)
 end
 
 
---- A tool's main(argv) -> exit code, as the C side calls it.
+--- Loads the policy that a tool is about. False: it has said why not.
+function M.load_policy(name, file)
+  local ok, message = core.test_policy(file)
+  if not ok then
+    core.warn(("gateway %s: %s"):format(name, message))
+  end
+  return ok == true
+end
+
+
+--- A tool's main(argv) -> exit code, as the C side calls it. Beside its words,
+-- argv has `command` and `commands`: JSON, what the C side knows of all.
 -- @param spec  { name, operands, help, options, examples, most = of operands,
---              run = function(operands, opts) that returns an exit code, or nil
---              and what is wrong with the command line }
+--              run = function(operands, opts, argv) that returns an exit code,
+--              or nil and what is wrong with the command line }
 function M.main(spec)
   M.specs[spec.name] = spec
   return function(argv)
@@ -164,7 +175,7 @@ function M.main(spec)
       return misused(spec, ("one too many: '%s'"):format(
         operands[spec.most + 1]))
     end
-    local code, message = spec.run(operands, opts)
+    local code, message = spec.run(operands, opts, argv)
     return code or misused(spec, message)
   end
 end

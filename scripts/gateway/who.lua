@@ -19,7 +19,9 @@ local FIELDS <const> = {
   spiffe = true, serial = true, issuer = true, fingerprint = true, spki = true,
   ca = true,
 }
-local SUBJECT <const> = { "cn", "o", "ou", "c", "l", "st", "dc", "uid" }
+-- Attributes of a subject, in the order in which certificates have them.
+local SUBJECT <const> = { "c", "st", "l", "dc", "o", "ou", "uid", "cn" }
+local TEXTS <const> = { "serial", "issuer", "fingerprint", "spki" }
 local IN_SAN <const> = { uri = true, dns = true, email = true, ip = true }
 local IN_SUBJECT <const> = {}
 local EXAMPLE <const> = "cn=alice,ou=ops"
@@ -64,12 +66,22 @@ function M.listener(name)
 end
 
 
--- Attributes as RFC 4514 writes them, the name in capitals.
+-- A list, from its end.
+local function reversed(list)
+  local turned = {}
+  for i, item in ipairs(list) do
+    turned[#list + 1 - i] = item
+  end
+  return turned
+end
+
+
+-- Attributes as RFC 4514 writes them: the last one first, names in capitals.
 local function write_dn(subject)
   local parts = {}
-  for i, attribute in ipairs(subject) do
-    parts[i] = attribute[1]:upper() .. "="
-      .. attribute[2]:gsub('[,+"\\<>;]', "\\%0")
+  for i, attribute in ipairs(reversed(subject)) do
+    parts[i] = attribute[1]:upper() .. "=" .. attribute[2]
+      :gsub('[,+"\\<>;]', "\\%0"):gsub("^[ #]", "\\%0"):gsub(" $", "\\ ")
   end
   return table.concat(parts, ",")
 end
@@ -96,8 +108,8 @@ local function read_value(text, at)
 end
 
 
---- Reads a name as RFC 4514 and our logs write it: a list of { type, value };
--- nil where it is none.
+--- Reads a name as RFC 4514 and our logs write it, which is from the end: a
+-- list of { type, value } in the order of the text; nil where it is none.
 function M.read_dn(text)
   local list, at = {}, 1
   while at <= #text do
@@ -138,21 +150,49 @@ local function read_words(text)
 end
 
 
---- An identity out of lists of values.
+-- One string or a list of them, as a list.
+local function list_of(name, value)
+  local list = type(value) == "table" and value or { value }
+  for _, one in ipairs(list) do
+    if type(one) ~= "string" then
+      error(("%s must be a string, or a list of strings, not %s"):format(name,
+        options.show(one)), 0)
+    end
+  end
+  return list
+end
+
+
+-- Can a certificate of core.test_identity hold the subject? Those have one cn
+-- and one o at most, any ou, and nothing else.
+local function is_plain(fields)
+  for _, name in ipairs { "c", "st", "l", "dc", "uid" } do
+    if fields[name] then
+      return false
+    end
+  end
+  return #(fields.cn or {}) < 2 and #(fields.o or {}) < 2
+end
+
+
+--- An identity out of fields: strings, or lists of strings. Its eku is
+-- clientAuth unless given. Raises where no certificate can be so.
 function M.make(fields)
-  local full = { eku = { "clientAuth" } }
-  local subject = {}
-  for name, values in pairs(fields) do
-    full[name] = values
+  local full, subject = { eku = { "clientAuth" } }, {}
+  for name, value in pairs(fields) do
+    full[name] = list_of(name, value)
+  end
+  for _, name in ipairs(TEXTS) do
+    full[name] = full[name] and full[name][1]
+  end
+  if is_plain(full) then
+    return core.test_identity(full)
   end
   for _, name in ipairs(SUBJECT) do
-    for _, value in ipairs(fields[name] or {}) do
+    for _, value in ipairs(full[name] or {}) do
       subject[#subject + 1] = { name, value }
     end
     full[name] = nil
-  end
-  for _, name in ipairs { "serial", "issuer", "fingerprint", "spki" } do
-    full[name] = fields[name] and fields[name][1]
   end
   full.cn = { "tool" }  -- what is made has a name, which `subject` replaces
   full.subject, full.dn = subject, write_dn(subject)
@@ -194,6 +234,17 @@ function M.of(word, number)
     return { identity = identity, name = word }
   end
   return from_file(word, number)
+end
+
+
+--- The files of certificates in a folder.
+function M.files_in(folder)
+  local files = {}
+  for _, pattern in ipairs { "/*.crt", "/*.pem" } do
+    local found = core.glob(folder .. pattern)
+    table.move(found, 1, #found, #files + 1, files)
+  end
+  return files
 end
 
 
@@ -257,8 +308,8 @@ end
 
 --- The client of a line of event identity, which has all of a certificate.
 function M.whole(line)
-  local made = { cn = { "tool" }, subject = M.read_dn(line.dn) or {},
-    dn = line.dn }
+  local made = { cn = { "tool" }, dn = line.dn,
+    subject = reversed(M.read_dn(line.dn) or {}) }
   for _, name in ipairs { "serial", "issuer", "fingerprint", "spki", "uri",
     "dns", "email", "ip", "eku", "ca" } do
     made[name] = line[name]
@@ -283,7 +334,7 @@ function M.logged(line)
     known.subject = partial({}, asked, "subject.", {})
     known.san = partial({ uri = { name } }, asked, "san.", {})
   else
-    made.subject = M.read_dn(name) or {}
+    made.subject = reversed(M.read_dn(name) or {})
     made.dn = made.subject[1] and name or ""
     known.subject = subject_of(made.subject, made.dn)
     known.san = partial({}, asked, "san.", {})

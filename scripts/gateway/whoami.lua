@@ -124,13 +124,10 @@ M.main = tool.main {
     elseif not operands[1] then
       return nil, "say who: a certificate, or cn=alice,ou=ops"
     end
-    local ok, message = core.test_policy(opts.policy)
-    if not ok then
-      core.warn("gateway whoami: " .. message)
+    if not tool.load_policy("whoami", opts.policy) then
       return 1
     end
-    local client
-    client, message = reach.client(operands[1])
+    local client, message = reach.client(operands[1])
     if not client then
       return nil, message
     end

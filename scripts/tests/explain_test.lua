@@ -45,11 +45,27 @@ t.case("an identity in words", function()
   t.equal(identity.spiffe, ALICE)
   t.equal(identity.serial, "0a")
   t.equal(identity.issuer, "CN=ca")
-  t.equal(identity.subject.dn, [[CN=a\,b,OU=x,OU=y,L=Bonn]])
+  t.equal(identity.subject.dn, [[CN=a\,b,OU=y,OU=x,L=Bonn]])
   local nobody, message = who.of "cnn=a"
   t.equal(nobody, nil)
   t.equal(message, "identity: unknown field 'cnn': did you mean 'cn'?")
 end)
+
+
+t.case("subject and name go opposite ways, wherever a client comes from",
+  function()
+    local name = "CN=a,OU=y,OU=x,O=Ex"
+    local certificate = t.identity { cn = "a", ou = { "x", "y" }, o = "Ex" }
+    local whole = who.whole { dn = name, serial = "0a" }
+    local logged, _, held = who.logged { identity = name, serial = "0a" }
+    local words = who.of("cn=a,ou=x,ou=y,o=Ex,c=DE").identity
+    for _, one in ipairs { certificate, whole, logged, held, words } do
+      t.equal(one.subject.ou, { "x", "y" })
+      t.equal(one.subject.dn:sub(1, #name), name)
+    end
+    t.equal(words.subject.dn, name .. ",C=DE")
+    t.equal(who.of([[cn=#a ,l=x]]).identity.subject.dn, [[CN=\#a\ ,L=x]])
+  end)
 
 
 t.case("what the log does not say of a client is asked for in vain", function()

@@ -1,21 +1,18 @@
 -- The fuzzer finds what it is for: here it is given engines that are wrong.
 -- `gateway test scripts/tests/fuzz_test.lua`
 
-local core = require "gateway.core"
+local client_for = require "gateway.client_for"
 local fuzz = require "gateway.fuzz"
+local fuzz_change = require "gateway.fuzz_change"
+local fuzz_failure = require "gateway.fuzz_failure"
+local fuzz_model = require "gateway.fuzz_model"
+local id = require "gateway.identity"
 local policy = require "gateway.policy"
 local t = require "gateway.test"
+local strings = require "gateway.strings"
+local who = require "gateway.who"
 
 t.policy "scripts/gateway.lua"
-
-local function complete(fields)
-  local full = { eku = "clientAuth" }
-  for name, value in pairs(fields) do
-    full[name] = value
-  end
-  return full
-end
-
 
 -- The number of a model's route, as an outcome names it.
 local function number_of(model)
@@ -31,13 +28,13 @@ end
 local function run(answer, seed, most)
   local targets = {}
   local found = fuzz.run {
-    seconds = 60, most = most or 150, seed = seed or 7, complete = complete,
+    seconds = 60, most = most or 150, seed = seed or 7, identity = who.make,
     fresh = function() return true end,
     request = function(_, model)
-      local valid = fuzz.valid(model)
+      local valid = fuzz_model.valid(model)
       local r = answer(model, valid)
       r.number, r.reason = number_of(model), r.reason or ""
-      targets[#targets + 1] = model.method .. " " .. fuzz.target(model)
+      targets[#targets + 1] = model.method .. " " .. fuzz_model.target(model)
         .. " " .. tostring(model.body.text)
       return r
     end,
@@ -74,7 +71,7 @@ t.case("an engine that lets everything in is found out, route by route",
     local routes = {}
     for _, failure in ipairs(found.failures) do
       t.equal(failure.kind, "passes")
-      t.equal(fuzz.valid(failure.model), false)
+      t.equal(fuzz_model.valid(failure.model), false)
       routes[failure.model.route.path] = true
     end
     t.equal(routes, { ["/whoami"] = true, ["/files/{path...}"] = true,
@@ -85,7 +82,7 @@ t.case("an engine that refuses everything is found out", function()
   local found = run(keep_out)
   for _, failure in ipairs(found.failures) do
     t.equal(failure.kind, "refused")
-    t.equal(fuzz.valid(failure.model), true)
+    t.equal(fuzz_model.valid(failure.model), true)
   end
   t.equal(#found.failures, 4)
 end)
@@ -105,13 +102,13 @@ end)
 
 t.case("a failure is made small", function()
   local found = run(function(model, valid)
-    if fuzz.target(model):find("lines=1", 1, true) then
+    if fuzz_model.target(model):find("lines=1", 1, true) then
       return let_in()
     end
     return honest(model, valid)
   end, 3, 600)
   t.equal(#found.failures, 1)
-  local target = fuzz.target(found.failures[1].model)
+  local target = fuzz_model.target(found.failures[1].model)
   t.equal(#target <= #"/v1/logs/?lines=1&lines=1", true)
   t.equal(target:find("^/v1/logs/[^?]*%?.*lines=1") ~= nil, true)
 end)
@@ -131,7 +128,7 @@ t.case("one failure is printed once, whatever it looked like at first",
   end)
 
 t.case("texts beyond ASCII are made small, too", function()
-  local failing = fuzz.shrink({
+  local failing = fuzz_failure.shrink({
     route = policy.all("routes")[3], method = "POST", path = {}, query = {},
     headers = {}, body = { value = { a = "İé／x" }, text = ("x"):rep(99) },
   }, function(model)
@@ -152,7 +149,7 @@ t.case("a document that raises is made small, too", function()
   t.equal(#found.failures, 1)
   t.equal(found.failures[1].kind, "raises")
   t.equal(found.failures[1].model.body.value, { room = "attic" })
-  local text = fuzz.case(found.failures[1])
+  local text = fuzz_failure.case(found.failures[1])
   t.equal(text:find('t.case("fuzz 3: POST /v1/setpoint", function()', 1, true)
     ~= nil, true)
   t.equal(text:find('[[{\"room\":\"attic\"}]]', 1, true) == nil, true)
@@ -171,27 +168,60 @@ t.case("the same seed makes the same requests", function()
   t.equal({ same, differs, #first > 20 }, { true, true, true })
 end)
 
-t.case("an identity is made of the conditions", function()
+t.case("clients are made of the conditions", function()
+  local alice = "spiffe://example.org/ns/demo/sa/alice"
   local routes = policy.all("routes")
-  t.equal(fuzz.fields_of(routes[1]), { cn = "fuzz" })
-  t.equal(fuzz.fields_of(routes[2]),
-    { cn = "fuzz", uri = "spiffe://example.org/ns/demo/sa/alice" })
-  t.equal(fuzz.fields_of(routes[4]), { cn = "fuzz", ou = "ops",
-    uri = "spiffe://example.org/ns/demo/sa/alice" })
+  t.equal(client_for.route(routes[1], "x"), { { cn = "x" } })
+  t.equal(client_for.route(routes[2], "x"), { { cn = "x", uri = alice },
+    { cn = "x", uri = "spiffe://example.org/ns/demo/files/x" } })
+  t.equal(client_for.route(routes[4], "x"),
+    { { cn = "x", ou = "ops", uri = alice } })
 end)
 
+t.case("of any, each; of all, every combination; a star is something",
+  function()
+    local any = id.all(id.any(id.spiffe "spiffe://e.org/*/**", id.ou "ops"),
+      id.any(id.dn "CN=a,OU=b,OU=c", id.dns "*.e.org"), id.none(id.cn "eve"),
+      function() return true end)
+    local route = { authorize = { { hook = policy.hook(any.test) } } }
+    local uri = "spiffe://e.org/x/x"
+    t.equal(client_for.route(route, "x"), {
+      { cn = "a", ou = { "c", "b" }, uri = uri },
+      { cn = "x", dns = "x.e.org", uri = uri },
+      { cn = "a", ou = { "ops", "c", "b" } },
+      { cn = "x", dns = "x.e.org", ou = "ops" },
+    })
+  end)
+
 t.case("wrong by construction is refused by the engine that serves", function()
-  local who = core.test_identity(complete { cn = "alice", ou = "ops",
-    uri = "spiffe://example.org/ns/demo/sa/alice" })
-  local random, tried = fuzz.sequence(5), 0
+  local alice = t.identity { cn = "alice", ou = "ops",
+    uri = "spiffe://example.org/ns/demo/sa/alice" }
+  local random, tried = strings.sequence(5), 0
   local route = policy.all("routes")[2]
   for _ = 1, 400 do
-    local model = fuzz.changed(fuzz.good(route, "GET", random), random)
+    local good = fuzz_model.good(route, "GET", random)
+    local model = fuzz_change.changed(good, random)
     if model and (model.segment or model.extra_query) then
-      local r = t.request(who, "GET", fuzz.target(model))
+      local r = t.request(alice, "GET", fuzz_model.target(model))
       tried = tried + 1
       t.refused(r)
     end
   end
   t.equal(tried > 100, true)
 end)
+
+t.case("a path that no parser reads in one way is invalid by itself",
+  function()
+    local route
+    for _, one in ipairs(policy.all("routes")) do
+      route = one.path == "/files/{path...}" and one or route
+    end
+    local model = fuzz_model.good(route, "GET", strings.sequence(1))
+    for text, verdict in pairs { ["a/b"] = true, ["a//b"] = false,
+      ["/a"] = false, ["a;b"] = false, ["a/../b"] = false } do
+      model.path.path = text
+      t.equal(fuzz_model.valid(model), verdict)
+    end
+    model.path.path = "a/"
+    t.equal(fuzz_model.valid(model), nil)
+  end)

@@ -720,3 +720,18 @@ t.case("answers are small plain tables", function()
     status = 429, problem = { detail = "slow down" },
   })
 end)
+
+t.case("a client of a test has all that was said of it", function()
+  local both = t.identity { cn = { "a", "b" }, uid = "u", dc = { "com", "ex" } }
+  t.equal(both.subject.cn, { "a", "b" })
+  t.equal(both.subject.uid, { "u" })
+  t.equal(both.subject.dn, "CN=b,CN=a,UID=u,DC=ex,DC=com")
+  for fields, wrong in pairs {
+    [{ cn = "a", not_after = "2030-01-01" }] = "unknown field 'not_after'",
+    [{ cn = "a", ou = 7 }] = "ou must be a string, or a list of strings, not 7",
+  } do
+    local ok, message = pcall(t.identity, fields)
+    t.equal(ok, false)
+    t.equal(tostring(message):find(wrong, 1, true) ~= nil, true)
+  end
+end)

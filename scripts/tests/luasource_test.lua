@@ -228,3 +228,15 @@ t.case("inputs are followed through locals, calls, tables and loops", function()
     t.equal({ source, followed(source) }, { source, wanted })
   end
 end)
+
+t.case("a string is what Lua makes of it", function()
+  for text, value in pairs {
+    [ [["a\\x41b"]] ] = "a\\x41b",
+    [ [["\x41\065\u{41}\n\\n\"'"]] ] = "\x41\065\u{41}\n\\n\"'",
+    [ "'\\\\u{41}\\z\n   x\\''" ] = "\\u{41}x'",
+    [ [["\\065\65a\\\\z  b"]] ] = "\\065Aa\\\\z  b",
+    [ '"a\\\nb"' ] = "a\nb", [ '""' ] = "",
+  } do
+    t.equal(read("return " .. text)[1].values[1].value, value)
+  end
+end)

@@ -183,7 +183,8 @@ end)
 
 
 t.case("(?i) makes classes of cased letters one", function()
-  for _, text in ipairs { "(?i)^\\p{Lu}$", "^(?i:\\p{Lt})$", "(?i)^[\\p{Lu}]$" } do
+  for _, text in ipairs { "(?i)^\\p{Lu}$", "^(?i:\\p{Lt})$",
+    "(?i)^[\\p{Lu}]$" } do
     t.equal({ text, analysed(text):accepts "b", taken(text, "b") },
       { text, true, true })
   end
@@ -207,7 +208,8 @@ local ATOMS <const> = {
   "a", "b", "-", "/", "[.]", ".", "[ab]", "[^a]", "[a-c/]", "\\d", "\\w", "\\W",
   "\\s", "[^\\w]", "\\b", "\\B", "^", "$", "\\.", "\u{e9}", "[\\d.-]", "\\n",
   "\\x41", "\\u0062", "[]a]", "[^]", "\\S", "{", "[a-]", "[\\b]", "\\-", ":",
-  "(?i)", "(?i:aB)", "\\p{Lu}", "(?i:\\p{Lu})", "\\P{Ll}", "(?s:.)", "\\0", "\\cA", "a{,2}", "[[:digit:]]", "\\101",
+  "(?i)", "(?i:aB)", "\\p{Lu}", "(?i:\\p{Lu})", "\\P{Ll}", "(?s:.)",
+  "\\0", "\\cA", "a{,2}", "[[:digit:]]", "\\101",
   "\\p{Greek}", "\\/", "\\x4", "\\u{62}", "k", "(?-i)", "\\z", "\\A",
   "\\ud83d\\ude00", "[\\uD83D\\uDE00-\\u{1f602}]", "\\v", "[\\S-]", "[^\\s]",
 }

@@ -15,6 +15,7 @@ t.case("pointers are followed as RFC 6901 says", function()
   t.equal(pointer.find(ROOT, "#/$defs/m~0n"), 2)
   t.equal(pointer.find(ROOT, "#/$defs/%C3%A9"), 3)
   t.equal(pointer.find(ROOT, "#/$defs/list/1"), 20)
+  t.equal(pointer.find({ no = false }, "#/no"), false)
 end)
 
 t.case("what is not there, or not local, is nil", function()

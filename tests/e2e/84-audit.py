@@ -468,6 +468,16 @@ def test_what_no_canary_reached_is_said():
     fails = traced(REACH.replace("handle = app", "handle = function() error "
                                  '"boom" end'))[1]
     assert "boom" in fails["failed"], fails
+def test_a_reference_within_a_parameter_is_followed():
+    inputs, row = traced("""gateway.get("/r", { authorize = ops,
+  validate = { query = { q = { type = "string", ["$ref"] = "#/$defs/w",
+    ["$defs"] = { w = { type = "string", pattern = "^[a-z]{9}-[0-9]{3}$",
+      maxLength = 13 } } } } },
+  handle = function(request)
+    return gateway.text(request.query.q)
+  end,
+})""")
+    equal(inputs["query parameter 'q'"]["arrives"], ["the answer"], row)
 
 
 def test_a_hook_that_refuses_counts():

@@ -9,14 +9,16 @@
 -- up) is found by sending another value, and looking at what changes.
 
 local canary <const> = require "gateway.canary"
-local config <const> = require "gateway.audit_config"
+local client_for <const> = require "gateway.client_for"
 local core <const> = require "gateway.core"
 local finding <const> = require "gateway.finding"
 local input_rules <const> = require "gateway.audit_input"
 local options <const> = require "gateway.options"
 local policy <const> = require "gateway.policy"
 local shape <const> = require "gateway.shape"
+local stage <const> = require "gateway.stage"
 local test <const> = require "gateway.test"
+local who <const> = require "gateway.who"
 local M = {}
 
 local ROUNDS <const> = 8  -- of requests to one route, for what excludes others
@@ -229,7 +231,7 @@ local function stands(value, danger, arrival, r, before)
     end
     return false
   end
-  return there(texts_of(r), not arrival.changed) 
+  return there(texts_of(r), not arrival.changed)
     and not there(before, not arrival.changed)
 end
 
@@ -258,7 +260,7 @@ local function try_dangers(audit, route, identity, maker, input, arrival,
       if r and r.status ~= 500
         and stands(value, danger, arrival, r, before) then
         audit:add("trace." .. place, route.at, ("%s: %s sent %s, which holds"
-          .. " %s, and it stood in %s"):format(config.name_of(route),
+          .. " %s, and it stood in %s"):format(policy.title(route),
           input_rules.label_of(input), shape.show(value), danger.text,
           arrival.label), severities[danger.id])
       end
@@ -269,17 +271,17 @@ end
 
 -- ---- routes ----------------------------------------------------------------
 
-local REACHED <const> = { handle = true, respond = true, log = true }
-
-
 -- The canary request of a route, with an identity that it lets in.
-local function reach(book, route, rounds)
+local function reach(route, rounds)
   local result, why, maker
-  for _, identity in ipairs(canary.identities(book, route)) do
-    maker = canary.new(nil, nil, rounds)
-    result, why = send(identity, maker:request(route))
+  for _, fields in ipairs(client_for.route(route, "canary")) do
+    local made, client = pcall(who.make, fields)
+    if made then
+      maker = canary.new(nil, nil, rounds)
+      result, why = send(client, maker:request(route))
+    end
     if result and result.stage ~= "authorize" then
-      return result, maker, identity
+      return result, maker, client
     end
   end
   return result, maker, nil, why
@@ -292,7 +294,7 @@ local function changes(route, identity, maker, input, before)
   for _, value in ipairs(canary.others(input)) do
     local r = send(identity, canary.new({ [input.key] = value }, maker)
       :request(route))
-    local again = r and REACHED[r.stage] and send(identity,
+    local again = r and stage.was_allowed(r.stage) and send(identity,
       canary.new(nil, maker):request(route))
     for label in pairs(again and changed(before, texts_of(again), texts_of(r))
       or {}) do
@@ -356,16 +358,16 @@ end
 
 
 local function trace_route(audit, book, route)
-  local r, maker, identity, why = reach(book, route, {})
+  local r, maker, identity, why = reach(route, {})
   for round = 1, ROUNDS do
-    if r and identity and not REACHED[r.stage] then
-      r, maker, identity, why = reach(book, route, { json = round,
+    if r and identity and not stage.was_allowed(r.stage) then
+      r, maker, identity, why = reach(route, { json = round,
         other = round })
     end
   end
-  local row = { at = route.at, route = config.name_of(route),
+  local row = { at = route.at, route = policy.title(route),
     inputs = core.array {}, known = {} }
-  if not r or not identity or not REACHED[r.stage] then
+  if not r or not identity or not stage.was_allowed(r.stage) then
     row.refused = not r and (why or "no identity can be made for it")
       or ("%d at %s: %s"):format(r.status, r.stage,
         (r.reason or ""):match("^[^\n]*"))
@@ -382,9 +384,9 @@ local function trace_route(audit, book, route)
     if #row.missing == 0 then
       break
     end
-    r, maker, identity = reach(book, route, { json = round,
+    r, maker, identity = reach(route, { json = round,
       other = maker.rounds.other })
-    if r and identity and REACHED[r.stage] then
+    if r and identity and stage.was_allowed(r.stage) then
       trace_request(audit, book, route, { result = r, maker = maker,
         identity = identity }, row)
     end
