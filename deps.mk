@@ -300,7 +300,7 @@ for suite in $(SUITES); do
     rm -rf "$$apt/download/"*
     if ! (cd "$$apt/download" && apt-get -c "$$apt/conf" -qq source \
       --download-only --tar-only "$$source=$$full") >"$$apt/log" 2>&1; then
-      echo "apt: $$source $$version from $$suite: listed, but not delivered"
+      echo "apt: $$source $$version from $$suite: listed, but not to be had: the next older one is tried"
       continue
     fi
     echo "apt: $$source $$version from $$suite"

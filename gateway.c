@@ -2564,16 +2564,34 @@ doc_on_event(struct doc_build *b, const yaml_event_t *ev)
     }
 }
 
+/* A tab in front of anything else on that line, the first being 1. */
+static bool
+doc_indents_by_tab(struct str text, uint32_t line)
+{
+    struct str one;
+
+    do
+        str_cut(text, '\n', &one, &text);
+    while (--line && text.n);
+    while (one.n && one.p[0] == ' ')
+        one = str_from(one, 1);
+    return one.n && one.p[0] == '\t';
+}
+
 /* What libyaml found wrong. */
 static bool
 doc_broken(struct doc_build *b, const yaml_parser_t *p, struct str text)
 {
+    static const char no_token[] =
+        "found character that cannot start any token";
     uint32_t line = p->error == YAML_READER_ERROR
                         ? doc_line_of(text, p->problem_offset)
                         : (uint32_t)p->problem_mark.line + 1;
 
     if (!p->context || p->error == YAML_READER_ERROR)
         return doc_bad(b, line, "%s", p->problem);
+    if (!strcmp(p->problem, no_token) && doc_indents_by_tab(text, line))
+        return doc_bad(b, line, "a tab: indent with blanks");
     return doc_bad(b, line, "%s (%s that begins in line %zu)", p->problem,
                    p->context, p->context_mark.line + 1);
 }
@@ -4239,6 +4257,7 @@ struct schema_node {
                          //   tells what it evaluated
     bool speaks;         // an object here is closed
     bool shares;         // two children may meet at one place
+    bool part;           // another schema applies to the same value
     uint8_t state;       // of schema_settle()
     struct schema_node *alias;  // nothing but a $ref
     struct schema_enum *value;
@@ -7026,6 +7045,95 @@ schema_settle(struct schema_build *b, struct schema_node *n)
     return true;
 }
 
+static void
+schema_mark_parts(struct schema_node *const *v, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (v[i]) {
+            v[i]->part = true;
+            if (v[i]->alias)
+                v[i]->alias->part = true;
+        }
+}
+
+/* Marks what applies to the same value as `n`. */
+static void
+schema_mark_below(const struct schema_node *n)
+{
+    const struct schema_mix *m = n->mix;
+
+    if (n->alias)
+        return;
+    if (m) {
+        struct schema_node *const one[] = {m->ref, m->no, m->cond, m->yes,
+                                           m->other};
+
+        schema_mark_parts(one, sizeof one / sizeof *one);
+        schema_mark_parts(m->all.v, m->all.n);
+        schema_mark_parts(m->any.v, m->any.n);
+        schema_mark_parts(m->one.v, m->one.n);
+    }
+    for (size_t i = 0; n->obj && i < n->obj->deps_n; i++)
+        schema_mark_parts(&n->obj->deps[i].schema, 1);
+}
+
+/* Whether an object here may only have members that `properties` knows. Not
+ * where another schema has a say: together they may know it. */
+static bool
+schema_is_shut(const struct schema_node *n)
+{
+    const struct schema_obj *o = n->obj;
+
+    return o && !n->part && !n->inplace && !n->value && !o->patterns_n &&
+           !o->unevaluated && (!o->additional || o->additional->never);
+}
+
+/* The property whose name is nearest, or NULL. */
+static const char *
+schema_near_name(const struct schema_obj *o, struct str name)
+{
+    unsigned best = (unsigned)name.n / 3 + 2, d;
+    const char *near = NULL;
+
+    for (unsigned i = 0; i < o->names_n; i++) {
+        if (!o->names[i].schema)
+            continue;
+        d = schema_distance(name, o->names[i].name.p);
+        if (d < best && d < name.n) {
+            best = d;
+            near = o->names[i].name.p;
+        }
+    }
+    return near;
+}
+
+/* A member that is required and that no object may have: nothing could be
+ * valid. */
+static bool
+schema_check_named(struct schema_build *b, const struct schema_spot *spot)
+{
+    const struct schema_obj *o = spot->node->obj;
+    const char *near, *word;
+    struct str name;
+
+    if (b->s->open || !schema_is_shut(spot->node))
+        return true;
+    for (unsigned i = 0; i < o->names_n; i++) {
+        if (o->names[i].schema)
+            continue;
+        name = o->names[i].name;
+        near = schema_near_name(o, name);
+        word = o->required[i / 64] >> i % 64 & 1 ? "required" : o->deps[0].word;
+        return schema_bad(b, json_get(spot->v, word), word,
+                          near
+                              ? "there is no property %s: did you mean %s?"
+                              : "there is no property %s, and the object takes "
+                                "no other members: add it to properties%s",
+                          schema_show(name).p, near ? near : "");
+    }
+    return true;
+}
+
 static bool
 schema_build_all(struct schema_build *b)
 {
@@ -7036,6 +7144,11 @@ schema_build_all(struct schema_build *b)
             return false;
     for (size_t i = 0; i < b->spots_n; i++)
         if (!schema_settle(b, b->spots[i].node))
+            return false;
+    for (size_t i = 0; i < b->spots_n; i++)
+        schema_mark_below(b->spots[i].node);
+    for (size_t i = 0; i < b->spots_n; i++)
+        if (!schema_check_named(b, &b->spots[i]))
             return false;
     return true;
 }
@@ -33819,14 +33932,22 @@ broker_answer_drain(void *self, const struct msg_frame *f, struct err *e)
     return true;
 }
 
-/* Time is up: programs are asked to end, and after `kill_after` made to. */
+/* Time is up: programs are asked to end, and after `kill_after` made to; or it
+ * is over at once, and broker_end() kills them. */
 static bool
 broker_answer_end(void *self, const struct msg_frame *f, struct err *e)
 {
     struct run_broker *b = OBJ(struct run_broker, RUN_BROKER, self);
+    struct msg_in in = {f->body, false};
+    bool at_once = msg_get_u8(&in);
     struct run *r, *next;
 
-    (void)f, (void)e;
+    if (!msg_get_end(&in))
+        return err_set(e, ERR_NET, "end: malformed");
+    if (at_once) {
+        uv_stop(b->loop);
+        return true;
+    }
     b->draining = b->ending = true;
     b->keeps = false;
     for (r = b->runs; r; r = next) {
@@ -35188,8 +35309,10 @@ vm_on_count(lua_State *L, lua_Debug *ar)
         if (!vm->load_until_ns || now < vm->load_until_ns)
             return;
         vm_stop(L, NULL);
-        luaL_error(L, "the policy took more than %d ms of CPU to load",
-                   (int)vm->load_ms);
+        luaL_where(L, 0);  // a hook is no function of its own
+        lua_pushfstring(L, "%sthe policy took more than %d ms of CPU to load",
+                        lua_tostring(L, -1), (int)vm->load_ms);
+        lua_error(L);
         return;
     }
     if (!t->over)  // vm_charge() may have brought us here early
@@ -37981,6 +38104,55 @@ bind_field_of(struct str name, enum bind_field first, enum bind_field end)
     return f;
 }
 
+/* A name that was asked for, and the nearest of those that there are. */
+struct bind_near {
+    struct str name;
+    const char *found;
+    unsigned edits;
+};
+
+static struct bind_near
+bind_near(struct str name)
+{
+    return (struct bind_near){name, NULL, (unsigned)name.n / 3 + 2};
+}
+
+static void
+bind_near_try(struct bind_near *n, const char *candidate)
+{
+    unsigned edits = schema_distance(n->name, candidate);
+
+    if (edits < n->edits && edits < n->name.n) {
+        n->edits = edits;
+        n->found = candidate;
+    }
+}
+
+/* A slip must not read as nothing: what follows from nil may let somebody in.
+ */
+static int
+bind_near_fail(lua_State *L, const struct bind_near *n, const char *what,
+               const char *mend)
+{
+    struct schema_shown name = schema_show(n->name);
+
+    return n->found ? luaL_error(L, "%s has no '%s': did you mean '%s'?", what,
+                                 name.p, n->found)
+                    : luaL_error(L, "%s has no '%s'%s", what, name.p, mend);
+}
+
+/* The same for one of the fields from `first` on, up to and without `end`. */
+static int
+bind_field_fail(lua_State *L, const char *what, struct str name,
+                enum bind_field first, enum bind_field end)
+{
+    struct bind_near n = bind_near(name);
+
+    for (enum bind_field f = first; f < end; f++)
+        bind_near_try(&n, bind_fields[f].name);
+    return bind_near_fail(L, &n, what, "");
+}
+
 static void
 bind_push_identity_field(lua_State *L, const struct bind_identity *box,
                          struct str field)
@@ -38030,6 +38202,9 @@ bind_identity_index(lua_State *L)
     struct bind_identity *box = bind_identity_box(L, 1);
     struct str field = bind_str(L, 2);
 
+    if (bind_field_of(field, BIND_ID_SUBJECT, BIND_RQ_PATH) == BIND_RQ_PATH)
+        return bind_field_fail(L, "identity", field, BIND_ID_SUBJECT,
+                               BIND_RQ_PATH);
     bind_cache(L, 1);
     lua_pushvalue(L, 2);
     if (lua_rawget(L, 3) != LUA_TNIL)
@@ -38113,6 +38288,7 @@ struct bind_request {
     yyjson_val **path, **query, **headers;  // checked, by the route's order;
                                             //   NULL: not given
     yyjson_val *json;
+    const struct schema *shape;  // of `json`; borrowed
     struct str body;
     bool has_body;              // `body` is complete
     struct bind_request **box;  // the userdata that scripts hold; NULL: none
@@ -38128,21 +38304,7 @@ bind_request_of(lua_State *L, int at)
     return *box;
 }
 
-static void
-bind_push_inputs(lua_State *L, const struct cfg_input *in, yyjson_val **v,
-                 size_t n)
-{
-    lua_createtable(L, 0, (int)n);
-    for (size_t i = 0; v && i < n; i++) {
-        yyjson_val *one = v[i] ? v[i] : in[i].fallback;
-
-        if (!one)
-            continue;
-        bind_push_str(L, in[i].name);
-        bind_push_value(L, one);
-        lua_rawset(L, -3);
-    }
-}
+/* ---- names that are declared ---- */
 
 /* A name that is not there as it was written, in lower case. */
 static int
@@ -38161,6 +38323,186 @@ bind_header_lower(lua_State *L)
     luaL_pushresult(&b);
     lua_rawget(L, 1);
     return 1;
+}
+
+enum bind_input_kind { BIND_PATHS, BIND_QUERIES, BIND_HEADERS };
+
+/* Whether a route declares that input; if not, the nearest one. */
+static bool
+bind_declares(const struct cfg_route *c, lua_Integer kind, struct bind_near *n)
+{
+    const struct cfg_input *in = kind == BIND_QUERIES ? c->query : c->headers;
+    size_t count = kind == BIND_PATHS     ? c->captures_n
+                   : kind == BIND_QUERIES ? c->query_n
+                                          : c->headers_n;
+
+    for (size_t i = 0; i < count; i++) {
+        struct str name = kind == BIND_PATHS ? c->captures[i].name : in[i].name;
+
+        if (kind == BIND_HEADERS
+                ? name.n == n->name.n &&
+                      strncasecmp(name.p, n->name.p, name.n) == 0
+                : str_eq(name, n->name))
+            return true;
+        bind_near_try(n, name.p);
+    }
+    return false;
+}
+
+/* An input that is not there: not given, or not declared by the route of the
+ * request that is worked on. Upvalue 1: enum bind_input_kind. */
+static int
+bind_input_index(lua_State *L)
+{
+    static const char *const names[] = {"request.path", "request.query",
+                                        "request.headers"};
+    const struct vm_task *t = vm_of(L)->running;
+    const struct bind_request *r = t ? t->owner : NULL;
+    lua_Integer kind = lua_tointeger(L, lua_upvalueindex(1));
+    struct bind_near n;
+
+    if (lua_type(L, 2) != LUA_TSTRING || !r || !r->route)
+        return 0;
+    if (kind == BIND_HEADERS && bind_header_lower(L) && !lua_isnil(L, -1))
+        return 1;
+    n = bind_near(bind_str(L, 2));
+    if (bind_declares(r->route, kind, &n))
+        return 0;
+    return bind_near_fail(L, &n, names[kind],
+                          ": declare it in the route's validate");
+}
+
+/* stack: ..., inputs -> ..., inputs */
+static void
+bind_declared(lua_State *L, enum bind_input_kind kind)
+{
+    static const char *const classes[] = {"gateway.path", "gateway.query",
+                                          "gateway.headers"};
+
+    if (luaL_newmetatable(L, classes[kind])) {
+        lua_pushinteger(L, kind);
+        lua_pushcclosure(L, bind_input_index, 1);
+        lua_setfield(L, -2, "__index");
+        lua_pushboolean(L, 0);
+        lua_setfield(L, -2, "__metatable");
+    }
+    lua_setmetatable(L, -2);
+}
+
+/* A member that is not there. Upvalue 1: the schema of the object. */
+static int
+bind_member_index(lua_State *L)
+{
+    const struct schema_node *s = lua_touserdata(L, lua_upvalueindex(1));
+    struct bind_near n;
+
+    if (lua_type(L, 2) != LUA_TSTRING)
+        return 0;
+    n = bind_near(bind_str(L, 2));
+    for (unsigned i = 0; i < s->obj->names_n; i++) {
+        if (str_eq(s->obj->names[i].name, n.name))
+            return 0;
+        bind_near_try(&n, s->obj->names[i].name.p);
+    }
+    return bind_near_fail(L, &n, "this object of request.json",
+                          ": its schema knows no such member");
+}
+
+static void bind_shape(lua_State *, const struct schema_node *, int classes);
+
+static void
+bind_shape_items(lua_State *L, const struct schema_node *n, int classes)
+{
+    lua_Integer count = (lua_Integer)lua_rawlen(L, -1);
+
+    for (lua_Integer i = 1; i <= count; i++) {
+        const struct schema_node *item = (size_t)i <= n->arr->prefix.n
+                                             ? n->arr->prefix.v[i - 1]
+                                             : n->arr->items;
+
+        if (!item)
+            return;
+        item = schema_unalias(item);
+        if (!item->obj && !item->arr) {
+            if ((size_t)i > n->arr->prefix.n)
+                return;
+            continue;
+        }
+        lua_rawgeti(L, -1, i);
+        bind_shape(L, item, classes);
+        lua_pop(L, 1);
+    }
+}
+
+/* Objects whose schema names every member they may have know these names.
+ * `classes` is where a table is that keeps a metatable for each schema.
+ * stack: ..., value -> ..., value */
+static void
+bind_shape(lua_State *L, const struct schema_node *n, int classes)
+{
+    n = schema_unalias(n);
+    luaL_checkstack(L, 4, "value too deep");
+    if (!lua_istable(L, -1) || n->inplace)
+        return;
+    if (n->arr && bind_is_array(L, lua_gettop(L))) {
+        bind_shape_items(L, n, classes);
+        return;
+    }
+    for (unsigned i = 0; n->obj && i < n->obj->names_n; i++) {
+        const struct schema_node *sub = n->obj->names[i].schema;
+
+        if (!sub)
+            continue;
+        sub = schema_unalias(sub);
+        if (!sub->obj && !sub->arr)
+            continue;
+        bind_push_str(L, n->obj->names[i].name);
+        lua_rawget(L, -2);
+        bind_shape(L, sub, classes);
+        lua_pop(L, 1);
+    }
+    if (!schema_is_shut(n))
+        return;
+    if (lua_rawgetp(L, classes, n) == LUA_TNIL) {
+        lua_pop(L, 1);
+        lua_createtable(L, 0, 1);
+        lua_pushlightuserdata(L, (void *)(uintptr_t)n);
+        lua_pushcclosure(L, bind_member_index, 1);
+        lua_setfield(L, -2, "__index");
+        lua_pushvalue(L, -1);
+        lua_rawsetp(L, classes, n);
+    }
+    lua_setmetatable(L, -2);
+}
+
+static void
+bind_push_json(lua_State *L, const struct bind_request *r)
+{
+    if (!r->json) {
+        lua_pushnil(L);
+        return;
+    }
+    lua_newtable(L);
+    bind_push_value(L, r->json);
+    if (r->shape && !r->shape->open)
+        bind_shape(L, r->shape->root, lua_gettop(L) - 1);
+    lua_remove(L, -2);
+}
+
+static void
+bind_push_inputs(lua_State *L, const struct cfg_input *in, yyjson_val **v,
+                 size_t n)
+{
+    lua_createtable(L, 0, (int)n);
+    for (size_t i = 0; v && i < n; i++) {
+        yyjson_val *one = v[i] ? v[i] : in[i].fallback;
+
+        if (!one)
+            continue;
+        bind_push_str(L, in[i].name);
+        bind_push_value(L, one);
+        lua_rawset(L, -3);
+    }
 }
 
 /* The fields in the table on top, whose names are in lower case, may be asked
@@ -38188,6 +38530,7 @@ bind_push_path(lua_State *L, const struct bind_request *r)
         bind_push_value(L, r->path[i]);
         lua_rawset(L, -3);
     }
+    bind_declared(L, BIND_PATHS);
 }
 
 static void
@@ -38463,17 +38806,15 @@ bind_push_request_field(lua_State *L, const struct bind_request *r,
     case BIND_RQ_QUERY:
         bind_push_inputs(L, route ? route->query : NULL, r->query,
                          route ? route->query_n : 0);
+        bind_declared(L, BIND_QUERIES);
         return;
     case BIND_RQ_HEADERS:
         bind_push_inputs(L, route ? route->headers : NULL, r->headers,
                          route ? route->headers_n : 0);
-        bind_any_case(L);
+        bind_declared(L, BIND_HEADERS);
         return;
     case BIND_RQ_JSON:
-        if (r->json)
-            bind_push_value(L, r->json);
-        else
-            lua_pushnil(L);
+        bind_push_json(L, r);
         return;
     case BIND_RQ_BODY:
         if (r->has_body)
@@ -38498,6 +38839,8 @@ bind_request_index(lua_State *L)
     struct bind_request *r = bind_request_of(L, 1);
     struct str field = bind_str(L, 2);
 
+    if (bind_field_of(field, BIND_RQ_PATH, BIND_FIELDS) == BIND_FIELDS)
+        return bind_field_fail(L, "request", field, BIND_RQ_PATH, BIND_FIELDS);
     bind_cache(L, 1);
     lua_pushvalue(L, 2);
     if (lua_rawget(L, 3) != LUA_TNIL)
@@ -41120,6 +41463,7 @@ serve_check_json(struct serve *s)
         serve_refuse_err(s, "json", &e);
         return false;
     }
+    s->view.shape = s->route->body;
     if (schema_check(s->route->body, s->view.json, &why))
         return true;
     err_set(&e, ERR_SCHEMA, "json%s%s: %s (%s)", why.path[0] ? " at " : "",
@@ -43794,23 +44138,44 @@ ctl_refused(const struct ucred *who, uid_t uid, pid_t self)
 
 /* ---- where ---- */
 
+/* A path as it is written, from the root on, without empty segments, "." and
+ * "..". Links are not followed: a policy behind one may lead elsewhere after an
+ * update. */
+static struct str
+ctl_plain_path(struct mem_arena *a, const char *path)
+{
+    char cwd[PATH_MAX], *out;
+    struct str rest, part;
+    size_t n = 0;
+
+    if (path[0] != '/' && getcwd(cwd, sizeof cwd))
+        path = mem_printf(a, "%s/%s", cwd, path);
+    out = mem_alloc(a, strlen(path) + 2);
+    for (rest = str_of(path); rest.n;) {
+        str_cut(rest, '/', &part, &rest);
+        if (str_eq(part, S("..")))
+            while (n && out[--n] != '/')
+                continue;
+        else if (part.n && !str_eq(part, S("."))) {
+            out[n++] = '/';
+            memcpy(out + n, part.p, part.n);
+            n += part.n;
+        }
+    }
+    return (struct str){out, n};
+}
+
 /* Where a gateway that runs this policy has its socket, if the policy does not
- * say: in the first of these folders that is its user's own. A link to a policy
- * is not followed: it may lead elsewhere after an update. */
+ * say: in the first of these folders that is its user's own. */
 static void
 ctl_places(struct mem_arena *a, const char *policy, char *dirs[CTL_PLACES],
            char **name)
 {
     const char *run = getenv("XDG_RUNTIME_DIR");
+    struct str path = ctl_plain_path(a, policy);
     unsigned char hash[32];
-    char cwd[PATH_MAX], *path;
 
-    while (strncmp(policy, "./", 2) == 0)
-        policy += 2;
-    path = policy[0] == '/' || !getcwd(cwd, sizeof cwd)
-               ? str_c(a, str_of(policy))
-               : mem_printf(a, "%s/%s", strcmp(cwd, "/") ? cwd : "", policy);
-    pki_sha256(path, strlen(path), hash);
+    pki_sha256(path.p, path.n, hash);
     *name = mem_printf(a, "%02x%02x%02x%02x%02x%02x%02x%02x", hash[0], hash[1],
                        hash[2], hash[3], hash[4], hash[5], hash[6], hash[7]);
     dirs[0] = str_c(a, S("/run/gateway"));
@@ -44502,6 +44867,19 @@ files_add_documents(struct files_scripts *s, const char *dir, struct err *e)
     return true;
 }
 
+/* A name that leads nowhere is mostly one from another folder. */
+static bool
+files_no_policy(const char *policy, struct err *e)
+{
+    char cwd[PATH_MAX];
+    bool from = policy[0] != '/' && getcwd(cwd, sizeof cwd);
+
+    return err_set(e, ERR_CONFIG,
+                   "policy: %s: %s%s%s: name another file, or start elsewhere",
+                   policy, strerror(errno), from ? ": looked for from " : "",
+                   from ? cwd : "");
+}
+
 /* The policy, every *.lua in its folder and below, and the documents that they
  * name. */
 static bool
@@ -44516,6 +44894,8 @@ files_read_scripts(struct mem_arena *a, const char *policy, struct boot *b,
         policy += 2;
     slash = strrchr(policy, '/');
     s.v = mem_alloc(a, BOOT_SCRIPTS * sizeof *s.v);
+    if (access(policy, F_OK) != 0)
+        return files_no_policy(policy, e);
     if (!files_add_script(&s, policy, e))
         return err_prefix(e, "policy: ");
     dir = slash == policy ? str_c(a, S("/"))
@@ -47325,32 +47705,53 @@ sup_drain(struct sup *s)
         sup_do(s, SUP_EV_EMPTY);
 }
 
+/* Whoever is still served is cut off; brokers end their programs, at once or in
+ * the time that these have for it, and their chains of records. */
+static void
+sup_end(struct sup *s, bool at_once)
+{
+    struct err e;
+    uint32_t ms = 0;
+
+    for (struct sup_child *c = s->children; c; c = c->next) {
+        if (c->role != BOOT_BROKER || !c->chan_open ||
+            !msg_send(&c->chan, MSG_END, at_once ? S("\1") : S("\0"), &e)) {
+            sup_kill(c);
+            continue;
+        }
+        if (!at_once && c->gen->kill_ms > ms)
+            ms = c->gen->kill_ms;
+        if (!c->deadline)
+            c->deadline = uv_now(s->loop) + ms + 2 * SUP_END_MS;
+    }
+    sup_enter(s, SUP_ENDING, ms + SUP_END_MS);
+}
+
 static void
 sup_stop(struct sup *s)
+{
+    struct log_line l;
+
+    if (log_begin(&l, LOG_INFO, "stop"))
+        log_end(&l);
+    sup_end(s, true);
+}
+
+/* Who is still there has had its time. */
+static void
+sup_kill_rest(struct sup *s)
 {
     sup_enter(s, SUP_STOPPING, 0);
     sup_kill_all(s, NULL);
 }
 
-/* Whoever is still served is cut off; brokers end their programs, and their
- * chains of records. */
 static void
 sup_drain_late(struct sup *s)
 {
-    struct err e;
-    uint32_t ms = 0;
-
     log_at(LOG_WARN, "sup",
            "process.drain is over: what is still served is "
            "cut off");
-    for (struct sup_child *c = s->children; c; c = c->next) {
-        if (c->role == BOOT_BROKER && c->chan_open &&
-            msg_send(&c->chan, MSG_END, S(""), &e))
-            ms = c->gen->kill_ms > ms ? c->gen->kill_ms : ms;
-        else
-            sup_kill(c);
-    }
-    sup_enter(s, SUP_ENDING, ms + SUP_END_MS);
+    sup_end(s, false);
 }
 
 static void
@@ -47407,8 +47808,8 @@ static void (*const sup_table[SUP_STATES][SUP_EVENTS])(struct sup *) = {
         },
     [SUP_ENDING] =
         {
-            [SUP_EV_TERM] = sup_stop,
-            [SUP_EV_TIME] = sup_stop,
+            [SUP_EV_TERM] = sup_kill_rest,
+            [SUP_EV_TIME] = sup_kill_rest,
             [SUP_EV_EMPTY] = sup_finish,
         },
     [SUP_STOPPING] =
@@ -53517,16 +53918,61 @@ static const struct cli_command cli_commands[] = {
 
 static const size_t cli_commands_n = sizeof cli_commands / sizeof *cli_commands;
 
+/* Lines of at most 80 columns, each from column `indent` on; where `begun`, the
+ * first is there already. */
+static void
+cli_put_wrapped(FILE *f, const char *text, int indent, bool begun)
+{
+    struct str rest = str_of(text), word;
+    size_t column = begun ? (size_t)indent : 0;
+
+    while (rest.n) {
+        bool first = begun && column == (size_t)indent;
+
+        str_cut(rest, ' ', &word, &rest);
+        if (column && !first && column + 1 + word.n > 80) {
+            fputc('\n', f);
+            column = 0;
+        }
+        if (first)
+            column += (size_t)fprintf(f, "%.*s", STR_FMT(word));
+        else if (column)
+            column += (size_t)fprintf(f, " %.*s", STR_FMT(word));
+        else
+            column = (size_t)fprintf(f, "%*s%.*s", indent, "", STR_FMT(word));
+    }
+    fputc('\n', f);
+}
+
 static void
 cli_usage(FILE *f)
 {
     fputs("usage: gateway COMMAND [options]\n\n", f);
-    for (size_t i = 0; i < cli_commands_n; i++)
-        fprintf(f, "  %-8s %-28s %s\n", cli_commands[i].name,
-                cli_commands[i].operands, cli_commands[i].help);
+    for (size_t i = 0; i < cli_commands_n; i++) {
+        const struct cli_command *c = &cli_commands[i];
+
+        fprintf(f, "  %-11s", c->name);
+        if (c->operands[0])
+            fprintf(f, "%s\n", c->operands);
+        cli_put_wrapped(f, c->help, 13, !c->operands[0]);
+    }
     fputs("\ngateway COMMAND --help says more. Exit codes: 0 fine, 1 not fine, "
           "2 wrong usage.\n",
           f);
+}
+
+static int
+cli_no_command(const char *name)
+{
+    struct cli_names names = {.meant = str_of(name)};
+    struct err e;
+
+    for (size_t i = 0; i < cli_commands_n; i++)
+        cli_names_add(&names, str_of(cli_commands[i].name));
+    err_set(&e, ERR_SYNTAX, "there is no command \"%.60s\"", name);
+    cli_names_end(&names, &e);
+    fprintf(stderr, "gateway: %s\nTry `gateway help`.\n", e.msg);
+    return 2;
 }
 
 static void
@@ -53534,14 +53980,17 @@ cli_help(const struct cli_command *c, FILE *f)
 {
     const size_t n = sizeof cli_options / sizeof *cli_options;
 
-    fprintf(f, "usage: gateway %s%s %s\n\n%s\n", c->name,
-            c->options ? " [options]" : "", c->operands, c->help);
+    fprintf(f, "usage: gateway %s%s%s%s\n\n", c->name,
+            c->options ? " [options]" : "", c->operands[0] ? " " : "",
+            c->operands);
+    cli_put_wrapped(f, c->help, 0, false);
     fputs(c->options ? "\noptions\n" : "", f);
     for (size_t i = 0; i < n; i++)
-        if (c->options & cli_options[i].bit)
-            fprintf(f, "  %-9s %-5s  %s\n", cli_options[i].name,
-                    cli_options[i].value ? cli_options[i].value : "",
-                    cli_options[i].help);
+        if (c->options & cli_options[i].bit) {
+            fprintf(f, "  %-9s %-5s  ", cli_options[i].name,
+                    cli_options[i].value ? cli_options[i].value : "");
+            cli_put_wrapped(f, cli_options[i].help, 19, true);
+        }
     fprintf(f, "\nexamples\n%s", c->examples);
 }
 
@@ -53875,7 +54324,7 @@ main(int argc, char **argv)
         if (strcmp(name, cli_commands[i].name) == 0)
             return cli_command_run(&cli_commands[i], argc - 1, argv + 1);
     if (name[0])
-        fprintf(stderr, "gateway: there is no command \"%s\"\n\n", name);
+        return cli_no_command(name);
     cli_usage(stderr);
     return 2;
 }

@@ -93,7 +93,7 @@ gateway.get("/v1/logs/{name}", {
       lines = request.query.lines, file = request.path.name,
     }
     if not run.ok then
-      return gateway.problem(502, run.why)
+      return gateway.problem(502)  -- why is in the log
     end
     return gateway.text(run.stdout)
   end,

@@ -26,7 +26,7 @@ local function look(name, program, args, read)
     handle = function()
       local run = command:run {}
       if not run.ok then
-        return gateway.problem(502, run.why)
+        return gateway.problem(502)  -- why is in the log
       end
       return gateway.text(run.stdout)
     end,

@@ -101,7 +101,13 @@ function Slot:add(rule, text, ...)
 end
 
 
+-- A value as it goes into a URL, where it could not be seen.
 local function shown(value)
+  if type(value) == "string" then
+    value = value:gsub("%c", function(char)
+      return ("%%%02X"):format(char:byte())
+    end)
+  end
   return options.show(value, 60)
 end
 

@@ -53,13 +53,14 @@ M.RULES = {
   ["openapi.body-unbounded"] = { "medium", "bytes of any number",
     "add maxLength to the body's schema" },
   ["openapi.no-security"] = { "high", "an operation that anybody may call",
-    "add security, with a scheme of type mutualTLS" },
+    "add security; from OpenAPI 3.1 on, with a scheme of type mutualTLS" },
   ["openapi.security-unknown"] = { "high", "a security scheme that is declared"
     .. " nowhere", "declare it among the securitySchemes" },
   ["openapi.security-no-mtls"] = { "low", "an operation that wants no client"
-    .. " certificate", "add a scheme of type mutualTLS to its security" },
+    .. " certificate", "add a scheme of type mutualTLS, which OpenAPI has from"
+    .. " 3.1 on, to its security" },
   ["openapi.security-weak"] = { "medium", "a secret that is easily lost",
-    "use mutualTLS, or a header over TLS" },
+    "use mutualTLS (OpenAPI 3.1), or a header over TLS" },
   ["openapi.server-plain"] = { "medium", "a server without TLS",
     "write https://" },
   ["openapi.no-operation-id"] = { "info", "an operation without operationId",
@@ -541,8 +542,11 @@ function Audit:check_security(operation)
     self:add("openapi.no-security", at, ("%s %s: anybody may call it"):format(
       operation.method, operation.path))
   elseif not self:check_requirements(operation, at) then
-    self:add("openapi.security-no-mtls", at, ("%s %s can be called without a"
-      .. " client certificate"):format(operation.method, operation.path))
+    local own = operation.security_owner ~= self.api.doc.value
+    self:add("openapi.security-no-mtls", own and at
+      or self.api.doc:at(self.api.doc.value, "security"), ("%s can be called"
+        .. " without a client certificate"):format(own and operation.method
+        .. " " .. operation.path or "what has no security of its own"))
   end
 end
 

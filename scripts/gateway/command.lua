@@ -364,11 +364,31 @@ local NO_BODY <const> = { [204] = true, [205] = true, [304] = true }
 local RETRY <const> = { ["retry-after"] = "1" }
 
 
-local function check_call(self, way, opts)
+-- A name that is no slot is a typo, whatever else is wrong with the call.
+local function check_slots(self, what, slots)
+  if type(slots) ~= "table" then
+    options.fail(nil, what, "takes a table of slots, not "
+      .. options.show(slots))
+  end
+  local known = rawget(self, "slots")
+  for name in pairs(slots) do
+    if known[name] == nil then
+      options.fail(nil, what, ("command %s has no slot '%s'%s"):format(
+        rawget(self, "name"), tostring(name),
+        options.suggest(tostring(name), known)))
+    end
+  end
+end
+
+
+local function check_call(self, way, slots, opts)
   local what = "command:" .. way
   if getmetatable(self) ~= Command then
     options.fail(nil, what, ("is called with a colon: tail:%s { … }"):format(
       way))
+  end
+  if slots ~= nil then
+    check_slots(self, what, slots)
   end
   if opts ~= nil and type(opts) ~= "table" then
     options.fail(nil, what, "takes options as a table, not "
@@ -387,7 +407,7 @@ end
 -- ok, why, code, signal, stdout, stderr, timed_out, truncated, out_of_memory,
 -- usage.
 local function run(self, slots, opts)
-  check_call(self, "run", opts)
+  check_call(self, "run", slots, opts)
   return core.exec(self.index, slots or {}, opts)
 end
 
@@ -406,7 +426,7 @@ end
 -- an answer whose body is what the program writes, while it runs. `stdin` is a
 -- string, or request.stream where the route's body is gateway.stream(max).
 local function stream(self, slots, opts)
-  check_call(self, "stream", opts)
+  check_call(self, "stream", slots, opts)
   opts = opts or {}
   local status = opts.status or 200
   if math.type(status) ~= "integer" or status < 200 or status > 599
@@ -431,7 +451,7 @@ end
 --- command:job(slots [, { stdin = "…" }]): starts it and does not wait. The
 -- answer is 202, and its Location is where gateway.jobs tells how it is.
 local function job(self, slots, opts)
-  check_call(self, "job", opts)
+  check_call(self, "job", slots, opts)
   local path = policy.jobs_path()
   if not path then
     options.fail(nil, "command:job", "declare gateway.jobs {} first: it says"

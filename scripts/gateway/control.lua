@@ -68,7 +68,8 @@ local function call(opts, word)
     return core.control(path, word, seconds)
   end
   return nil, ("no gateway runs %s (looked for %s)%s: start it, or give"
-    .. " --policy as `gateway run` was given it, or --control PATH"):format(
+    .. " --policy as `gateway run` was given it, or --control PATH, as its"
+    .. " `ready` line has it (another user's is in that user's folder)"):format(
     opts.policy, table.concat(looked, ", "), why
       and "; a place that the policy names is not known, for it does not load ("
         .. why .. ")" or "")

@@ -112,7 +112,7 @@ end
 
 
 local function percent(covered, total)
-  return total == 0 and 100 or math.floor(covered * 1000 / total) / 10
+  return total == 0 and 100 or math.floor(covered * 1000 / total + 0.5) / 10
 end
 
 

@@ -113,7 +113,7 @@ end
 function Document:check_keys(table_, known)
   for _, key in ipairs(options.sorted_keys(table_)) do
     if not known[key] and not key:find("^x%-") then
-      self:fail(table_, key, "is no field there is"
+      self:fail(table_, key, "there is no such field"
         .. options.suggest(key, known))
     end
   end

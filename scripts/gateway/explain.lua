@@ -221,11 +221,25 @@ local function read_body(opts)
 end
 
 
+-- A whole URL, as it is pasted: its host is what a client would say in Host.
+-- Returns what is asked for there.
+local function take_host(url, headers)
+  local host, rest = url:match("^%a[%w+.-]*://([^/?#]*)([^#]*)")
+  if not story.header({ headers = headers }, "host") then
+    headers.host = host
+  end
+  return rest:find("^/") and rest or "/" .. rest
+end
+
+
 -- The request that the command line describes.
 local function read_request(target, opts)
   local headers, message = read_headers(opts.header)
   if not headers then
     return nil, message
+  end
+  if target:find("^%a[%w+.-]*://") then
+    target = take_host(target, headers)
   end
   local body, media = read_body(opts)
   if not body then
@@ -259,6 +273,19 @@ local function find_listener(name)
 end
 
 
+-- The step that ends the story failed for want of what no log has: it is not
+-- the request's fault, and no verdict.
+local function leave_open(steps)
+  local last
+  for _, step in ipairs(steps) do
+    last = step.ok == false and step or last
+  end
+  if last then
+    last.ok, last.reason, last.absent = nil, "it is not in the log", nil
+  end
+end
+
+
 -- Runs it and tells all of it. `record`: what a log has of it; nil: all is on
 -- the command line.
 local function explain(client, spec, opts, record)
@@ -276,6 +303,9 @@ local function explain(client, spec, opts, record)
       told.notes = decisions.missing(result, client)
       table.insert(told.notes, 1, "logged: " .. decisions.outcome(record))
       told.undecided = decisions.undecided(result)
+      if told.undecided then
+        leave_open(told.steps)
+      end
       told.logged = not (record.refused or record.bug)
     end
     told.failed = told.allowed and told.status == 500
@@ -350,7 +380,7 @@ end
 
 --- The command `gateway explain`.
 M.main = tool.main {
-  name = "explain", operands = "/path?query", most = 1,
+  name = "explain", operands = "/path?query|URL", most = 1,
   help = "Sends one request through the policy, with programs and upstreams "
     .. "stood in for, and tells each decision with its file and line; where no "
     .. "route takes it, the nearest ones. Exit code 0: it would be allowed, 1: "
@@ -365,7 +395,8 @@ M.main = tool.main {
     { "data", "TEXT", "the body; @FILE: what is in a file", short = "d" },
     { "json", "TEXT", "the same, as application/json" },
     { "listener", "NAME", "the listener it comes in by; else the first" },
-    { "id", "ID", "instead of all that: the request of that id …" },
+    { "id", "ID", "instead of a path and all that: the request of that id …"
+      .. " (--identity: who asked, where the log does not tell enough)" },
     { "log", "FILE", "… in this log (-: standard input), as far as it is "
       .. "there" },
     { "format", "text|json", "how it is told", default = "text" },

@@ -215,6 +215,14 @@ local FORMATS <const> = {
 }
 
 
+-- The severity that may have been meant, or all of them, the worst first.
+local function suggest_severity(name)
+  local text = options.suggest(name, RANKS)
+  return text:find("did you mean", 1, true) and text
+    or ": there is " .. table.concat(SEVERITIES, ", ") .. ", never"
+end
+
+
 --- What is wrong with the options of a report, or nil.
 function M.misused(opts)
   if not FORMATS[opts.format] then
@@ -222,7 +230,7 @@ function M.misused(opts)
       options.suggest(opts.format, FORMATS))
   elseif not RANKS[opts["fail-on"]] then
     return ("--fail-on: no severity '%s'%s"):format(opts["fail-on"],
-      options.suggest(opts["fail-on"], RANKS))
+      suggest_severity(opts["fail-on"]))
   end
   return nil
 end

@@ -17,6 +17,13 @@ local M = {}
 
 local TRIES <const> = 20          -- to reach the route that was meant
 local FAILURES_MAX <const> = 20
+local ENOUGH <const> = 40         -- requests, one of which should have got in
+local NO_WAY_IN <const> = "none of %d requests passed validation, so nothing"
+  .. " behind it was tried: its schemas may let nothing in (look at required,"
+  .. " and at pattern beside minLength and maxLength), or are beyond what is"
+  .. " made here: write cases by hand"
+local NO_VERDICT <const> = "none of %d requests came to its validation: another"
+  .. " route takes them, or authorize or a limit refuses them all"
 local LIMITS <const> = {
   [413] = true, [414] = true, [429] = true, [431] = true,
 }
@@ -24,11 +31,19 @@ local LIMITS <const> = {
 
 -- ---- what came of a request ------------------------------------------------
 
+-- The same route each time the policy is loaded; a loop, or a function, makes
+-- several of one line.
+local function key_of(route)
+  return table.concat({ route.at, table.concat(route.methods, ","), route.path,
+    route.host, route.listener }, " ")
+end
+
+
 -- Did the request go to another route than the one it was made for?
 local function is_elsewhere(r, request)
   local route = r.number and policy.all("routes")[r.number]
   return route and route ~= request.route
-    and route.at .. route.path ~= request.route.at .. request.route.path
+    and key_of(route) ~= key_of(request.route)
 end
 
 
@@ -132,9 +147,9 @@ function Run:fails_afresh(request, who, kind)
   if not self.fresh() then
     return false
   end
-  local at = request.route.at .. request.route.path
+  local key = key_of(request.route)
   for _, route in ipairs(policy.all("routes")) do
-    if route.at .. route.path == at then
+    if key_of(route) == key then
       request.route = route
     end
   end
@@ -145,14 +160,14 @@ end
 
 -- What makes two failures one: the route, the kind and the reason, whatever its
 -- numbers and members.
-local function key_of(request, kind, why)
+local function failure_key(request, kind, why)
   local reason = why:gsub("%d+", ""):gsub("( at /[^/%s:]*)[^%s:]*", "%1")
-  return request.route.at .. request.route.path .. kind .. reason:sub(1, 60)
+  return key_of(request.route) .. kind .. reason:sub(1, 60)
 end
 
 
 function Run:failed(request, who, kind, why)
-  local first = key_of(request, kind, why)
+  local first = failure_key(request, kind, why)
   if #self.failures >= FAILURES_MAX or self.known[first] then
     return
   end
@@ -167,7 +182,7 @@ function Run:failed(request, who, kind, why)
     why = why .. " (only after other requests)"
   end
   -- what was made small may be what another one was made to
-  local last = key_of(request, kind, why)
+  local last = failure_key(request, kind, why)
   if last ~= first and self.known[last] then
     return
   end
@@ -179,9 +194,13 @@ function Run:failed(request, who, kind, why)
 end
 
 
-function Run:try(request, who)
-  local verdict = model.valid(request)
+function Run:try(request, goal)
+  local who, verdict = goal.who, model.valid(request)
   local r = self:send(request, who)
+  goal.sent = goal.sent + 1
+  goal.passed = goal.passed or stage.passed_validation(r.stage)
+    and not is_elsewhere(r, request)
+  goal.judged = goal.judged or not is_beside(r, request)
   local name = verdict == nil and "unsure" or verdict and "valid" or "invalid"
   self[name] = self[name] + 1
   local kind, why = M.judge(request, verdict, r)
@@ -198,15 +217,15 @@ function Run:goal(route, method)
     self.stood_in[#self.stood_in + 1] = ("%s: %s %s"):format(route.at, method,
       route.path)
   end
-  return { at = route.at, path = route.path, method = method, who = who }
+  return { key = key_of(route), at = route.at, path = route.path,
+    method = method, who = who, sent = 0 }
 end
 
 
 -- The route of a goal in the policy as it is loaded now.
 local function route_of(goal)
   for _, route in ipairs(policy.all("routes")) do
-    if route.at == goal.at and route.path == goal.path
-      and policy.takes(route, goal.method) then
+    if key_of(route) == goal.key then
       return route
     end
   end
@@ -223,7 +242,7 @@ function Run:round(goals)
         request = change.changed(request, self.random) or request
       end
       if model.is_sendable(request) then
-        self:try(request, goal.who)
+        self:try(request, goal)
       end
     end
     if core.now() > self.until_time then
@@ -233,12 +252,28 @@ function Run:round(goals)
 end
 
 
+-- The goals of which no request passed validation, though enough were sent:
+-- what lies behind it is untried, and perhaps out of reach for everybody.
+local function closed_goals(goals)
+  local closed = {}
+  for _, goal in ipairs(goals) do
+    if goal.sent >= ENOUGH and not goal.passed then
+      closed[#closed + 1] = ("%s: %s %s: %s"):format(goal.at, goal.method,
+        goal.path, goal.judged and NO_WAY_IN:format(goal.sent)
+          or NO_VERDICT:format(goal.sent))
+    end
+  end
+  return closed
+end
+
+
 --- run(spec): fuzzes the policy that is loaded.
 -- @param spec  { seconds, seed, identities = list of fields,
 --              request = function(who, request) -> r, fresh = function() that
 --              loads the policy again, identity = function(fields) that makes
 --              a client, most = of requests }
--- @return { sent, valid, invalid, unsure, failures, stood_in, goals }
+-- @return { sent, valid, invalid, unsure, failures, stood_in, goals = how many
+--         routes and methods, closed = those that nothing got into, in words }
 function M.run(spec)
   local run = setmetatable({
     random = strings.sequence(spec.seed), seed = spec.seed, known = {},
@@ -257,7 +292,7 @@ function M.run(spec)
     and run.sent < (spec.most or math.huge) do
     run:round(goals)
   end
-  run.goals = #goals
+  run.goals, run.closed = #goals, closed_goals(goals)
   return run
 end
 

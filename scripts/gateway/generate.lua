@@ -147,7 +147,8 @@ local function good_string(schema, random)
   local high = math.min(schema.maxLength or low + 20, TEXT_MAX)
   if schema.pattern then
     local made = oracle.pattern(schema.pattern)
-    local text = made and made:sample(random, math.max(1, math.min(high, 24)))
+    local text = made and made:sample(random,
+      math.max(1, math.min(high, 24), made:length_min() or 0))
     if text and random(4) == 1 then
       text = stretched(text, random(2) == 1 and high or low)
     end

@@ -34,6 +34,28 @@ local function fail(why)
 end
 
 
+-- What messages about connections say for policies, and for a command line.
+local WORDS <const> = {
+  { "certificate, key", "--cert, --key" },
+  { ": set server_name, or issue it for that name",
+    ": name it in the URL as its certificate does" },
+  { "give certificate and key", "give --cert and --key" },
+  { "of `certificate`", "of --cert" }, { "to `certificate`", "to --cert" },
+}
+
+
+--- A message about a connection, its mend in options of the command line.
+function M.in_words_of_tools(why)
+  for _, pair in ipairs(WORDS) do
+    local from, to = why:find(pair[1], 1, true)
+    if from then
+      why = why:sub(1, from - 1) .. pair[2] .. why:sub(to + 1)
+    end
+  end
+  return why
+end
+
+
 -- ---- reading ---------------------------------------------------------------
 
 local Reader = {}
@@ -222,7 +244,7 @@ function Client:try(request)
       certificate = where.certificate, key = where.key, seconds = SECONDS,
     }
     if not dial then
-      return nil, why, step
+      return nil, M.in_words_of_tools(why), step
     end
     self.dial = dial
   end

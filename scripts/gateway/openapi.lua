@@ -229,6 +229,7 @@ function M.input(api, converter, parameter)
   check_text(doc, source, types, false)
   local commas = types.array and check_list(api, parameter, source, types)
   plain.type = list_of(types)
+  local read = plain
   if commas then
     plain = schema.commas(plain)
   end
@@ -238,6 +239,10 @@ function M.input(api, converter, parameter)
   local default = source.default
   if default == core.null then
     default = nil
+  end
+  if default ~= nil then
+    schema.test_default(doc:at(source, "default"), WHAT .. ": " ..
+      options.show(parameter.name), read, default)
   end
   return schema.optional(plain, default)
 end
@@ -552,8 +557,8 @@ function M.declare_text(at, read, name, text)
   group.prefix = read.prefix or api.prefix
   if not group.prefix then
     options.fail(at, WHAT, ("what stands before each path is not clear (%s,"
-      .. ' server %s): say prefix = "/v1"'):format(api.prefix_at,
-      api.prefix_why))
+      .. ' server %s): say prefix = "%s"'):format(api.prefix_at,
+      api.prefix_why, api.prefix_like:match("^/[%w/._~-]+$") or "/v1"))
   end
   for _, operation in ipairs(api.operations) do
     declare_operation(at, api, read, group, operation)

@@ -125,6 +125,7 @@ local function read_prefix(api)
       path, why = nil, "its path is another than the first one's"
     end
     if not path then
+      api.prefix_like = prefix or (server.url:gsub("^%a+://[^/]*", ""))
       api.prefix_at = doc:at(server, "url")
       api.prefix_why = ("%s: %s"):format(options.show(server.url), why)
       return nil
@@ -153,6 +154,9 @@ local function read_parameter(api, list, i)
   if not places[place] then
     doc:fail(source, "in", ("there is no %s%s"):format(options.show(place),
       options.suggest(place, places)))
+  end
+  if place == "path" and source.required == false then
+    doc:fail(source, "required", "a path always has its parameters: write true")
   end
   return {
     name = name, place = place, source = source,

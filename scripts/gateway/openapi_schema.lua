@@ -295,6 +295,17 @@ function Converter:ref(plain, source)
 end
 
 
+local OLD_TYPES <const> = {
+  string = true, integer = true, number = true, boolean = true, array = true,
+  object = true,
+}
+local TYPES <const> = { null = true }
+
+for name in pairs(OLD_TYPES) do
+  TYPES[name] = true
+end
+
+
 function Converter:types(plain, source, key)
   local value = source[key]
   if self.dialect ~= OAS31 and type(value) == "table" then
@@ -305,6 +316,13 @@ function Converter:types(plain, source, key)
   elseif value == "null" and self.dialect ~= OAS31 then
     self:fail(source, key, "there is no type null before 3.1: write nullable:"
       .. " true beside a type")
+  end
+  for _, name in ipairs(document.is_list(value) and value or { value }) do
+    if not TYPES[name] or name == "null" and self.dialect ~= OAS31 then
+      self:fail(source, key, ("there is no type %s%s"):format(
+        options.show(name), options.suggest(tostring(name),
+          self.dialect == OAS31 and TYPES or OLD_TYPES)))
+    end
   end
   plain.type = value
 end
@@ -600,7 +618,7 @@ function Converter:schema(source, owner, key)
     local kind = self.dialect[word]
     if not kind and not word:find("^x%-") then
       self:fail(source, word, OTHERS[word] or OAS31[word] and
-        "is of 3.1, not of " .. self.version or "is no keyword there is"
+        "is of 3.1, not of " .. self.version or "there is no such keyword"
         .. options.suggest(word, self.dialect))
     elseif kind then
       self:check_about(source, word)

@@ -182,6 +182,13 @@ function Pattern:anchored()
 end
 
 
+--- length_min(): the fewest code points of a valid value, or nil: there is none,
+-- or it cannot be judged.
+function Pattern:length_min()
+  return not self.why and self.distance[1] or nil
+end
+
+
 --- longest(): the most code points of a valid value, or nil: no end.
 function Pattern:longest()
   local length

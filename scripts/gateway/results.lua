@@ -1,7 +1,8 @@
 --- The outcome of `gateway test`: as text, as JUnit's XML, as JSON.
 --
 -- A result is { file =, name =, ok =, seconds =, message = why it failed,
--- as_is = true: the message is not for one line }.
+-- as_is = true: the message is not for one line, threshold = true: no case, but
+-- what is asked of coverage }.
 
 local core <const> = require "gateway.core"
 local coverage <const> = require "gateway.coverage"
@@ -64,19 +65,25 @@ local writers = {}
 
 --- A line for each failure, with `verbose` also for each success, and the sum.
 function writers.text(results, covered, verbose)
-  local failed = count_failed(results)
+  local failed, cases, low = 0, 0, ""
   for _, result in ipairs(results) do
+    if not result.threshold then
+      cases = cases + 1
+      failed = failed + (result.ok and 0 or 1)
+    elseif not result.ok then
+      low = "; coverage is too low"
+    end
     if not result.ok then
-      core.print("FAIL " .. (result.as_is and "\n" .. result.message .. "\n"
-        or one_line(result.message)))
-    elseif verbose then
+      core.print(result.as_is and ("FAIL %s: %s\n%s\n"):format(result.file,
+        result.name, result.message) or "FAIL " .. one_line(result.message))
+    elseif verbose and not result.threshold then
       core.print("ok   " .. result.file .. ": " .. result.name)
     end
   end
   for _, line in ipairs(covered and coverage.text(covered) or {}) do
     core.print(line)
   end
-  core.print(("%d passed, %d failed"):format(#results - failed, failed))
+  core.print(("%d passed, %d failed%s"):format(cases - failed, failed, low))
 end
 
 

@@ -44,7 +44,9 @@ local function read_clients(words, folders)
     if client then
       clients[#clients + 1] = client
     elseif i <= #words then
-      return nil, message
+      return nil, message:find("not a regular file", 1, true)
+        and ("%s; of a folder: --identities %s"):format(message, file)
+        or message
     else
       core.warn("gateway routes: left out: " .. message)
     end

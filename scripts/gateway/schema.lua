@@ -549,8 +549,9 @@ function M.object(properties, keywords)
     if getmetatable(value) == OPTIONAL then
       if value.default ~= nil then
         options.fail(nil, "gateway.object", ("property '%s': a body is"
-          .. " forwarded as it came, so no default can be filled in"):format(
-          name))
+          .. " passed on as it came, so no default can be filled in: leave it"
+          .. " out here, and write `request.json.%s or %s` in the hook"):format(
+          name, name, options.show(value.default)))
       end
       value = value.schema
     else

@@ -24,7 +24,7 @@ end
 
 local SPEC <const> = options.spec("gateway.shadow", {
   policy = { options.text, required = true,
-    help = "its file; may stand without a name" },
+    help = "its file, from the working directory; may stand without a name" },
   sample = { share, default = MILLION, shown = "1",
     help = "share of the requests that it is asked about" },
   cpu = { share, default = MILLION // 10, shown = "0.1",

@@ -31,6 +31,10 @@ local M = {}
 -- The file being read, and its cases so far: { policy =, cases = { … } }.
 local file = { cases = {}, identities = {} }
 
+-- Of the case that runs: has it sent a request, and asked anything of what came
+-- of it?
+local sent, asked = false, false
+
 local IDENTITY_FIELDS <const> = {
   cn = true, o = true, ou = true, c = true, l = true, st = true, dc = true,
   uid = true, uri = true, dns = true, email = true, ip = true, eku = true,
@@ -89,7 +93,8 @@ function M.case(name, body)
   if not options.text(name) or type(body) ~= "function" then
     misuse("t.case", 't.case("what should be", function() … end)')
   end
-  file.cases[#file.cases + 1] = { name = name, body = body }
+  file.cases[#file.cases + 1] = { name = name, body = body,
+    at = options.where() }
 end
 
 
@@ -150,6 +155,7 @@ function M.request(identity, method, target, opts)
     raw = opts.raw, stub = stub.all(opts.stub), listener = opts.listener,
   })
   coverage.note(method, target, r)
+  sent = true
   return r
 end
 
@@ -307,6 +313,23 @@ local function folded(wanted)
 end
 
 
+-- Of what was forwarded, what an expectation speaks of, and where it went.
+local function compared(forward, wanted)
+  local part = { upstream = forward.upstream, method = forward.method,
+    target = forward.target }
+  for name, value in pairs(wanted or {}) do
+    part[name] = forward[name]
+    if type(value) == "table" and type(forward[name]) == "table" then
+      part[name] = {}
+      for key in pairs(value) do
+        part[name][key] = forward[name][key]
+      end
+    end
+  end
+  return part
+end
+
+
 --- forwarded(r [, wanted]): an upstream was asked; `wanted` has any of
 -- upstream, method, target, headers, body.
 function M.forwarded(r, wanted)
@@ -316,7 +339,7 @@ function M.forwarded(r, wanted)
     if contains(forward, wanted) then
       return
     end
-    seen[#seen + 1] = picture(forward)
+    seen[#seen + 1] = picture(compared(forward, wanted))
   end
   fail(("expected forwarded %s, got %s"):format(picture(wanted or {}),
     #seen > 0 and table.concat(seen, "; ") or "nothing; " .. outcome(r)))
@@ -328,6 +351,14 @@ function M.not_forwarded(r)
   local forward = (r.forwards or {})[1]
   if forward then
     fail("expected nothing forwarded, got " .. picture(forward))
+  end
+end
+
+
+--- not_failed(r): no hook raised an error or answered with what is no answer.
+function M.not_failed(r)
+  if r.status == 500 then
+    fail("expected no hook that fails, got " .. outcome(r))
   end
 end
 
@@ -370,6 +401,20 @@ function M.equal(got, wanted)
 end
 
 
+local EXPECTATIONS <const> = {
+  "allowed", "denied", "refused", "failed", "not_failed", "ran", "not_ran",
+  "forwarded", "not_forwarded", "status", "equal",
+}
+
+for _, name in ipairs(EXPECTATIONS) do
+  local expect = M[name]
+  M[name] = function(...)
+    asked = true
+    return expect(...)
+  end
+end
+
+
 -- ---- running ---------------------------------------------------------------
 
 -- Reads one test file, which sees what a policy sees; with opts.library the
@@ -394,19 +439,33 @@ local function read_file(name, opts)
 end
 
 
+-- A case that asks nothing of the answers it got cannot fail, unless its file
+-- asks in a way of its own.
+local function check_asked(case)
+  local text = sent and not asked and core.read_file(file.name) or ""
+  if not sent or asked or text:find "%f[%w_]assert%f[^%w_]"
+    or text:find "%f[%w_]error%f[^%w_]" then
+    return nil
+  end
+  return ("%s: %s: it asks nothing of the answer, so it cannot fail: write"
+    .. " t.allowed(r), t.refused(r), …"):format(case.at, case.name)
+end
+
+
 -- Runs one case, on a policy that no other case has used. Nil, or why it
--- failed.
+-- failed; and true where the policy does not even load.
 local function run_case(case, policy_name)
   local ok, message = core.test_policy(policy_name)
   if not ok then
-    return tostring(message)
+    return tostring(message), true
   end
   coverage.note_routes()
+  sent, asked = false, false
   core.test_printer(case.name)
   ok, message = pcall(case.body)
   core.test_printer(nil)
   if ok then
-    return nil
+    return check_asked(case)
   end
   if getmetatable(message) == Failure then
     local at, rest = message.text:match("^(.-:%d+: )(.*)$")
@@ -433,8 +492,12 @@ local function run_file(name, opts, list)
   for _, case in ipairs(read.cases) do
     if not opts.run or case.name:find(opts.run, 1, true) then
       began = core.now()
-      local problem = run_case(case, read.policy or opts.policy)
-      add(case.name, core.now() - began, problem)
+      local problem, unloadable = run_case(case, read.policy or opts.policy)
+      add(unloadable and "(loading the policy)" or case.name,
+        core.now() - began, problem)
+      if unloadable then
+        return  -- for the same reason every time: said once
+      end
     end
   end
 end
@@ -446,6 +509,7 @@ local function judge_coverage(covered, threshold, list)
     local found = covered[kind].percent
     list[#list + 1] = {
       file = "coverage", name = kind, ok = found >= threshold, seconds = 0,
+      threshold = true,
       message = found < threshold and ("coverage of %s is %.1f%%, below the"
         .. " threshold of %s%%"):format(
         kind == "lines" and "lines" or "the policy", found,
@@ -568,10 +632,13 @@ function M.fuzz(names, opts, named)
     local began = core.now()
     local run, message = fuzz_one(target, opts.fuzz / #policies, opts.seed)
     local result = { file = target.name, name = "fuzz", ok = run ~= nil
-      and #run.failures == 0 and run.valid + run.invalid > 0,
+      and #run.failures == 0 and #run.closed == 0
+      and run.valid + run.invalid > 0,
       seconds = core.now() - began }
     if not run then
       result.message = tostring(message)
+    elseif #run.closed > 0 then
+      result.message = table.concat(run.closed, "\n")
     elseif not result.ok and #run.failures == 0 then
       result.message = target.name .. ": no request was judged: nothing was"
         .. " fuzzed"
@@ -686,4 +753,16 @@ M.main = tool.main {
 }
 
 
-return M
+-- Slips: t.alowed(r). The tools' own functions are not for test files.
+local FOR_FILES <const> = { policy = true, identity = true, case = true,
+  request = true }
+
+for _, name in ipairs(EXPECTATIONS) do
+  FOR_FILES[name] = true
+end
+
+
+return setmetatable(M, { __index = function(_, name)
+  options.fail(nil, "t." .. tostring(name), "there is no such function"
+    .. options.suggest(tostring(name), FOR_FILES))
+end })

@@ -152,6 +152,17 @@ function M.load_policy(name, file)
 end
 
 
+-- What to say of a word that is no operand: a policy has an option.
+local function one_too_many(spec, word)
+  for _, option in ipairs(spec.options) do
+    if option[1] == "policy" and word:find("%.lua$") then
+      return ("one too many: '%s': write --policy %s"):format(word, word)
+    end
+  end
+  return ("one too many: '%s'"):format(word)
+end
+
+
 --- A tool's main(argv) -> exit code, as the C side calls it. Beside its words,
 -- argv has `command` and `commands`: JSON, what the C side knows of all.
 -- @param spec  { name, operands, help, options, examples, most = of operands,
@@ -172,8 +183,7 @@ function M.main(spec)
     if not operands then
       return misused(spec, opts)
     elseif spec.most and #operands > spec.most then
-      return misused(spec, ("one too many: '%s'"):format(
-        operands[spec.most + 1]))
+      return misused(spec, one_too_many(spec, operands[spec.most + 1]))
     end
     local code, message = spec.run(operands, opts, argv)
     return code or misused(spec, message)

@@ -359,8 +359,11 @@ function M.check_templates(at, what, forward, captures)
   local function check(option, template)
     local left = template:gsub("{([^{}]*)}", function(name)
       if not known[name] then
+        local plain = name:match("^([%w_]+)%.%.%.$")
         options.fail(at, what, ("%s: nothing is named {%s}%s"):format(option,
-          name, options.suggest(name, known)))
+          name, plain and captures[plain] and (": write {%s}, the dots stand"
+            .. " only in the route's path"):format(plain)
+            or options.suggest(name, known)))
       end
       return ""
     end)

@@ -73,7 +73,7 @@ local ROWS <const> = {
   { "a: [", "openapi.broken api.yaml:2 high: did not find" },
   { "openapi: 4.0.0", "openapi.broken api.yaml:1 high: openapi: which" },
   { operation("requestBdy: {}"),
-    "openapi.broken api.yaml:11 high: requestBdy: is no field there is" },
+    "openapi.broken api.yaml:11 high: requestBdy: there is no such field" },
   { operation("  - {name: q, in: cookie, schema: {type: boolean}}"),
     "openapi.not-strict api.yaml:11 medium: in: cookies are not checked" },
   { query "{type: array, maxItems: 3, items: {type: boolean}}", NO_RULE },
@@ -183,7 +183,7 @@ local ROWS <const> = {
   { operation("security: [{n: []}]"), "openapi.security-unknown api.yaml:11"
     .. ' high: "n" is declared nowhere' },
   { operation("", "components: {securitySchemes: {m: {type: http, scheme:"
-    .. " bearer}}}"), "openapi.security-no-mtls api.yaml:7 low" },
+    .. " bearer}}}"), "openapi.security-no-mtls api.yaml:4 low" },
   { operation("", "components: {securitySchemes: {m: {type: apiKey, in: query,"
     .. " name: k}}}"), "openapi.security-weak api.yaml:12 medium: an API key" },
   { operation("", "components: {securitySchemes: {m: {type: http, scheme:"

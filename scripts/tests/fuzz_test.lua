@@ -225,3 +225,32 @@ t.case("a path that no parser reads in one way is invalid by itself",
     model.path.path = "a/"
     t.equal(fuzz_model.valid(model), nil)
   end)
+
+t.case("a route that nothing gets into is named", function()
+  local found = run(function(model, valid)
+    if model.route.path == "/whoami" then
+      return { status = 422, stage = "validate" }
+    end
+    return honest(model, valid)
+  end, 7, 600)
+  t.equal(#found.closed, 1)
+  t.equal(found.closed[1]:find("GET /whoami: none of %d+ requests passed")
+    ~= nil, true)
+end)
+
+t.case("one that another route takes is told from one that lets nothing in",
+  function()
+    local found = run(function()
+      return { status = 403, stage = "authorize" }
+    end, 7, 600)
+    t.equal(#found.closed, 4)
+    t.equal(found.closed[1]:find("came to its validation", 1, true) ~= nil,
+      true)
+  end)
+
+t.case("values of long patterns are made", function()
+  local generate = require "gateway.generate"
+  local value = generate.good({ type = "string", maxLength = 40,
+    pattern = "^[0-9a-f]{40}$" }, strings.sequence(3))
+  t.equal(#value, 40)
+end)

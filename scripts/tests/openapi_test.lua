@@ -117,12 +117,12 @@ local REFUSED <const> = {
   { "@swagger: 2.0\npaths: {}", 'must be a text: write swagger: "2.0"' },
   { '@swagger: "1.2"\npaths: {}', "swagger: which version?" },
   { "openapi: 3.0.3\n@path: {}\npaths: {}",
-    "path: is no field there is: did you mean 'paths'?" },
+    "path: there is no such field: did you mean 'paths'?" },
   { "openapi: 3.0.3@", "paths is missing" },
   { "openapi: 3.0.3\n@paths: []", "paths: must be a map, not a list" },
   { "openapi: 3.0.3\npaths:\n  @a: {}", "a: a path begins with '/'" },
   { "openapi: 3.0.3\npaths:\n  /a:\n    @gett: {}",
-    "gett: is no field there is: did you mean 'get'?" },
+    "gett: there is no such field: did you mean 'get'?" },
   { "openapi: 3.0.3\npaths:\n  /a:\n    @$ref: other.yaml#/a",
     '$ref: "other.yaml#/a": only what is in this file is read' },
   { "openapi: 3.0.3\npaths:\n  /a:\n    @servers: [{url: /b}]",
@@ -130,9 +130,9 @@ local REFUSED <const> = {
   { operation(V30, "@servers: [{url: /b}]"),
     "servers: an operation with servers of its own is not read" },
   { operation(V30, "@requestBdy: {}"),
-    "requestBdy: is no field there is: did you mean 'requestBody'?" },
+    "requestBdy: there is no such field: did you mean 'requestBody'?" },
   { operation(V30, "@requestBody: []"), "requestBody: must be a map" },
-  { operation(V20, "@requestBody: {}"), "requestBody: is no field there is" },
+  { operation(V20, "@requestBody: {}"), "requestBody: there is no such field" },
   { "openapi: 3.0.3\npaths:\n  /a:\n    get: {operationId: x}\n    put: {\n"
     .. "      @operationId: x}", 'operationId: "x" is that of GET /a, too' },
   { "openapi: 3.1.0\n@jsonSchemaDialect: http://x\npaths: {}",
@@ -145,7 +145,7 @@ local REFUSED <const> = {
   { operation(V30, "@description: x"),
     "no parameter describes {id} of /a/{id}" },
   { parameter(V30, "{@nam: x, in: query, schema: {type: string}}"),
-    "nam: is no field there is: did you mean 'name'?" },
+    "nam: there is no such field: did you mean 'name'?" },
   { parameter(V30, "{@name: x}"), "a parameter needs name and in" },
   { parameter(V30, "{name: x, @in: querry, schema: {type: string}}"),
     'in: there is no "querry": did you mean \'query\'?' },
@@ -238,7 +238,7 @@ local REFUSED <const> = {
   { member(V30, "{oneOf: [{type: string},\n  {type: integer,"
     .. " @readOnly: true}]}"), "readOnly: is not read in one of several" },
   { content(V30, "application/json:\n  @schem: {}"),
-    "schem: is no field there is: did you mean 'schema'?" },
+    "schem: there is no such field: did you mean 'schema'?" },
 
   -- schemas: what lets anything in
   { member(V30, "{@}"), '"m" has no type, so it lets any value in' },
@@ -283,10 +283,11 @@ local REFUSED <const> = {
 
   -- schemas: words
   { member(V30, "{type: string,\n  @maxLenght: 9}"),
-    "maxLenght: is no keyword there is: did you mean 'maxLength'?" },
+    "maxLenght: there is no such keyword: did you mean 'maxLength'?" },
   { member(V30, "{@type: [string]}"), "type: a list of types is of 3.1" },
   { member(V30, "{@type: 'null'}"), "type: there is no type null before 3.1" },
-  { member(V30, "{@type: text}"), "type: must be null, boolean" },
+  { member(V30, "{@type: text}"), "type: there is no type \"text\"" },
+  { member(V30, "{@type: integr}"), "did you mean 'integer'?" },
   { member(V20, "{@type: file}"), "type: file: no JSON holds a file" },
   { member(V30, "{type: string,\n  @const: a}"),
     "const: is of 3.1: write enum with one value" },
@@ -595,11 +596,12 @@ t.case("where it is served", function()
   t.equal(path("servers: [{url: 'https://h/{v}'}]", { prefix = "/v1" }),
     "/v1/a")
   for _, servers in ipairs { "[{url: v1}]", "[{url: 'https://h/{v}'}]",
-    "[{url: '{base}/v1'}]",
-    "[{url: /a}, {url: /b}]" } do
+    "[{url: '{base}/v1'}]" } do
     local why = path("servers: " .. servers)
     expect(why:find('say prefix = "/v1"', 1, true), why)
   end
+  local why = path "servers: [{url: /api/v2}, {url: /b}]"
+  expect(why:find('say prefix = "/api/v2"', 1, true), why)
 end)
 
 -- ---- broken at random ------------------------------------------------------

@@ -10,6 +10,19 @@ COMMANDS = ("run", "check", "audit", "test", "certs", "exec", "log", "schema",
             "version")
 
 
+def test_help_fits_a_terminal():
+    """In 80 columns; and a slip is told from a command."""
+    out = gateway_cli("help").out
+    assert len(re.findall(r"^  \w+ +\S", out, re.M)) >= 18, out
+    for command in ((), ("schema",), ("log",), ("exec",), ("run",)):
+        out = gateway_cli(*command, "--help").out
+        prose = out.split("\nexamples\n")[0]
+        equal([x for x in prose.split("\n") if len(x) > 80], [])
+    done = gateway_cli("rnu")
+    equal((done.returncode, done.out), (2, ""))
+    assert 'there is no command "rnu": did you mean "run"?' in done.err, done.err
+
+
 def test_help_of_each_command_has_an_example():
     top = gateway_cli("--help")
     equal(top.returncode, 0, "exit of --help")

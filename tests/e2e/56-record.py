@@ -8,7 +8,7 @@ import os
 import re
 import signal
 
-from gw import (Gateway, Load, Skip, alive, build, children, equal,
+from gw import (SLOW, Gateway, Load, Skip, alive, build, children, equal,
                 gateway_cli, read, tmpdir, until, witness, write)
 
 POLICY = """
@@ -80,6 +80,23 @@ def a_log(keyed=True):
         g.get("/ok")
         g.stop()
         return read(g.log_path), g.key
+
+
+def test_a_stopped_one_is_whole():
+    """An operator's stop does not look like a kill."""
+    with gateway() as g, g.connect() as c:
+        c.send(b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        until(lambda: g.lines('"phase":"start"'), "the program runs")
+        done = gateway_cli("stop", "--policy", g.policy)
+        equal((done.returncode, done.out), (0, "the gateway has ended\n"))
+        equal(g.process.wait(10 * SLOW), 0, "exit code")
+        text = read(g.log_path)
+        code, found = verify(text, "--key", g.key)
+        equal((code, found["runs"], found["runs_without_end"]), (0, 1, 0),
+              found)
+        assert b'"phase":"end"' in text.splitlines()[-1], text[-900:]
+        assert g.lines('"event":"stop"'), g.tail()
+        equal(g.lines('"level":"error"'), [], "what it is told to is no error")
 
 
 def test_it_is_whole():

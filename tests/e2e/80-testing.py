@@ -210,6 +210,59 @@ def test_a_threshold_is_for_both():
         in out, out
 
 
+def test_thresholds_are_no_cases():
+    path = folder(policy=HALF, some_test=HALF_TEST)
+    out = run(path, "--threshold", "99.5", path + "/some_test.lua",
+              code=1).stdout
+    assert out.endswith("2 passed, 0 failed; coverage is too low\n"), out
+    assert "policy: 40.0% (2 of 5)" in out, out
+
+
+def test_slips_in_a_test_file():
+    path = folder(policy=HALF, some_test="""
+local t = require "gateway.test"
+local a = t.identity { cn = "a" }
+t.case("slip", function() t.alowed(t.request(a, "GET", "/all/1")) end)
+t.case("asks nothing", function() t.request(a, "GET", "/all/1") end)
+t.case("runs", function() t.not_failed(t.request(a, "GET", "/all/1")) end)
+""")
+    out = run(path, path + "/some_test.lua", code=1).stdout
+    assert "some_test.lua:4: t.alowed: there is no such function: did you " \
+        "mean 'allowed'?" in out, out
+    assert "some_test.lua:5: asks nothing: it asks nothing of the answer" \
+        in out, out
+    assert "1 passed, 2 failed" in out, out
+    write(path + "/some_test.lua", """
+local t = require "gateway.test"
+t.case("asks in its own way", function()
+  assert(t.request(t.identity { cn = "a" }, "GET", "/all/1").status == 200)
+end)
+""")
+    run(path, path + "/some_test.lua")
+
+
+def test_a_policy_that_does_not_load_is_said_once():
+    path = folder(policy=HEAD + "x = 1\n", some_test=HALF_TEST)
+    out = run(path, path + "/some_test.lua", code=1).stdout
+    equal(out.count("assignment to global"), 1, out)
+
+
+def test_what_was_forwarded_is_shown_as_far_as_it_was_asked_for():
+    path = folder(policy=HEAD + """
+local app = gateway.upstream { "http://127.0.0.1:1", name = "app" }
+gateway.get("/f", { authorize = id.anyone, handle = app:to "/g" })
+""", some_test="""
+local t = require "gateway.test"
+t.case("elsewhere", function()
+  t.forwarded(t.request(t.identity { cn = "a" }, "GET", "/f"),
+    { target = "/h", headers = { host = "127.0.0.1:1" } })
+end)
+""")
+    out = run(path, path + "/some_test.lua", code=1).stdout
+    assert "target = /g" in out.replace('"', ""), out
+    assert "client-cert" not in out.lower(), out
+
+
 def test_junit():
     path = folder(policy=HALF, some_test=HALF_TEST + """
 t.case("wrong", function()
@@ -320,7 +373,7 @@ local t = require "gateway.test"
 print("read", 1, nil)
 t.case("first", function()
   print("a case", { 1 } ~= nil)
-  t.request(t.identity { cn = "a" }, "GET", "/x")
+  t.allowed(t.request(t.identity { cn = "a" }, "GET", "/x"))
 end)
 t.case("second", function() t.equal(1, 1) end)""")
     result = run(path, path + "/some_test.lua")
@@ -410,6 +463,31 @@ def test_fuzzing_a_broken_policy_fails():
     path = folder(policy=HEAD)
     out = run(path, "--fuzz", "0.2", code=1).stdout
     assert "no request was judged" in out, out
+
+
+CLOSED = HEAD + """
+for _, name in ipairs { "red", "blue" } do
+  gateway.get("/tenant/{n}", {
+    authorize = id.anyone, host = name .. ".example",
+    validate = { path = { n = gateway.integer(1, 9) } },
+    handle = function() return gateway.text "x" end,
+  })
+end
+gateway.get("/never/{n}", {
+  authorize = id.anyone,
+  validate = { path = { n = gateway.string {
+    pattern = "^[a-z]{5}$", maxLength = 3 } } },
+  handle = function() return gateway.text "x" end,
+})
+"""
+
+
+def test_a_route_that_lets_nothing_in_fails():
+    path = folder(policy=CLOSED)
+    out = run(path, "--fuzz", "2", code=1).stdout
+    assert "policy.lua:14: GET /never/{n}: none of " in out, out
+    # two routes of one line are two: each is sent what it takes
+    assert "/tenant" not in out, out
 
 
 def test_the_demo_policy_stands_fuzzing():

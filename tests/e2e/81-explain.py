@@ -178,6 +178,29 @@ def test_certificates_are_judged(p):
     holds(run.out, "expired")
 
 
+def test_a_pasted_url(p):
+    run = p.explain(crt("ops"), "https://localhost:24443/tail?n=5#top")
+    equal(run.returncode, 0, run.out + run.err)
+    holds(run.out, "GET /tail?n=5", 'query      yes  n = "5"')
+    run = p.explain(crt("ops"), "https://other.example")
+    holds(run.out, "GET /\n", "404 at route")
+
+
+def test_what_no_log_has_is_no_refusal(p):
+    name = write(os.path.join(p.dir, "a.log"), json.dumps({
+        "event": "access", "id": "ab" * 16, "method": "POST",
+        "target": "/orders", "status": 422,
+        "listener": "main", "identity": "OU=ops", "serial": "01"},
+        separators=(",", ":")) + "\n")
+    argv = ("--id", "ab" * 16, "--log", name)
+    run = p.run("explain", *argv)
+    holds(run.out, "headers    ?    x-tenant", "why: it is not in the log",
+          "not to be told here")
+    assert " NO " not in run.out, run.out
+    steps = json.loads(p.run("explain", *argv, "--format", "json").out)["steps"]
+    equal([s for s in steps if s.get("ok") is False], [])
+
+
 def test_wrong_use(p):
     for argv, word in (
             (("--identity", "ou=ops"), "a path is missing"),
@@ -265,3 +288,6 @@ def test_routes(p):
     run = p.run("routes", crt("ops"), crt("camera"))
     holds(run.out, "1  " + crt("ops"), "GET /tail")
     equal(p.run("routes", "--identities", p.dir).returncode, 2)
+    run = p.run("routes", folder)
+    equal(run.returncode, 2)
+    holds(run.err, "of a folder: --identities " + folder)

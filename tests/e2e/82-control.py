@@ -193,6 +193,22 @@ def test_drain_waits_for_what_is_served():
         assert not os.path.exists(path_of(g)), "the file is still there"
 
 
+def test_a_policy_is_found_however_it_is_spelt():
+    with gateway() as g:
+        folder, name = os.path.split(g.policy)
+        up = os.path.relpath(g.policy)
+        for spelt in (folder + "//" + name, folder + "/./" + name,
+                      folder + "/../" + os.path.basename(folder) + "/" + name,
+                      up, "./" + up, "/.." + g.policy):
+            done = gateway_cli("status", "--policy", spelt)
+            equal(done.returncode, 0, spelt + ": " + done.err)
+        done = gateway_cli("status", "--policy", folder + "/../" + name)
+        equal(done.returncode, 1)
+        done = gateway_cli("status", g.policy)
+        equal(done.returncode, 2)
+        assert "write --policy " + g.policy in done.err, done.err
+
+
 def test_while_it_drains():
     with gateway() as g:
         path = path_of(g)

@@ -284,7 +284,7 @@ def test_a_reload_takes_the_new_document(g):
     mark = g.mark()
     g.reload(good=False)
     number = old[:old.index('"enum"')].count("\n") + 1
-    g.wait_line("pets-2.0.json:%d: enun: is no keyword there is: did you mean"
+    g.wait_line("pets-2.0.json:%d: enun: there is no such keyword: did you mean"
                 " 'enum'?" % number, since=mark)
     equal(g.post_json("/zoo/pets", {"name": "x", "tag": "cow"}).status, 200)
     write(path, old)
@@ -343,7 +343,7 @@ def test_what_does_not_load():
          "api.yaml:29: did not find expected ',' or ']'"),
         ('gateway.openapi "api.yaml"', good.replace("operationId", "operationID",
                                                     1),
-         "api.yaml:16: operationID: is no field there is: did you mean"
+         "api.yaml:16: operationID: there is no such field: did you mean"
          " 'operationId'?"),
     )
     for policy, document, want in rows:
