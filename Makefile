@@ -77,8 +77,9 @@ unit: build/unit build/asan/unit ## the unit tests, plain and under ASan
 	build/unit
 	build/asan/unit
 
-lua: build/gateway ## the policy tests
-	build/gateway test --library $(sort $(wildcard scripts/tests/*_test.lua))
+lua: build/gateway ## the tests of the policies in scripts/, and of the library
+	build/gateway test
+	build/gateway test --library $(sort $(wildcard tests/lua/*_test.lua))
 
 differential: build/gateway ## the same raw requests to gateway, nginx and HAProxy
 	python3 tests/differential.py

@@ -401,7 +401,8 @@ local function form_of(read, fields)
   local parts = {}
   for i, field in ipairs(fields) do
     if read.form == FORM then
-      parts[i] = strings.percent(field.name) .. "=" .. strings.percent(field.value)
+      parts[i] = strings.percent(field.name) .. "="
+        .. strings.percent(field.value)
     else
       local name = field.name:gsub("[%c\"]", "_")
       parts[i] = ("--%s\r\nContent-Disposition: form-data; name=\"%s\"%s")

@@ -182,8 +182,8 @@ function Pattern:anchored()
 end
 
 
---- length_min(): the fewest code points of a valid value, or nil: there is none,
--- or it cannot be judged.
+--- length_min(): the fewest code points of a valid value; nil: there is none,
+-- or that cannot be judged.
 function Pattern:length_min()
   return not self.why and self.distance[1] or nil
 end

@@ -1,5 +1,5 @@
 -- The fuzzer finds what it is for: here it is given engines that are wrong.
--- `gateway test scripts/tests/fuzz_test.lua`
+-- `gateway test --library tests/lua/fuzz_test.lua`
 
 local client_for = require "gateway.client_for"
 local fuzz = require "gateway.fuzz"

@@ -1,10 +1,10 @@
 -- Raw values cannot be used by accident.
--- `gateway test scripts/tests/raw_test.lua`
+-- `gateway test --library tests/lua/raw_test.lua`
 
 local scan = require "gateway.scan"
 local t = require "gateway.test"
 
-t.policy "scripts/tests/policies/raw.lua"
+t.policy "tests/lua/policies/raw.lua"
 
 local client = t.identity { cn = "client" }
 local SECRET <const> = "Sesame-Open-7"
@@ -40,19 +40,19 @@ for _, name in ipairs {
     t.not_forwarded(r)
     local expected = PLAIN[name] or "request.raw.query.x is unchecked input"
     t.failed(r, expected)
-    t.failed(r, "scripts/tests/policies/raw.lua:")
+    t.failed(r, "tests/lua/policies/raw.lua:")
     t.equal((r.reason .. r.body):find(SECRET, 1, true), nil)
   end)
 end
 
 t.case("a raw value is no reason", function()
   local r = t.request(client, "GET", "/reason?x=" .. SECRET)
-  t.failed(r, "scripts/tests/policies/raw.lua:")
+  t.failed(r, "tests/lua/policies/raw.lua:")
   t.failed(r, "request.raw.query.x is unchecked input")
 end)
 
 t.case("a name that a client chose is shown only where it is plain", function()
-  local policy = "scripts/tests/policies/raw.lua:"
+  local policy = "tests/lua/policies/raw.lua:"
   for target, shown in pairs {
     ["/any?a%0d"] = "", ["/any?x-y=1"] = [[.query["x-y"] is]],
     ["/any?a%22b=1"] = ".query[…] is", ["/any?%c3%a9=1"] = ".query[…] is",

@@ -1,6 +1,6 @@
 -- Tests of what `gateway audit --live` makes of URLs and documents; that it
 -- finds holes is shown by tests/e2e/87-live.py.
--- `gateway test scripts/tests/audit_live_test.lua`
+-- `gateway test --library tests/lua/audit_live_test.lua`
 
 local document = require "gateway.document"
 local input = require "gateway.audit_live_input"

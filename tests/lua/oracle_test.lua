@@ -1,5 +1,5 @@
 -- The second opinion on schemas agrees with the engine that serves.
--- `gateway test scripts/tests/oracle_test.lua`
+-- `gateway test --library tests/lua/oracle_test.lua`
 
 local core = require "gateway.core"
 local gateway = require "gateway"

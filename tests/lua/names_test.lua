@@ -1,10 +1,10 @@
 -- A name that is declared nowhere is a slip, and must not read as nil: what
 -- follows from nil may let somebody in.
--- `gateway test scripts/tests/names_test.lua`
+-- `gateway test --library tests/lua/names_test.lua`
 
 local t = require "gateway.test"
 
-t.policy "scripts/tests/policies/names.lua"
+t.policy "tests/lua/policies/names.lua"
 
 local who = t.identity { cn = "a" }
 local JSON <const> = '{"deep":{},"list":[{"n":1}],"open":{"x":1}}'
@@ -33,7 +33,7 @@ for slip, words in pairs(WORDS) do
   t.case("a slip raises, with its line: " .. slip, function()
     local r = ask(slip)
     t.failed(r, words)
-    t.failed(r, "scripts/tests/policies/names.lua:")
+    t.failed(r, "tests/lua/policies/names.lua:")
     t.not_ran(r)
   end)
 end

@@ -1,5 +1,5 @@
 -- Tests of gateway.openapi: what a document comes to, and each construct that
--- is refused, with its line. `gateway test scripts/tests/openapi_test.lua`
+-- is refused, with its line. Run it by `gateway test --library FILE`.
 
 local gateway = require "gateway"
 local audit = require "gateway.audit_openapi"

@@ -1,5 +1,5 @@
 -- Tests of `gateway audit --openapi`: for each rule a document with the hole,
--- and one without. `gateway test scripts/tests/audit_openapi_test.lua`
+-- and one without. `gateway test --library tests/lua/audit_openapi_test.lua`
 
 local allow = require "gateway.audit_allow"
 local audit = require "gateway.audit_openapi"

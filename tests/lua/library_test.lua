@@ -1,5 +1,5 @@
 -- Tests of the policy library itself: what it declares, and what it says about
--- mistakes. `gateway test scripts/tests/library_test.lua`
+-- mistakes. `gateway test --library tests/lua/library_test.lua`
 
 local gateway = require "gateway"
 local id = require "gateway.identity"
