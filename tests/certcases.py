@@ -1,7 +1,7 @@
 """The table of certificate cases: what a client presents, and the verdict.
 
 Written from the rules (RFC 5280 4, 6 and 7, RFC 4055, 5756, 8410, X509-SVID,
-and what the README says beyond them), each rule from both sides.
+and what the manual says beyond them), each rule from both sides.
 
     t.ok(name, anchors, chain, ...)        must be accepted
     t.no(name, words, anchors, chain, ...) must be refused, for this reason

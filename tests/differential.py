@@ -437,7 +437,7 @@ WHY = [
       "legal: encoded unreserved bytes", "legal: encoded bytes of every kind",
       "legal: lower and upper case escapes"]),
     ("legal, and refused unless the route allows it (allow = { … })",
-     "two servers read it in two ways: see README, and"
+     "two servers read it in two ways: see docs, and"
      " tests/e2e/28-allowed-oddities.py, where the same is served",
      ["odd: *", "legal: every sub-delim in the path",
       "legal: every sub-delim in the query", "legal: encoded reserved bytes",

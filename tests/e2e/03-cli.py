@@ -4,7 +4,7 @@ import json
 import os
 import re
 
-from gw import BIN, ROOT, equal, gateway_cli, read, sh
+from gw import BIN, ROOT, equal, gateway_cli, manual, read, sh
 
 COMMANDS = ("run", "check", "audit", "test", "certs", "exec", "log", "schema",
             "version")
@@ -108,14 +108,10 @@ def test_schema_answers_line_by_line():
     equal((done.out, done.returncode), ("valid\n", 0))
 
 
-# ---- README.md says what there is ------------------------------------------
+# ---- the manual says what there is -----------------------------------------
 
 SUBCOMMANDS = {"certs": ("init", "server", "client", "revoke", "doctor")}
 NO_OPTIONS = {"--help"}  # each has it
-
-
-def readme():
-    return read(os.path.join(ROOT, "README.md")).decode()
 
 
 def source(name="gateway.c"):
@@ -124,7 +120,7 @@ def source(name="gateway.c"):
 
 def section(title):
     """From a heading to the next one of its level."""
-    text = readme()
+    text = manual()
     level, _ = title.split(" ", 1)
     return re.search(r"^%s$(.*?)(^%s |\Z)" % (re.escape(title), level), text,
                      re.M | re.S).group(1)
@@ -150,8 +146,8 @@ def mentions(text, word):
     return re.search(r"(?<![\w-])%s(?![\w-])" % re.escape(word), text)
 
 
-def test_the_readme_has_every_command_and_option():
-    text, lines = readme(), section("### Command line")
+def test_the_manual_has_every_command_and_option():
+    text, lines = manual(), section("### Command line")
     missing = []
     for name in commands():
         if not re.search(r"\bgateway %s\b|\| %s\b" % (name, name), lines):
@@ -162,11 +158,11 @@ def test_the_readme_has_every_command_and_option():
     equal(missing, [])
 
 
-def test_the_readme_has_no_other_options():
+def test_the_manual_has_no_other_options():
     """What stands after `gateway COMMAND` in a code span or line."""
     wrong, seen = [], 0
     known = {name: options_of(name) for name in commands()}
-    for line in readme().splitlines():
+    for line in manual().splitlines():
         code = [line] if line.startswith("    ") else re.findall(
             r"`([^`]+)`", line)
         for part in code:
@@ -181,16 +177,16 @@ def test_the_readme_has_no_other_options():
     equal(wrong, [])
 
 
-def test_the_readme_has_every_metric_and_no_other():
+def test_the_manual_has_every_metric_and_no_other():
     there = set(re.findall(r'"((?:gateway|http_server)_\w+)"', source()))
     there |= set(re.findall(r"# HELP (http_server_\w+|gateway_\w+) ",
                             source()))
     assert len(there) > 25, there
-    told = set(re.findall(r"`((?:gateway|http_server)_\w+?)`", readme()))
+    told = set(re.findall(r"`((?:gateway|http_server)_\w+?)`", manual()))
     equal((sorted(there - told), sorted(told - there)), ([], []))
 
 
-def test_the_readme_has_every_label_of_a_metric():
+def test_the_manual_has_every_label_of_a_metric():
     text, missing, seen = section("## Metrics and health"), [], 0
     for name, value in re.findall(r'"(gateway_\w+)", "\{\w+=\\"(\w+)\\"\}"',
                                   source()):
@@ -202,7 +198,7 @@ def test_the_readme_has_every_label_of_a_metric():
     equal(missing, [])
 
 
-def test_the_readme_has_every_event():
+def test_the_manual_has_every_event():
     code = source()
     events = set(re.findall(r'(?<!\w)log_begin\(&?\w+,[^";]*?"(\w+)"', code))
     assert {"ready", "posture", "access"} < events, events
@@ -210,7 +206,7 @@ def test_the_readme_has_every_event():
     equal(sorted(e for e in events if "`%s`" % e not in text), [])
 
 
-def test_the_readme_has_every_limit_and_no_other():
+def test_the_manual_has_every_limit_and_no_other():
     spec = re.search(r'options\.spec\("gateway\.listen: limits", \{\n(.*?)^\}',
                      source("scripts/gateway/init.lua"), re.M | re.S).group(1)
     there = set(re.findall(r"^  (\w+) = ", spec, re.M))

@@ -12,8 +12,8 @@ import re
 import shutil
 import subprocess
 
-from gw import (Gateway, HEAD, PKI, Skip, equal, gateway_cli, sh, tmpdir,
-                write)
+from gw import (Gateway, HEAD, PKI, Skip, equal, gateway_cli, manual, sh,
+                tmpdir, write)
 
 GOOD = HEAD.replace("@WORKERS@", "1").replace("@LISTEN@", "").replace(
     "@PORT@", "8443").replace("@PKI@", PKI)
@@ -812,13 +812,12 @@ def test_run_refuses_what_check_refuses():
     assert g.lines("needs --force-local"), "no word of it in the log"
 
 
-def test_readme_names_every_program():
-    """A row of the table is a row of the README."""
+def test_manual_names_every_program():
+    """A row of the table is a row of the manual."""
     here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
     with open(os.path.join(here, "gateway.c"), encoding="utf-8") as f:
         table = f.read().split("guard_rules[] = {")[1].split("\n};")[0]
-    with open(os.path.join(here, "README.md"), encoding="utf-8") as f:
-        readme = f.read()
+    text = manual()
     names = re.findall(r'\.names = "([a-z0-9]+)', table)
     assert len(names) > 25, names
-    equal([n for n in names if "`%s`" % n not in readme], [], "not in README")
+    equal([n for n in names if "`%s`" % n not in text], [], "not in docs")

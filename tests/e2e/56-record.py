@@ -117,7 +117,7 @@ def test_it_is_whole():
     equal(done.returncode, 0, done.out)
 
 
-def test_the_format_is_as_the_readme_says():
+def test_the_format_is_as_the_manual_says():
     """Hashes and MACs by another program than ours."""
     text, key = a_log()
     secret = hmac.new(read(key).strip(), b"gateway audit 1", "sha256").digest()

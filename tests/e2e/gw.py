@@ -136,6 +136,13 @@ def write(path, text, mode=0o644):
     return path
 
 
+def manual():
+    """README.md and what docs/ has, one after the other."""
+    names = ["README.md"] + ["docs/" + n for n in
+                             sorted(os.listdir(os.path.join(ROOT, "docs")))]
+    return "\n".join(read(os.path.join(ROOT, n)).decode() for n in names)
+
+
 def read(path):
     try:
         with open(path, "rb") as f:
