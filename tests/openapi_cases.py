@@ -144,7 +144,7 @@ def made_schemas(binary, documents):
             file.write(json.dumps({"document": text}) + "\n")
         file.flush()
         done = subprocess.run(
-            [binary, "test", str(HERE / "openapi_cases.lua")], text=True,
+            [binary, "test", "--library", str(HERE / "openapi_cases.lua")], text=True,
             cwd=HERE.parent, env=dict(os.environ, GATEWAY_TEST_CASES=file.name),
             capture_output=True)
     made = [json.loads(line) for line in done.stdout.splitlines()

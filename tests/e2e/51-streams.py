@@ -393,7 +393,7 @@ def test_an_audit_record(g):
 def test_mistakes_of_a_policy(g):
     for path, why in (("/wrong/option", "did you mean 'content_type'?"),
                       ("/wrong/status", "status must be"),
-                      ("/wrong/slot", "not a slot"),
+                      ("/wrong/slot", "has no slot"),
                       ("/respond/start", "only handle can answer"),
                       ("/check", "only handle can answer")):
         mark = g.mark()
