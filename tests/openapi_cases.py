@@ -172,6 +172,8 @@ def is_refusal(why, text):
     if match[2].endswith(("write type: object", "write type: array",
                           "write type: …")):
         return "{" in near[-1]  # where the schema begins that has none
+    if match[2].endswith("write items"):
+        return "array" in near[-1] or "{" in near[-1]
     return any(re.search(r"(?<!\w)%s(?!\w)" % re.escape(key), match[2])
                for key in keys)
 
