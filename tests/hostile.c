@@ -4,7 +4,9 @@
  *
  *   hostile ATTEMPT [PATH | PORT | PID]…
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
