@@ -53878,7 +53878,8 @@ static const struct cli_command cli_commands[] = {
      .tool = "gateway.control"},
     {"certs", "init|server|client|revoke DIR ... | doctor CERT.pem ...",
      "Makes a development CA, its certificates and its revocation list; says "
-     "why a client would be refused.",
+     "why a client would be refused. The options of each: gateway certs "
+     "client --help.",
      "  gateway certs init certs\n"
      "  gateway certs client certs alice --ou ops\n",
      0, -1, .raw = certs_command},
@@ -54129,10 +54130,27 @@ cli_commands_json(struct mem_buf *b)
     mem_buf_printf(b, "]");
 }
 
+/* core.version() -> this program's version, and the day it was built for */
+static int
+cli_core_version(lua_State *L)
+{
+    time_t built = GATEWAY_EPOCH;
+    struct tm day;
+    char text[16];
+
+    must(gmtime_r(&built, &day));
+    strftime(text, sizeof text, "%Y-%m-%d", &day);
+    lua_pushstring(L, GATEWAY_VERSION);
+    lua_pushstring(L, text);
+    return 2;
+}
+
 static int
 cli_tool(const struct cli_command *c, int argc, char **argv)
 {
-    static const luaL_Reg more[] = {{"host", cli_core_host}, {NULL, NULL}};
+    static const luaL_Reg more[] = {{"host", cli_core_host},
+                                    {"version", cli_core_version},
+                                    {NULL, NULL}};
     struct mem_buf b = {0};
     int code;
 

@@ -351,13 +351,24 @@ end
 
 -- ---- what hooks call -------------------------------------------------------
 
+local STDIN <const> = { type = "a string",
+  help = "its standard input, at most the command's stdin" }
+
 -- The options of each way to run a command.
 local OPTIONS <const> = {
-  run = { stdin = true },
-  job = { stdin = true },
-  stream = {
-    stdin = true, status = true, content_type = true, headers = true,
-  },
+  run = options.spec("command:run", { stdin = STDIN }),
+  job = options.spec("command:job", { stdin = STDIN }),
+  stream = options.spec("command:stream", {
+    stdin = { type = "a string, or request.stream",
+      help = "its standard input; request.stream where the route's body is"
+        .. " gateway.stream(max)" },
+    status = { type = "a whole number", shown = "200",
+      help = "of the answer" },
+    content_type = { type = "a string", shown = "application/octet-stream",
+      help = "of the answer" },
+    headers = { type = "a table of names and strings",
+      help = "more header fields of the answer" },
+  }),
 }
 
 local NO_BODY <const> = { [204] = true, [205] = true, [304] = true }
@@ -403,9 +414,8 @@ local function check_call(self, way, slots, opts)
 end
 
 
---- command:run(slots [, { stdin = "…" }]): runs it and waits. Always a table:
--- ok, why, code, signal, stdout, stderr, timed_out, truncated, out_of_memory,
--- usage.
+--- command:run(slots [, { stdin = "…" }]): runs it and waits. Always a table,
+-- also where it could not be run: see `gateway docs result`.
 local function run(self, slots, opts)
   check_call(self, "run", slots, opts)
   return core.exec(self.index, slots or {}, opts)
@@ -423,8 +433,7 @@ end
 
 
 --- command:stream(slots [, { stdin =, status =, content_type =, headers = }]):
--- an answer whose body is what the program writes, while it runs. `stdin` is a
--- string, or request.stream where the route's body is gateway.stream(max).
+-- an answer whose body is what the program writes, while it runs.
 local function stream(self, slots, opts)
   check_call(self, "stream", slots, opts)
   opts = opts or {}

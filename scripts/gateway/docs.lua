@@ -54,8 +54,8 @@ end
 -- ---- a format is a few functions, each of which returns text ----------------
 
 local text <const> = {
-  title = function(name, what)
-    return ("%s  %s\n\n"):format(name:upper(), what)
+  title = function(what, how)
+    return what:upper() .. "\n\n" .. (how and "    " .. how .. "\n\n" or "")
   end,
   head = function(head)
     return head .. "\n"
@@ -71,8 +71,8 @@ local text <const> = {
       what .. (more and " (" .. more .. ")" or ""), 10))
   end,
   rows_end = "\n",
-  code = function(line)
-    return "    " .. line .. "\n"
+  code = function(lines)
+    return "    " .. table.concat(lines, "\n    ") .. "\n\n"
   end,
 }
 
@@ -82,8 +82,8 @@ local function md(s)
 end
 
 local markdown <const> = {
-  title = function(name, what)
-    return ("## %s: `%s`\n\n"):format(what, name)
+  title = function(what, how)
+    return ("## %s\n\n%s"):format(what, how and "    " .. how .. "\n\n" or "")
   end,
   head = function(head)
     return ("### `%s`\n\n"):format(head)
@@ -98,9 +98,7 @@ local markdown <const> = {
     return ("| `%s` | %s | %s |\n"):format(name, md(what), md(more or ""))
   end,
   rows_end = "\n",
-  code = function(line)
-    return "    " .. line .. "\n"
-  end,
+  code = text.code,
 }
 
 
@@ -115,14 +113,15 @@ local function roff_text(s)
 end
 
 local man <const> = {
-  title = function(name, what)
-    return (".SH \"%s\"\n.I %s\n"):format(roff(what:upper()), roff(name))
+  title = function(what, how)
+    return (".SH \"%s\"\n"):format(roff(what:upper()))
+      .. (how and ".PP\n.EX\n" .. roff(how) .. "\n.EE\n" or "")
   end,
   head = function(head)
     return (".SS \"%s\"\n"):format((roff(head):gsub('"', '\\(dq')))
   end,
   para = function(what)
-    return roff_text(what) .. "\n"
+    return ".PP\n" .. roff_text(what) .. "\n"
   end,
   group = function(name)
     return (".PP\n.I %s\n"):format(roff(name))
@@ -132,8 +131,9 @@ local man <const> = {
       what .. (more and " (" .. more .. ")" or "")))
   end,
   rows_end = "",
-  code = function(line)
-    return (".PP\n.nf\n%s\n.fi\n"):format(roff_text(line))
+  code = function(lines)
+    return (".PP\n.RS\n.EX\n%s\n.EE\n.RE\n"):format(
+      roff_text(table.concat(lines, "\n")))
   end,
 }
 
@@ -142,14 +142,39 @@ local FORMATS <const> = { text = text, markdown = markdown, man = man }
 
 -- ---- pages, in any of these ------------------------------------------------
 
-local function write_item(f, out, item)
-  local names = item.names
-  local heads = {}
-  for i, name in ipairs(names) do
-    heads[i] = name .. (i == #names and item.signature or "")
+-- The options of an item; those of a spec that stands above are not said twice.
+local function write_specs(f, out, specs)
+  for _, spec in ipairs(specs) do
+    if out.seen[spec.name] then
+      out[#out + 1] = f.para(("The options of %s are those above."):format(
+        spec.name))
+    else
+      out.seen[spec.name] = true
+      out[#out + 1] = f.group("options of " .. spec.name)
+      for _, option in ipairs(spec.options) do
+        out[#out + 1] = f.row(option.name, option.help, type_text(option))
+      end
+      out[#out + 1] = f.rows_end
+    end
   end
-  out[#out + 1] = f.head(table.concat(heads, ", "))
-  out[#out + 1] = f.para((item.text:gsub("^%l", string.upper)))
+end
+
+
+local function item_head(item)
+  return table.concat(item.names, ", ") .. item.signature
+end
+
+
+-- The text of an item, as sentences begin; a name keeps its small letter.
+local function item_text(item)
+  local name = item.text:match("^[%w_]+[.:(]")
+  return name and item.text or (item.text:gsub("^%l", string.upper))
+end
+
+
+local function write_item(f, out, item)
+  out[#out + 1] = f.head(item_head(item))
+  out[#out + 1] = f.para(item_text(item))
   if #item.params > 0 then
     out[#out + 1] = f.group("arguments")
     for _, param in ipairs(item.params) do
@@ -157,13 +182,7 @@ local function write_item(f, out, item)
     end
     out[#out + 1] = f.rows_end
   end
-  for _, spec in ipairs(item.specs) do
-    out[#out + 1] = f.group("options of " .. spec.name)
-    for _, option in ipairs(spec.options) do
-      out[#out + 1] = f.row(option.name, option.help, type_text(option))
-    end
-    out[#out + 1] = f.rows_end
-  end
+  write_specs(f, out, item.specs)
 end
 
 
@@ -178,53 +197,101 @@ local function write_object(f, out, object)
 end
 
 
+local function write_topic(f, out, topic)
+  out[#out + 1] = f.head(topic.name)
+  for _, paragraph in ipairs(topic.text) do
+    out[#out + 1] = f.para(paragraph)
+  end
+  if #topic.code > 0 then
+    out[#out + 1] = f.code(topic.code)
+  end
+  write_specs(f, out, topic.specs)
+  if topic.items and not out.whole then
+    out[#out + 1] = f.group(topic.list)
+    for _, item in ipairs(topic.items) do
+      out[#out + 1] = f.row(item_head(item), item_text(item))
+    end
+    out[#out + 1] = f.rows_end
+  end
+  if #topic.see > 0 then
+    out[#out + 1] = f.para("See also: " .. table.concat(topic.see, ", ") .. ".")
+  end
+end
+
+
 local function write_command(f, out, command)
   out[#out + 1] = f.head(command_line(command))
   out[#out + 1] = f.para(command.help)
-  if #command.options > 0 and command.options[1][3] ~= "" then
+  if #command.options > 0 then
     out[#out + 1] = f.group("options")
     for _, option in ipairs(command.options) do
       out[#out + 1] = f.row(command_option(option))
     end
     out[#out + 1] = f.rows_end
   end
-  for _, example in ipairs(command.examples) do
-    out[#out + 1] = f.code(example)
+  if #command.examples > 0 then
+    out[#out + 1] = f.code(command.examples)
   end
-  out[#out + 1] = f.rows_end
 end
 
 
--- What there is to write: { title, name, write, thing, names }, in its order.
+-- How a module is had.
+local function required(section)
+  return ('local %s = require "%s"'):format(section.name == "test" and "t"
+    or section.name, section.module)
+end
+
+
+local function topics_of(api)
+  for _, topic in ipairs(api.topics) do
+    for _, section in ipairs(api.sections) do
+      if section.name == topic.list then
+        topic.items = section.items
+      end
+    end
+  end
+  return api.topics
+end
+
+
+-- What there is to write: { section, title, how, write, thing, names }, in its
+-- order.
 local function pages(api, commands)
   local list = {}
-  local function add(section, title, write, thing, names)
-    list[#list + 1] = {
-      section = section, title = title, write = write, thing = thing,
-      names = names,
-    }
-  end
-  for i, section in ipairs(api.sections) do
-    for _, item in ipairs(section.items) do
-      add(section.name, section.title, write_item, item, item.names)
-    end
-    for _, object in ipairs(i == 2 and api.objects or {}) do
-      add("objects", "What hooks are given", write_object, object,
-        { object.name })
+  local function add(section, title, how, write, things)
+    for _, thing in ipairs(things) do
+      local name = write == write_command and "gateway " .. thing.name
+        or thing.name
+      list[#list + 1] = {
+        section = section, title = title, how = how, write = write,
+        thing = thing, names = thing.names or { name },
+      }
     end
   end
-  for _, command in ipairs(commands) do
-    add("commands", "Commands", write_command, command,
-      { "gateway " .. command.name })
+  add("commands", "Commands", nil, write_command, commands)
+  add("topics", "Topics", nil, write_topic, topics_of(api))
+  for _, section in ipairs(api.sections) do
+    add(section.name, section.title, required(section), write_item,
+      section.items)
   end
+  add("objects", "What hooks and tests are given", nil, write_object,
+    api.objects)
   return list
+end
+
+
+-- ---- topics ----------------------------------------------------------------
+
+-- The last part of a name: "listen" of "gateway.listen".
+local function short(name)
+  return name:match("[^.: ]+$")
 end
 
 
 -- Is `topic` the page's section, one of its names, or the last part of one?
 local function is_about(page, topic)
   for _, name in ipairs(page.names) do
-    if name == topic or name:match("[^.: ]+$") == topic then
+    if name == topic or short(name) == topic then
       return true
     end
   end
@@ -232,35 +299,87 @@ local function is_about(page, topic)
 end
 
 
--- A topic's pages; nil and a message where there are none.
+-- As a policy may write it: t.ran, gateway.identity.cn, gateway.test.ran.
+local function full_name(topic)
+  return (topic:gsub("^gateway%.identity%.", "id."):gsub("^gateway%.test%.",
+    "test."):gsub("^identity%.", "id."):gsub("^t%.", "test."))
+end
+
+
+-- Those rows of a page that are called `name`: its options, its fields.
+local function part_of(page, name)
+  local thing, found = page.thing, false
+  local part = setmetatable({ specs = {}, params = {} }, { __index = thing })
+  for _, spec in ipairs(page.write == write_item and thing.specs or {}) do
+    for _, option in ipairs(spec.options) do
+      if option.name == name then
+        part.specs[#part.specs + 1] = { name = spec.name, options = { option } }
+        found = true
+      end
+    end
+  end
+  for _, field in ipairs(page.write == write_object and thing.fields or {}) do
+    if field[1] == name then
+      part.fields, found = { field }, true
+    end
+  end
+  return found and setmetatable({ thing = part }, { __index = page }) or nil
+end
+
+
+-- Every name that there may be a question about, as a set.
+local function all_names(list)
+  local known = {}
+  for _, page in ipairs(list) do
+    known[page.section] = true
+    for _, name in ipairs(page.names) do
+      known[short(name)] = true
+    end
+    for _, spec in ipairs(page.write == write_item and page.thing.specs or {}) do
+      for _, option in ipairs(spec.options) do
+        known[option.name] = true
+      end
+    end
+    for _, field in ipairs(page.write == write_object and page.thing.fields
+      or {}) do
+      known[field[1]] = true
+    end
+  end
+  return known
+end
+
+
+-- A topic's pages; else those that have an option or a field of that name; nil
+-- and a message where there are none.
 local function choose(list, topic)
   if not topic then
     return list
   end
-  local chosen, known = {}, {}
+  local chosen, name = {}, full_name(topic)
   for _, page in ipairs(list) do
-    if is_about(page, topic) then
-      chosen[#chosen + 1] = page
-    end
-    known[page.section] = true
-    for _, name in ipairs(page.names) do
-      known[name:match("[^.: ]+$")] = true
-    end
+    chosen[#chosen + 1] = is_about(page, name) and page or nil
   end
-  if #chosen == 0 then
-    return nil, ("there is nothing about '%s'%s"):format(topic,
-      options.suggest(topic, known))
+  if #chosen > 0 then
+    return chosen
   end
-  return chosen
+  for _, page in ipairs(list) do
+    chosen[#chosen + 1] = part_of(page, name)
+  end
+  if #chosen > 0 then
+    return chosen
+  end
+  local mend = options.suggest(short(name) or name, all_names(list))
+  return nil, ("there is nothing about '%s'%s"):format(topic, mend ~= "" and mend
+    or ": `gateway docs` prints all there is")
 end
 
 
-local function write_pages(f, list)
-  local out, section = {}, nil
+local function write_pages(f, list, whole)
+  local out, section = { seen = {}, whole = whole }, nil
   for _, page in ipairs(list) do
     if page.section ~= section then
       section = page.section
-      out[#out + 1] = f.title(section, page.title)
+      out[#out + 1] = f.title(page.title, page.how)
     end
     page.write(f, out, page.thing)
   end
@@ -268,8 +387,21 @@ local function write_pages(f, list)
 end
 
 
+--- What `gateway docs` takes as TOPIC, sorted: for completion.
+function M.words(commands)
+  local known = {}
+  for _, page in ipairs(pages(reference.api(), commands)) do
+    known[page.section] = true
+    for _, name in ipairs(page.names) do
+      known[short(name)] = true
+    end
+  end
+  return options.sorted_keys(known)
+end
+
+
 local MAN_HEAD <const> = [[
-.TH GATEWAY 1
+.TH GATEWAY 1 "%s" "gateway %s" "User Commands"
 .SH NAME
 gateway \- a mutual\-TLS gateway with policies in Lua
 .SH SYNOPSIS
@@ -285,6 +417,53 @@ was frozen at start. What no route allows is refused.
 local MAN_TAIL <const> = [[
 .SH "EXIT STATUS"
 0: fine. 1: what was asked about is not fine. 2: wrong usage.
+.SH ENVIRONMENT
+.TP
+.B XDG_RUNTIME_DIR
+Where the control socket is, if /run/gateway cannot be used.
+.SH FILES
+.TP
+.I scripts/gateway.lua
+The policy, where none is named.
+.TP
+.I scripts/tests/*_test.lua
+Its tests, where none are named.
+.TP
+.I /run/gateway
+Where the control socket is, where root starts it.
+.SH EXAMPLES
+A first policy, its certificates, and what it says:
+.PP
+.RS
+.EX
+gateway certs init certs
+gateway certs server certs server
+gateway certs client certs alice \-\-ou ops
+gateway check site.lua
+gateway run \-\-watch site.lua
+.EE
+.RE
+.PP
+where site.lua is
+.PP
+.RS
+.EX
+local gateway = require "gateway"
+local id = require "gateway.identity"
+gateway.listen {
+  address = "127.0.0.1:8443", client_ca = "certs/ca.crt",
+  certificate = "certs/server.crt", key = "certs/server.key",
+}
+gateway.get("/hello", {
+  authorize = id.ou "ops",
+  handle = function() return gateway.text "hello\en" end,
+})
+.EE
+.RE
+.SH "SEE ALSO"
+.BR curl (1),
+.BR openssl (1),
+.BR landlock (7)
 ]]
 
 
@@ -525,8 +704,12 @@ local function run(operands, opts, argv)
   if not list then
     return nil, message
   end
-  local page = write_pages(format, list)
-  core.write(format == man and MAN_HEAD .. page .. MAN_TAIL or page)
+  local page = write_pages(format, list, not topic)
+  if format == man then
+    local version, date = core.version()
+    page = MAN_HEAD:format(roff(date), roff(version)) .. page .. MAN_TAIL
+  end
+  core.write(page)
   return 0
 end
 
@@ -535,7 +718,9 @@ end
 M.main = tool.main {
   name = "docs", operands = "[TOPIC]", most = 1,
   help = "The reference of what policies, tests and commands may say. TOPIC:"
-    .. " gateway, id, test, objects, commands, or a name such as listen.",
+    .. " gateway, id, test, objects, commands, topics (limits, validate,"
+    .. " authorize, hooks, raw), or any name or option: listen, t.ran,"
+    .. " keepalive.",
   options = {
     { "format", "text|markdown|man|luals", "luals: annotations for"
       .. " lua-language-server, one file for each of gateway, id and test",
@@ -543,6 +728,7 @@ M.main = tool.main {
   },
   examples = {
     "gateway docs listen",
+    "gateway docs limits",
     "gateway docs --format man >gateway.1",
     "gateway docs --format luals >.luals/gateway.lua",
     "gateway docs --format luals id >.luals/gateway/identity.lua",

@@ -487,8 +487,9 @@ for _, name in ipairs {
 end
 
 
---- openapi "api.yaml", openapi { file =, handlers =, upstream =, authorize =,
--- … }: routes and schemas straight from an OpenAPI document.
+--- openapi "api.yaml", openapi { file =, handlers =, upstream =, … }: routes
+-- and schemas straight from an OpenAPI document: OpenAPI 3.0 and 3.1, Swagger
+-- 2.0; YAML or JSON. What cannot be checked strictly does not load.
 function M.openapi(given)
   -- here, for a policy without one does not need the module
   return require "gateway.openapi".declare(given)
@@ -502,8 +503,8 @@ M.json = response.json
 M.response = response.response
 M.problem = response.problem
 
---- fetch(upstream, path | request): asks an upstream and waits. Returns
--- { status, headers, body }; or nil, message, code.
+--- fetch(upstream, path | { path =, method =, … }): asks an upstream and waits.
+-- Returns { status, headers, body }; or nil, message, code.
 M.fetch = upstream.fetch
 
 --- sleep(seconds): waits; other requests go on.

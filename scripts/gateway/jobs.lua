@@ -165,8 +165,6 @@ end
 
 --- jobs { path =, keep =, max =, per_identity =, … }: where clients ask about
 -- their jobs, and how many are kept for how long.
--- @param given  also authorize (id.anyone) and `others`, the condition on who
---               may see and end the jobs of others (nobody)
 function M.declare(given)
   local what <const> = "gateway.jobs"
   local at = policy.declare(what)

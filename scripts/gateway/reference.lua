@@ -12,6 +12,7 @@
 local core <const> = require "gateway.core"
 local options <const> = require "gateway.options"
 local tool <const> = require "gateway.tool"
+local topics <const> = require "gateway.topics"
 require "gateway.openapi"  -- whose options a policy loads with it
 local M = {}
 
@@ -26,13 +27,10 @@ local SECTIONS <const> = {
     files = { "test" } },
 }
 
--- Things that hooks are given, whose fields the C side has.
-local OBJECTS <const> = {
-  { name = "request", text = "What a client asks for, as hooks are given it."
-    .. " It holds what was declared, and has been validated." },
-  { name = "identity", text = "Who asks: the client's certificate. An object of"
-    .. " these fields; read-only, and the same for all requests of a"
-    .. " connection." },
+-- What readers say, in fewer words: the topic `limits` has the rest.
+local SHORTER <const> = {
+  ["a number of seconds, such as 2.5, and at most a day"] = "seconds",
+  ['a size such as 512, "16K", "64M" or "2G"'] = "a size",
 }
 
 
@@ -134,7 +132,7 @@ end
 -- that nobody could mean.
 local function wanted_by(reader)
   local _, wanted = reader(print)
-  return type(wanted) == "string" and wanted or nil
+  return type(wanted) == "string" and (SHORTER[wanted] or wanted) or nil
 end
 
 
@@ -212,6 +210,14 @@ local function spec_base(section, name)
 end
 
 
+-- A signature as it is shown: "{ workers=, … }"; a second form with its whole
+-- name.
+local function shown(signature, section, first)
+  return (signature:gsub("([%w_]) =,", "%1=,"):gsub("([%w_]) = }", "%1= }")
+    :gsub(", " .. first .. " {", (", %s.%s {"):format(section, first)))
+end
+
+
 local function read_section(library, spec)
   local public, items = require(spec.module), {}
   local seen = {}
@@ -225,6 +231,7 @@ local function read_section(library, spec)
           item.names[i] = name:find(":", 1, true) and name
             or spec.name .. "." .. name
         end
+        item.signature = shown(item.signature, spec.name, first)
         item.specs = specs_of(spec_base(spec.name, first))
         items[#items + 1] = item
       end
@@ -238,30 +245,39 @@ end
 
 --- Everything about the API.
 -- @return { sections = { { name =, title =, module =, items = … } }, objects =
---         { { name =, text =, fields = { { name, type, help } } } } }
+--         { { name =, class =, text =, fields = { { name, type, help } } } },
+--         topics = { { name =, text =, code =, specs =, list =, see = } } }
 function M.api()
   local library, sections = core.library(), {}
   for i, spec in ipairs(SECTIONS) do
     sections[i] = read_section(library, spec)
   end
-  local objects = {}
-  for i, object in ipairs(OBJECTS) do
+  local objects, about = {}, {}
+  for i, object in ipairs(topics.objects) do
     objects[i] = {
-      name = object.name, text = object.text, fields = core.fields(object.name),
+      name = object.name, class = object.class, text = object.text,
+      fields = object.fields or core.fields(object.name),
     }
   end
-  return { sections = sections, objects = objects }
+  for i, topic in ipairs(topics.topics) do
+    local specs = {}
+    for k, name in ipairs(topic.specs or {}) do
+      specs[k] = { name = name, options = read_spec(name) }
+    end
+    about[i] = {
+      name = topic.name, text = topic.text, code = topic.code or {},
+      specs = specs, list = topic.list, see = topic.see or {},
+    }
+  end
+  return { sections = sections, objects = objects, topics = about }
 end
 
 
--- Options without --help, which every command has, and without doubles.
-local function distinct(list)
-  local kept, seen = {}, { help = true }
+-- Options without --help, which every command has.
+local function without_help(list)
+  local kept = {}
   for _, option in ipairs(list) do
-    if not seen[option[1]] then
-      seen[option[1]] = true
-      kept[#kept + 1] = option
-    end
+    kept[#kept + 1] = option[1] ~= "help" and option or nil
   end
   return kept
 end
@@ -292,7 +308,8 @@ function M.commands(text)
         examples[#examples + 1] = line:match("^%s*(.*)$")
       end
       command.examples = examples
-      command.options = distinct(command.options)
+      command.options = without_help(command.name == "certs" and topics.certs
+        or command.options)
     end
   end
   return list

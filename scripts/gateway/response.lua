@@ -12,9 +12,16 @@ local M = {}
 local encode <const> = core.encode
 local TEXT <const> = "text/plain; charset=utf-8"
 local JSON <const> = "application/json"
-local FIELDS <const> = {
-  status = true, type = true, headers = true, body = true,
-}
+local FIELDS <const> = options.spec("gateway.response", {
+  status = { type = "a whole number", shown = "200",
+    help = "the status" },
+  type = { type = "a string",
+    help = "its Content-Type" },
+  headers = { type = "a table of names and strings",
+    help = "header fields" },
+  body = { type = "a string", shown = '""',
+    help = "the body" },
+})
 
 
 --- text(body [, status [, headers]]): a plain text answer.

@@ -34,7 +34,7 @@ local SPEC <const> = options.spec("route", {
     help = "what: see route: validate" },
   check = { options.anything,
     type = "function, or list of functions",
-    help = "what neither of both can say: (request, identity)" },
+    help = "what neither schema nor condition can say: (request, identity)" },
   handle = { options.anything, required = true,
     type = "function(request, identity), upstream, or upstream:to(…)",
     help = "the work" },
@@ -47,7 +47,9 @@ local SPEC <const> = options.spec("route", {
   limits = { options.table, default = {},
     help = "see route: limits" },
   allow = { options.table, default = {},
-    help = 'a list of odd things to let through, such as "semicolon"' },
+    help = "what is legal, but odd, and let through: semicolon,"
+      .. " encoded_slash, empty_segment, non_utf8, nameless_param, underscore,"
+      .. " header_symbol, body_on_get, content_encoding" },
   host = { options.text, default = "",
     help = "only for this Host" },
   listener = { options.text, default = "",

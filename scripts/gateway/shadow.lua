@@ -23,7 +23,7 @@ local function share(value)
 end
 
 local SPEC <const> = options.spec("gateway.shadow", {
-  policy = { options.text, required = true,
+  policy = { options.text,
     help = "its file, from the working directory; may stand without a name" },
   sample = { share, default = MILLION, shown = "1",
     help = "share of the requests that it is asked about" },
@@ -36,8 +36,10 @@ local SPEC <const> = options.spec("gateway.shadow", {
 })
 
 
---- shadow(file | { file, sample =, cpu =, hook_cpu =, memory = }): at most
--- once.
+--- shadow "next.lua", shadow { file, sample =, cpu =, hook_cpu =, memory = }:
+-- asks another policy beside this one, about requests that were answered, and
+-- logs where it would decide otherwise. Only route, authorize, validate and
+-- check are asked, never a handler. At most once.
 function M.declare(given)
   local what <const> = "gateway.shadow"
   local at = policy.declare(what)

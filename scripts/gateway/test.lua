@@ -35,16 +35,49 @@ local file = { cases = {}, identities = {} }
 -- of it?
 local sent, asked = false, false
 
-local IDENTITY_FIELDS <const> = {
-  cn = true, o = true, ou = true, c = true, l = true, st = true, dc = true,
-  uid = true, uri = true, dns = true, email = true, ip = true, eku = true,
-  spiffe = true, serial = true, issuer = true, fingerprint = true, spki = true,
-  ca = true,
-}
-local REQUEST_FIELDS <const> = {
-  headers = true, body = true, json = true, raw = true, stub = true,
-  listener = true,
-}
+local MANY <const> = "a string, or a list"
+
+local function many(help)
+  return { type = MANY, help = help }
+end
+
+local function one(help)
+  return { type = "a string", help = help }
+end
+
+local IDENTITY_FIELDS <const> = options.spec("test.identity", {
+  cn = many "common names of the subject", o = many "its organizations",
+  ou = many "its organizational units", c = many "its countries",
+  l = many "its localities", st = many "its states or provinces",
+  dc = many "its domain components", uid = many "its user ids",
+  uri = many "URIs among its other names",
+  dns = many "DNS names among its other names",
+  email = many "e-mail addresses among its other names",
+  ip = many "addresses among its other names",
+  spiffe = one "its SPIFFE ID",
+  eku = { type = MANY, shown = "clientAuth",
+    help = "what the certificate is issued for" },
+  serial = one "the serial number in hexadecimal",
+  issuer = one "the issuer's name, as RFC 4514 writes it",
+  fingerprint = one "SHA-256 of the certificate",
+  spki = one "SHA-256 of the public key, as id.spki takes it",
+  ca = many "files that id.ca names, which its chain goes through",
+})
+local REQUEST_FIELDS <const> = options.spec("test.request", {
+  headers = { type = "a table of names and strings",
+    help = "header fields" },
+  body = { type = "a string",
+    help = "the body" },
+  json = { type = "any value",
+    help = "the same, written as JSON, with that Content-Type" },
+  raw = { type = "a string",
+    help = "the whole request as text, instead of the rest" },
+  stub = { type = "a table",
+    help = "by name, what commands and upstreams answer: a table, or a"
+      .. " function that returns one; tail = { stdout = \"…\" }" },
+  listener = { type = "a string",
+    help = "by which listener it comes in; else the first" },
+})
 
 
 -- A failed expectation, told from a bug in the test by its metatable.
@@ -126,11 +159,7 @@ end
 
 
 --- request(identity, method, target [, options]): sends one request.
--- @param opts  headers, body or json (a value), stub = { name = result },
---              listener, raw (the whole request as text, instead of the rest)
--- @return what came back, for the expectations below: status, headers, body,
---         stage, where, name, reason, runs, forwards, cut (true where the
---         answer of command:stream broke off)
+-- @return what came back, for the expectations below: see `gateway docs r`
 function M.request(identity, method, target, opts)
   opts = opts or {}
   if type(identity) ~= "userdata" and type(identity) ~= "table" then

@@ -242,8 +242,8 @@ end
 
 
 --- app:to([target] [, options]): forwards to `target`, a template of the
--- captures ("/internal/{name}"); options set, remove, respond_set and
--- respond_remove change headers.
+-- captures ("/internal/{name}"); options change header fields, and may name
+-- {identity.cn} or {request.id}. Called in a hook, nothing in it is a template.
 local function to(self, target, opts)
   local what <const> = "app:to"
   if getmetatable(self) ~= Upstream then
@@ -269,16 +269,28 @@ end
 
 
 -- What each field of a fetch must be; a number may stand for a text.
-local FETCH <const> = {
-  path = "string", method = "string", body = "string", query = "table",
-  headers = "table", timeout = "number", max = "number",
-}
+local FETCH <const> = options.spec("gateway.fetch", {
+  path = { kind = "string", type = "a string", required = true,
+    help = "from '/' on, with a query or without" },
+  method = { kind = "string", type = "a string", shown = '"GET"',
+    help = "the method" },
+  query = { kind = "table", type = "a table of names and strings",
+    help = "parameters, which are encoded, and put behind the path" },
+  headers = { kind = "table", type = "a table of names and strings",
+    help = "header fields" },
+  body = { kind = "string", type = "a string",
+    help = "the body" },
+  timeout = { kind = "number", type = "a number of seconds", shown = "30 s",
+    help = "for the whole answer" },
+  max = { kind = "number", type = 'a size: bytes, or "64K"', shown = "8M",
+    help = "of the answer's body; more of it is an error" },
+})
 
 
 -- Raises at the caller's line. What is of request.raw, core.fetch() refuses.
 local function check_fetch(request)
   for _, name in ipairs(options.sorted_keys(request)) do
-    local value, wanted = request[name], FETCH[name]
+    local value, wanted = request[name], FETCH[name] and FETCH[name].kind
     local kind = type(value)
     if not wanted then
       options.fail(nil, "gateway.fetch", ("unknown field %s%s"):format(
@@ -310,7 +322,7 @@ local function with_size(request)
 end
 
 
---- app:fetch(path | request): gateway.fetch(app, …).
+--- app:fetch(path | { path =, … }): the same as gateway.fetch(app, …).
 local function fetch(self, request)
   if getmetatable(self) ~= Upstream then
     options.fail(nil, "gateway.fetch",
