@@ -3,6 +3,7 @@
 -- of.
 
 local core <const> = require "gateway.core"
+local docs <const> = require "gateway.docs"
 local options <const> = require "gateway.options"
 local reference <const> = require "gateway.reference"
 local tool <const> = require "gateway.tool"
@@ -10,9 +11,9 @@ local M = {}
 
 
 -- The words that the first operand may be: "init|server DIR ..." -> { "init",
--- "server" }.
+-- "server" }. Those of `docs` are in its reference.
 local function first_words(command)
-  local words = {}
+  local words = command.words or {}
   for word in command.operands:gmatch("[^%s|]+") do
     if word:find("^%l+$") then
       words[#words + 1] = word
@@ -284,7 +285,11 @@ local main <const> = tool.main {
     if not write then
       return nil, "name a shell" .. options.suggest(operands[1] or "", SHELLS)
     end
-    core.write(write(reference.commands(commands)))
+    local list = reference.commands(commands)
+    for _, command in ipairs(list) do
+      command.words = command.name == "docs" and docs.words(list) or nil
+    end
+    core.write(write(list))
     return 0
   end,
 }

@@ -1,7 +1,8 @@
 --- `gateway docs`: the reference of the policy API and of the commands, as
--- text, Markdown, a manual page, or annotations for lua-language-server.
+-- text, Markdown, a manual page, or (luals) annotations for an editor.
 
 local core <const> = require "gateway.core"
+local luals <const> = require "gateway.luals"
 local options <const> = require "gateway.options"
 local reference <const> = require "gateway.reference"
 local tool <const> = require "gateway.tool"
@@ -74,6 +75,9 @@ local text <const> = {
   code = function(lines)
     return "    " .. table.concat(lines, "\n    ") .. "\n\n"
   end,
+  examples = function(lines)
+    return "    examples\n      " .. table.concat(lines, "\n      ") .. "\n\n"
+  end,
 }
 
 
@@ -99,6 +103,7 @@ local markdown <const> = {
   end,
   rows_end = "\n",
   code = text.code,
+  examples = text.code,
 }
 
 
@@ -124,7 +129,7 @@ local man <const> = {
     return ".PP\n" .. roff_text(what) .. "\n"
   end,
   group = function(name)
-    return (".PP\n.I %s\n"):format(roff(name))
+    return (".PP\n%s:\n"):format(roff((name:gsub("^%l", string.upper))))
   end,
   row = function(name, what, more)
     return (".TP\n.B %s\n%s\n"):format(roff(name), roff_text(
@@ -136,6 +141,10 @@ local man <const> = {
       roff_text(table.concat(lines, "\n")))
   end,
 }
+
+function man.examples(lines)
+  return man.group("examples") .. man.code(lines)
+end
 
 local FORMATS <const> = { text = text, markdown = markdown, man = man }
 
@@ -207,7 +216,7 @@ local function write_topic(f, out, topic)
   end
   write_specs(f, out, topic.specs)
   if topic.items and not out.whole then
-    out[#out + 1] = f.group(topic.list)
+    out[#out + 1] = f.group(topic.items.title:lower())
     for _, item in ipairs(topic.items) do
       out[#out + 1] = f.row(item_head(item), item_text(item))
     end
@@ -230,7 +239,7 @@ local function write_command(f, out, command)
     out[#out + 1] = f.rows_end
   end
   if #command.examples > 0 then
-    out[#out + 1] = f.code(command.examples)
+    out[#out + 1] = f.examples(command.examples)
   end
 end
 
@@ -247,6 +256,7 @@ local function topics_of(api)
     for _, section in ipairs(api.sections) do
       if section.name == topic.list then
         topic.items = section.items
+        topic.items.title = section.title
       end
     end
   end
@@ -302,7 +312,7 @@ end
 -- As a policy may write it: t.ran, gateway.identity.cn, gateway.test.ran.
 local function full_name(topic)
   return (topic:gsub("^gateway%.identity%.", "id."):gsub("^gateway%.test%.",
-    "test."):gsub("^identity%.", "id."):gsub("^t%.", "test."))
+    "t."):gsub("^identity%.", "id."):gsub("^test%.", "t."))
 end
 
 
@@ -388,6 +398,7 @@ end
 
 
 --- What `gateway docs` takes as TOPIC, sorted: for completion.
+-- @param commands  reference.commands()
 function M.words(commands)
   local known = {}
   for _, page in ipairs(pages(reference.api(), commands)) do
@@ -467,226 +478,12 @@ gateway.get("/hello", {
 ]]
 
 
--- ---- lua-language-server ---------------------------------------------------
-
--- Types of options, by the words that readers and rows say them with.
-local LUALS <const> = {
-  { "^a string, or a list", "string|string[]" }, { "^a string$", "string" },
-  { "^true or false$", "boolean" },
-  { "^a whole number.* or ", "integer|string" },
-  { "^a whole number", "integer" }, { "^a number", "number" },
-  { "^a size", "integer|string" }, { "^a list of strings$", "string[]" },
-  { "^a table of names and strings$", "table<string, string>" },
-  { "^a table$", "table" }, { "^a file", "string|string[]" },
-  { '^"', "string|boolean" }, { "^true, false or", "boolean|table" },
-  { "^condition or function", "gateway.condition|fun(identity: identity):"
-    .. " boolean, any" },
-  { "^function, or list", "function|function[]" },
-}
-
-
-local function luals_type(words)
-  local names = words:match("^one of (.*)$")
-  if names then
-    return (names:gsub("[^, ]+", '"%0"'):gsub(", ", "|"))
-  end
-  for _, row in ipairs(LUALS) do
-    if words:find(row[1]) then
-      return row[2]
-    end
-  end
-  return "any"
-end
-
-
-local function class_name(spec)
-  local name = spec:gsub(": ", "."):gsub(":", ".")
-  return (name:find("^gateway%.") and name or "gateway." .. name) .. ".options"
-end
-
--- How an option's value is made of tables that have a spec of their own.
-local MADE_OF <const> = {
-  certificates = "%s[]", sni = "table<string, %s>", tickets = "boolean|%s",
-}
-
-
-local function option_type(spec, option)
-  local inner = spec.name .. ": " .. option.name
-  if options.specs[inner] then
-    return (MADE_OF[option.name] or "%s"):format(class_name(inner))
-  end
-  return luals_type(option.type)
-end
-
-
-local function write_class(out, spec)
-  out[#out + 1] = "---@class " .. class_name(spec.name)
-  for _, option in ipairs(spec.options) do
-    out[#out + 1] = ("---@field %s%s %s %s"):format(option.name,
-      option.required and "" or "?", option_type(spec, option),
-      option.help .. (option.default and " (default " .. option.default .. ")"
-        or ""))
-  end
-  out[#out + 1] = ""
-end
-
-
-local KEYWORDS <const> = {
-  ["function"] = true, ["end"] = true, ["if"] = true, ["and"] = true,
-  ["or"] = true, ["not"] = true, ["nil"] = true, ["in"] = true,
-}
-
-
--- The parameters in a list such as "path [, options]": name and optional?
-local function split_parameters(flat)
-  local list = {}
-  for at, word in flat:gmatch("()([%w_.]+)") do
-    local before = flat:sub(1, at - 1)
-    local _, opened = before:gsub("%[", "")
-    local _, closed = before:gsub("%]", "")
-    if word == "..." then
-      local last = list[#list]
-      list[last and not before:find(",%s*$") and #list or #list + 1] = {
-        "...", true,
-      }
-    elseif not before:find("|%s*$") then  -- another form of the one before
-      list[#list + 1] = {
-        KEYWORDS[word] and word .. "_" or word, opened > closed,
-      }
-    end
-  end
-  return list
-end
-
-
--- The parameters that a signature shows; nil: it is no function.
-local function parameters(item)
-  local inside = item.signature:match("^%((.*)%)")
-  if inside then
-    return split_parameters((inside:gsub("%b{}", "options")
-      :gsub('%b""', "value"):gsub("…", "...")))
-  elseif item.signature == "" then
-    return nil
-  end
-  return { { item.signature:find("^ {") and "options" or "value", false } }
-end
-
-
--- What a function of a module returns.
-local RETURNS <const> = {
-  ["gateway.upstream"] = "gateway.app", ["gateway.command"] = "gateway.command",
-  ["gateway.group"] = "gateway.group",
-}
-
-
--- Parameters that may be left out before one that may not: "[level,] message"
--- is two forms.
-local function write_overload(out, params, returns)
-  local kept, last = {}, 0
-  for i, param in ipairs(params) do
-    last = param[2] and last or i
-  end
-  for i, param in ipairs(params) do
-    if i > last or not param[2] then
-      kept[#kept + 1] = ("%s%s: any"):format(param[1], param[2] and "?" or "")
-    else
-      param[2] = false
-    end
-  end
-  if #kept < #params then
-    out[#out + 1] = ("---@overload fun(%s): %s"):format(
-      table.concat(kept, ", "), returns)
-  end
-end
-
-
-local function write_function(out, name, item, returns)
-  out[#out + 1] = "---" .. item.text
-  local params = parameters(item)
-  if not params then
-    out[#out + 1] = ("---@type %s\n%s = nil\n"):format(returns, name)
-    return
-  end
-  write_overload(out, params, returns)
-  local words = {}
-  for i, param in ipairs(params) do
-    words[i] = param[1]
-    local class = param[1] == "options" and item.specs[1]
-      and class_name(item.specs[1].name)
-    out[#out + 1] = ("---@param %s%s %s"):format(param[1],
-      param[2] and param[1] ~= "..." and "?" or "", class or "any")
-  end
-  out[#out + 1] = ("---@return %s\nfunction %s(%s) end\n"):format(returns,
-    name, table.concat(words, ", "))
-end
-
-
-local function write_objects(out, objects)
-  for _, object in ipairs(objects) do
-    out[#out + 1] = "---@class " .. object.name
-    for _, field in ipairs(object.fields) do
-      out[#out + 1] = ("---@field %s %s %s"):format(field[1], field[2],
-        field[3])
-    end
-    out[#out + 1] = ""
-  end
-  out[#out + 1] = "---@class gateway.condition"
-  out[#out + 1] = "---@overload fun(identity: identity): boolean, string?\n"
-end
-
-
---- The annotations of one module: a file that only an editor reads.
--- @param api   reference.api()
--- @param name  gateway, id or test
-function M.luals(api, name)
-  local out, known = {}, {}
-  for _, section in ipairs(api.sections) do
-    known[section.name] = section
-  end
-  local section = known[name]
-  if not section then
-    return nil, ("there are no annotations of '%s'%s"):format(name,
-      options.suggest(name, known))
-  end
-  local root = section.module:match("[%w_]+$")
-  out[1] = "---@meta " .. section.module .. "\n"
-  if name == "gateway" then
-    write_objects(out, api.objects)
-  end
-  local classes = { [root] = true }
-  for _, item in ipairs(section.items) do
-    for _, spec in ipairs(item.specs) do
-      if not classes[spec.name] then
-        classes[spec.name] = true
-        write_class(out, spec)
-      end
-    end
-  end
-  out[#out + 1] = ("---@class %s\nlocal %s = {}\n"):format(section.module, root)
-  for _, item in ipairs(section.items) do
-    for _, full in ipairs(item.names) do
-      local object = full:match("^([%w_]+):")
-      if object and not classes[object] then
-        classes[object] = true
-        out[#out + 1] = ("---@class gateway.%s\nlocal %s = {}\n"):format(object,
-          object)
-      end
-      write_function(out, object and full or root .. "."
-        .. full:match("[^.]+$"), item, RETURNS[full]
-        or name == "id" and "gateway.condition" or "any")
-    end
-  end
-  out[#out + 1] = "return " .. root
-  return table.concat(out, "\n") .. "\n"
-end
-
-
 -- ---- the command -----------------------------------------------------------
 
 local function run(operands, opts, argv)
   local api, topic = reference.api(), operands[1]
   if opts.format == "luals" then
-    local page, message = M.luals(api, topic or "gateway")
+    local page, message = luals.write(api, topic or "gateway")
     if not page then
       return nil, message
     end

@@ -201,7 +201,8 @@ end
 
 -- Routes share one spec; so do a group's, which are named with a colon.
 local function spec_base(section, name)
-  if section == "gateway" and (name == "get" or name == "route") then
+  if section == "gateway" and (name == "get" or name == "any"
+    or name == "route") then
     return "route"
   elseif name:find(":", 1, true) then
     return name
@@ -229,7 +230,7 @@ local function read_section(library, spec)
         for i, name in ipairs(item.names) do
           seen[name] = true
           item.names[i] = name:find(":", 1, true) and name
-            or spec.name .. "." .. name
+            or (spec.name == "test" and "t." or spec.name .. ".") .. name
         end
         item.signature = shown(item.signature, spec.name, first)
         item.specs = specs_of(spec_base(spec.name, first))

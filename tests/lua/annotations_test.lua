@@ -3,7 +3,7 @@
 -- nothing to say about the policies here.
 
 local core = require "gateway.core"
-local docs = require "gateway.docs"
+local luals = require "gateway.luals"
 local luasource = require "gateway.luasource"
 local reference = require "gateway.reference"
 local t = require "gateway.test"
@@ -149,7 +149,8 @@ local TAGS <const> = {
   field = Page.field,
   param = Page.param,
   ["return"] = function(page, rest)
-    page.returns = whole_type(rest, 1, page.used)
+    local returns = whole_type(rest, 1, page.used)
+    page.returns = page.returns or returns
   end,
   type = function(page, rest)
     page.is_value = whole_type(rest, 1, page.used)
@@ -209,7 +210,7 @@ local function read_page(name)
   local page = setmetatable({
     classes = {}, functions = {}, used = {}, params = {}, variables = {},
   }, Page)
-  local text = assert(docs.luals(reference.api(), name))
+  local text = assert(luals.write(reference.api(), name))
   for line in text:gmatch("(.-)\n") do
     page:line(line)
   end
@@ -351,6 +352,14 @@ function Reader:see_method(node)
 end
 
 
+-- Classes that have methods.
+local WITH_METHODS <const> = {}
+for full in pairs(PAGES.gateway.functions) do
+  local object = full:match("^(%a+):")
+  WITH_METHODS["gateway." .. (object or "")] = object ~= nil or nil
+end
+
+
 -- `local x = require "gateway"`, `local app = gateway.upstream …`.
 function Reader:see_locals(node)
   for i, name in ipairs(node.names) do
@@ -364,7 +373,7 @@ function Reader:see_locals(node)
       self.modules[name] = value.args[1].value
     elseif full and page.functions[full] then
       local returns = page.functions[full].returns
-      self.objects[name] = returns ~= "any" and page == PAGES.gateway
+      self.objects[name] = page == PAGES.gateway and WITH_METHODS[returns]
         and returns or nil
     end
   end
