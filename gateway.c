@@ -54148,9 +54148,8 @@ cli_core_version(lua_State *L)
 static int
 cli_tool(const struct cli_command *c, int argc, char **argv)
 {
-    static const luaL_Reg more[] = {{"host", cli_core_host},
-                                    {"version", cli_core_version},
-                                    {NULL, NULL}};
+    static const luaL_Reg more[] = {
+        {"host", cli_core_host}, {"version", cli_core_version}, {NULL, NULL}};
     struct mem_buf b = {0};
     int code;
 

@@ -107,9 +107,8 @@ local Slot = {}
 local Command = {}
 
 
---- slot(name [, prefix | options]): the place of a value in `args`.
--- @param opts  "--size=", or { prefix =, dash = true (the value may begin with
---              "-"), secret = true (only its hash is logged) }
+--- slot(name [, "--size=" | options]): the place of a value in `args`: one
+-- whole argument, or what stands before the value in it.
 function M.slot(name, opts)
   local what <const> = "gateway.slot"
   if not options.text(name) then

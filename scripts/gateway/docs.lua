@@ -504,7 +504,7 @@ local function run(operands, opts, argv)
   local page = write_pages(format, list, not topic)
   if format == man then
     local version, date = core.version()
-    page = MAN_HEAD:format(roff(date), roff(version)) .. page .. MAN_TAIL
+    page = MAN_HEAD:format(date, roff(version)) .. page .. MAN_TAIL
   end
   core.write(page)
   return 0

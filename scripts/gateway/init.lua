@@ -34,8 +34,8 @@
 --              audit_trace, audit_openapi_policy, audit_openapi,
 --              audit_live_input, audit_live_probe, audit_live, audit_host,
 --              audit_allow, audit
---   commands   control, explain, replay, routes, whoami, reference, docs,
---              completion
+--   commands   control, explain, replay, routes, whoami, topics, reference,
+--              luals, docs, completion
 
 local core <const> = require "gateway.core"
 local command <const> = require "gateway.command"

@@ -134,14 +134,14 @@ local PARAMETERS <const> = {
   ["any_of.options"] = "(" .. SCHEMA .. ")[]",
   ["one_of.options"] = "(" .. SCHEMA .. ")[]",
   ["all_of.options"] = "(" .. SCHEMA .. ")[]",
-  ["enum.options"] = "any[]", ["slot.prefix"] = "string|gateway.slot.options",
+  ["enum.options"] = "any[]", ["slot.value"] = "string|gateway.slot.options",
   ["file_below.options"] = "table",
   ["any.a"] = "gateway.condition", ["any.b"] = "gateway.condition",
   ["all.a"] = "gateway.condition", ["all.b"] = "gateway.condition",
   ["none.a"] = "gateway.condition", ["none.b"] = "gateway.condition",
   ["any...."] = "gateway.condition", ["all...."] = "gateway.condition",
   ["none...."] = "gateway.condition",
-  ["policy.value"] = "string", ["equal.wanted"] = "any",
+  ["env.default"] = "string", ["policy.value"] = "string", ["equal.wanted"] = "any",
 }
 
 

@@ -204,6 +204,8 @@ local function spec_base(section, name)
   if section == "gateway" and (name == "get" or name == "any"
     or name == "route") then
     return "route"
+  elseif name == "app:fetch" then
+    return "gateway.fetch"
   elseif name:find(":", 1, true) then
     return name
   end

@@ -575,7 +575,6 @@ end
 --- get, post, put, patch, delete, head, options(path, options): a route for
 -- that method; GET answers HEAD, too. A path is segments, `{name}` for one, and
 -- `{name...}` for the rest, at the end.
--- @param options  in the order in which a request meets them
 
 --- any(path, options): a route for every method.
 local WORDS <const> = {

@@ -626,8 +626,9 @@ local FILE_OPTIONS <const> = { stdin = true }
 
 --- file_below(folder [, options]): a slot whose value names a regular file
 -- below `folder`; no link of any kind is followed.
--- @param opts  JSON Schema keywords for the name (default: gateway.filename),
---              and stdin = true to hand the file over as standard input
+-- @param options  pattern and other JSON Schema keywords for the name (default:
+--                 gateway.filename), and stdin = true: the program reads it as
+--                 standard input, and the slot stands in no argument
 function M.file_below(folder, opts)
   if not options.text(folder) then
     options.fail(nil, "gateway.file_below", "takes a folder: gateway.file_below"

@@ -73,8 +73,8 @@ local REQUEST_FIELDS <const> = options.spec("test.request", {
   raw = { type = "a string",
     help = "the whole request as text, instead of the rest" },
   stub = { type = "a table",
-    help = "by name, what commands and upstreams answer: a table, or a"
-      .. " function that returns one; tail = { stdout = \"…\" }" },
+    help = "by name, what commands (fields of `result`) and upstreams (of"
+      .. " `answer`) give: a table, or a function that returns one" },
   listener = { type = "a string",
     help = "by which listener it comes in; else the first" },
 })
@@ -222,7 +222,7 @@ end
 
 
 --- denied(r [, stage [, reason]]): authorize or check refused the identity.
--- @param at      "authorize" or "check"; either where nil
+-- @param stage   "authorize" or "check"; either where nil
 -- @param reason  text that the logged reason contains
 function M.denied(r, at, reason)
   if at ~= nil and at ~= "authorize" and at ~= "check" then

@@ -124,7 +124,6 @@ M.topics = {
         .. " too: `local ok, why = ops(identity)`.",
     },
     code = {
-      'local id = require "gateway.identity"',
       'gateway.get("/logs", { authorize = id.all(id.ou "ops", id.o "Example"),'
         .. " … })",
     },

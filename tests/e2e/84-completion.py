@@ -51,6 +51,8 @@ TYPED = (
     ("audit --fail-on=me\t", "audit --fail-on medium"),
     ("test --format ju\t", "test --format junit"),
     ("docs --format lu\t", "docs --format luals"),
+    ("docs lim\t", "docs limits"),
+    ("docs --format markdown not_fo\t", "docs --format markdown not_forwarded"),
     ("wh\t--format c\t", "whoami --format csv"),
     ("explain -X POST --header a --format te\t",
      "explain -X POST --header a --format text"),
@@ -83,7 +85,8 @@ def options_of(command):
     """What --help lists."""
     out = gateway_cli(command, "--help").out
     names = re.findall(r"^  (?:-\w, )?(--[\w-]+)", out, re.M)
-    for sub in ("init", "client", "revoke") if command == "certs" else ():
+    for sub in (("init", "client", "revoke", "doctor") if command == "certs"
+                else ()):
         out = gateway_cli(command, sub, "--help").out
         names += re.findall(r"^  (--[\w-]+)", out, re.M)
     return set(names) | {"--help"}

@@ -11,6 +11,41 @@ LIBRARY = os.path.join(gw.ROOT, "scripts", "gateway")
 NOT_FOR_POLICIES = {"is_condition", "to_condition", "constructors", "run",
                     "main", "condition_of", "monotone", "fuzz"}
 
+# Which parts of the manual speak of which options. An option of one must be in
+# the other.
+HEADINGS = {
+    "gateway.process": ["Process and listeners"],
+    "gateway.listen": ["Process and listeners", "Revocation",
+                       "Certificates, server names, tickets"],
+    "gateway.listen: certificates": ["Certificates, server names, tickets"],
+    "gateway.listen: limits": ["Limits"],
+    "gateway.listen: proxy_protocol": ["Tunnels"],
+    "gateway.listen: sni": ["Certificates, server names, tickets"],
+    "gateway.listen: tickets": ["Certificates, server names, tickets"],
+    "gateway.tcp": ["Process and listeners"],
+    "gateway.admin": ["Process and listeners"],
+    "gateway.openapi": ["OpenAPI"],
+    "gateway.fetch": ["Upstreams"],
+    "route": ["What happens to a request", "Routes"],
+    "route: validate": ["What: inputs", "What happens to a request"],
+    "route: limits": ["Limits"],
+    "gateway.group": ["Routes"],
+    "gateway.upstream": ["Upstreams"],
+    "app:to": ["Upstreams"],
+    "gateway.slot": ["Commands"],
+    "gateway.command": ["Commands"],
+    "command:run": ["Commands"],
+    "command:stream": ["Commands"],
+    "command:job": ["Commands"],
+    "gateway.jobs": ["Commands"],
+    "gateway.response": ["In hooks"],
+    "gateway.shadow": ["Process and listeners", "Before a change"],
+    "test.identity": ["Policy tests"],
+    "test.request": ["Policy tests"],
+}
+# Of the one that the reference gives a name of its own.
+POSITIONAL = {("gateway.shadow", "policy")}
+
 
 def docs(*argv):
     done = gateway_cli("docs", *argv)
@@ -57,9 +92,6 @@ def options_of(command):
     """What --help lists."""
     out = gateway_cli(command, "--help").out
     names = re.findall(r"^  (?:-\w, )?(--[\w-]+)", out, re.M)
-    for sub in ("init", "client", "revoke") if command == "certs" else ():
-        out = gateway_cli(command, sub, "--help").out
-        names += re.findall(r"^  (--[\w-]+)", out, re.M)
     return set(names) - {"--help"}
 
 
@@ -69,7 +101,7 @@ def test_every_public_name():
     text = docs()
     for module, prefix, least in (("init", "gateway.", 50),
                                   ("identity", "id.", 17),
-                                  ("test", "test.", 13)):
+                                  ("test", "t.", 13)):
         names = public(module)
         assert len(names) >= least, "only %d names in %s" % (len(names), module)
         for name in sorted(names):
@@ -127,19 +159,191 @@ def test_every_command_and_option():
     for name in names:
         text = docs("gateway " + name)
         assert text.split("\n")[2].startswith("gateway " + name), text
-        for option in options_of(name) if name != "certs" else ():
+        for option in options_of(name):
             assert re.search(r"\n      (-\w, )?%s\b" % option, text), (
                 name, option)
 
+
+def test_certs():
+    """Each option of each of its subcommands, with words of its own."""
+    text = docs("gateway certs")
+    assert "gateway certs client --help" in gateway_cli("certs", "--help").out
+    for sub in ("init", "server", "client", "revoke", "doctor"):
+        out = gateway_cli("certs", sub, "--help").out
+        names = set(re.findall(r"^  --([\w-]+)", out, re.M)) - {"help"}
+        assert len(names) >= 4, out
+        for name in names:
+            assert re.search(r"^      --%s\b.*\n          \w" % name, text,
+                             re.M), (sub, name)
+
+
+# ---- the manual and the reference say the same -----------------------------
+
+def part(*headings):
+    """What the manual has below these headings."""
+    text = gw.manual()
+    found = ""
+    for heading in headings:
+        at = re.search(r"^(#+) %s$" % re.escape(heading), text, re.M)
+        assert at, "no heading " + heading
+        end = re.search(r"^#{1,%d} " % len(at.group(1)), text[at.end():], re.M)
+        found += text[at.end():at.end() + end.start() if end else len(text)]
+    return found
+
+
+def code(text):
+    """What stands in it as code: spans, and blocks."""
+    blocks = re.findall(r"^```lua\n(.*?)^```", text, re.M | re.S)
+    text = re.sub(r"^```lua\n.*?^```", "", text, flags=re.M | re.S)
+    return re.findall(r"`([^`]+)`", text) + blocks
+
+
+def words(text):
+    return set(re.findall(r"[A-Za-z_]\w*", " ".join(code(text))))
+
+
+def heads():
+    """The names of functions and values that the reference has."""
+    found = set()
+    for line in docs().split("\n"):
+        first = re.match(r"(?:(?:gateway|id|t)\.\w+|(?:app|command|group):\w+)"
+                         r"(?:, [a-z]+[.:]\w+)*", line)
+        found |= set(first.group(0).split(", ")) if first else set()
+    return found
+
+
+def options_in(text):
+    """spec -> its options, as the reference prints them."""
+    return {spec: set(re.findall(r"^      (\w+)\n", rows, re.M))
+            for spec, rows in re.findall(
+                r"^    options of (.*)\n((?:      .*\n)+)", text, re.M)}
+
+
+def fields_of(name):
+    fields = re.search(r"^%s\n.*?^    fields\n(.*?)\n\n" % name,
+                       docs("objects"), re.M | re.S)
+    return set(re.findall(r"^      (\w+)\n", fields.group(1), re.M))
+
+
+def row(start):
+    """A row of a table of the manual that begins so, without its first cell."""
+    line = re.search(r"^\| %s[^|]*\|(.*)\|$" % re.escape(start), gw.manual(),
+                     re.M)
+    assert line, start
+    return line.group(1)
+
+
+def test_every_name_of_the_manual():
+    known = heads()
+    assert len(known) > 100, known
+    named = set()
+    for span in code(gw.manual()):
+        named |= set(re.findall(r"(?<![\w./-])(?:gateway|id|t)\.[a-z_]+"
+                                r"(?![\w./])", span))
+        named |= set(re.findall(r"(?<!\w)(?:app|command):[a-z]+(?=[ ({])",
+                                span))
+    named -= {"gateway.c", "gateway.identity", "gateway.test"}
+    assert len(named) > 80, named
+    equal(sorted(named - known), [], "not in the reference")
+
+
+def test_every_name_of_the_reference():
+    said = words(gw.manual())
+    missing = [name for name in heads()
+               if re.split("[.:]", name)[1] not in said]
+    equal(sorted(missing), [], "not in the manual")
+
+
+def test_every_option_of_the_manual():
+    """Those that stand in a call, and in tables of options."""
+    known = options_in(docs())
+    count = 0
+    for span in code(gw.manual()):
+        call = re.match(r"((?:gateway|t)\.\w+|(?:app|command):\w+)[ (].*\{", span)
+        for name in re.findall(r"(\w+)=[,} ]", span) if call else ():
+            spec = re.sub(r"^t\.", "test.", call.group(1))
+            spec = re.sub(r"^app:fetch", "gateway.fetch", spec)
+            if spec == "gateway.file_below":
+                assert name in docs("file_below") or name == "pattern"
+                continue
+            assert name in known[spec], "%s of %s" % (name, spec)
+            count += 1
+    assert count > 60, count
+    for heading, spec in (("OpenAPI", "gateway.openapi"),
+                          ("TLS to upstreams", "gateway.upstream"),
+                          ("Jobs", "gateway.jobs"),
+                          ("Before a change", "gateway.shadow")):
+        table = re.search(r"^\| option .*?\n\n", part(heading), re.M | re.S)
+        for cell in re.findall(r"^\| (`.*?) \|", table.group(0), re.M):
+            for name in re.findall(r"`(\w+)`", cell):
+                assert name in known[spec], "%s of %s" % (name, spec)
+    starred = re.findall(r"^\| `(\w+)`( \*)?", part("Limits"), re.M)
+    equal({n for n, star in starred if star} | {"upgrade_idle"},
+          known["route: limits"])
+    equal({n for n, _ in starred if n not in ("upgrade_idle", "shadow",
+                                              "Connection")},
+          known["gateway.listen: limits"])
+
+
+def test_every_option_of_the_reference():
+    known = options_in(docs())
+    equal(sorted(known), sorted(HEADINGS), "which headings speak of each")
+    for spec, names in known.items():
+        said = words(part(*HEADINGS[spec]))
+        missing = {n for n in names - said if (spec, n) not in POSITIONAL}
+        equal(sorted(missing), [], spec + ": not in the manual")
+
+
+def test_every_field_and_result():
+    result = set(re.findall(r"`(\w+)`", row("`command:run("))) - {"nil"}
+    equal(result, fields_of("result"), "of command:run")
+    stub = re.search(r"`stub` says what a command \((.*?)\)", gw.manual(),
+                     re.S).group(1)
+    equal(set(re.findall(r"`(\w+)`", stub)) | {"usage"}, result, "of a stub")
+    for name in result:  # and what really comes
+        assert re.search(r'[" ]%s["]' % name, gw.read(os.path.join(
+            gw.ROOT, "gateway.c")).decode()), name
+    answer = re.search(r"`\{ ([\w, ]+) \}`", row("`gateway.fetch("))
+    equal(set(answer.group(1).split(", ")), fields_of("answer"))
+    decision = re.search(r"where the decision has (.*?)\.", gw.manual(), re.S)
+    equal(set(re.findall(r"`(\w+)`", decision.group(1))),
+          fields_of("decision"))
+    equal(set(re.findall(r"`(\w+)`", row("`r` "))) | {"cut"}, fields_of("r"))
+    said = words(part("What: inputs", "Who: conditions"))
+    for name in ("request", "identity"):
+        equal(sorted(fields_of(name) - said - {"identity", "dn"}), [], name)
+
+
+# ---- topics ----------------------------------------------------------------
 
 def test_topics():
     listen = docs("listen")
     assert listen == docs("gateway.listen") and "gateway.upstream" not in listen
     assert "a running gateway" in docs("reload")
     assert docs("to").count("\napp:to(") == 1
+    for name in ("t.ran", "test.ran", "ran"):
+        assert "\nt.ran(r, command" in docs(name), name
+    assert docs("id.cn") == docs("gateway.identity.cn")
+    assert "per_identity" in docs("limits") and "upgrade_idle" in docs("limits")
+    for condition in public("identity"):
+        assert "\n      id.%s" % condition in docs("authorize"), condition
+    assert ":check(schema)" in docs("raw")
+    for name in ("validate", "hooks"):
+        assert docs(name).startswith("TOPICS\n\n%s\n" % name), name
+    for line in re.findall(r"See also: (.*?)\.\n\n", docs(), re.S):
+        for name in re.split(r",\s+", line):
+            docs(name)  # each is a topic
+    only = docs("keepalive_timeout")  # of an option, its row
+    assert only.count("\n      keep") == 1 and "gateway.upstream" in only, only
+    assert "integer" in docs("not_after")
     done = gateway_cli("docs", "lissten")
     equal(done.returncode, 2)
     assert "did you mean 'listen'?" in done.err, done.err
+    done = gateway_cli("docs", "keepalve")
+    equal((done.returncode, done.out), (2, ""))
+    assert "did you mean 'keepalive'?" in done.err, done.err
+    done = gateway_cli("docs", "xyzzyx")
+    assert "`gateway docs` prints all" in done.err, done.err
     done = gateway_cli("docs", "--format", "pdf")
     equal(done.returncode, 2)
 
@@ -159,6 +363,16 @@ def test_man():
     for word in ("gateway.listen {", "accept_missing", "EXIT STATUS", "id.spiffe",
                  "--certificates", '"X-Team-*"', "gateway check --json my.lua >"):
         assert word in plain, word
+    order = re.findall(r"^[A-Z][A-Z ]+$", plain, re.M)
+    equal(order[:4], ["NAME", "SYNOPSIS", "DESCRIPTION", "COMMANDS"])
+    equal(order[-4:], ["ENVIRONMENT", "FILES", "EXAMPLES", "SEE ALSO"])
+    version = gateway_cli("version").out.split()[1]
+    head = re.match(r'\.TH GATEWAY 1 "\d{4}-\d\d-\d\d" "gateway (\S+)"', page)
+    assert head, page[:80]
+    equal(head.group(1).replace("\\-", "-"), version)
+    equal(page.count("\n.EX\n"), page.count("\n.EE\n"))
+    assert page.count("\n.EX\n") > 20
+    assert plain.count("Options of route:\n") == 1  # the others point to it
 
 
 def test_markdown():
@@ -167,7 +381,7 @@ def test_markdown():
         if line.startswith("|"):
             cells = re.sub(r"\\\||`[^`]*`", "", line).count("|")
             equal(cells, 4, line)
-    equal(len(re.findall(r"^## ", page, re.M)), 5)
+    equal(len(re.findall(r"^## ", page, re.M)), 6)
 
 
 def test_luals():

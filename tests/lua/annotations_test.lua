@@ -243,6 +243,61 @@ t.case("each annotation is well-formed, and each type is defined", function()
 end)
 
 
+-- What takes, or is, anything at all.
+local ANYTHING <const> = {
+  "equal.got", "equal.wanted", "const.value", "encode.value", "json.value",
+  "null", "optional.default",
+}
+
+
+t.case("parameters and results have types", function()
+  local found = {}
+  for _, page in pairs(PAGES) do
+    for full, fun in pairs(page.functions) do
+      local name = full:match("[%w_]+$")
+      found[#found + 1] = fun.value == "any" and name or nil
+      for _, param in ipairs(fun.params or {}) do
+        found[#found + 1] = param.type == "any" and name .. "." .. param.name
+          or nil
+      end
+    end
+  end
+  table.sort(found)
+  local wanted = table.move(ANYTHING, 1, #ANYTHING, 1, {})
+  table.sort(wanted)
+  t.equal(found, wanted)
+end)
+
+
+t.case("tables of options and results can be completed", function()
+  local gateway, test = PAGES.gateway, PAGES["gateway.test"]
+  local function param(page, full, i)
+    return page.functions[full].params[i].type
+  end
+  t.equal(param(gateway, "gateway.fetch", 2), "string|gateway.fetch.options")
+  t.equal(param(gateway, "app:fetch", 1), "string|gateway.fetch.options")
+  t.equal(param(gateway, "gateway.shadow", 1), "string|gateway.shadow.options")
+  t.equal(param(gateway, "gateway.openapi", 1),
+    "string|gateway.openapi.options")
+  t.equal(param(gateway, "group:get", 2), "gateway.route.options")
+  t.equal(param(test, "test.request", 4), "gateway.test.request.options")
+  t.equal(gateway.classes["gateway.fetch.options"].timeout, "number")
+  t.equal(gateway.classes["gateway.openapi.options"].missing,
+    '"error"|"refuse"')
+  t.equal(gateway.functions["command:run"].returns, "gateway.result")
+  t.equal(gateway.classes["gateway.result"].busy, "boolean")
+  t.equal(gateway.functions["gateway.fetch"].returns, "gateway.answer?")
+  t.equal(gateway.classes["gateway.answer"].status, "integer")
+  t.equal(test.functions["test.request"].returns, "test.r")
+  t.equal(test.classes["test.r"].reason, "string?")
+  for _, name in ipairs { "check", "respond", "log", "handle" } do
+    local type_ = gateway.classes["gateway.route.options"][name]
+    t.equal({ name, type_:find("fun(request: request", 1, true) ~= nil },
+      { name, true })
+  end
+end)
+
+
 t.case("mistakes in annotations are found", function()
   local function says(line)
     local page = setmetatable({
