@@ -316,11 +316,22 @@ local function full_name(topic)
 end
 
 
+-- The tables of options of a page about a function.
+local function specs_of(page)
+  return page.write == write_item and page.thing.specs or {}
+end
+
+
+local function fields_of(page)
+  return page.write == write_object and page.thing.fields or {}
+end
+
+
 -- Those rows of a page that are called `name`: its options, its fields.
 local function part_of(page, name)
   local thing, found = page.thing, false
   local part = setmetatable({ specs = {}, params = {} }, { __index = thing })
-  for _, spec in ipairs(page.write == write_item and thing.specs or {}) do
+  for _, spec in ipairs(specs_of(page)) do
     for _, option in ipairs(spec.options) do
       if option.name == name then
         part.specs[#part.specs + 1] = { name = spec.name, options = { option } }
@@ -328,7 +339,7 @@ local function part_of(page, name)
       end
     end
   end
-  for _, field in ipairs(page.write == write_object and thing.fields or {}) do
+  for _, field in ipairs(fields_of(page)) do
     if field[1] == name then
       part.fields, found = { field }, true
     end
@@ -345,13 +356,12 @@ local function all_names(list)
     for _, name in ipairs(page.names) do
       known[short(name)] = true
     end
-    for _, spec in ipairs(page.write == write_item and page.thing.specs or {}) do
+    for _, spec in ipairs(specs_of(page)) do
       for _, option in ipairs(spec.options) do
         known[option.name] = true
       end
     end
-    for _, field in ipairs(page.write == write_object and page.thing.fields
-      or {}) do
+    for _, field in ipairs(fields_of(page)) do
       known[field[1]] = true
     end
   end
@@ -379,8 +389,8 @@ local function choose(list, topic)
     return chosen
   end
   local mend = options.suggest(short(name) or name, all_names(list))
-  return nil, ("there is nothing about '%s'%s"):format(topic, mend ~= "" and mend
-    or ": `gateway docs` prints all there is")
+  return nil, ("there is nothing about '%s'%s"):format(topic,
+    mend ~= "" and mend or ": `gateway docs` prints all there is")
 end
 
 

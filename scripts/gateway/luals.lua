@@ -35,16 +35,15 @@ local WORDS <const> = {
   { "^upstream, or", "gateway.app|gateway.forward" },
 }
 -- Of options whose words say less than there is to say.
-local HOOKS <const> = {
+local BY_NAME <const> = {
   check = ("(%s)|(%s)[]"):format(CHECK, CHECK),
   respond = ("(%s)|(%s)[]"):format(RESPOND, RESPOND),
   log = ("(%s)|(%s)[]"):format(LOG, LOG),
   handlers = "table<string, boolean|table|" .. WORK .. ">",
   slots = "table<string, " .. SCHEMA .. ">",
   args = "(string|gateway.slot)[]",
-  json = SCHEMA, body = "gateway.body",
 }
-local MAPS <const> = {
+local BY_SPEC <const> = {
   ["route: validate"] = {
     path = "table<string, " .. SCHEMA .. ">",
     query = "gateway.unchecked|table<string, " .. SCHEMA .. ">",
@@ -89,9 +88,11 @@ local function option_type(spec, option)
   elseif other and options.specs[other] then
     return class_name(other)
   end
-  local of_spec = MAPS[spec.name] and MAPS[spec.name][option.name]
-  local hook = option.type:find("^function, or list") or option.type == "a table"
-  return of_spec or hook and HOOKS[option.name] or type_of(option.type)
+  local of_spec = BY_SPEC[spec.name]
+    and BY_SPEC[spec.name][option.name]
+  local vague = option.type:find("^function, or list")
+    or option.type == "a table"
+  return of_spec or vague and BY_NAME[option.name] or type_of(option.type)
 end
 
 
@@ -141,7 +142,8 @@ local PARAMETERS <const> = {
   ["none.a"] = "gateway.condition", ["none.b"] = "gateway.condition",
   ["any...."] = "gateway.condition", ["all...."] = "gateway.condition",
   ["none...."] = "gateway.condition",
-  ["env.default"] = "string", ["policy.value"] = "string", ["equal.wanted"] = "any",
+  ["env.default"] = "string", ["policy.value"] = "string",
+  ["equal.wanted"] = "any",
 }
 
 
@@ -176,7 +178,8 @@ local function parameters(item)
   elseif item.signature == "" then
     return nil
   end
-  return { { item.signature:find("{", 1, true) and "options" or "value", false } }
+  local many = item.signature:find("{", 1, true)
+  return { { many and "options" or "value", false } }
 end
 
 

@@ -249,7 +249,7 @@ end
 --- Everything about the API.
 -- @return { sections = { { name =, title =, module =, items = … } }, objects =
 --         { { name =, class =, text =, fields = { { name, type, help } } } },
---         topics = { { name =, text =, code =, specs =, list =, see = } } }
+--         topics = as in gateway.topics }
 function M.api()
   local library, sections = core.library(), {}
   for i, spec in ipairs(SECTIONS) do
@@ -268,8 +268,9 @@ function M.api()
       specs[k] = { name = name, options = read_spec(name) }
     end
     about[i] = {
-      name = topic.name, text = topic.text, code = topic.code or {},
-      specs = specs, list = topic.list, see = topic.see or {},
+      name = topic.name, names = topic.names, text = topic.text,
+      code = topic.code or {}, specs = specs, list = topic.list,
+      see = topic.see or {},
     }
   end
   return { sections = sections, objects = objects, topics = about }

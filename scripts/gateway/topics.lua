@@ -96,11 +96,12 @@ M.objects = {
 }
 
 
---- Topics: { name, text = paragraphs, code = lines, specs = names of option
--- tables that belong here, list = a section whose names do, see = pages }.
+--- Topics: { name, names = by which it is found, text = paragraphs, code =
+-- lines, specs = names of option tables that belong here, list = a section
+-- whose names do, see = pages }.
 M.topics = {
   {
-    name = "hooks",
+    name = "hooks", names = { "hooks", "check", "handle", "respond" },
     text = {
       "Functions that a policy gives to routes run for each request, in this"
         .. " order: authorize(identity), check(request, identity),"
@@ -120,8 +121,8 @@ M.topics = {
     text = {
       "Who may call a route: a condition, or a function(identity) that returns"
         .. " true, or false and a reason. Every route must say it, itself or by"
-        .. " its group; both must hold. A condition can be called in a hook,"
-        .. " too: `local ok, why = ops(identity)`.",
+        .. " its group; what both say must both hold. A condition can be called"
+        .. " in a hook, too: `local ok, why = ops(identity)`.",
     },
     code = {
       'gateway.get("/logs", { authorize = id.all(id.ou "ops", id.o "Example"),'
@@ -134,8 +135,8 @@ M.topics = {
     text = {
       "What a route takes: a schema for each input. What is not declared is"
         .. " refused: query parameters, a body, members of an object. What is"
-        .. " declared is required, unless it is gateway.optional. Hooks read the"
-        .. " values in request.path, .query, .headers, .json, .body.",
+        .. " declared is required, unless it is gateway.optional. Hooks read"
+        .. " the values in request.path, .query, .headers, .json, .body.",
     },
     code = {
       "validate = {",
@@ -154,8 +155,8 @@ M.topics = {
     name = "raw",
     text = {
       "What was not declared is only in request.raw: raw.query.x,"
-        .. " raw.headers[\"x-y\"], raw.path, raw.body. Each is an object, or nil"
-        .. " where nothing came; it cannot be used by accident: to concatenate,"
+        .. " raw.headers[\"x-y\"], raw.path, raw.body. Each is an object, or"
+        .. " nil where nothing came; it cannot be used by accident: to concatenate,"
         .. " compare, index, measure, log it, or to hand it to a command or an"
         .. " upstream raises an error.",
       "raw:check(schema) opens it: a value, or nil and why not. An input that"
@@ -178,7 +179,7 @@ M.topics = {
         .. " bytes or text (\"16K\", \"64M\", \"2G\"), times seconds (2.5).",
     },
     code = {
-      'gateway.listen { address = "*:8443", …, limits = { per_identity = 20 } }',
+      'gateway.listen { name = "api", …, limits = { per_identity = 20 } }',
       'gateway.post("/files", { …, limits = { body_size = "8M" } })',
     },
     specs = { "gateway.listen: limits", "route: limits" },

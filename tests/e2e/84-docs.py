@@ -330,6 +330,7 @@ def test_topics():
     assert ":check(schema)" in docs("raw")
     for name in ("validate", "hooks"):
         assert docs(name).startswith("TOPICS\n\n%s\n" % name), name
+    assert "\nhooks\n" in docs("respond") and "\nhooks\n" in docs("check")
     for line in re.findall(r"See also: (.*?)\.\n\n", docs(), re.S):
         for name in re.split(r",\s+", line):
             docs(name)  # each is a topic
