@@ -43,7 +43,7 @@ local BY_NAME <const> = {
   slots = "table<string, " .. SCHEMA .. ">",
   args = "(string|gateway.slot)[]",
 }
-local BY_SPEC <const> = {
+local IN_TABLES <const> = {
   ["route: validate"] = {
     path = "table<string, " .. SCHEMA .. ">",
     query = "gateway.unchecked|table<string, " .. SCHEMA .. ">",
@@ -88,8 +88,8 @@ local function option_type(spec, option)
   elseif other and options.specs[other] then
     return class_name(other)
   end
-  local of_spec = BY_SPEC[spec.name]
-    and BY_SPEC[spec.name][option.name]
+  local of_spec = IN_TABLES[spec.name]
+    and IN_TABLES[spec.name][option.name]
   local vague = option.type:find("^function, or list")
     or option.type == "a table"
   return of_spec or vague and BY_NAME[option.name] or type_of(option.type)

@@ -156,9 +156,9 @@ M.topics = {
     text = {
       "What was not declared is only in request.raw: raw.query.x,"
         .. " raw.headers[\"x-y\"], raw.path, raw.body. Each is an object, or"
-        .. " nil where nothing came; it cannot be used by accident: to concatenate,"
-        .. " compare, index, measure, log it, or to hand it to a command or an"
-        .. " upstream raises an error.",
+        .. " nil where nothing came; it cannot be used by accident: to"
+        .. " concatenate, compare, index, measure or log it, or to hand it to a"
+        .. " command or an upstream, raises an error.",
       "raw:check(schema) opens it: a value, or nil and why not. An input that"
         .. " came several times fits a gateway.array only.",
     },
