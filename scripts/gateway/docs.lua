@@ -309,8 +309,12 @@ local function is_about(page, topic)
 end
 
 
--- As a policy may write it: t.ran, gateway.identity.cn, gateway.test.ran.
+-- As a policy may write it: t.ran, gateway.identity.cn, gateway.test.ran; and
+-- the modules themselves.
 local function full_name(topic)
+  if topic == "t" or topic == "gateway.test" then
+    return "test"
+  end
   return (topic:gsub("^gateway%.identity%.", "id."):gsub("^gateway%.test%.",
     "t."):gsub("^identity%.", "id."):gsub("^test%.", "t."))
 end

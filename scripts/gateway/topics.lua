@@ -117,7 +117,7 @@ M.topics = {
     see = { "request", "identity", "response", "decision", "result", "answer" },
   },
   {
-    name = "authorize",
+    name = "authorize", names = { "authorize", "conditions" },
     text = {
       "Who may call a route: a condition, or a function(identity) that returns"
         .. " true, or false and a reason. Every route must say it, itself or by"

@@ -323,6 +323,8 @@ def test_topics():
     assert docs("to").count("\napp:to(") == 1
     for name in ("t.ran", "test.ran", "ran"):
         assert "\nt.ran(r, command" in docs(name), name
+    assert "\nt.not_ran(r)" in docs("t")
+    assert docs("conditions") == docs("authorize")
     assert docs("id.cn") == docs("gateway.identity.cn")
     assert "per_identity" in docs("limits") and "upgrade_idle" in docs("limits")
     for condition in public("identity"):
