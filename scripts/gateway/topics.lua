@@ -67,8 +67,8 @@ M.objects = {
     text = "What gateway.fetch returns; or nil, a message and a code.",
     fields = {
       { "status", "integer", "200, …" },
-      { "headers", "table<string, string|string[]>", "header fields, names in"
-        .. " lower case; a list where one came several times" },
+      { "headers", "table<string, string>", "header fields, names in lower"
+        .. " case; the first one where one came several times" },
       { "body", "string", "the body, whole" },
     },
   },
@@ -78,8 +78,8 @@ M.objects = {
       .. " the expectations (t.allowed, t.denied, …) take it.",
     fields = {
       { "status", "integer", "the answer's status" },
-      { "headers", "table<string, string>", "its header fields, names in lower"
-        .. " case" },
+      { "headers", "table<string, string|string[]>", "its header fields, names"
+        .. " in lower case; a list where one came several times" },
       { "body", "string", "its body" },
       { "stage", "string", "where the request ended: syntax, route, authorize,"
         .. " validate, body, check, handle, respond, log or over" },
