@@ -35182,6 +35182,13 @@ struct vm_watcher {
     void (*on_line)(lua_State *, lua_Debug *);
 };
 
+/* What a call outside of hooks may spend: a policy that loads, a test. */
+struct vm_budget {
+    const char *what;  // for the error
+    uint32_t ms;       // of CPU
+    size_t bytes;      // of the whole Lua state
+};
+
 struct vm_script {
     const char *name;
     const unsigned char *bytes;
@@ -35194,10 +35201,12 @@ struct vm {
     struct env *env;          // borrowed
     const struct boot *boot;  // borrowed: the scripts
     size_t bytes, bytes_max;
-    struct vm_task *running;  // whose hook is on the stack; NULL: ours
-    uint64_t load_until_ns;   // thread time; only while the policy loads
-    uint32_t load_ms;         // of computing, for that
-    struct vm_task **tasks;   // by slot
+    struct vm_task *running;         // whose hook is on the stack; NULL: ours
+    const struct vm_budget *within;  // lent: of a call that is not a hook's
+    uint64_t until_ns;               // thread time: its end
+    char full_at[256];  // the line where its memory was nearly spent, and ": "
+    uint32_t load_ms;   // of computing, while the policy loads
+    struct vm_task **tasks;  // by slot
     uint32_t tasks_n, next_seq;
     uint32_t free_from;  // no slot below it is free
     struct {
@@ -35248,6 +35257,15 @@ vm_charge(struct vm_task *t, size_t n)
     vm_watch(t->L, 1);
 }
 
+/* How large the state may become, for what is on the stack. */
+static size_t
+vm_bytes_most(const struct vm *vm)
+{
+    if (vm->running)
+        return vm->bytes_max;
+    return vm->within ? vm->within->bytes : SIZE_MAX;
+}
+
 static void *
 vm_alloc(void *data, void *p, size_t was, size_t n)
 {
@@ -35261,8 +35279,7 @@ vm_alloc(void *data, void *p, size_t was, size_t n)
         vm->bytes -= was;
         return NULL;
     }
-    if (n > was && (vm->running || vm->load_until_ns) &&
-        vm->bytes + (n - was) > vm->bytes_max)
+    if (n > was && vm->bytes + (n - was) > vm_bytes_most(vm))
         return NULL;  // Lua collects, tries again, then raises
     if (n > VM_BIG && vm->running)
         vm_charge(vm->running, n);
@@ -35291,6 +35308,27 @@ vm_stop(lua_State *L, struct vm_task *t)
         vm_watch(t->L, 1);
 }
 
+/* A look at a call that is no hook's. Errors for want of memory do not say
+ * where: so that is kept, from when half of it is spent. */
+static void
+vm_look(struct vm *vm, lua_State *L, lua_Debug *ar)
+{
+    const struct vm_budget *b = vm->within;
+
+    if (!b)
+        return;
+    lua_getinfo(L, "Sl", ar);
+    if (vm->bytes > b->bytes / 2)
+        snprintf(vm->full_at, sizeof vm->full_at, "%s:%d: ", ar->source + 1,
+                 ar->currentline);
+    if (vm_cpu_ns() < vm->until_ns)
+        return;
+    vm_stop(L, NULL);
+    lua_pushfstring(L, "%s:%d: %s took more than %d ms of CPU", ar->source + 1,
+                    ar->currentline, b->what, (int)b->ms);
+    lua_error(L);
+}
+
 /* Every VM_STEP instructions. The first look only starts the clock, so that a
  * short hook never pays for reading it. */
 static void
@@ -35304,17 +35342,11 @@ vm_on_count(lua_State *L, lua_Debug *ar)
         vm->watcher->on_line(L, ar);
         return;
     }
-    now = t && t->over ? 0 : vm_cpu_ns();
     if (!t) {
-        if (!vm->load_until_ns || now < vm->load_until_ns)
-            return;
-        vm_stop(L, NULL);
-        luaL_where(L, 0);  // a hook is no function of its own
-        lua_pushfstring(L, "%sthe policy took more than %d ms of CPU to load",
-                        lua_tostring(L, -1), (int)vm->load_ms);
-        lua_error(L);
+        vm_look(vm, L, ar);
         return;
     }
+    now = t->over ? 0 : vm_cpu_ns();
     if (!t->over)  // vm_charge() may have brought us here early
         vm_watch(L, VM_STEP);
     if (!t->over && !t->cpu_from_ns) {
@@ -35936,23 +35968,48 @@ vm_free(struct vm *vm)
     obj_free(vm);
 }
 
+/* Calls the function on the stack with the `n` arguments above it, as
+ * lua_pcall() does, within a budget. */
+static int
+vm_call_within(lua_State *L, int n, int results, const struct vm_budget *b)
+{
+    struct vm *vm = vm_of(L);
+    const struct vm_budget *outer = vm->within;
+    uint64_t until_ns = vm->until_ns;
+    int rc;
+
+    vm->within = b;
+    vm->until_ns = vm_cpu_ns() + b->ms * UINT64_C(1000000);
+    vm->full_at[0] = '\0';
+    vm_watch(L, VM_STEP);
+    rc = lua_pcall(L, n, results, 0);
+    vm->within = outer;
+    vm->until_ns = until_ns;
+    if (outer || vm->watcher)
+        vm_watch(L, VM_STEP);
+    else
+        lua_sethook(L, NULL, 0, 0);
+    if (rc == LUA_ERRMEM) {
+        lua_pop(L, 1);
+        lua_pushfstring(L, "%s%s took more than %d MiB of memory", vm->full_at,
+                        b->what, (int)(b->bytes >> 20));
+    }
+    return rc;
+}
+
 /* Runs `fn(L)` protected, within the load's budget and the memory cap. Its
  * error is put into `e` without traceback: for a policy that says file:line. */
 static bool
 vm_protect(struct vm *vm, lua_CFunction fn, void *arg, struct err *e)
 {
+    const struct vm_budget b = {"loading the policy", vm->load_ms,
+                                vm->bytes_max};
     lua_State *L = vm->L;
     const char *msg;
-    int rc;
 
-    vm->load_until_ns = vm_cpu_ns() + vm->load_ms * UINT64_C(1000000);
-    vm_watch(L, VM_STEP);
     lua_pushcfunction(L, fn);
     lua_pushlightuserdata(L, arg);
-    rc = lua_pcall(L, 1, 0, 0);
-    lua_sethook(L, NULL, 0, 0);
-    vm->load_until_ns = 0;
-    if (rc == LUA_OK)
+    if (vm_call_within(L, 1, 0, &b) == LUA_OK)
         return true;
     msg = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1)
                                          : "(error is not a string)";
@@ -49313,8 +49370,10 @@ try_run(struct try *t, struct try_story *story, struct req_from *from,
         struct str text)
 {
     struct h1 *h = h1_server_new(&try_io, story, &t->env.serve->ops, from);
+    const struct vm_budget *within = t->env.vm->within;
     struct err e;
 
+    t->env.vm->within = NULL;  // hooks have their own; an error would jump out
     t->story = story;
     t->used = true;
     h1_server_feed(h, text.p, text.n);
@@ -49324,6 +49383,7 @@ try_run(struct try *t, struct try_story *story, struct req_from *from,
     h1_server_free(h);
     free(from->allowed);
     t->story = NULL;
+    t->env.vm->within = within;
 }
 
 /* Inputs as a list of { name, value }, in the table on top. */
@@ -50127,6 +50187,9 @@ try_core_policy(lua_State *L)
     struct try *t = try_of(L);
     const char *name = luaL_checkstring(L, 1);
     bool same = t->policy && strcmp(t->policy, name) == 0;
+    struct vm *vm = t->env.vm;
+    const struct vm_budget b = {"loading the policy", vm->load_ms,
+                                vm->bytes + vm->bytes_max};
     struct err e;
 
     if (same && !t->used) {
@@ -50143,7 +50206,7 @@ try_core_policy(lua_State *L)
     try_cover_scripts(t);
     lua_pushcfunction(L, try_evaluate);
     lua_pushlightuserdata(L, t);
-    if (lua_pcall(L, 1, 1, 0) != LUA_OK) {
+    if (vm_call_within(L, 1, 1, &b) != LUA_OK) {
         lua_pushnil(L);
         lua_insert(L, -2);
         return 2;
@@ -50181,6 +50244,26 @@ try_core_load(lua_State *L)
         return 2;
     }
     return 1;
+}
+
+/* core.test_within(function, what, seconds of CPU, MiB of memory) -> true; or
+ * false and its error */
+static int
+try_core_within(lua_State *L)
+{
+    struct vm_budget b = {luaL_checkstring(L, 2),
+                          (uint32_t)luaL_checkinteger(L, 3) * 1000,
+                          (size_t)luaL_checkinteger(L, 4) << 20};
+    int rc;
+
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_pushvalue(L, 1);
+    rc = vm_call_within(L, 0, 0, &b);
+    lua_pushboolean(L, rc == LUA_OK);
+    if (rc == LUA_OK)
+        return 1;
+    lua_insert(L, -2);
+    return 2;
 }
 
 /* core.test_span(function) -> its script, first and last line */
@@ -50441,6 +50524,7 @@ static const luaL_Reg try_core[] = {
     {"test_stand_in", try_core_stand_in},
     {"test_certificate", try_core_certificate},
     {"test_function", try_core_function},
+    {"test_within", try_core_within},
     {"test_span", try_core_span},
     {"test_cover", try_core_cover},
     {"test_lines", try_core_lines_run},

@@ -456,7 +456,8 @@ local function read_file(name, opts)
     return nil, message
   end
   core.test_printer(name)
-  local ok, problem = pcall(chunk)
+  local ok, problem = core.test_within(chunk, "reading the file", opts.cpu,
+    opts.memory)
   core.test_printer(nil)
   if not ok then
     return nil, problem
@@ -483,7 +484,7 @@ end
 
 -- Runs one case, on a policy that no other case has used. Nil, or why it
 -- failed; and true where the policy does not even load.
-local function run_case(case, policy_name)
+local function run_case(case, policy_name, opts)
   local ok, message = core.test_policy(policy_name)
   if not ok then
     return tostring(message), true
@@ -491,7 +492,7 @@ local function run_case(case, policy_name)
   coverage.note_routes()
   sent, asked = false, false
   core.test_printer(case.name)
-  ok, message = pcall(case.body)
+  ok, message = core.test_within(case.body, "the case", opts.cpu, opts.memory)
   core.test_printer(nil)
   if ok then
     return check_asked(case)
@@ -500,7 +501,11 @@ local function run_case(case, policy_name)
     local at, rest = message.text:match("^(.-:%d+: )(.*)$")
     return (at or "") .. case.name .. ": " .. (rest or message.text)
   end
-  return ("%s (in case %q)"):format(tostring(message), case.name)
+  message = tostring(message)
+  if not message:find("^[^\n]-:%d+: ") then
+    message = case.at .. ": " .. message
+  end
+  return ("%s (in case %q)"):format(message, case.name)
 end
 
 
@@ -521,7 +526,8 @@ local function run_file(name, opts, list)
   for _, case in ipairs(read.cases) do
     if not opts.run or case.name:find(opts.run, 1, true) then
       began = core.now()
-      local problem, unloadable = run_case(case, read.policy or opts.policy)
+      local problem, unloadable = run_case(case, read.policy or opts.policy,
+        opts)
       add(unloadable and "(loading the policy)" or case.name,
         core.now() - began, problem)
       if unloadable then
@@ -710,11 +716,19 @@ local function whole(text)
   return text:find("^%d+$") and math.tointeger(tonumber(text)) or nil
 end
 
+
+local function amount(text)
+  local number = whole(text)
+  return number and number >= 1 and number <= 100000 and number or nil
+end
+
 -- What each option's value must be.
 local VALUES <const> = {
   threshold = { percentage, "a percentage from 0 to 100" },
   fuzz = { duration, "a number of seconds" },
   seed = { whole, "a whole number" },
+  cpu = { amount, "a whole number of seconds, from 1 to 100000" },
+  memory = { amount, "a whole number of MiB, from 1 to 100000" },
 }
 
 
@@ -757,6 +771,10 @@ M.main = tool.main {
     { "fuzz", "SECONDS", "instead of the cases: requests made from the schemas"
       .. " of each route, valid and invalid ones" },
     { "seed", "NUMBER", "makes the same requests as that run of --fuzz" },
+    { "cpu", "SECONDS", "what a case, or reading a file, may compute",
+      default = "10" },
+    { "memory", "MIB", "the memory it may use, of the whole Lua state",
+      default = "256" },
     { "format", "text|junit|json", "how it is told", default = "text" },
     { "verbose", nil, "a line for each case, not only for failures" },
     { "library", nil, "the tests may require the library's inner modules, and"

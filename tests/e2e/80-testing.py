@@ -139,6 +139,65 @@ def test_each_case_has_a_policy_of_its_own():
     equal(run(path, path + "/some_test.lua").stdout, "3 passed, 0 failed\n")
 
 
+ENDLESS_TEST = """
+local t = require "gateway.test"
+t.case("runs for ever", function()
+  while true do
+    pcall(string.rep, "x", 3)
+  end
+end)
+t.case("in a coroutine", function()
+  coroutine.wrap(function()
+    while true do end
+  end)()
+end)
+t.case("grows", function()
+  local list = {}
+  while true do
+    list[#list + 1] = { #list }
+  end
+end)
+t.case("grows in few steps", function()
+  local text = "x"
+  while true do text = text .. text end
+end)
+t.case("is one of many", function()
+  t.denied(t.request(t.identity { cn = "a" }, "GET", "/half"), "authorize")
+end)
+"""
+
+
+def test_no_case_runs_for_ever_or_eats_the_machine():
+    path = folder(policy=HALF, some_test=ENDLESS_TEST)
+    name = path + "/some_test.lua"
+    out = run(path, "--cpu", "1", "--memory", "64", name, code=1).stdout
+    for line, what in (
+            ("[45]", "the case took more than 1000 ms of CPU .in case .runs"),
+            ("10", "the case took more than 1000 ms of CPU .in case .in a co"),
+            ("1[3-5]", "the case took more than 64 MiB of memory .in case"),
+            ("1[89]", "the case took more than 64 MiB of memory .in case")):
+        assert re.search(f"FAIL {name}:{line}: {what}", out), (what, out)
+    assert "1 passed, 4 failed" in out, out
+
+
+def test_nor_does_a_file_or_a_policy():
+    endless = "\nwhile true do end\n"
+    path = folder(policy=HALF, loop_test=endless, endless=HEAD + endless,
+                  list_test="local l = {}\nwhile true do l[#l + 1] = {} end",
+                  half_test=HALF_TEST)
+    out = run(path, "--cpu", "1", "--memory", "64", path + "/loop_test.lua",
+              path + "/list_test.lua", path + "/half_test.lua", code=1).stdout
+    for text in ("loop_test.lua:2: reading the file took more than 1000 ms of",
+                 "list_test.lua:2: reading the file took more than 64 MiB of",
+                 "2 passed, 2 failed"):
+        assert text in out, (text, out)
+    out = run(path, path + "/half_test.lua", policy="endless", code=1).stdout
+    assert re.search(r"endless.lua:\d+: loading the policy took more", out), out
+    for argv in (["--cpu", "0"], ["--memory", "x"]):
+        wrong = gateway_cli("test", *argv, path + "/half_test.lua")
+        assert b"takes a whole number of" in wrong.stderr, wrong.stderr
+
+
 def test_runs_do_not_meet():
     path = folder(policy=COUNTER, some_test=COUNTER_TEST)
     runs = [subprocess.Popen(

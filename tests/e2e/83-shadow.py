@@ -186,7 +186,7 @@ def test_a_candidate_that_takes_too_long_to_load():
         slow = NEXT.replace("local app", 'print "SPOKEN"\n%s\nlocal app' % line)
         with start(candidate=slow) as g:
             record = g.wait_record(event="shadow")
-            assert "more than 1000 ms of CPU to load" in record["msg"], record
+            assert "loading the policy took more than 1000 ms of CPU" in record["msg"], record
             equal(g.get("/ops", who="ops").status, 200)
             equal(g.lines("SPOKEN"), [])
 
