@@ -118,8 +118,11 @@ M.label_of = label_of
 
 -- Is a pattern quick?
 local function check_steps(audit, at, label, schema)
-  local kind, attack = shape.analyse(schema):redos()
-  if kind then
+  local kind, attack, unknown = shape.analyse(schema):redos()
+  if unknown then
+    audit:add("input.unjudged", at, ("%s: how long pattern %s takes cannot be"
+      .. " told, for %s"):format(label, shape.show(schema.pattern), unknown))
+  elseif kind then
     audit:add("input.redos", at, ("%s: pattern %s gives up at %d characters,"
       .. " such as %s"):format(label, shape.show(schema.pattern),
       utf8.len(attack), shape.show(attack)), kind == "polynomial" and "low"

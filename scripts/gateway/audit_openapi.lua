@@ -269,8 +269,11 @@ function Audit:check_pattern(facts, name, place)
   else
     self:check_dangers(p, facts, name, place, at)
   end
-  local slow, attack = p:redos()
-  if slow then
+  local slow, attack, unknown = p:redos()
+  if unknown then
+    self:add("openapi.pattern-opaque", at, ("%s: how long %s takes cannot be"
+      .. " told, for %s"):format(name, options.show(facts.pattern), unknown))
+  elseif slow then
     self:add("openapi.pattern-redos", at, ("%s: %s takes %s time, as for %s")
       :format(name, options.show(facts.pattern), slow,
         options.show(attack, 40)))

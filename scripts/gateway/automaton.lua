@@ -14,6 +14,7 @@ local MAX_STATES <const> = 30000
 local MAX_NODES <const> = 100000
 local MAX_SETS <const> = 3000  -- nodes that stand for sets of nodes
 local MAX_EDGES <const> = 600000
+local MAX_PAIRS <const> = 3000000  -- of edges that a product looks at
 local NOT_WORD <const> = charset.negate(regex.WORD)
 
 local Automaton = {}
@@ -302,8 +303,13 @@ end
 
 --- What both take.
 function M.product(a, b)
+  local pairs_left = MAX_PAIRS
   return new((1 << 24) + 1, function(key, add)
     local left, right = a:edges(key >> 24), b:edges(key & 0xFFFFFF)
+    pairs_left = pairs_left - #left * #right // 4
+    if pairs_left < 0 then
+      regex.give_up("its size")
+    end
     for i = 1, #left, 2 do
       for j = 1, #right, 2 do
         local set = charset.intersect(left[i], right[j])

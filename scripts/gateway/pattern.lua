@@ -203,14 +203,14 @@ end
 
 
 --- redos(): nil; or "exponential" or "polynomial", and a value (within
--- maxLength) at which the engine gives up.
+-- maxLength) at which the engine gives up. Nil, nil and why: it cannot be told.
 function Pattern:redos()
   if not self.machine then
     return nil
   end
-  self.attack = self.attack or { redos.find(self.text, self.trees,
-    automaton.machine, self.max) }
-  return table.unpack(self.attack)
+  self.attack = self.attack or table.pack(redos.find(self.text, self.trees,
+    automaton.machine, self.max))
+  return table.unpack(self.attack, 1, self.attack.n)
 end
 
 

@@ -4,16 +4,18 @@
 -- one text in two ways, the ways double with each turn (exponential); where
 -- one loop follows another and both read the same, they grow with the square
 -- (polynomial). Both are searched for in the machine of the pattern; what is
--- found is then tried on the engine, and counts only if that gives up.
+-- found is then tried on the engine, and counts only if that gives up. The work
+-- is bounded: what it was not enough for is said, not passed over.
 
 local charset <const> = require "gateway.charset"
 local core <const> = require "gateway.core"
+local regex <const> = require "gateway.regex"
 local M = {}
 
 local MAX_WAYS <const> = 20000
 local MAX_DEPTH <const> = 1000
-local MAX_WORK <const> = 200000
-local MAX_LOOP <const> = 200
+local MAX_WORK <const> = 500000  -- edges, and pairs of them, for each graph
+local MAX_LOOP <const> = 1000
 local MAX_LOOPS <const> = 20
 local MAX_TRIED <const> = 8
 local LENGTHS <const> = { 60, 500, 2000 }
@@ -23,19 +25,30 @@ local BAD <const> = { "!", "\n", "a", "\u{e9}" }
 
 -- ---- the graph -------------------------------------------------------------
 
+local function charge(work, n)
+  work.left = work.left - n
+  if work.left < 0 then
+    regex.give_up("its size")
+  end
+end
+
+
 -- How many ways lead for free from a state to each that moves: 1, or 2 for
 -- more; and whether one leads to the end. No way passes a state more often than
 -- `turns`: once finds most; twice is needed for (a?b?)*, where the second turn
 -- takes what the first left out. A turn that reads nothing ends a loop.
-local function ways(machine, from, turns)
+local function ways(machine, from, turns, work)
   local counts, on_way, budget, ends = {}, {}, MAX_WAYS, false
   local function go(state, depth)
     local passed = on_way[state] or 0
-    if passed >= (machine.rounds[state] and 1 or turns) or budget == 0
-      or depth > MAX_DEPTH then
+    if passed >= (machine.rounds[state] and 1 or turns) then
+      return
+    elseif budget == 0 or depth > MAX_DEPTH then
+      work.short = true
       return
     end
     budget = budget - 1
+    charge(work, 1)
     if state == machine.last then
       ends = true
     elseif machine.move[state] then
@@ -53,14 +66,16 @@ end
 
 
 -- The graph { edges = { [node] = { { set, to, twice }, … } }, ends =, work = }
--- of the nodes that a match can be at.
+-- of the nodes that a match can be at. Of the work, `short` is true where a part
+-- was left out.
 local function graph_of(machine, turns)
-  local graph = { edges = {}, ends = {}, work = MAX_WORK }
+  local graph = { edges = {}, ends = {},
+    work = { left = MAX_WORK, short = false } }
   local queue, i = { machine.first }, 1
   graph.edges[machine.first] = {}
   while queue[i] do
     local edges = graph.edges[queue[i]]
-    local counts, ends = ways(machine, queue[i], turns)
+    local counts, ends = ways(machine, queue[i], turns, graph.work)
     graph.ends[queue[i]] = ends
     for state, count in pairs(counts) do
       local set, to = machine.move[state][1], machine.move[state][2]
@@ -83,18 +98,34 @@ end
 local function loops_of(graph, machine)
   local loops = {}
   for _, range in ipairs(machine.loops) do
-    local loop = { inside = {} }
+    local loop = { inside = {}, inner = {} }
     for node = range[1], range[2] do
       if graph.edges[node] then
         loop[#loop + 1] = node
         loop.inside[node] = true
       end
     end
-    if #loop > 0 and #loop <= MAX_LOOP and #loops < MAX_LOOPS then
+    if #loop > MAX_LOOP or #loops == MAX_LOOPS then
+      graph.work.short = true
+    elseif #loop > 0 then
       loops[#loops + 1] = loop
     end
   end
   return loops
+end
+
+
+-- The edges of a node of a loop that stay in it.
+local function inner(graph, loop, node)
+  local edges = loop.inner[node]
+  if not edges then
+    edges = {}
+    for _, edge in ipairs(graph.edges[node]) do
+      edges[#edges + 1] = loop.inside[edge[2]] and edge or nil
+    end
+    loop.inner[node] = edges
+  end
+  return edges
 end
 
 
@@ -105,9 +136,9 @@ end
 local function search(graph, start, moves, goal)
   local queue, from, by, i = { start }, { [start] = false }, {}, 1
   local found
-  while queue[i] and not found and graph.work > 0 do
+  while queue[i] and not found do
     local key = queue[i]
-    graph.work = graph.work - 1
+    charge(graph.work, 1)
     moves(key, function(set, to)
       if #set > 0 and not found and goal(to) then
         found = { set, key }
@@ -133,6 +164,7 @@ end
 -- A text that leads from a node to one for which goal(node).
 local function way(graph, from, goal)
   return goal(from) and "" or search(graph, from, function(key, add)
+    charge(graph.work, #graph.edges[key])
     for _, edge in ipairs(graph.edges[key]) do
       add(edge[1], edge[2])
     end
@@ -147,14 +179,16 @@ local function way_to(graph, from, to)
 end
 
 
--- Calls add(set, a, b) for each pair of edges that read the same; `twice`
--- where it is one edge that can be read in two ways.
-local function both(graph, a, b, add)
-  for i, left in ipairs(graph.edges[a]) do
-    for j, right in ipairs(graph.edges[b]) do
+-- Calls add(set, to, to, part) for each pair of edges, of one list and another,
+-- that read the same; `part` where they are two, or one that can be read in two
+-- ways.
+local function both(graph, lefts, rights, add)
+  charge(graph.work, #lefts * #rights)
+  for _, left in ipairs(lefts) do
+    for _, right in ipairs(rights) do
       local set = charset.intersect(left[1], right[1])
       if #set > 0 then
-        add(set, left[2], right[2], a == b and (i ~= j or left[3]))
+        add(set, left[2], right[2], left ~= right or left[3])
       end
     end
   end
@@ -167,14 +201,13 @@ local function two_ways(graph, loop, node)
   local ended
   local text = search(graph, node << 25 | node << 1, function(key, add)
     local a, b, parted = key >> 25, key >> 1 & 0xFFFFFF, key & 1 == 1
-    both(graph, a, b, function(set, left, right, part)
-      if loop.inside[left] and loop.inside[right] then
-        local differ = parted or part or false
-        if differ and left == right then
-          ended = ended or left
-        end
-        add(set, left << 25 | right << 1 | (differ and 1 or 0))
+    local lefts, rights = inner(graph, loop, a), inner(graph, loop, b)
+    both(graph, lefts, rights, function(set, left, right, part)
+      local differ = parted or a == b and part or false
+      if differ and left == right then
+        ended = ended or left
       end
+      add(set, left << 25 | right << 1 | (differ and 1 or 0))
     end)
   end, function(key)
     return key & 1 == 1 and key >> 25 == key >> 1 & 0xFFFFFF
@@ -191,8 +224,7 @@ local function exponential(graph, loop, each)
     local text, ended = two_ways(graph, loop, node)
     local back = text and way_to(graph, ended, node)
     tried = tried + (text and 1 or 0)
-    local found = back  -- none: there was no work left to look for it
-      and each("exponential", node, text .. back)
+    local found = back and each("exponential", node, text .. back)
     if found or tried >= MAX_TRIED then
       return found
     end
@@ -201,19 +233,20 @@ local function exponential(graph, loop, each)
 end
 
 
--- A text that goes round at p, leads from p to q, and goes round at q.
-local function polynomial(graph, p, q, inside)
+-- A text that goes round at p, leads from p to q, and goes round at q; those
+-- are of two loops.
+local function polynomial(graph, p, q, first, second)
   local function key_of(a, b, c)
     return a << 40 | b << 20 | c
   end
   local goal = key_of(p, q, q)
   return search(graph, key_of(p, p, q), function(key, add)
     local a, b, c = key >> 40, key >> 20 & 0xFFFFF, key & 0xFFFFF
-    both(graph, a, b, function(set, left, right)
-      for _, edge in ipairs(inside.p[left] and graph.edges[c] or {}) do
-        if inside.q[edge[2]] then
-          add(charset.intersect(set, edge[1]), key_of(left, right, edge[2]))
-        end
+    local lefts, thirds = inner(graph, first, a), inner(graph, second, c)
+    both(graph, lefts, graph.edges[b], function(set, left, right)
+      charge(graph.work, #thirds)
+      for _, edge in ipairs(thirds) do
+        add(charset.intersect(set, edge[1]), key_of(left, right, edge[2]))
       end
     end)
   end, function(key)
@@ -279,9 +312,8 @@ end
 
 -- A text by which one loop passes into the other, or nil.
 local function passage(graph, first, second)
-  local inside = { p = first.inside, q = second.inside }
   for _, q in ipairs(second) do
-    local pump = polynomial(graph, first[1], q, inside)
+    local pump = polynomial(graph, first[1], q, first, second)
     if pump then
       return pump
     end
@@ -313,9 +345,10 @@ local function suspects(graph, loops, each)
 end
 
 
+-- A kind and a value; or nil and why there was not work enough to tell.
 local function find(pattern, machine, max, turns)
   local graph = graph_of(machine, turns)
-  return suspects(graph, loops_of(graph, machine),
+  local found = suspects(graph, loops_of(graph, machine),
     function(kind, node, pump)
       local begin = way_to(graph, machine.first, node)
       local rest = way(graph, node, function(other)
@@ -324,6 +357,7 @@ local function find(pattern, machine, max, turns)
       local value = begin and rest and attack(pattern, begin, pump, rest, max)
       return value and { kind, value }
     end)
+  return found, not found and graph.work.short and "its size" or nil
 end
 
 
@@ -349,20 +383,24 @@ end
 -- @param trees    the pattern's tree, and those of its lookaheads
 -- @param machine_of  automaton.machine
 -- @param max      or math.huge
--- @return nil; or "exponential" or "polynomial", and the shortest such value
+-- @return "exponential" or "polynomial", and the shortest such value; or nil,
+--         nil and, where it cannot be told, why
 function M.find(pattern, trees, machine_of, max)
+  local unknown
   for _, tree in ipairs(trees) do
     local loose, changed = loosened(tree)
     for _, one in ipairs { tree, changed and loose or nil } do
       local machine = machine_of(one)
-      local found = find(pattern, machine, max, 1)
-        or find(pattern, machine, max, 2)
-      if found then
-        return found[1], found[2]
+      for turns = 1, 2 do
+        local found, why = regex.try(find, pattern, machine, max, turns)
+        if found then
+          return found[1], found[2]
+        end
+        unknown = unknown or why
       end
     end
   end
-  return nil
+  return nil, nil, unknown
 end
 
 

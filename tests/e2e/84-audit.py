@@ -688,6 +688,14 @@ def test_a_wide_pattern_may_be_slow_too():
     equal(len(of_rule(part, "input.redos")), 1)
 
 
+def test_how_long_a_large_pattern_takes_is_unjudged():
+    part = query('gateway.string { pattern = "^([a-z]{600}[0-9]{600})*$",'
+                 " maxLength = 2400 }")
+    found = of_rule(part, "input.unjudged")
+    equal(len(found), 1, found)
+    assert "takes cannot be told, for its size" in str(found), found
+
+
 def test_a_command_in_a_helper_counts_for_its_route():
     part = ('local x = gateway.command { name = "x", program = "/bin/x" }\n'
             "local function go(c) return c:run {} end\n"

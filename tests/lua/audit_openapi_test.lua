@@ -132,6 +132,9 @@ local ROWS <const> = {
   { query "{type: string, pattern: '^(a|a)*$', maxLength: 99}",
     "openapi.pattern-redos api.yaml:13 medium: query parameter \"q\":"
     .. ' "^(a|a)*$" takes exponential time' },
+  { query "{type: string, pattern: '^([a-z]{600}[0-9]{600})*$'}",
+    "openapi.pattern-opaque api.yaml:13 low: query parameter \"q\": how long"
+    .. ' "^([a-z]{600}[0-9]{600})*$" takes cannot be told, for its size' },
 
   -- numbers, lists, objects
   { query "{type: integer}", "openapi.number-unbounded api.yaml:13 low: query"

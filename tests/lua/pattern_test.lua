@@ -182,6 +182,27 @@ t.case("redos: optional and counted parts, and lookaheads", function()
 end)
 
 
+-- What is larger took minutes, and a case has seconds.
+t.case("redos: the work is bounded, and what it does not reach is said",
+  function()
+    local words = {}
+    for i = 1, 3000 do
+      words[i] = "item" .. i
+    end
+    local many = table.concat(words, "|")
+    for text, expected in pairs {
+      ["^(" .. many .. ")$"] = { nil, nil, nil },
+      ["^([a-z]{600}[0-9]{600})*$"] = { nil, nil, "its size" },
+    } do
+      local found = { analysed(text):redos() }
+      t.equal({ text:sub(1, 40), found[1], found[2] or false, found[3] },
+        { text:sub(1, 40), expected[1], expected[2] or false, expected[3] })
+    end
+    local one, other = analysed(many), analysed("^(" .. many .. ")-$")
+    t.equal({ one:meets(other) }, { "item1-", "its size" })
+  end)
+
+
 t.case("(?i) makes classes of cased letters one", function()
   for _, text in ipairs { "(?i)^\\p{Lu}$", "^(?i:\\p{Lt})$",
     "(?i)^[\\p{Lu}]$" } do
