@@ -4,7 +4,8 @@
 -- which texts pass, how long, how many, how large; members that nobody listed;
 -- operations without security. With a policy, what one knows and the other does
 -- not. Schemas are judged with all that applies to the same value: what $ref
--- and allOf say there counts, and each branch of anyOf and oneOf by itself.
+-- and allOf say there counts, and each branch of anyOf and oneOf by itself, as
+-- do then and else, and what depends on a member.
 
 local beside <const> = require "gateway.audit_openapi_policy"
 local document <const> = require "gateway.document"
@@ -17,6 +18,8 @@ local pattern <const> = require "gateway.pattern"
 local M = {}
 
 local MAX_DEPTH <const> = 40
+local MAX_CHOICES <const> = 200  -- of branches that may hold for one value
+local NOTHING <const> = {}
 
 M.RULES = {
   ["openapi.broken"] = { "high", "the document is not valid there, so nobody"
@@ -145,12 +148,37 @@ local WORDS <const> = {
   "type", "enum", "const", "pattern", "format", "minLength", "maxLength",
   "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "maxItems",
   "items", "prefixItems", "maxProperties", "propertyNames", "contentEncoding",
+  "contains", "unevaluatedItems",
 }
 local OPEN <const> = { "additionalProperties", "unevaluatedProperties" }
 
 
+-- What may hold besides, of a schema: lists of which one each time does.
+local function choices_of(source)
+  local list = {}
+  for _, word in ipairs { "oneOf", "anyOf" } do
+    if document.is_list(source[word]) then
+      list[#list + 1] = { of = source[word] }
+    end
+  end
+  if source["if"] ~= nil then
+    list[#list + 1] = { narrows = true, of = { source["then"] or NOTHING,
+      source["else"] or NOTHING } }
+  end
+  if document.is_map(source.dependentSchemas) then
+    local branches = { NOTHING }
+    for _, key in ipairs(options.sorted_keys(source.dependentSchemas)) do
+      branches[#branches + 1] = source.dependentSchemas[key]
+    end
+    list[#list + 1] = { narrows = true, of = branches }
+  end
+  return list
+end
+
+
 -- Takes what a schema says into `facts`, and what $ref and allOf lead to.
-function Audit:gather(source, facts, depth)
+-- `narrows`: it holds for a part of what the schema around it lets in.
+function Audit:gather(source, facts, depth, narrows)
   if not document.is_map(source) or depth > MAX_DEPTH or facts.seen[source] then
     return facts
   end
@@ -167,39 +195,40 @@ function Audit:gather(source, facts, depth)
   end
   for _, word in ipairs { "properties", "patternProperties" } do
     if document.is_map(source[word]) then
-      table.insert(facts.properties, source[word])
+      table.insert(facts[narrows and "narrowed" or "properties"], source[word])
     end
   end
-  for _, word in ipairs { "oneOf", "anyOf" } do
-    if document.is_list(source[word]) and not facts.branches then
-      facts.branches = source[word]
-    end
-  end
+  table.move(choices_of(source), 1, MAX_CHOICES, #facts.choices + 1,
+    facts.choices)
   if source["$ref"] ~= nil then
-    self:gather(self.api.doc:target(source), facts, depth + 1)
+    self:gather(self.api.doc:target(source), facts, depth + 1, narrows)
   end
   for _, branch in ipairs(document.items(source.allOf)) do
-    self:gather(branch, facts, depth + 1)
+    self:gather(branch, facts, depth + 1, narrows)
   end
   return facts
 end
 
 
 local function no_facts()
-  return { owner = {}, properties = {}, seen = {} }
+  return { owner = {}, properties = {}, narrowed = {}, seen = {},
+    choices = {} }
 end
 
 
 local function copy_facts(facts)
   local copy = no_facts()
   for key, value in pairs(facts) do
-    copy[key] = copy[key] == nil and value or copy[key]
+    if copy[key] == nil then
+      copy[key] = value
+    end
   end
-  for key, value in pairs(facts.owner) do
-    copy.owner[key] = value
+  for _, part in ipairs { "owner", "properties", "narrowed", "seen", "choices" }
+  do
+    for key, value in pairs(facts[part]) do
+      copy[part][key] = value
+    end
   end
-  table.move(facts.properties, 1, #facts.properties, 1, copy.properties)
-  copy.branches = nil
   return copy
 end
 
@@ -247,6 +276,18 @@ function Audit:check_dangers(p, facts, name, place, at)
 end
 
 
+function Audit:check_steps(p, name, at)
+  local slow, attack, unknown = p:redos()
+  if unknown then
+    self:add("openapi.pattern-opaque", at, ("%s: how long %s takes cannot be"
+      .. " told, for %s"):format(name, options.show(p.text), unknown))
+  elseif slow then
+    self:add("openapi.pattern-redos", at, ("%s: %s takes %s time, as for %s")
+      :format(name, options.show(p.text), slow, options.show(attack, 40)))
+  end
+end
+
+
 -- Judges a pattern. Returns it, or nil where it cannot be judged.
 function Audit:check_pattern(facts, name, place)
   local at = self.api.doc:at(facts.owner.pattern, "pattern")
@@ -269,15 +310,7 @@ function Audit:check_pattern(facts, name, place)
   else
     self:check_dangers(p, facts, name, place, at)
   end
-  local slow, attack, unknown = p:redos()
-  if unknown then
-    self:add("openapi.pattern-opaque", at, ("%s: how long %s takes cannot be"
-      .. " told, for %s"):format(name, options.show(facts.pattern), unknown))
-  elseif slow then
-    self:add("openapi.pattern-redos", at, ("%s: %s takes %s time, as for %s")
-      :format(name, options.show(facts.pattern), slow,
-        options.show(attack, 40)))
-  end
+  self:check_steps(p, name, at)
   return p
 end
 
@@ -322,6 +355,12 @@ function Audit:check_list(facts, name, place, at)
   end
   if facts.items ~= nil then
     self:visit(facts.owner.items, "items", name .. "[]", place)
+  elseif facts.unevaluatedItems ~= nil then
+    for _, word in ipairs { "contains", "unevaluatedItems" } do
+      if facts[word] ~= nil then  -- what it contains has been evaluated
+        self:visit(facts.owner[word], word, name .. "[]", place)
+      end
+    end
   elseif facts.prefixItems == nil then
     self:add("openapi.any-value", at, ("%s has no items: a list of anything"
       .. " passes"):format(name))
@@ -351,6 +390,45 @@ function Audit:check_rest(facts, name, place, at)
 end
 
 
+-- The names of members; those of a closed object are listed anyway.
+function Audit:check_names(facts, name)
+  local source = facts.propertyNames
+  if facts.rest == false or not document.is_map(source) then
+    return
+  end
+  local at = self.api.doc:at(facts.owner.propertyNames, "propertyNames")
+  self:each_choice(self:gather(source, no_facts(), 0), at, function(names)
+    if names.enum == nil and names.const == nil then
+      self:check_text(names, name .. ": names of members", "body", at)
+    end
+  end)
+end
+
+
+-- Is a member of this name declared whatever else holds?
+local function is_declared(facts, key)
+  for _, properties in ipairs(facts.properties) do
+    if properties[key] ~= nil then
+      return true
+    end
+  end
+  return false
+end
+
+
+-- Members that then, else or a dependency brings: they narrow one that is
+-- declared anyway, or are declared there alone.
+function Audit:check_narrowed(facts, name, place)
+  for _, properties in ipairs(facts.narrowed) do
+    for _, key in ipairs(options.sorted_keys(properties)) do
+      if not is_declared(facts, key) then
+        self:visit(properties, key, name .. "." .. key, place)
+      end
+    end
+  end
+end
+
+
 function Audit:check_object(facts, name, place, at)
   for _, properties in ipairs(facts.properties) do
     for _, key in ipairs(options.sorted_keys(properties)) do
@@ -360,6 +438,8 @@ function Audit:check_object(facts, name, place, at)
       end
     end
   end
+  self:check_narrowed(facts, name, place)
+  self:check_names(facts, name)
   self:check_rest(facts, name, place, at)
 end
 
@@ -400,6 +480,32 @@ function Audit:leads_to(source)
 end
 
 
+-- Calls each(facts, at) for every combination of what may hold for a value.
+function Audit:each_choice(facts, at, each, budget)
+  local choice = table.remove(facts.choices)
+  budget = budget or { left = MAX_CHOICES, at = at }
+  if not choice then
+    return each(facts, at)
+  end
+  for i, branch in ipairs(choice.of) do
+    budget.left = budget.left - 1
+    if budget.left < 0 then
+      if budget.left == -1 then
+        self:add("openapi.not-strict", budget.at, ("more than %d combinations"
+          .. " of branches: not all of them were looked at"):format(
+          MAX_CHOICES))
+      end
+      return
+    end
+    local there = choice.narrows and at or document.is_map(branch)
+      and self.api.doc:at(self:leads_to(branch))
+      or self.api.doc:at(choice.of, i)
+    self:each_choice(self:gather(branch, copy_facts(facts), 0, choice.narrows),
+      there, each, budget)
+  end
+end
+
+
 -- Looks at the schema owner[key]; each one once, and once more where it is
 -- nearer to harm.
 function Audit:visit(owner, key, name, place)
@@ -419,15 +525,10 @@ function Audit:visit(owner, key, name, place)
       return
     end
     self.seen[near][target] = true
-    local facts = self:gather(source, no_facts(), 0)
-    if not facts.branches then
-      return self:check_facts(facts, name, place, doc:at(target))
-    end
-    for i, branch in ipairs(facts.branches) do
-      self:check_facts(self:gather(branch, copy_facts(facts), 0), name, place,
-        document.is_map(branch) and doc:at(self:leads_to(branch))
-          or doc:at(facts.branches, i))
-    end
+    self:each_choice(self:gather(source, no_facts(), 0), doc:at(target),
+      function(facts, at)
+        self:check_facts(facts, name, place, at)
+      end)
   end)
 end
 

@@ -136,6 +136,40 @@ local ROWS <const> = {
     "openapi.pattern-opaque api.yaml:13 low: query parameter \"q\": how long"
     .. ' "^([a-z]{600}[0-9]{600})*$" takes cannot be told, for its size' },
 
+  -- what is reachable in a branch alone
+  { member("{type: object, unevaluatedProperties: false, properties: {k: {enum:"
+    .. " [a]}}, if: {required: [k]}, then: {properties: {c: {type: string,"
+    .. " maxLength: 9}}}}", "3.1.0"),
+    "openapi.text-unchecked api.yaml:18 medium: POST /a/{id}: body.m.c takes" },
+  { member("{type: object, unevaluatedProperties: false, if: {required: [k]},"
+    .. " else: {properties: {c: {type: string, format: date}, d: {}}}}",
+    "3.1.0"), "openapi.any-value api.yaml:18 high: POST /a/{id}: body.m.d" },
+  { member("{type: object, unevaluatedProperties: false, properties: {k: {enum:"
+    .. " [a]}}, dependentSchemas: {k: {properties: {c: {type: array, items:"
+    .. " {type: boolean}}}}}}", "3.1.0"),
+    "openapi.list-unbounded api.yaml:18 medium: POST /a/{id}: body.m.c has" },
+  { member("{type: object, additionalProperties: false, properties: {k: {enum:"
+    .. " [a, b]}}, if: {required: [k]}, then: {properties: {k: {type: string}}}"
+    .. "}", "3.1.0"), NO_RULE },
+  { member("{type: string, maxLength: 9, if: {minLength: 3}, then: {pattern:"
+    .. " '^a$'}, else: {enum: [b]}}", "3.1.0"), NO_RULE },
+  { member("{type: string, maxLength: 9, if: {minLength: 3}, then: {pattern:"
+    .. " '^a$'}}", "3.1.0"), "openapi.text-unchecked api.yaml:18 medium" },
+  { member("{type: object, maxProperties: 3, propertyNames: {maxLength: 9},"
+    .. " additionalProperties: {type: boolean}}", "3.1.0"),
+    "openapi.text-unchecked api.yaml:18 medium: POST /a/{id}: body.m: names of"
+    .. " members takes any text" },
+  { member("{type: object, maxProperties: 3, propertyNames: {pattern:"
+    .. " '^[a-z]{1,9}$'}, additionalProperties: {type: boolean}}", "3.1.0"),
+    NO_RULE },
+  { member("{type: array, maxItems: 3, prefixItems: [{type: boolean}], contains:"
+    .. " {type: string, maxLength: 9}, unevaluatedItems: false}", "3.1.0"),
+    "openapi.text-unchecked api.yaml:18 medium: POST /a/{id}: body.m[] takes" },
+  { member("{oneOf: [{oneOf: [{type: boolean}, {type: string, maxLength: 9}]}]}",
+    "3.1.0"), "openapi.text-unchecked api.yaml:18 medium: POST /a/{id}: body" },
+  { member("{type: string, maxLength: 9, oneOf: [{pattern: '^a$'}, {enum: [b]}],"
+    .. " anyOf: [{minLength: 1}, {maxLength: 2}]}", "3.1.0"), NO_RULE },
+
   -- numbers, lists, objects
   { query "{type: integer}", "openapi.number-unbounded api.yaml:13 low: query"
     .. ' parameter "q" has no minimum and no maximum' },
