@@ -12251,15 +12251,35 @@ der_ascii(struct str s)
     return true;
 }
 
+/* Is there one of U+061C, U+200E, U+200F, U+2028 to U+202E, U+2066 to U+2069
+ * at the beginning of this UTF-8? They turn what follows, or end lines. */
+static bool
+der_turns(struct str s)
+{
+    unsigned last;
+
+    if (str_starts(s, S("\xd8\x9c")))
+        return true;
+    if (s.n < 3 || der_byte(s, 0) != 0xe2)
+        return false;
+    last = der_byte(s, 2);
+    if (der_byte(s, 1) == 0x81)
+        return last >= 0xa6 && last <= 0xa9;
+    return der_byte(s, 1) == 0x80 &&
+           (last == 0x8e || last == 0x8f || (last >= 0xa8 && last <= 0xae));
+}
+
 /* Control characters, C1 (U+0080 to U+009F) included: they end or forge lines
- * in logs and headers, and a NUL ends a name for whoever reads it in C. */
+ * in logs and headers, and a NUL ends a name for whoever reads it in C. With
+ * those that turn a text around, a name shows as another one. */
 static bool
 der_has_control(struct str s)
 {
     if (!str_no_control(s))
         return true;
     for (size_t i = 0; i + 1 < s.n; i++)
-        if (der_byte(s, i) == 0xc2 && der_byte(s, i + 1) < 0xa0)
+        if ((der_byte(s, i) == 0xc2 && der_byte(s, i + 1) < 0xa0) ||
+            der_turns(str_from(s, i)))
             return true;
     return false;
 }
@@ -12293,7 +12313,7 @@ der_text(struct mem_arena *a, const struct der_tlv *t, const char *what,
     if (!why && out->n == 0)
         why = "empty text";
     if (!why && der_has_control(*out))
-        why = "text with a control character";
+        why = "text with a control or direction character";
     return !why || der_bad(e, what, why);
 }
 
@@ -31795,7 +31815,8 @@ chain_verify_end(struct chain_verify *v)
                 c->id);
     }
     if (!v->records)
-        chain_fault(v, v->at, CHAIN_MISSING, "there is no record in this log");
+        chain_fault(v, v->at.file ? v->at : (struct chain_place){"log", 0},
+                    CHAIN_MISSING, "no audit record in it");
 }
 
 /* ==== 37 run: one program, from its start to its record ======================
@@ -53733,11 +53754,17 @@ cli_log_print(const struct chain_verify *v)
     const char *comma = " ";
     uint64_t all = 0;
 
+    for (int i = 0; i < CHAIN_FAULT_KINDS; i++)
+        all += v->counts[i];
+    if (!v->records && all == v->counts[CHAIN_MISSING]) {
+        cli_log_count("", v->lines, "line");
+        printf("\nno audit record in it: no program ran, or the records were "
+               "taken away, which looks the same; so the exit code is 1\n");
+        return;
+    }
     for (size_t i = 0; i < v->faults_n; i++)
         printf("%s:%" PRIu64 ": %s: %s\n", v->faults[i].file, v->faults[i].line,
                chain_fault_names[v->faults[i].kind], v->faults[i].text);
-    for (int i = 0; i < CHAIN_FAULT_KINDS; i++)
-        all += v->counts[i];
     if (all > v->faults_n)
         printf("and %" PRIu64 " more\n", all - v->faults_n);
     cli_log_count("", v->records, "record");

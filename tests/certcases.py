@@ -1025,6 +1025,12 @@ def leaf_names(t):
     for what, value in (("NUL", "ops\0evil"), ("a newline", "ops\nroot"),
                         ("DEL", "ops\x7f"), ("C1", "ops\x85x")):
         t.no("a CN with " + what, bad, A, cn(value))
+    for code in (0x61c, 0x200e, 0x200f, *range(0x2028, 0x202f),
+                 *range(0x2066, 0x206a)):
+        t.no("a CN with U+%04X" % code, "control or direction", A,
+             cn("ops" + chr(code) + "toor"))
+    for code in (0x200c, 0x200d, 0x202f, 0x206a):
+        t.ok("a CN with U+%04X" % code, A, cn("\u0645" + chr(code) + "\u062e"))
     t.no("a CN that is not UTF-8", bad, A, cn(der(12, b"a\xff\xfe")),
          tls=False)
     t.no("a CN with a surrogate", bad, A, cn(der(12, b"a\xed\xa0\x80")),

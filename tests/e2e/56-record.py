@@ -212,6 +212,12 @@ def test_lines_of_others_and_what_collectors_put_before():
 def test_no_log_and_no_key():
     equal(verify(b"")[0], 1, "an empty log is not whole")
     equal(verify(b"words\n")[0], 1)
+    for text in (b"", b"words\n"):
+        done = gateway_cli("log", "verify", "-", input=text)
+        equal(done.returncode, 1, "a log without records is no proof")
+        last = done.out.splitlines()[-1]
+        assert last.startswith("no audit record in it: no program ran, or"), last
+        assert "(null)" not in done.out + done.err, done.out
     for argv in (("log",), ("log", "verify"), ("log", "frob", "x"),
                  ("log", "verify", "x", "--frob")):
         equal(gateway_cli(*argv).returncode, 2, repr(argv))
