@@ -39447,6 +39447,8 @@ bind_core_array(lua_State *L)
 struct bind_stubs {
     int (*exec)(lua_State *, const struct cfg_command *, int slots, int opts);
     int (*fetch)(lua_State *, const struct cfg_upstream *, int spec);
+    // NULL, or told of a run that is refused
+    void (*refused)(lua_State *, const struct cfg_command *, const char *why);
 };
 
 /* The compiled schemas of a command's slots, in table order. */
@@ -39652,9 +39654,12 @@ bind_run_refused(lua_State *L, const struct cfg_command *c,
 {
     struct exec_result r = {
         .why = why, .code = -1, .refused = true, .out = S(""), .err = S("")};
+    const struct bind_stubs *stubs = vm_of(L)->env->stubs;
     struct log_line l;
 
     met_inc(MET_EXEC_REFUSED);
+    if (stubs && stubs->refused)
+        stubs->refused(L, c, why);
     if (log_begin(&l, LOG_WARN, "exec_refused")) {
         log_str(&l, "request", (struct str){from->req->id, REQ_ID});
         log_str(&l, "command", c->name);
@@ -49050,6 +49055,15 @@ try_stub_fetch(lua_State *L, const struct cfg_upstream *up, int spec)
     return 1;
 }
 
+static void
+try_on_refused(lua_State *L, const struct cfg_command *c, const char *why)
+{
+    lua_createtable(L, 0, 2);
+    bind_set_str(L, "command", c->name);
+    bind_set_str(L, "why", str_of(why));
+    try_record(L, "refusals");
+}
+
 /* A program under way, for the protected call. */
 struct try_program {
     struct serve *s;
@@ -49128,6 +49142,7 @@ try_on_program(struct serve *s, const struct bind_stream *b)
 static const struct bind_stubs try_stubs = {
     .exec = try_stub_exec,
     .fetch = try_stub_fetch,
+    .refused = try_on_refused,
 };
 
 /* A forward under way, for the protected call. */
@@ -49494,6 +49509,10 @@ try_core_request(lua_State *L)
     lua_pushvalue(L, -1);
     lua_setfield(L, 4, "runs");
     lua_setfield(L, 5, "runs");
+    lua_newtable(L);
+    lua_pushvalue(L, -1);
+    lua_setfield(L, 4, "refusals");
+    lua_setfield(L, 5, "refusals");
     lua_newtable(L);
     lua_pushvalue(L, -1);
     lua_setfield(L, 4, "forwards");

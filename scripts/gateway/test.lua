@@ -297,6 +297,17 @@ local function picture(value, depth)
 end
 
 
+-- Why a command was not run, though a handler asked for it; or nil.
+local function refusal(r, command)
+  for _, refused in ipairs(r.refusals or {}) do
+    if refused.command == command then
+      return ("none: %s; "):format(refused.why)
+    end
+  end
+  return nil
+end
+
+
 --- ran(r, command [, slots]): a handler ran the command, with these slots.
 function M.ran(r, command, slots)
   if not policy.names("commands")[command] then
@@ -311,7 +322,8 @@ function M.ran(r, command, slots)
     seen[#seen + 1] = run.command .. " " .. picture(run.slots)
   end
   fail(("expected a run of %s %s, got %s"):format(command, picture(slots or {}),
-    #seen > 0 and table.concat(seen, "; ") or "none; " .. outcome(r)))
+    #seen > 0 and table.concat(seen, "; ")
+      or (refusal(r, command) or "none; ") .. outcome(r)))
 end
 
 

@@ -198,6 +198,49 @@ def test_nor_does_a_file_or_a_policy():
         assert b"takes a whole number of" in wrong.stderr, wrong.stderr
 
 
+SLOTS = HEAD + """
+gateway.jobs { authorize = id.anyone }
+local say = gateway.command { name = "say", program = "/bin/echo",
+  args = { gateway.slot "what" },
+  slots = { what = gateway.enum { "yes", "no" } } }
+gateway.get("/say/{what}", { authorize = id.anyone,
+  validate = { path = { what = gateway.string(1, 9) } },
+  handle = function(request)
+    return gateway.text(say:run({ what = request.path.what }).why) end })
+gateway.get("/stream/{what}", { authorize = id.anyone,
+  validate = { path = { what = gateway.string(1, 9) } },
+  handle = function(request)
+    return say:stream { what = request.path.what } end })
+gateway.get("/job/{what}", { authorize = id.anyone,
+  validate = { path = { what = gateway.string(1, 9) } },
+  handle = function(request)
+    local job, why = say:job { what = request.path.what }
+    return gateway.text(tostring(job or why)) end })
+"""
+
+SLOTS_TEST = """
+local t = require "gateway.test"
+local a = t.identity { cn = "a" }
+for _, way in ipairs { "say", "stream", "job" } do
+  t.case(way, function()
+    local r = t.request(a, "GET", "/" .. way .. "/maybe")
+    t.equal(#r.refusals, 1)
+    t.ran(r, "say", { what = "maybe" })
+  end)
+end
+"""
+
+
+def test_a_refused_run_says_why():
+    path = folder(policy=SLOTS, some_test=SLOTS_TEST)
+    out = run(path, path + "/some_test.lua", code=1).stdout
+    lines = [line for line in out.splitlines() if line.startswith("FAIL")]
+    equal(len(lines), 3, out)
+    for line in lines:
+        assert re.search("got none: refused: slot what: must be .*; (200|5..)"
+                         " at", line), line
+
+
 def test_runs_do_not_meet():
     path = folder(policy=COUNTER, some_test=COUNTER_TEST)
     runs = [subprocess.Popen(
