@@ -79,7 +79,7 @@ unit: build/unit build/asan/unit ## the unit tests, plain and under ASan
 
 lua: build/gateway ## the tests of the policies in scripts/, and of the library
 	build/gateway test
-	build/gateway test --library $(sort $(wildcard tests/lua/*_test.lua))
+	build/gateway test --library --cpu 60 $(sort $(wildcard tests/lua/*_test.lua))
 
 differential: build/gateway ## the same raw requests to gateway, nginx and HAProxy
 	python3 tests/differential.py

@@ -50218,9 +50218,9 @@ try_compile(struct try *t, struct str json, struct err *e)
     return true;
 }
 
-/* core.test_policy(name) -> true, or nil and why not. Evaluates the policy and
- * makes it the one that requests meet: afresh where it has seen a request, so
- * that no case finds what another one has left in it. */
+/* core.test_policy(name [, most seconds of CPU]) -> true, or nil and why not.
+ * Evaluates the policy and makes it the one that requests meet: afresh where it
+ * has seen a request, so that no case finds what another one has left in it. */
 static int
 try_core_policy(lua_State *L)
 {
@@ -50228,8 +50228,12 @@ try_core_policy(lua_State *L)
     const char *name = luaL_checkstring(L, 1);
     bool same = t->policy && strcmp(t->policy, name) == 0;
     struct vm *vm = t->env.vm;
-    const struct vm_budget b = {"loading the policy", vm->load_ms,
-                                vm->bytes + vm->bytes_max};
+    lua_Integer ms = luaL_optinteger(L, 2, vm->load_ms) * 1000;
+    const struct vm_budget b = {
+        "loading the policy",
+        ms < vm->load_ms ? (uint32_t)ms : vm->load_ms,
+        vm->bytes + vm->bytes_max,
+    };
     struct err e;
 
     if (same && !t->used) {

@@ -41,7 +41,7 @@ ASAN_OPTIONS=detect_leaks=1 step unit-asan build/asan/unit
 step rooms python3 tests/rooms.py
 step fuzz tests/fuzz.sh 5 $(basename -a -s .inc tests/fuzz_*.inc | sed s/^fuzz_//)
 step policies build/gateway test
-step lua build/gateway test --library tests/lua/*_test.lua
+step lua build/gateway test --library --cpu 60 tests/lua/*_test.lua
 step certs python3 tests/certs.py --bin build/gateway
 step differential python3 tests/differential.py
 step schemas python3 tests/schemas.py

@@ -497,7 +497,7 @@ end
 -- Runs one case, on a policy that no other case has used. Nil, or why it
 -- failed; and true where the policy does not even load.
 local function run_case(case, policy_name, opts)
-  local ok, message = core.test_policy(policy_name)
+  local ok, message = core.test_policy(policy_name, opts.cpu)
   if not ok then
     return tostring(message), true
   end
@@ -783,7 +783,8 @@ M.main = tool.main {
     { "fuzz", "SECONDS", "instead of the cases: requests made from the schemas"
       .. " of each route, valid and invalid ones" },
     { "seed", "NUMBER", "makes the same requests as that run of --fuzz" },
-    { "cpu", "SECONDS", "what a case, or reading a file, may compute",
+    { "cpu", "SECONDS", "what a case, or reading a file, may compute; a policy"
+      .. " at most 5",
       default = "10" },
     { "memory", "MIB", "the memory it may use, of the whole Lua state",
       default = "256" },

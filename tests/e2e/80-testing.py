@@ -191,7 +191,8 @@ def test_nor_does_a_file_or_a_policy():
                  "list_test.lua:2: reading the file took more than 64 MiB of",
                  "2 passed, 2 failed"):
         assert text in out, (text, out)
-    out = run(path, path + "/half_test.lua", policy="endless", code=1).stdout
+    out = run(path, "--cpu", "1", path + "/half_test.lua", policy="endless",
+              code=1).stdout
     assert re.search(r"endless.lua:\d+: loading the policy took more", out), out
     for argv in (["--cpu", "0"], ["--memory", "x"]):
         wrong = gateway_cli("test", *argv, path + "/half_test.lua")

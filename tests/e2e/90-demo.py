@@ -32,7 +32,7 @@ def test_the_shipped_policy_is_tested():
     runs = [["scripts/tests/gateway_test.lua"]]
     if ASAN:
         runs = [lua_tests("scripts/tests"),
-                ["--library", *lua_tests("tests/lua")]]
+                ["--library", "--cpu", "60", *lua_tests("tests/lua")]]
     for tests in runs:
         done = gateway_cli("test", *tests, cwd=ROOT, timeout=80)
         equal(done.returncode, 0, done.out[-1500:] + done.err[-500:])
