@@ -88,6 +88,7 @@ M.objects = {
       { "name", "string?", "… and its name" },
       { "reason", "string?", "why, as the log has it" },
       { "runs", "table[]", "commands that were run: { command =, slots = }" },
+      { "refusals", "table[]", "runs that were refused: { command =, why = }" },
       { "forwards", "table[]", "upstreams that were asked: { upstream =,"
         .. " method =, target =, headers =, body = }" },
       { "cut", "boolean?", "the answer of command:stream broke off" },
