@@ -66,8 +66,8 @@ end
 
 
 -- The graph { edges = { [node] = { { set, to, twice }, … } }, ends =, work = }
--- of the nodes that a match can be at. Of the work, `short` is true where a part
--- was left out.
+-- of the nodes that a match can be at. Of the work, `short` is true where
+-- a part was left out.
 local function graph_of(machine, turns)
   local graph = { edges = {}, ends = {},
     work = { left = MAX_WORK, short = false } }
@@ -366,11 +366,11 @@ end
 local function loosened(tree)
   local copy, changed = {}, false
   for key, part in pairs(tree) do
-    local inner = false
+    local within = false
     if type(part) == "table" and part.kind then
-      part, inner = loosened(part)
+      part, within = loosened(part)
     end
-    copy[key], changed = part, changed or inner
+    copy[key], changed = part, changed or within
   end
   if copy.kind == "rep" and (copy.max or 0) > 2 then
     copy.min, copy.max, changed = math.min(copy.min, 1), nil, true
