@@ -163,10 +163,12 @@ local ROWS <const> = {
     .. " '^[a-z]{1,9}$'}, additionalProperties: {type: boolean}}", "3.1.0"),
     NO_RULE },
   { member("{type: array, maxItems: 3, prefixItems: [{type: boolean}],"
-    .. " contains: {type: string, maxLength: 9}, unevaluatedItems: false}", "3.1.0"),
+    .. " contains: {type: string, maxLength: 9}, unevaluatedItems: false}",
+    "3.1.0"),
     "openapi.text-unchecked api.yaml:18 medium: POST /a/{id}: body.m[] takes" },
   { member("{oneOf: [{oneOf: [{type: boolean}, {type: string,"
-    .. " maxLength: 9}]}]}", "3.1.0"), "openapi.text-unchecked api.yaml:18 medium: POST /a/{id}: body" },
+    .. " maxLength: 9}]}]}", "3.1.0"),
+    "openapi.text-unchecked api.yaml:18 medium: POST /a/{id}: body" },
   { member("{type: string, maxLength: 9, oneOf: [{pattern: '^a$'}, {enum: [b]}"
     .. "], anyOf: [{minLength: 1}, {maxLength: 2}]}", "3.1.0"), NO_RULE },
 
