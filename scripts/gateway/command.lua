@@ -97,12 +97,6 @@ local REFUSED_ENV <const> = [[
   CURL_HOME WGETRC GNUPGHOME
 ]]
 
--- Formats that leave no room for a program's own syntax.
-local NARROW_FORMATS <const> = {
-  uuid = true, date = true, time = true, ["date-time"] = true,
-  duration = true, ipv4 = true, ipv6 = true, hostname = true,
-}
-
 local Slot = {}
 local Command = {}
 
@@ -150,24 +144,13 @@ local function holds_whole(pattern)
 end
 
 
-local function may_be_string(plain)
-  local types = type(plain.type) == "table" and plain.type or { plain.type }
-  for _, name in ipairs(types) do
-    if name == "string" then
-      return true
-    end
-  end
-  return #types == 0
-end
-
-
 -- A text that reaches a program must be narrow. Nil, or what is missing.
 local function too_wide(plain)
   if type(plain) ~= "table" then
     return plain and "true allows any value" or nil
   end
-  if not may_be_string(plain) or plain.enum or plain.const ~= nil
-    or NARROW_FORMATS[plain.format] then
+  if not schema.may_be_string(plain) or plain.enum or plain.const ~= nil
+    or schema.NARROW_FORMATS[plain.format] then
     return nil
   end
   if not plain.pattern and (plain.anyOf or plain.oneOf) then

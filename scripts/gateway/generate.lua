@@ -192,15 +192,6 @@ local function good_array(schema, root, random, depth)
 end
 
 
-local function count_of(value)
-  local count = 0
-  for _ in pairs(value) do
-    count = count + 1
-  end
-  return count
-end
-
-
 -- Adds members of no name of their own until there are enough, or a few more.
 local function fill(schema, value, root, random, depth)
   local rest = schema.additionalProperties
@@ -212,10 +203,11 @@ local function fill(schema, value, root, random, depth)
   for text, part in pairs(schema.patternProperties or {}) do
     names, rest = { type = "string", pattern = text }, part
   end
-  local least = math.max(schema.minProperties or 0, math.min(count_of(value)
+  local count = oracle.count_members(value)
+  local least = math.max(schema.minProperties or 0, math.min(count
     + random(3) - 1, schema.maxProperties or math.huge))
   for _ = 1, type(rest) == "table" and ITEMS_MAX or 0 do
-    if count_of(value) >= least then
+    if oracle.count_members(value) >= least then
       return
     end
     local name = make({ allOf = { { type = "string" }, names } }, root, random,

@@ -356,7 +356,8 @@ local function check_member(schema, name, value, run)
 end
 
 
-local function count_members(value)
+--- How many members an object has.
+function M.count_members(value)
   local count = 0
   for _ in pairs(value) do
     count = count + 1
@@ -377,7 +378,7 @@ end
 
 -- @param spoken  in and out: names that some schema has spoken about
 local function check_object(schema, value, run, spoken)
-  local count = count_members(value)
+  local count = M.count_members(value)
   local verdict = limit(count, schema.minProperties, at_least)
     and limit(count, schema.maxProperties, at_most)
     and has_all(value, schema.required)

@@ -352,6 +352,26 @@ function M.text(value)
 end
 
 
+--- Formats that leave no room for anything but what they are: not for a
+-- program's own syntax, either.
+M.NARROW_FORMATS = {
+  uuid = true, date = true, time = true, ["date-time"] = true,
+  duration = true, ipv4 = true, ipv6 = true, hostname = true,
+}
+
+
+--- True where a plain schema's type lets a text in.
+function M.may_be_string(plain)
+  local types = type(plain.type) == "table" and plain.type or { plain.type }
+  for _, name in ipairs(types) do
+    if name == "string" then
+      return true
+    end
+  end
+  return #types == 0
+end
+
+
 --- True where `value` is gateway.file_below(…).
 function M.is_file(value)
   return getmetatable(value) == FILE

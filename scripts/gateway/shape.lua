@@ -3,17 +3,12 @@
 
 local core <const> = require "gateway.core"
 local pattern <const> = require "gateway.pattern"
+local plain_schema <const> = require "gateway.schema"
 local pointer <const> = require "gateway.pointer"
 local M = {}
 
 local MAX_LEAVES <const> = 400
 local MAX_DEPTH <const> = 24
-
--- Formats that leave no room for anything but what they are.
-local NARROW <const> = {
-  uuid = true, date = true, time = true, ["date-time"] = true, duration = true,
-  ipv4 = true, ipv6 = true, hostname = true,
-}
 
 -- Where a danger may stand in a value of a format that has room for it.
 local ROOM <const> = {
@@ -68,20 +63,6 @@ M.danger_pattern = danger_pattern
 
 
 -- ---- leaves ----------------------------------------------------------------
-
-local function may_be_string(schema)
-  local types = schema.type
-  if type(types) ~= "table" then
-    return types == nil or types == "string"
-  end
-  for _, name in ipairs(types) do
-    if name == "string" then
-      return true
-    end
-  end
-  return false
-end
-
 
 local function any_string(list)
   for _, value in ipairs(list) do
@@ -264,7 +245,7 @@ function Walk:visit(schema, name, depth, barred)
     return
   end
   self.seen[schema] = true
-  barred = barred or not may_be_string(schema)
+  barred = barred or not plain_schema.may_be_string(schema)
   local first = #self.leaves + 1
   local combined = schema.anyOf or schema.oneOf or schema.allOf
     or schema["$ref"] or schema["then"] or schema["else"]
@@ -295,7 +276,7 @@ end
 --- True where a leaf can only be one of some values, or of a narrow format.
 function M.is_narrow(schema)
   return schema.enum ~= nil or schema.const ~= nil
-    or NARROW[schema.format] or false
+    or plain_schema.NARROW_FORMATS[schema.format] or false
 end
 
 
@@ -306,7 +287,7 @@ function M.is_text(schema)
   elseif schema.const ~= nil then
     return type(schema.const) == "string"
   end
-  return may_be_string(schema)
+  return plain_schema.may_be_string(schema)
 end
 
 
@@ -360,7 +341,7 @@ function M.admits(schema, danger)
     end
   end
   if values or schema.maxLength == 0
-    or NARROW[schema.format] and not schema.pattern then
+    or plain_schema.NARROW_FORMATS[schema.format] and not schema.pattern then
     return nil
   elseif not schema.pattern then
     return admits_plain(schema, danger)
