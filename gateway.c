@@ -778,6 +778,8 @@ str_hidden(const unsigned char *p, size_t len)
 
     if (len == 1)
         return p[0] < 0x20 || p[0] == 0x7f ? p[0] | 0x10000u : 0;
+    if (len == 2 && p[0] == 0xd8)
+        return p[1] == 0x9c ? 0x061c : 0;
     if (len == 2)
         return p[0] == 0xc2 && p[1] < 0xa0 ? p[1] : 0;
     c = len == 3 && p[0] == 0xe2 ? 0x2000u | (p[1] & 63u) << 6 | (p[2] & 63u)
@@ -12251,36 +12253,20 @@ der_ascii(struct str s)
     return true;
 }
 
-/* Is there one of U+061C, U+200E, U+200F, U+2028 to U+202E, U+2066 to U+2069
- * at the beginning of this UTF-8? They turn what follows, or end lines. */
-static bool
-der_turns(struct str s)
-{
-    unsigned last;
-
-    if (str_starts(s, S("\xd8\x9c")))
-        return true;
-    if (s.n < 3 || der_byte(s, 0) != 0xe2)
-        return false;
-    last = der_byte(s, 2);
-    if (der_byte(s, 1) == 0x81)
-        return last >= 0xa6 && last <= 0xa9;
-    return der_byte(s, 1) == 0x80 &&
-           (last == 0x8e || last == 0x8f || (last >= 0xa8 && last <= 0xae));
-}
-
 /* Control characters, C1 (U+0080 to U+009F) included: they end or forge lines
  * in logs and headers, and a NUL ends a name for whoever reads it in C. With
  * those that turn a text around, a name shows as another one. */
 static bool
 der_has_control(struct str s)
 {
-    if (!str_no_control(s))
-        return true;
-    for (size_t i = 0; i + 1 < s.n; i++)
-        if ((der_byte(s, i) == 0xc2 && der_byte(s, i + 1) < 0xa0) ||
-            der_turns(str_from(s, i)))
+    const unsigned char *p = (const unsigned char *)s.p;
+    size_t len;
+
+    for (size_t i = 0; i < s.n; i += len ? len : 1) {
+        len = str_utf8_len(p + i, s.n - i);
+        if (str_hidden(p + i, len))
             return true;
+    }
     return false;
 }
 
